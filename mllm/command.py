@@ -1,0 +1,61 @@
+"""What every command shares: arguments `--config` and `--set`, logging, and one clear line for a user's mistake."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mllm.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def settings_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """A parser with `--config FILE`, `--set a.b=c` (repeatable) and the launcher's `--local_rank`."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML settings")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
+    )
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def configure_logging() -> None:
+    """Log lines to stderr: everything of ours on rank 0, only errors elsewhere."""
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("mllm").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    from transformers.utils import logging as transformers_logging
+
+    # Its bars and its reports of unused text weights drown our own lines.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
+    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C."""
+    try:
+        command(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        _leave(EXIT_USER_ERROR)
+    except KeyboardInterrupt as error:
+        print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
+        _leave(EXIT_INTERRUPTED)
+    sys.exit(0)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The other ranks may be waiting in a collective; ordinary exit would wait for them.
+        os._exit(code)
+    sys.exit(code)

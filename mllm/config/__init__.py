@@ -1,0 +1,47 @@
+"""Every setting of the project, strict and typed, and how it is read from YAML and `--set`."""
+
+from mllm.config.load import Settings, dump_yaml, load_settings, read_yaml, validate_settings
+from mllm.config.model import (
+    ImageSettings,
+    LanguageModelSettings,
+    LoraSettings,
+    ModelSettings,
+    ProjectorSettings,
+    TrainableSettings,
+    VisionEncoderSettings,
+)
+from mllm.config.run import (
+    ClipDataSettings,
+    ClipModelSettings,
+    ContrastiveSettings,
+    DataSettings,
+    EngineSettings,
+    FinetuneSettings,
+    LoopSettings,
+    OptimizerSettings,
+    Packing,
+)
+
+__all__ = [
+    "ClipDataSettings",
+    "ClipModelSettings",
+    "ContrastiveSettings",
+    "DataSettings",
+    "EngineSettings",
+    "FinetuneSettings",
+    "ImageSettings",
+    "LanguageModelSettings",
+    "LoopSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "OptimizerSettings",
+    "Packing",
+    "ProjectorSettings",
+    "Settings",
+    "TrainableSettings",
+    "VisionEncoderSettings",
+    "dump_yaml",
+    "load_settings",
+    "read_yaml",
+    "validate_settings",
+]

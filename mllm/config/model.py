@@ -1,0 +1,77 @@
+"""Settings of the assembled model: encoder, projector, language model, images, prompt format."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mllm.config.load import Settings
+
+
+class VisionEncoderSettings(Settings):
+    """Where the encoder comes from and which of its features are used.
+
+    `feature_layer` indexes the hidden states as transformers returns them (0 = embeddings, -1 = last layer, -2 as in
+    LLaVA-1.5). `class_token: keep` hands the class token on as one more image token.
+    """
+
+    path: str
+    feature_layer: int = -2
+    class_token: Literal["drop", "keep"] = "drop"
+
+
+class ProjectorSettings(Settings):
+    """Which projector, and how many square patches it merges (`shuffle` 2: 2×2 patches become one image token)."""
+
+    kind: str = "mlp2x_gelu"
+    shuffle: int = Field(default=1, ge=1)
+
+
+class LanguageModelSettings(Settings):
+    path: str
+
+
+class ImageSettings(Settings):
+    """How an image is made to fit the encoder's square input.
+
+    `pad` centres it on a square of the encoder's mean colour (LLaVA-1.5 stage 2), `crop` scales the short side and cuts
+    the middle (stage 1, CLIP's own), `stretch` ignores the aspect ratio.
+    """
+
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+
+
+class ModelSettings(Settings):
+    """Either `init_from` (a checkpoint of ours) or all three parts."""
+
+    init_from: str | None = None
+    vision_encoder: VisionEncoderSettings | None = None
+    projector: ProjectorSettings = ProjectorSettings()
+    language_model: LanguageModelSettings | None = None
+    image: ImageSettings = ImageSettings()
+    prompt_format: str = "vicuna_v1"
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSettings":
+        parts = [self.vision_encoder, self.language_model]
+        if self.init_from and any(parts):
+            raise ValueError("init_from already brings the encoder and the language model; remove one or the other")
+        if not self.init_from and not all(parts):
+            raise ValueError("needs vision_encoder and language_model, or init_from (a saved model)")
+        return self
+
+
+class LoraSettings(Settings):
+    """LoRA on every linear layer of the language model but its head (LLaVA-1.5: r 128, alpha 256, dropout 0.05)."""
+
+    rank: int = Field(default=128, ge=1)
+    alpha: float = Field(default=256, gt=0)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+
+
+class TrainableSettings(Settings):
+    """What learns, part by part."""
+
+    vision_encoder: Literal["frozen", "full"] = "frozen"
+    projector: Literal["frozen", "full"] = "full"
+    language_model: Literal["frozen", "full", "lora"] = "frozen"
+    lora: LoraSettings = LoraSettings()

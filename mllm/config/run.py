@@ -1,0 +1,115 @@
+"""Settings of a training run: data, optimizer, schedule, engine, checkpoints."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mllm.config.load import Settings
+from mllm.config.model import ModelSettings, TrainableSettings
+
+Packing = Literal["none", "samples", "shared_prefix"]
+
+
+class DataSettings(Settings):
+    """Which samples, and how they are laid out in rows.
+
+    `packing`: `none` = a row a sample; `samples` = several samples in a row, each seeing only itself; `shared_prefix` =
+    also, samples that open with the same image and tokens store that opening once.
+    """
+
+    recipe: str
+    max_length_tokens: int = Field(default=2048, ge=8)
+    packing: Packing = "samples"
+    group_by_image: bool = False
+    on_bad_sample: Literal["error", "skip"] = "error"
+    on_too_long: Literal["error", "drop"] = "error"
+
+
+class OptimizerSettings(Settings):
+    """AdamW with linear warm-up, then cosine or constant. `lr_projector` and `lr_vision_encoder` default to `lr`."""
+
+    lr: float = Field(gt=0)
+    lr_projector: float | None = Field(default=None, gt=0)
+    lr_vision_encoder: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+
+class LoopSettings(Settings):
+    """How long and in what portions.
+
+    A step consumes `global_batch_size` samples, whatever the number of ranks. They are laid out in rows;
+    `micro_batch_size` rows go through a rank at once, and as many micro-batches are accumulated as the rows need.
+    """
+
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
+    global_batch_size: int = Field(default=128, ge=1)
+    micro_batch_size: int = Field(default=1, ge=1)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    save_every_steps: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every_steps: int = Field(default=10, ge=1)
+
+
+class EngineSettings(Settings):
+    """`auto` takes DeepSpeed under its launcher (or torchrun) and plain torch in a single process.
+
+    `world_size`, when given, is held against what the launcher started.
+    """
+
+    kind: Literal["auto", "torch", "deepspeed"] = "auto"
+    ds_config: str | None = None
+    world_size: int | None = Field(default=None, ge=1)
+
+
+class FinetuneSettings(Settings):
+    """Everything `train/finetune.py` reads."""
+
+    run_dir: str
+    seed: int = 0
+    model: ModelSettings
+    trainable: TrainableSettings = TrainableSettings()
+    data: DataSettings
+    optim: OptimizerSettings
+    train: LoopSettings = LoopSettings()
+    engine: EngineSettings = EngineSettings()
+
+
+class ClipModelSettings(Settings):
+    """Sizes of a dual encoder trained from nothing; widths in features, image size in pixels."""
+
+    image_size_px: int = 64
+    patch_size_px: int = 8
+    vision_width: int = 256
+    vision_layers: int = 6
+    text_width: int = 256
+    text_layers: int = 4
+    embedding_width: int = 256
+    vocabulary_size: int = 4096
+    text_length_tokens: int = 32
+
+
+class ClipDataSettings(Settings):
+    """`pairs` and `heldout`: JSON lines of `{"image", "caption"}`, image paths relative to `image_root`."""
+
+    pairs: str
+    heldout: str | None = None
+    image_root: str
+
+
+class ContrastiveSettings(Settings):
+    """Everything `train/contrastive.py` reads."""
+
+    run_dir: str
+    seed: int = 0
+    model: ClipModelSettings = ClipModelSettings()
+    data: ClipDataSettings
+    optim: OptimizerSettings
+    train: LoopSettings = LoopSettings()
+    engine: EngineSettings = EngineSettings()

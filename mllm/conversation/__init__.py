@@ -1,0 +1,1 @@
+"""Conversations: schema, prompt formats, and rendering into tokens with a supervision mask."""

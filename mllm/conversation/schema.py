@@ -1,0 +1,96 @@
+"""The one conversation type: what every reader produces and everything else consumes.
+
+It is the schema that TRL and the Hub use for vision fine-tuning: `messages` of `{role, content}` where content is a
+list of typed parts, plus a list `images`. The n-th image part of a sample stands for the n-th entry of `images`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mllm.errors import BadSampleError
+
+Role = Literal["system", "user", "assistant"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextPart(_Strict):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImagePart(_Strict):
+    type: Literal["image"] = "image"
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(_Strict):
+    """One turn. A plain string as content is read as a single text part."""
+
+    role: Role
+    content: tuple[Part, ...]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _string_is_one_text_part(cls, value: Any) -> Any:
+        return ({"type": "text", "text": value},) if isinstance(value, str) else value
+
+    @property
+    def text(self) -> str:
+        """The words of the turn, without its images."""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def image_count(self) -> int:
+        return sum(isinstance(part, ImagePart) for part in self.content)
+
+
+class Sample(_Strict):
+    """A conversation and its images.
+
+    `images` holds paths, resolved against the image root of the recipe. `source` and `kind` are for reports, `group`
+    names what samples of one image share (the image path unless said otherwise).
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    images: tuple[str, ...] = ()
+    source: str = ""
+    kind: str = ""
+
+    @property
+    def group(self) -> str:
+        return "\n".join(self.images) if self.images else self.id
+
+    def check(self) -> None:
+        """Raise BadSampleError if this can't be trained on: see the messages for what is required."""
+        if not any(m.role == "assistant" and m.text for m in self.messages):
+            raise BadSampleError(self.id, "no_assistant_turn", "has no assistant turn with words in it")
+        check_turns(self.id, self.messages, len(self.images))
+
+
+def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int) -> None:
+    """Raise BadSampleError unless the roles alternate and the image parts match the images.
+
+    An optional system turn comes first, then user and assistant in turn, starting with the user.
+    """
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    for index, message in enumerate(turns):
+        expected = "assistant" if index % 2 else "user"
+        if message.role != expected:
+            raise BadSampleError(
+                sample_id, "turn_order", f"turn {index} is {message.role!r} where {expected!r} is expected"
+            )
+    for message in messages:
+        if message.role != "user" and message.image_count:
+            raise BadSampleError(sample_id, "image_outside_user_turn", f"has an image in a {message.role} turn")
+    parts = sum(m.image_count for m in messages)
+    if parts != image_count:
+        raise BadSampleError(
+            sample_id, "image_count", f"has {parts} image part(s) in its messages but {image_count} image(s)"
+        )

@@ -1,0 +1,123 @@
+"""From segments to token ids and a supervision mask, in one walk.
+
+Text between two special tokens is one run, tokenized as the tokenizer would tokenize it in the whole prompt. Where
+supervision begins inside a run, what came before is tokenized alone: so a generation prompt is always a prefix of the
+training ids, and no token is half supervised.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from mllm.conversation.formats import Segment
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """`input_ids` (image tokens expanded), `supervised` of equal length, `image_spans` as (start, length)."""
+
+    input_ids: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    image_spans: tuple[tuple[int, int], ...]
+
+    @property
+    def supervised_count(self) -> int:
+        return sum(self.supervised)
+
+
+class RunEncoder:
+    """Tokenizes runs of plain text; strings that look like special tokens stay plain text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        specials = sorted(tokenizer.all_special_tokens, key=len, reverse=True)
+        self._special = re.compile("|".join(re.escape(token) for token in specials)) if specials else None
+        self._anchor = next(iter(specials), None)
+        # Tokenizers with a word-start prefix (SentencePiece) tell the start of the text from the text after a special
+        # token; byte-level ones don't, and can skip the detour.
+        self._sees_context = any(self._after_special(text) != self._alone(text) for text in ("a b", " a", "\na"))
+
+    def encode(self, text: str, follows_special: bool) -> list[int]:
+        """Ids of a run, as it stands at the start of a prompt or after a special token."""
+        if follows_special and self._sees_context and not self._holds_special(text):
+            return self._after_special(text)
+        return self._alone(text)
+
+    def _alone(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def _after_special(self, text: str) -> list[int]:
+        if self._anchor is None:
+            return self._alone(text)
+        return self.tokenizer(self._anchor + text, add_special_tokens=False).input_ids[1:]
+
+    def _holds_special(self, text: str) -> bool:
+        return self._special is not None and self._special.search(text) is not None
+
+
+def tokenize(
+    segments: Sequence[Segment],
+    encoder: RunEncoder,
+    image_token_id: int,
+    image_token_counts: Sequence[int],
+    starts_with_special: bool = False,
+) -> Tokens:
+    """Token ids of `segments`; the n-th image segment becomes `image_token_counts[n]` image tokens."""
+    ids: list[int] = []
+    supervised: list[bool] = []
+    spans: list[tuple[int, int]] = []
+    counts = iter(image_token_counts)
+    run: list[Segment] = []
+    follows_special = starts_with_special
+
+    def flush() -> None:
+        new_ids, new_supervised = _tokenize_run(run, encoder, follows_special)
+        ids.extend(new_ids)
+        supervised.extend(new_supervised)
+        run.clear()
+
+    for segment in segments:
+        if segment.kind == "text":
+            run.append(segment)
+            continue
+        flush()
+        follows_special = True
+        if segment.kind == "image":
+            count = next(counts)
+            spans.append((len(ids), count))
+            ids.extend([image_token_id] * count)
+            supervised.extend([False] * count)
+        else:
+            ids.append(encoder.tokenizer.convert_tokens_to_ids(segment.text))
+            supervised.append(segment.supervised)
+    flush()
+    return Tokens(tuple(ids), tuple(supervised), tuple(spans))
+
+
+def _tokenize_run(run: Sequence[Segment], encoder: RunEncoder, follows_special: bool) -> tuple[list[int], list[bool]]:
+    ids: list[int] = []
+    supervised: list[bool] = []
+    text, text_ids = "", []
+    for is_supervised, piece in _merge(run):
+        joint = encoder.encode(text + piece, follows_special)
+        if joint[: len(text_ids)] == text_ids:
+            new, text, text_ids = joint[len(text_ids) :], text + piece, joint
+        else:
+            # The boundary would fall inside a token: cut there, and start afresh behind the cut.
+            new = encoder.encode(piece, follows_special)
+            text, text_ids = piece, new
+        ids += new
+        supervised += [is_supervised] * len(new)
+    return ids, supervised
+
+
+def _merge(run: Sequence[Segment]) -> list[tuple[bool, str]]:
+    merged: list[tuple[bool, str]] = []
+    for segment in run:
+        if merged and merged[-1][0] == segment.supervised:
+            merged[-1] = (segment.supervised, merged[-1][1] + segment.text)
+        else:
+            merged.append((segment.supervised, segment.text))
+    return merged

@@ -1,0 +1,79 @@
+"""The samples of a recipe, and the order in which an epoch visits them."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mllm.conversation.schema import Sample
+from mllm.data.readers import READERS
+from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.errors import UserError
+
+
+@dataclass(frozen=True)
+class SourceSamples:
+    """Samples of one source, image paths resolved, and how many of them an epoch visits."""
+
+    samples: Sequence[Sample]
+    count: int
+
+
+def read_source(source: SourceSettings) -> SourceSamples:
+    root = Path(source.image_root)
+    samples = []
+    for sample in READERS.get(source.reader)(Path(source.path)):
+        if source.kinds is None or sample.kind in source.kinds:
+            images = tuple(str(resolve_image(root, image, sample.id)) for image in sample.images)
+            samples.append(sample.model_copy(update={"images": images}))
+    if not samples:
+        raise UserError(f"{source.path} gives no samples{' of the kinds asked for' if source.kinds else ''}")
+    return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))))
+
+
+def resolve_image(root: Path, image: str, sample_id: str) -> Path:
+    """`root / image`, refused when it leaves the root (a data file must not read the rest of the machine)."""
+    path = root / image
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"sample {sample_id!r}: image {image!r} leaves the image root {root}")
+    return path
+
+
+class Mixture:
+    """All samples of a recipe; `order(epoch)` is a pure function of (seed, epoch)."""
+
+    def __init__(self, recipe: RecipeSettings, seed: int, group_by_image: bool) -> None:
+        self.sources = [read_source(source) for source in recipe.sources]
+        self.samples = [sample for source in self.sources for sample in source.samples]
+        self.seed = seed
+        self.group_by_image = group_by_image
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples visited in an epoch."""
+        return sum(source.count for source in self.sources)
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement.
+
+        With `group_by_image`, samples that share their image stand together; groups come in random order.
+        """
+        rng = random.Random(f"{self.seed}/{epoch}")
+        chosen: list[int] = []
+        offset = 0
+        for source in self.sources:
+            size = len(source.samples)
+            whole, rest = divmod(source.count, size)
+            chosen += [offset + i for i in range(size)] * whole + [offset + i for i in rng.sample(range(size), rest)]
+            offset += size
+        if not self.group_by_image:
+            rng.shuffle(chosen)
+            return chosen
+        groups: dict[str, list[int]] = {}
+        for index in chosen:
+            groups.setdefault(self.samples[index].group, []).append(index)
+        ordered = list(groups.values())
+        rng.shuffle(ordered)
+        for group in ordered:
+            rng.shuffle(group)
+        return [index for group in ordered for index in group]

@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, metrics, the runner with its blind controls, and the report."""

@@ -1,0 +1,1 @@
+"""Metrics: functions from an answer and its references to a score, one file each."""

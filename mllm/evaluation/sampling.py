@@ -1,0 +1,68 @@
+"""Which items are asked, and with whose image: seeded, so that two runs ask the same."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mllm.errors import UserError
+from mllm.evaluation.benchmark import Item
+
+
+def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """At least `count` items with the type shares of all; None, or more than there are, means all of them.
+
+    Each type's quota is its share of `count`, rounded up. Images come in seeded order and give all their items whose
+    type still has room, so that the sample holds few images with many questions each.
+    """
+    if count is None or count >= len(items):
+        return list(items)
+    sizes = Counter(item.type for item in items)
+    room = {kind: math.ceil(count * size / len(items)) for kind, size in sizes.items()}
+    by_group: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_group[item.group].append(item)
+    groups = list(by_group)
+    chosen = []
+    for index in np.random.default_rng(seed).permutation(len(groups)):
+        for item in by_group[groups[index]]:
+            if room[item.type]:
+                room[item.type] -= 1
+                chosen.append(item)
+    return chosen
+
+
+def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
+    """For each item another whose image it is asked with: never the same image.
+
+    First choice is an item with the same question and another answer (for this image the right answer is wrong), then
+    any with another answer, then any with another image. Raises UserError when all items share one image.
+    """
+    rng = np.random.default_rng(seed)
+    by_question: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_question[item.question].append(item)
+    partners = []
+    for item in items:
+        is_other_answer = _with_another_answer(item)
+        partner = (
+            _find(by_question[item.question], is_other_answer, rng)
+            or _find(items, is_other_answer, rng)
+            or _find(items, lambda other, group=item.group: other.group != group, rng)
+        )
+        if partner is None:
+            raise UserError(f"all {len(items)} questions are about one image, so none can be swapped; raise --limit")
+        partners.append(partner)
+    return partners
+
+
+def _with_another_answer(item: Item) -> Callable[[Item], bool]:
+    return lambda other: other.group != item.group and set(other.references).isdisjoint(item.references)
+
+
+def _find(pool: Sequence[Item], matches: Callable[[Item], bool], rng: np.random.Generator) -> Item | None:
+    """The first match from a random place on, which is near where matches are common."""
+    start = int(rng.integers(len(pool)))
+    places = (*range(start, len(pool)), *range(start))
+    return next((pool[place] for place in places if matches(pool[place])), None)

@@ -1,0 +1,1 @@
+"""Images: decoding untrusted files, preparing pixels, and counting the tokens an image becomes."""

@@ -1,0 +1,81 @@
+"""Assembling a model and its processor from parts."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from mllm.config import ModelSettings
+from mllm.errors import UserError
+from mllm.model.encoders import VisionEncoder, load_preparer, load_vision_model
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.projectors import build_projector
+from mllm.processor import Processor
+
+
+def require_directory(path: str, what: str) -> None:
+    """Raise UserError if `path` looks local and isn't there; anything else is taken for a hub id."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise UserError(f"{what} {path!r} does not exist; give a model directory, or a hub id such as owner/name")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    # transformers would warn that it doesn't know the model type of our own directories.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model from safetensors."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"language model {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+
+
+def fit_embeddings(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lengthen the embedding (once) so that every id of the tokenizer has a row."""
+    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Processor]:
+    """A model from an encoder, a fresh projector (initialised from `seed`) and a language model, with its processor.
+
+    Raises UserError when a part is missing or can't be used.
+    """
+    if settings.vision_encoder is None or settings.language_model is None:
+        raise UserError("building a model needs vision_encoder and language_model")
+    require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
+    require_directory(settings.language_model.path, "model.language_model.path")
+    vision = VisionEncoder(
+        load_vision_model(settings.vision_encoder.path, torch.float32),
+        settings.vision_encoder.feature_layer,
+        settings.vision_encoder.class_token,
+    )
+    language_model = load_language_model(settings.language_model.path)
+    try:
+        geometry = vision.geometry(settings.projector.shuffle)
+    except ValueError as error:
+        raise UserError(f"model.projector.shuffle: {error}") from None
+    preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
+    processor = Processor(
+        load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer
+    )
+    fit_embeddings(language_model, processor.tokenizer)
+    text_width = language_model.get_input_embeddings().embedding_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector = build_projector(settings.projector, vision.width, text_width)
+    model = MultimodalLM(
+        vision, projector, language_model, settings.projector, settings.image, processor.image_token_id
+    )
+    return model, processor

@@ -1,0 +1,180 @@
+"""Saving and loading a whole model: Hugging Face files, safetensors only.
+
+A model directory holds `config.json`, `model.safetensors` (or shards with their index), the tokenizer's files and
+`preprocessor_config.json`. Everything needed to load it is inside; its name means nothing.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from mllm.config import ImageSettings, LoraSettings, ProjectorSettings
+from mllm.errors import UserError
+from mllm.files import atomic_directory
+from mllm.images.prepare import ImagePreparer
+from mllm.model.build import load_tokenizer
+from mllm.model.encoders import VisionEncoder, encoder_family
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.policy import add_lora
+from mllm.model.projectors import build_projector
+from mllm.processor import Processor
+
+MODEL_TYPE = "mllm"
+VERSION = 1
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def save(directory: Path | str, model: MultimodalLM, processor: Processor, state: dict | None = None) -> None:
+    """Write a model directory atomically. `state`: the full state dict where the module's own is partitioned."""
+    with atomic_directory(directory) as temporary:
+        write(temporary, model, processor, model.state_dict() if state is None else state)
+
+
+def write(directory: Path, model: MultimodalLM, processor: Processor, state: dict[str, torch.Tensor]) -> None:
+    """Write the files of a model directory into `directory`, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    config = {
+        "model_type": MODEL_TYPE,
+        "version": VERSION,
+        "dtype": str(dtype).removeprefix("torch."),
+        "prompt_format": processor.format_name,
+        "image_token_id": processor.image_token_id,
+        "feature_layer": model.vision_encoder.feature_layer,
+        "class_token": model.vision_encoder.class_token,
+        "projector": model.projector_settings.model_dump(mode="json"),
+        "image": model.image_settings.model_dump(mode="json"),
+        "lora": model.lora_settings,
+        "vision_config": model.vision_encoder.model.config.to_dict(),
+        "text_config": model.language_model.config.to_dict(),
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    preparer = processor.preparer
+    preparation = {"image_size_px": preparer.image_size_px, "mean": preparer.mean, "std": preparer.std}
+    (directory / "preprocessor_config.json").write_text(json.dumps(preparation, indent=2) + "\n", encoding="utf-8")
+    processor.tokenizer.save_pretrained(directory)
+    tied = tied_weights(model)
+    save_torch_state_dict({k: v.contiguous() for k, v in state.items() if k not in tied}, directory)
+
+
+def tied_weights(model: MultimodalLM) -> dict[str, str]:
+    """Names that share another name's weight (an output head tied to the embedding) → that other name."""
+    tied = getattr(model.language_model, "all_tied_weights_keys", None) or {}
+    return {f"language_model.{name}": f"language_model.{source}" for name, source in tied.items()}
+
+
+def check_model_directory(path: Path) -> None:
+    """Raise UserError unless `path` is a directory with a config and safetensors, and without pickles."""
+    if not path.is_dir():
+        raise UserError(f"model {str(path)!r} does not exist; give a directory that holds config.json")
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(f"{path} holds a pickle ({pickles[0]}), which can run code when loaded; only safetensors are read")
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a model directory: it has no config.json")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of one of our model directories, checked for its type and version."""
+    check_model_directory(path)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            f"{path} holds a {config.get('model_type')!r} model, not one of ours; `mllm import` converts LLaVA models"
+        )
+    if config.get("version") != VERSION:
+        raise UserError(f"{path} has format version {config.get('version')}; this mllm reads version {VERSION}")
+    return config
+
+
+def load(path: Path | str, prompt_format: str | None = None) -> tuple[MultimodalLM, Processor]:
+    """The model and processor of a model directory, in evaluation mode, in float32 on the CPU.
+
+    `prompt_format` replaces the saved one (a second training stage may do so). Raises UserError when the directory isn't
+    whole, or its weights are not exactly those that its config asks for.
+    """
+    path = Path(path)
+    config = read_config(path)
+    vision_config = dict(config["vision_config"])
+    family = encoder_family(vision_config["model_type"])
+    text_config = dict(config["text_config"])
+    with no_init_weights():
+        vision = VisionEncoder(
+            family.model(family.config.from_dict(vision_config)), config["feature_layer"], config["class_token"]
+        )
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config))
+    settings = ProjectorSettings(**config["projector"])
+    projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
+    tokenizer = load_tokenizer(str(path))
+    geometry = vision.geometry(settings.shuffle)
+    image = ImageSettings(**config["image"])
+    processor = Processor(tokenizer, prompt_format or config["prompt_format"], geometry, _preparer(path, image))
+    model = MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
+    if config["lora"] is not None:
+        add_lora(model, LoraSettings(**config["lora"]))
+    _materialize(model, path)
+    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        # The replaced prompt format brought new special tokens.
+        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model.float().eval(), processor
+
+
+def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
+    try:
+        values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+        return ImagePreparer(values["image_size_px"], tuple(values["mean"]), tuple(values["std"]), image.fit)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again") from None
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model directory's safetensors files."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path} holds no safetensors file")
+    weights: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    weights[name] = opened.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
+    return weights
+
+
+def _materialize(model: MultimodalLM, path: Path) -> None:
+    """Fill a model built without initial weights. Weights missing, unused or of another shape are an error."""
+    weights = read_weights(path)
+    own = model.state_dict()
+    for name, source in tied_weights(model).items():
+        if name not in weights and source in weights:
+            weights[name] = weights[source]
+    missing = sorted(k for k in own if k not in weights)
+    unused = sorted(k for k in weights if k not in own)
+    shapes = sorted(k for k in weights if k in own and weights[k].shape != own[k].shape)
+    for what, names in (("missing", missing), ("unused", unused), ("of another shape", shapes)):
+        if names:
+            raise UserError(f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ")
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.language_model.tie_weights()
+
+
+def directory_hash(path: Path | str) -> str:
+    """SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
+    digest = hashlib.sha256()
+    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
+        digest.update(file.name.encode())
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

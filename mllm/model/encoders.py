@@ -1,0 +1,109 @@
+"""Vision encoders: CLIP and SigLIP through transformers' classes.
+
+N images, S side in pixels, P patches (plus the class token if kept), V vision width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from mllm.errors import UserError
+from mllm.images.layout import ImageGeometry
+from mllm.images.prepare import ImagePreparer
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A transformers class, its configuration, and whether a class token stands first among its features."""
+
+    model: type
+    config: type
+    has_class_token: bool
+
+
+ENCODERS: dict[str, EncoderFamily] = {
+    "clip_vision_model": EncoderFamily(CLIPVisionModel, CLIPVisionConfig, has_class_token=True),
+    "siglip_vision_model": EncoderFamily(SiglipVisionModel, SiglipVisionConfig, has_class_token=False),
+}
+
+
+def encoder_family(model_type: str) -> EncoderFamily:
+    if model_type not in ENCODERS:
+        raise UserError(f"unknown vision encoder type {model_type!r}; choose one of: {', '.join(sorted(ENCODERS))}")
+    return ENCODERS[model_type]
+
+
+class VisionEncoder(nn.Module):
+    """Features of one hidden layer: pixel_values [N, 3, S, S] → [N, P, V].
+
+    feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5).
+    """
+
+    def __init__(self, model: nn.Module, feature_layer: int, class_token: str) -> None:
+        super().__init__()
+        self.model = model
+        self.feature_layer = feature_layer
+        self.class_token = class_token
+        self.family = encoder_family(model.config.model_type)
+        layers = model.config.num_hidden_layers
+        if not -(layers + 1) <= feature_layer <= layers:
+            raise UserError(f"feature_layer {feature_layer}: the encoder has hidden states {-(layers + 1)} to {layers}")
+        if class_token == "keep" and not self.family.has_class_token:
+            raise UserError(f"class_token: keep, but {model.config.model_type} has none; use drop")
+
+    @property
+    def width(self) -> int:
+        return self.model.config.hidden_size
+
+    def geometry(self, shuffle: int) -> ImageGeometry:
+        config = self.model.config
+        return ImageGeometry(config.image_size, config.patch_size, self.class_token == "keep", shuffle)
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters behind the feature layer: they take no part in the forward's result."""
+        config = self.model.config
+        used = self.feature_layer if self.feature_layer >= 0 else config.num_hidden_layers + 1 + self.feature_layer
+        unused: list[nn.Parameter] = []
+        for name, parameter in self.model.named_parameters():
+            parts = name.split(".")
+            behind = "layers" in parts and int(parts[parts.index("layers") + 1]) >= used
+            head = "head" in parts or ("post_layernorm" in parts and not self._norm_is_used(used))
+            if behind or head:
+                unused.append(parameter)
+        return unused
+
+    def _norm_is_used(self, used_layers: int) -> bool:
+        """SigLIP's last hidden state comes normalized; CLIP's doesn't."""
+        return not self.family.has_class_token and used_layers == self.model.config.num_hidden_layers
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        output = self.model(pixel_values.to(self.dtype), output_hidden_states=True)
+        features = output.hidden_states[self.feature_layer]
+        if self.family.has_class_token and self.class_token == "drop":
+            return features[:, 1:]
+        return features
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+
+def load_vision_model(path: str, dtype: torch.dtype) -> nn.Module:
+    """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
+    config = AutoConfig.from_pretrained(path)
+    vision: Any = getattr(config, "vision_config", config)
+    family = encoder_family(vision.model_type)
+    return family.model.from_pretrained(path, config=vision, dtype=dtype, use_safetensors=True)
+
+
+def load_preparer(path: str, image_size_px: int, fit: str) -> ImagePreparer:
+    """Pixel preparation with the mean and standard deviation that the encoder was trained with."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no image processor found ({error}); it holds the encoder's mean and std") from None
+    return ImagePreparer(image_size_px, tuple(processor.image_mean), tuple(processor.image_std), fit)

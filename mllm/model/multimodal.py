@@ -1,0 +1,120 @@
+"""The assembly: vision encoder → projector → splice → language model.
+
+B rows, T tokens, N images, P image tokens per image, D language-model width.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mllm.batch import IGNORE_INDEX, Batch
+from mllm.config import ImageSettings, ProjectorSettings
+from mllm.errors import UserError
+from mllm.model.attention import PACKED, attention_of, segment_mask
+from mllm.model.encoders import VisionEncoder
+from mllm.model.loss import supervised_loss_sum
+
+
+class MultimodalLM(nn.Module):
+    """A multimodal language model; `build` and `load` in this package make one.
+
+    The first component of every parameter's name is its part: vision_encoder, projector, language_model.
+    """
+
+    def __init__(
+        self,
+        vision_encoder: VisionEncoder,
+        projector: nn.Module,
+        language_model: PreTrainedModel,
+        projector_settings: ProjectorSettings,
+        image_settings: ImageSettings,
+        image_token_id: int,
+    ) -> None:
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.projector = projector
+        self.language_model = language_model
+        self.projector_settings = projector_settings
+        self.image_settings = image_settings
+        self.image_token_id = image_token_id
+        self.lora_settings: dict | None = None
+        refuse_scaled_logits(language_model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.projector.parameters()).device
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] → [N, P, D]; a frozen encoder runs without a graph."""
+        learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            features = self.vision_encoder(pixel_values)
+        return self.projector(features.to(next(self.projector.parameters()).dtype))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        image_token_counts: tuple[int, ...] = (),
+        image_owners: tuple[str, ...] = (),
+    ) -> torch.Tensor:
+        """Token embeddings [B, T, D] with the image tokens' rows overwritten by image features, in reading order.
+
+        Without an image, encoder and projector still run on a blank one with weight zero, so that every rank takes
+        part in every collective of ZeRO-3. Raises UserError, naming the sample, when counts differ.
+        """
+        embeddings = self.language_model.get_input_embeddings()(input_ids)
+        if pixel_values is None:
+            side = self.vision_encoder.model.config.image_size
+            blank = torch.zeros(1, 3, side, side, device=embeddings.device)
+            features = self.encode_images(blank) if self.training else None
+            return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
+        features = self.encode_images(pixel_values)
+        mask = input_ids == self.image_token_id
+        self._check_counts(mask, features, image_token_counts, image_owners)
+        return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))
+
+    def _check_counts(
+        self, mask: torch.Tensor, features: torch.Tensor, counts: tuple[int, ...], owners: tuple[str, ...]
+    ) -> None:
+        per_image = features.shape[1]
+        for count, owner in zip(counts, owners, strict=True):
+            if count != per_image:
+                raise UserError(f"sample {owner!r}: an image has {per_image} features but {count} image tokens")
+        found, expected = int(mask.sum()), features.shape[0] * per_image
+        if found != expected:
+            named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
+            raise UserError(f"{found} image tokens but {expected} image features ({len(features)} images){named}")
+
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Final hidden states [B, T, D] of packed rows."""
+        embeddings = self.embed(batch.input_ids, batch.pixel_values, batch.image_token_counts, batch.image_owners)
+        mask = segment_mask(batch.segment_ids, batch.parent_segment, embeddings.dtype)
+        with attention_of(self.language_model, PACKED):
+            decoder = self.language_model.get_decoder()
+            return decoder(
+                inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False, segment_mask=mask
+            ).last_hidden_state
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
+        hidden = self.hidden_states(batch)
+        supervised = batch.targets != IGNORE_INDEX
+        head = self.language_model.get_output_embeddings()
+        if not supervised.any():
+            # One position keeps the head in the graph on a rank that has no targets.
+            return 0.0 * head(hidden[:1, :1]).float().sum()
+        return supervised_loss_sum(hidden[supervised], head, batch.targets[supervised])
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits [B, T, K] at every position: for comparisons, not for training."""
+        return self.language_model.get_output_embeddings()(self.hidden_states(batch))
+
+
+def refuse_scaled_logits(config: object) -> None:
+    """Raise UserError for language models whose logits aren't simply the head of the hidden state."""
+    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
+        value = getattr(config, name, None)
+        if value is not None and value != neutral:
+            kind = getattr(config, "model_type", "this language model")
+            raise UserError(f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do")

@@ -1,0 +1,94 @@
+"""The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from mllm.conversation.formats import NATIVE, prompt_format
+from mllm.conversation.native import NativeFormat
+from mllm.conversation.schema import Message
+from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
+from mllm.images.layout import ImageGeometry
+from mllm.images.prepare import ImagePreparer
+
+IMAGE_TOKEN = "<image>"
+
+
+class Processor:
+    """Tokenizer, prompt format, image geometry and pixel preparation of one model.
+
+    The tokenizer gets the image token and the format's special tokens if it lacks them; the model's embedding has to
+    be as long as `len(processor.tokenizer)` afterwards.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, format_name: str, geometry: ImageGeometry, preparer: ImagePreparer
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.preparer = preparer
+        self.format_name = format_name
+        add_special_tokens(tokenizer, [IMAGE_TOKEN])
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        if format_name == NATIVE:
+            self.format = NativeFormat(tokenizer, IMAGE_TOKEN)
+            self._opening: tuple[int, ...] = ()
+        else:
+            self.format = prompt_format(format_name)
+            add_special_tokens(tokenizer, self.format.special_tokens())
+            self._opening = opening_ids(tokenizer)
+        self._encoder = RunEncoder(tokenizer)
+
+    def render(
+        self, messages: Sequence[Message], image_sizes: Sequence[tuple[int, int]] = (), generation: bool = False
+    ) -> Tokens:
+        """Tokens of a conversation; `image_sizes` are (height, width) in pixels, in the order of the image parts.
+
+        With `generation`, the opening of an assistant turn follows: the prompt to generate from.
+        """
+        counts = [self.geometry.layout(height, width).token_count for height, width in image_sizes]
+        segments = self.format.segments(messages, self.tokenizer.eos_token or "", generation)
+        opened = bool(self._opening)
+        tokens = tokenize(segments, self._encoder, self.image_token_id, counts, starts_with_special=opened)
+        if not opened:
+            return tokens
+        shift = len(self._opening)
+        return Tokens(
+            self._opening + tokens.input_ids,
+            (False,) * shift + tokens.supervised,
+            tuple((start + shift, length) for start, length in tokens.image_spans),
+        )
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """float32 [3, S, S] of an RGB image."""
+        return self.preparer(image)
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Tokens that end an answer: what the format puts behind one, and the tokenizer's end-of-sequence token."""
+        answer = [Message(role="user", content="?"), Message(role="assistant", content="a")]
+        tokens = self.render(answer)
+        last = max(index for index, flag in enumerate(tokens.supervised) if flag)
+        stops = {tokens.input_ids[last]}
+        if self.tokenizer.eos_token_id is not None:
+            stops.add(self.tokenizer.eos_token_id)
+        return sorted(stops)
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Add those of `tokens` that the tokenizer lacks, as special tokens, keeping the ones it has."""
+    known = tokenizer.get_vocab()
+    missing = [AddedToken(t, special=True, normalized=False) for t in tokens if t not in known]
+    unmarked = [t for t in tokens if t in known and t not in tokenizer.all_special_tokens]
+    if missing or unmarked:
+        extra = [*missing, *(AddedToken(t, special=True, normalized=False) for t in unmarked)]
+        tokenizer.add_special_tokens({"extra_special_tokens": extra}, replace_extra_special_tokens=False)
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer itself puts in front of a text (a beginning-of-sequence token, or nothing)."""
+    bos = tokenizer.bos_token_id
+    ids = tokenizer("a").input_ids
+    return (bos,) if bos is not None and ids and ids[0] == bos else ()

@@ -1,0 +1,25 @@
+"""Keeping glibc from giving activation memory back to the kernel after every use."""
+
+import ctypes
+import sys
+
+import torch
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
+
+def keep_freed_memory() -> None:
+    """On a Linux CPU machine, serve large tensors from the heap and keep freed pages there.
+
+    By default glibc maps and unmaps every block over 32 MiB, so each step pays for zeroed pages again: measured on a
+    small CLIP, a third of the step went to the kernel. No effect with a GPU or another C library.
+    """
+    if torch.cuda.is_available() or not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

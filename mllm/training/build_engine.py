@@ -1,0 +1,53 @@
+"""Choosing the engine, and holding what was started against what was asked for."""
+
+import os
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mllm.config import EngineSettings, LoopSettings, OptimizerSettings
+from mllm.errors import UserError
+from mllm.training.allocator import keep_freed_memory
+from mllm.training.deepspeed_engine import DeepSpeedEngine, init_distributed, read_ds_config
+from mllm.training.engine import Engine, TorchEngine
+from mllm.training.optimizer import build_optimizer
+
+
+def launched_world_size() -> int:
+    """How many processes the launcher (deepspeed, torchrun) says it started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def build_engine(
+    build_module: Callable[[], nn.Module], engine: EngineSettings, optim: OptimizerSettings, loop: LoopSettings
+) -> Engine:
+    """Build the module where it will train, its optimizer, and the engine around both.
+
+    Raises UserError when the world size isn't the one of the settings, or plain torch is asked for in many processes.
+    """
+    kind = engine.kind
+    if kind == "auto":
+        kind = "deepspeed" if "RANK" in os.environ or engine.ds_config and launched_world_size() > 1 else "torch"
+    check_world_size(engine, kind)
+    keep_freed_memory()
+    if kind == "torch":
+        module = build_module()
+        return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
+    init_distributed()
+    module = build_module()
+    if loop.dtype == "bfloat16":
+        module = module.to(torch.bfloat16)
+    return DeepSpeedEngine(module, build_optimizer(module, optim), optim, loop, read_ds_config(engine.ds_config))
+
+
+def check_world_size(engine: EngineSettings, kind: str) -> None:
+    world_size = launched_world_size()
+    if engine.world_size is not None and engine.world_size != world_size:
+        raise UserError(f"engine.world_size is {engine.world_size} but {world_size} process(es) were launched")
+    if kind == "torch" and world_size > 1:
+        raise UserError(f"engine.kind is torch but {world_size} processes were launched; use deepspeed, or one process")

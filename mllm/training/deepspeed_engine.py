@@ -1,0 +1,178 @@
+"""The DeepSpeed implementation of `Engine`: ZeRO 0–3 and offload over raw `deepspeed.initialize`."""
+
+import json
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mllm.config import LoopSettings, OptimizerSettings
+from mllm.errors import UserError
+
+DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+
+
+def _silence_jit_builds() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives at first use (90 s of silence on a CPU)."""
+    from deepspeed.ops import __compatible_ops__ as compatible  # a private table: guarded by the isinstance below
+
+    if isinstance(compatible, dict) and not torch.cuda.is_available():
+        compatible["deepspeed_shm_comm"] = False
+
+
+def init_distributed() -> None:
+    """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs)."""
+    import deepspeed
+
+    _silence_jit_builds()
+    if "RANK" not in os.environ:
+        # A single process without a launcher is a group of one.
+        defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        for key, value in defaults.items():
+            os.environ.setdefault(key, value)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    deepspeed.init_distributed(verbose=False)
+
+
+def read_ds_config(path: str | None) -> dict[str, Any]:
+    """The JSON of `ds_configs/…`, or ZeRO-2 when none is named."""
+    if path is None:
+        return json.loads(json.dumps(DEFAULT_DS_CONFIG))
+    if not Path(path).is_file():
+        raise UserError(f"engine.ds_config {path} does not exist")
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"engine.ds_config {path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"engine.ds_config {path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> dict[str, Any]:
+    """`ds_config` with every "auto" and every missing key set from our settings.
+
+    Raises UserError, naming both values, when the file contradicts the settings.
+    """
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": loop.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.max_grad_norm,
+        "bf16": {"enabled": loop.dtype == "bfloat16"},
+    }
+    filled = dict(ds_config)
+    for key, value in ours.items():
+        given = filled.get(key, "auto")
+        if isinstance(value, dict):
+            enabled = given.get("enabled", "auto") if isinstance(given, dict) else given
+            if enabled not in ("auto", value["enabled"]):
+                raise UserError(f"ds_config says {key}.enabled={enabled}, train.dtype says {loop.dtype}; make them agree")
+        elif given not in ("auto", value):
+            raise UserError(f"ds_config says {key}={given}, our settings say {value}; write \"auto\" in the ds_config")
+        filled[key] = value
+    for key in ("optimizer", "scheduler"):
+        if key in filled:
+            raise UserError(f"ds_config has a section {key!r}; the config's `optim` decides that: remove the section")
+    if filled.get("fp16", {}).get("enabled"):
+        raise UserError("ds_config enables fp16; train.dtype offers float32 and bfloat16: remove the fp16 section")
+    # Our own AdamW; without these DeepSpeed refuses it, or compiles one of its own.
+    filled["zero_allow_untested_optimizer"] = True
+    filled["zero_force_ds_cpu_optimizer"] = False
+    filled.setdefault("steps_per_print", 10**9)
+    return filled
+
+
+class DeepSpeedEngine:
+    """ZeRO 0–3 over the ranks of the launcher."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        optim: OptimizerSettings,
+        loop: LoopSettings,
+        ds_config: dict[str, Any],
+    ) -> None:
+        import deepspeed
+
+        filled = fill_ds_config(ds_config, optim, loop)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.stage = zero_stage(filled)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
+        if self._engine.zero_optimization_stage() != self.stage:
+            raise RuntimeError(f"asked for ZeRO-{self.stage}, got ZeRO-{self._engine.zero_optimization_stage()}")
+        self.module = module
+        self.device = self._engine.device
+        self.max_grad_norm = optim.max_grad_norm
+        self.description = f"DeepSpeed ZeRO-{self.stage}, {self.world_size} rank(s), {loop.dtype} on {self.device}"
+
+    def autocast(self):
+        return nullcontext()
+
+    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
+        # DeepSpeed averages gradients over ranks, so the global mean needs the world size back.
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss_sum * (scale * self.world_size))
+
+    def step(self, lr_scale: float) -> float:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * lr_scale
+        unclipped = self._gradient_norm_at_stage_0() if self.stage == 0 else None
+        self._engine.step()
+        return float(unclipped if unclipped is not None else self._engine.get_global_grad_norm())
+
+    def _gradient_norm_at_stage_0(self) -> torch.Tensor | None:
+        """In float32 at stage 0 DeepSpeed clips but reports no norm; the gradients are already averaged here."""
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        if not gradients:
+            return None
+        return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+    def save_state(self, directory: Path) -> None:
+        self._engine.save_checkpoint(str(directory), tag="engine", client_state={})
+        torch.save(torch.get_rng_state(), directory / f"rng_rank{self.rank}.pt")
+
+    def load_state(self, directory: Path) -> None:
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag="engine")
+        if loaded is None:
+            raise UserError(f"{directory} holds no DeepSpeed state of this run; remove the checkpoint to start over")
+        torch.set_rng_state(torch.load(directory / f"rng_rank{self.rank}.pt", weights_only=True))
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        if self.stage < 3:
+            state = self.module.state_dict() if self.rank == 0 else {}
+            return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        import deepspeed
+
+        full: dict[str, torch.Tensor] = {}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            # One at a time: gathering all at once would need the whole model on every GPU.
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.rank == 0:
+                    full[name] = parameter.detach().cpu().clone()
+        if self.rank == 0:
+            persistent = set(self.module.state_dict())
+            full |= {n: b.detach().cpu().clone() for n, b in self.module.named_buffers() if n in persistent}
+        return full
+
+    def close(self) -> None:
+        dist.barrier()
+        self._engine.destroy()
+        dist.destroy_process_group()

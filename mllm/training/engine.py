@@ -1,0 +1,98 @@
+"""The small interface between our loop and whatever does backward and step, and its single-process implementation."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from mllm.config import OptimizerSettings
+
+
+class Engine(Protocol):
+    """Backward and step over one process or many.
+
+    `backward` takes the loss sum of a micro-batch and `scale` = 1 / (targets of the global batch); the engine makes the
+    applied gradient the exact mean over the global batch. Of a window's micro-batches, `last` marks the final one.
+    """
+
+    module: nn.Module
+    rank: int
+    world_size: int
+    device: torch.device
+    description: str
+
+    def autocast(self): ...
+    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None: ...
+    def step(self, lr_scale: float) -> float:
+        """Clip, update, clear gradients. Returns the gradient norm before clipping."""
+        ...
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]: ...
+    def barrier(self) -> None: ...
+    def save_state(self, directory: Path) -> None:
+        """Write the optimizer's state (called on every rank)."""
+        ...
+
+    def load_state(self, directory: Path) -> None: ...
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights on the CPU on rank 0, an empty dict elsewhere (called on every rank)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TorchEngine:
+    """Plain torch in one process. With dtype bfloat16 the weights stay float32 and the forward runs under autocast."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerSettings, dtype: str
+    ) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = module.to(self.device)
+        self.optimizer = optimizer
+        self.max_grad_norm = settings.max_grad_norm
+        self.use_autocast = dtype == "bfloat16"
+        self.description = f"torch, 1 process, {dtype} on {self.device.type}"
+        self._trainable = [p for p in module.parameters() if p.requires_grad]
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
+
+    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
+        (loss_sum * scale).backward()
+
+    def step(self, lr_scale: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.max_grad_norm)
+        if torch.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * lr_scale
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def sum_over_ranks(self, values: list[float]) -> list[float]:
+        return values
+
+    def barrier(self) -> None:
+        return None
+
+    def save_state(self, directory: Path) -> None:
+        torch.save(
+            {"optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}, directory / "engine.pt"
+        )
+
+    def load_state(self, directory: Path) -> None:
+        state = torch.load(directory / "engine.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch_rng"])
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
+
+    def close(self) -> None:
+        return None

@@ -1,0 +1,126 @@
+"""The run behind `train/finetune.py`, from settings to a saved model."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mllm.config import FinetuneSettings, dump_yaml
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.files import atomic_directory, write_text_atomically
+from mllm.model import checkpoint
+from mllm.model.build import build
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.policy import apply_policy, policy_table
+from mllm.processor import Processor
+from mllm.training.build_engine import build_engine, launched_rank
+from mllm.training.callbacks import Callback, LogLine, MetricsFile, ProgressBar, TensorBoard
+from mllm.training.engine import Engine
+from mllm.training.instruction import InstructionTask
+from mllm.training.loop import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path | None:
+    """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
+
+    The resolved settings are saved first. With `stop_after`, the run ends (resumable) when that many steps are done.
+    """
+    run_dir = Path(settings.run_dir)
+    final = run_dir / "final"
+    if final.is_dir():
+        logger.info("%s is already there: nothing to do", final)
+        return final
+    _save_settings(settings, run_dir)
+    torch.manual_seed(settings.seed)
+    recipe = load_recipe(settings.data.recipe)
+    parts: dict[str, Any] = {}
+
+    def build_module() -> MultimodalLM:
+        model, parts["processor"] = _start_model(settings)
+        counts = apply_policy(model, settings.trainable)
+        if settings.train.gradient_checkpointing:
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        logger.info("what learns:\n%s", policy_table(counts))
+        return model.train()
+
+    engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
+    processor: Processor = parts["processor"]
+    logger.info("engine: %s", engine.description)
+    mixture = Mixture(recipe, settings.seed, settings.data.group_by_image)
+    task = InstructionTask(mixture, processor, settings.data, settings.train)
+
+    def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
+        checkpoint.write(directory, engine.module, processor, state_dict)
+        (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+
+    trainer = Trainer(
+        task, engine, settings.optim, settings.train, run_dir, write_model, _callbacks(settings, engine, run_dir)
+    )
+    logger.info("%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, settings.train.global_batch_size)
+    done = trainer.run(stop_after)
+    if done == trainer.total:
+        _publish_final(engine, final, write_model)
+    if engine.rank == 0 and trainer.skipped:
+        _list_skipped(run_dir, trainer.skipped)
+    engine.close()
+    return final if done == trainer.total else None
+
+
+def _start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
+    origin = settings.model.init_from
+    if origin is None:
+        return build(settings.model, settings.seed)
+    model, processor = checkpoint.load(origin, prompt_format=settings.model.prompt_format)
+    model.image_settings = settings.model.image
+    return model, Processor(
+        processor.tokenizer,
+        settings.model.prompt_format,
+        processor.geometry,
+        type(processor.preparer)(
+            processor.preparer.image_size_px, processor.preparer.mean, processor.preparer.std, settings.model.image.fit
+        ),
+    )
+
+
+def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    if launched_rank() != 0:
+        return
+    text = dump_yaml(settings)
+    if path.is_file() and path.read_text(encoding="utf-8") != text and (run_dir / "checkpoints").is_dir():
+        raise UserError(f"{path} holds other settings and the run has begun; use another run_dir, or remove {run_dir}")
+    write_text_atomically(path, text)
+
+
+def _callbacks(settings: FinetuneSettings, engine: Engine, run_dir: Path) -> list[Callback]:
+    if engine.rank != 0:
+        return []
+    return [
+        MetricsFile(run_dir / "metrics.jsonl"),
+        TensorBoard(run_dir / "tensorboard"),
+        ProgressBar(run_dir.name),
+        LogLine(settings.train.log_every_steps),
+    ]
+
+
+def _publish_final(engine: Engine, final: Path, write_model: Any) -> None:
+    state_dict = engine.full_state_dict()
+    if engine.rank == 0:
+        with atomic_directory(final) as directory:
+            write_model(directory, state_dict)
+    engine.barrier()
+
+
+def _list_skipped(run_dir: Path, skipped: dict[str, tuple[str, str]]) -> None:
+    lines = [
+        json.dumps({"id": sample_id, "kind": kind, "reason": reason}, ensure_ascii=False)
+        for sample_id, (kind, reason) in skipped.items()
+    ]
+    write_text_atomically(run_dir / "skipped.jsonl", "\n".join(lines) + "\n")
+    logger.warning("%d sample(s) were skipped; %s lists them", len(skipped), run_dir / "skipped.jsonl")

@@ -1,0 +1,105 @@
+"""Instruction tuning (and alignment) as a task of the loop.
+
+A step's global batch is a set of samples fixed by (seed, step) alone. Every rank renders and packs it in the same way
+and takes its share of the rows, so the number of ranks, the micro-batch size and packing change the layout of the work
+and nothing else.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mllm.config import DataSettings, LoopSettings
+from mllm.data.collate import collate
+from mllm.data.dataset import Mixture
+from mllm.data.example import Example, render_example
+from mllm.data.packing import Row, pack
+from mllm.errors import BadSampleError, UserError
+from mllm.processor import Processor
+from mllm.training.task import MicroBatch, StepWindow
+
+
+@dataclass
+class _Skips:
+    """Bad samples of one window, or the error at the first of them."""
+
+    raise_at_once: bool
+    found: list[tuple[str, str, str]]
+
+    def __call__(self, error: BadSampleError) -> None:
+        if self.raise_at_once:
+            raise error
+        self.found.append((error.sample_id, error.kind, error.reason))
+
+
+class InstructionTask:
+    """Samples of a mixture through a processor into micro-batches, and their loss."""
+
+    def __init__(self, mixture: Mixture, processor: Processor, data: DataSettings, loop: LoopSettings) -> None:
+        self.mixture, self.processor, self.data, self.loop = mixture, processor, data, loop
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.mixture.epoch_length / self.loop.global_batch_size)
+
+    def sample_indices(self, step: int) -> list[int]:
+        """Indices of the samples of optimizer step `step`; the last step of an epoch may have fewer."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self.mixture.order(epoch))
+        size = self.loop.global_batch_size
+        return self._order[1][index * size : (index + 1) * size]
+
+    def window(self, step: int, rank: int, world_size: int) -> StepWindow:
+        skips = _Skips(self.data.on_bad_sample == "error", [])
+        samples = [self.mixture.samples[i] for i in self.sample_indices(step)]
+        examples: list[Example] = []
+        for sample in samples:
+            try:
+                examples.append(render_example(sample, self.processor, self.data.max_length_tokens))
+            except BadSampleError as error:
+                if error.kind == "too_long" and self.data.on_too_long == "drop":
+                    skips.found.append((error.sample_id, error.kind, error.reason))
+                else:
+                    skips(error)
+        if not examples:
+            raise UserError(f"step {step + 1}: every one of its {len(samples)} samples was skipped; see skipped.jsonl")
+        rows = pack(examples, self.data.packing, self.data.max_length_tokens)
+        micro_batches = [
+            self._micro_batch(group, skips) for group in deal(rows, rank, world_size, self.loop.micro_batch_size)
+        ]
+        return StepWindow(tuple(s.id for s in samples), micro_batches, tuple(skips.found))
+
+    def _micro_batch(self, rows: list[Row], skips: _Skips) -> MicroBatch:
+        batch = collate(rows, self.processor, skips)
+        return MicroBatch(batch, batch.target_count, sum(row.length for row in rows))
+
+    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        return module(micro_batch.inputs.to(next(module.parameters()).device))
+
+
+def deal(rows: list[Row], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row]]:
+    """The micro-batches of `rank`: rows dealt longest first, back and forth, so that ranks carry like loads.
+
+    Every rank gets the same number of micro-batches; where rows run out, one repeats the shortest row without targets.
+    """
+    ordered = sorted(rows, key=lambda row: -row.length)
+    hands: list[list[Row]] = [[] for _ in range(world_size)]
+    for index, row in enumerate(ordered):
+        turn, seat = divmod(index, world_size)
+        hands[seat if turn % 2 == 0 else world_size - 1 - seat].append(row)
+    count = max(math.ceil(len(hand) / micro_batch_size) for hand in hands)
+    own = [hands[rank][i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
+    return [group or [_without_targets(ordered[-1])] for group in own]
+
+
+def _without_targets(row: Row) -> Row:
+    """The row's first segment alone, cut before its first supervised token: keeps a rank in step, teaches nothing."""
+    segment = row.segments[0]
+    tokens = segment.example.tokens
+    spans_end = max((start + count for start, count in tokens.image_spans), default=0)
+    stop = max(spans_end, min(segment.stop, tokens.supervised.index(True)))
+    return Row((type(segment)(segment.example, 0, stop),))

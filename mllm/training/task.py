@@ -1,0 +1,49 @@
+"""What the loop knows of the thing it trains: a task cuts steps into micro-batches and turns one into a loss sum."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward of one rank.
+
+    `inputs` is the task's own; `target_count` is the number of things the loss is summed over (supervised tokens,
+    pairs). A micro-batch with no targets still goes through the model, so that collective operations line up.
+    """
+
+    inputs: Any
+    target_count: int
+    token_count: int = 0
+
+
+@dataclass(frozen=True)
+class StepWindow:
+    """All that one rank does in one optimizer step.
+
+    `sample_ids` are those of the whole global batch, the same on every rank; every rank has the same number of
+    micro-batches. `skipped` lists (sample id, kind, reason) of samples this rank could not use.
+    """
+
+    sample_ids: tuple[str, ...]
+    micro_batches: Sequence[MicroBatch]
+    skipped: Sequence[tuple[str, str, str]] = field(default_factory=tuple)
+
+
+class Task(Protocol):
+    """Instruction tuning, contrastive training, …"""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def window(self, step: int, rank: int, world_size: int) -> StepWindow:
+        """The work of `rank` in optimizer step `step` (counted from 0 over all epochs): a pure function."""
+        ...
+
+    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        """Scalar float32: the loss summed, not averaged, over the micro-batch's targets."""
+        ...

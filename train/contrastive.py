@@ -1,0 +1,24 @@
+"""Train a CLIP-style dual encoder from nothing.
+
+    python train/contrastive.py --config train/configs/demo_clip.yaml
+"""
+
+from collections.abc import Sequence
+
+from mllm.command import configure_logging, run_command, settings_parser
+
+
+def main(arguments: Sequence[str]) -> None:
+    example = "python train/contrastive.py --config train/configs/demo_clip.yaml --set train.epochs=2"
+    options = settings_parser("Train a CLIP-style dual encoder from nothing.", example).parse_args(arguments)
+    configure_logging()
+
+    from mllm.config import ContrastiveSettings, load_settings
+    from mllm.contrastive.run import train_clip
+
+    settings = load_settings(ContrastiveSettings, options.config, options.overrides)
+    print(f"saved {train_clip(settings)}")
+
+
+if __name__ == "__main__":
+    run_command(main)
