@@ -8,7 +8,8 @@ from transformers.utils import logging as transformers_logging
 
 from mllm.config import ModelSettings
 from mllm.errors import UserError
-from mllm.model.encoders import VisionEncoder, load_preparer, load_vision_model
+from mllm.images.layout import ImageGeometry
+from mllm.model.encoders import VisionEncoder, load_preparer, load_vision_model, vision_config
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import build_projector
 from mllm.processor import Processor
@@ -79,3 +80,18 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
         vision, projector, language_model, settings.projector, settings.image, processor.image_token_id
     )
     return model, processor
+
+
+def load_processor(settings: ModelSettings) -> Processor:
+    """The processor that a run with these settings trains with, without loading any weights."""
+    if settings.init_from is not None:
+        from mllm.model.checkpoint import read_processor
+
+        return read_processor(Path(settings.init_from), settings.prompt_format)
+    if settings.vision_encoder is None or settings.language_model is None:
+        raise UserError("a processor needs vision_encoder and language_model, or init_from")
+    config = vision_config(settings.vision_encoder.path)
+    keep = settings.vision_encoder.class_token == "keep"
+    geometry = ImageGeometry(config.image_size, config.patch_size, keep, settings.projector.shuffle)
+    preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
+    return Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)

@@ -19,7 +19,8 @@ from mllm.config import ImageSettings, LoraSettings, ProjectorSettings
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.images.prepare import ImagePreparer
-from mllm.model.build import load_tokenizer
+from mllm.images.layout import ImageGeometry
+from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.encoders import VisionEncoder, encoder_family
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import add_lora
@@ -81,6 +82,12 @@ def check_model_directory(path: Path) -> None:
         raise UserError(f"{path} is not a model directory: it has no config.json")
 
 
+def model_directory(path: Path | str) -> Path:
+    """`path` itself, or its `final/` when it is the directory of a finished run."""
+    path = Path(path)
+    return path / "final" if (path / "final").is_dir() else path
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """`config.json` of one of our model directories, checked for its type and version."""
     check_model_directory(path)
@@ -115,18 +122,24 @@ def load(path: Path | str, prompt_format: str | None = None) -> tuple[Multimodal
         language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config))
     settings = ProjectorSettings(**config["projector"])
     projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
-    tokenizer = load_tokenizer(str(path))
-    geometry = vision.geometry(settings.shuffle)
+    processor = read_processor(path, prompt_format)
     image = ImageSettings(**config["image"])
-    processor = Processor(tokenizer, prompt_format or config["prompt_format"], geometry, _preparer(path, image))
     model = MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
     if config["lora"] is not None:
         add_lora(model, LoraSettings(**config["lora"]))
     _materialize(model, path)
-    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
-        # The replaced prompt format brought new special tokens.
-        language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    fit_embeddings(language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
     return model.float().eval(), processor
+
+
+def read_processor(path: Path, prompt_format: str | None = None) -> Processor:
+    """The processor of a model directory, without its weights."""
+    config = read_config(path)
+    vision, projector = config["vision_config"], ProjectorSettings(**config["projector"])
+    keep = config["class_token"] == "keep"
+    geometry = ImageGeometry(vision["image_size"], vision["patch_size"], keep, projector.shuffle)
+    preparer = _preparer(path, ImageSettings(**config["image"]))
+    return Processor(load_tokenizer(str(path)), prompt_format or config["prompt_format"], geometry, preparer)
 
 
 def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:

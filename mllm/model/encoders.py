@@ -92,10 +92,18 @@ class VisionEncoder(nn.Module):
         return next(self.model.parameters()).dtype
 
 
+def vision_config(path: str) -> Any:
+    """The vision half's configuration of a CLIP or SigLIP checkpoint, or a vision-only one."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    return getattr(config, "vision_config", config)
+
+
 def load_vision_model(path: str, dtype: torch.dtype) -> nn.Module:
     """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
-    config = AutoConfig.from_pretrained(path)
-    vision: Any = getattr(config, "vision_config", config)
+    vision = vision_config(path)
     family = encoder_family(vision.model_type)
     return family.model.from_pretrained(path, config=vision, dtype=dtype, use_safetensors=True)
 

