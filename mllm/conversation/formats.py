@@ -5,7 +5,7 @@ A format is an entry of `PROMPT_FORMATS` (data, no code); `native`, the tokenize
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mllm.conversation.schema import ImagePart, Message
@@ -14,11 +14,15 @@ from mllm.errors import UserError
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of the prompt: `text` tokenized as plain text, a `special` token by its string, or an `image`."""
+    """A stretch of the prompt: `text` tokenized as plain text, a `special` token by its string, or an `image`.
+
+    `ends_turn` marks the text that ends an answer, behind which a prompt for generation may be cut.
+    """
 
     kind: Literal["text", "special", "image"]
     text: str = ""
     supervised: bool = False
+    ends_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class PromptFormat:
             if message.role == "assistant":
                 out += self._turn(self.assistant, [], eos_token)
                 out.append(Segment("text", self.answer_prefix + message.text, supervised=True))
-                out.append(_segment(self.end, eos_token, supervised=True))
+                out.append(replace(_segment(self.end, eos_token, supervised=True), ends_turn=True))
                 out.append(Segment("text", self.after))
             else:
                 pieces = self.system if message.role == "system" else self.user

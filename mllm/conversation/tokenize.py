@@ -115,9 +115,11 @@ def _tokenize_run(run: Sequence[Segment], encoder: RunEncoder, follows_special: 
 
 def _merge(run: Sequence[Segment]) -> list[tuple[bool, str]]:
     merged: list[tuple[bool, str]] = []
+    cut = False
     for segment in run:
-        if merged and merged[-1][0] == segment.supervised:
+        if merged and merged[-1][0] == segment.supervised and not cut:
             merged[-1] = (segment.supervised, merged[-1][1] + segment.text)
         else:
             merged.append((segment.supervised, segment.text))
+        cut = segment.ends_turn
     return merged

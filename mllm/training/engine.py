@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from mllm.config import OptimizerSettings
+from mllm.errors import UserError
 
 
 class Engine(Protocol):
@@ -82,12 +83,18 @@ class TorchEngine:
         return None
 
     def save_state(self, directory: Path) -> None:
-        torch.save(
-            {"optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}, directory / "engine.pt"
-        )
+        weights = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
+        state = {"weights": weights, "optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+        torch.save(state, directory / "engine.pt")
 
     def load_state(self, directory: Path) -> None:
         state = torch.load(directory / "engine.pt", map_location="cpu", weights_only=True)
+        learned = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        if state["weights"].keys() != learned.keys():
+            raise UserError(f"{directory} was written with other trainable parameters; use another run_dir")
+        with torch.no_grad():
+            for name, parameter in learned.items():
+                parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"])
 

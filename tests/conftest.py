@@ -1,0 +1,41 @@
+"""Shared fixtures: tiny tokenizers, encoders and language models made here, and no network."""
+
+import os
+import socket
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+from tests.tiny import byte_tokenizer, save_tiny_parts
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Any connection that leaves the machine fails the test."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        host = address[0] if isinstance(address, tuple) else "local"
+        if host not in ("127.0.0.1", "::1", "localhost", "local"):
+            raise AssertionError(f"a test tried to connect to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_factory():
+    return byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_parts(tmp_path_factory):
+    """Directories `clip`, `siglip`, `lm` with tiny models of random weights."""
+    root = tmp_path_factory.mktemp("parts")
+    save_tiny_parts(root)
+    return root

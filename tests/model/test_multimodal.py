@@ -1,0 +1,197 @@
+"""The assembly: splice, parity with transformers' LLaVA, packing, saving."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from mllm.batch import IGNORE_INDEX
+from mllm.config import TrainableSettings
+from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
+from mllm.data.collate import collate
+from mllm.data.example import render_example
+from mllm.data.packing import pack
+from mllm.errors import UserError
+from mllm.inference.generate import Request, generate_batch
+from mllm.model import checkpoint
+from mllm.model.build import build
+from mllm.model.policy import apply_policy
+from tests.tiny import save_image, tiny_settings
+
+
+def fail(error):
+    raise error
+
+
+@pytest.fixture
+def images(tmp_path):
+    return [save_image(tmp_path / f"{i}.png", (60 * i, 200 - 40 * i, 90), (20 + i, 12)) for i in range(3)]
+
+
+def sample(name, question, answer, images=()):
+    parts = (*(ImagePart() for _ in images), TextPart(text=question))
+    return Sample(
+        id=name, images=tuple(images), messages=(Message(role="user", content=parts), Message(role="assistant", content=answer))
+    )
+
+
+@pytest.fixture
+def samples(images):
+    return [
+        sample("a", "what is this", "a cat", images[:1]),
+        sample("b", "what colour", "red", images[:1]),
+        sample("c", "hello", "world and more"),
+        sample("d", "compare", "no", images[1:3]),
+        sample("e", "is it blue", "yes", images[:1]),
+    ]
+
+
+def batch_of(samples, processor, packing, max_length=400):
+    examples = [render_example(s, processor, max_length) for s in samples]
+    return collate(pack(examples, packing, max_length), processor, fail)
+
+
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
+def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
+    model, processor = build(tiny_settings(tiny_parts, encoder))
+    model.eval()
+    batch = batch_of(samples, processor, "none")
+    config = LlavaConfig(
+        vision_config=model.vision_encoder.model.config, text_config=model.language_model.config,
+        image_token_index=processor.image_token_id, vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if encoder == "clip" else "full", projector_hidden_act="gelu",
+    )
+    peer = LlavaForConditionalGeneration(config).eval()
+    state = {f"model.language_model.{k.removeprefix('model.')}": v for k, v in model.language_model.state_dict().items() if k != "lm_head.weight"}
+    state["lm_head.weight"] = model.language_model.state_dict()["lm_head.weight"]
+    state |= {f"model.vision_tower.{k}": v for k, v in model.vision_encoder.model.state_dict().items()}
+    state |= {f"model.multi_modal_projector.{k}": v for k, v in model.projector.state_dict().items()}
+    missing, unexpected = peer.load_state_dict(state, strict=False)
+    assert not unexpected and not missing
+    with torch.no_grad():
+        ours = model.logits(batch)
+        mask = (batch.segment_ids >= 0).long()
+        theirs = peer(input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=mask).logits
+    real = mask.bool()
+    assert (ours[real] - theirs[real]).abs().max() < 1e-4
+
+
+def loss_and_gradients(model, batches):
+    model.zero_grad()
+    total = sum(model(batch) for batch in batches)
+    total.backward()
+    return total.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("policy", ["full", "lora"])
+@pytest.mark.parametrize("packing", ["samples", "shared_prefix"])
+def test_packed_loss_and_gradients_equal_unpacked(tiny_parts, samples, packing, policy):
+    model, processor = build(tiny_settings(tiny_parts))
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    apply_policy(model, TrainableSettings(vision_encoder="full", language_model=policy, lora=lora))
+    alone = [batch_of([s], processor, "none") for s in samples]
+    packed = batch_of(samples, processor, packing)
+    assert packed.input_ids.shape[0] == 1
+    if packing == "shared_prefix":
+        assert packed.input_ids.shape[1] < sum(b.input_ids.shape[1] for b in alone)
+    assert packed.target_count == sum(b.target_count for b in alone)
+    loss_a, grads_a = loss_and_gradients(model, alone)
+    loss_p, grads_p = loss_and_gradients(model, [packed])
+    assert loss_p == pytest.approx(loss_a, rel=1e-5)
+    assert grads_a.keys() == grads_p.keys()
+    for name, gradient in grads_a.items():
+        assert torch.allclose(gradient, grads_p[name], rtol=1e-3, atol=2e-5), name
+
+
+@pytest.mark.parametrize("packing", ["samples", "shared_prefix"])
+def test_changing_one_sample_leaves_the_others_logits(tiny_parts, samples, packing):
+    model, processor = build(tiny_settings(tiny_parts))
+    for mode in (model.eval, model.train):
+        mode()
+        batch = batch_of(samples, processor, packing)
+        changed = batch.input_ids.clone()
+        last = batch.segment_ids.max()
+        own = batch.segment_ids == last
+        own &= batch.input_ids != processor.image_token_id
+        changed[own] = (changed[own] + 7) % 50
+        with torch.no_grad():
+            before, after = model.logits(batch), model.logits(dataclasses.replace(batch, input_ids=changed))
+        children = {int(last), *(i for i, p in enumerate(batch.parent_segment[0].tolist()) if p == int(last))}
+        others = ~torch.isin(batch.segment_ids, torch.tensor(sorted(children)))
+        assert torch.equal(before[others], after[others])
+        assert not torch.equal(before[own], after[own])
+
+
+def test_image_count_mismatch_names_the_sample(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    batch = batch_of(samples[:1], processor, "none")
+    wrong = dataclasses.replace(batch, image_token_counts=(15,))
+    with pytest.raises(UserError, match="'a'"):
+        model(wrong)
+
+
+def test_text_only_batch_trains_every_part_with_a_zero_gradient(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    apply_policy(model, TrainableSettings())
+    model.train()
+    model(batch_of([samples[2]], processor, "none")).backward()
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in model.projector.parameters())
+
+
+def test_batch_without_targets_has_loss_zero_and_finite_gradients(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    apply_policy(model, TrainableSettings(language_model="full"))
+    batch = batch_of(samples, processor, "samples")
+    loss = model(dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORE_INDEX)))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("policy", ["full", "lora"])
+@pytest.mark.parametrize("shuffle", [1, 2])
+def test_saved_model_loads_with_equal_logits_whatever_its_folder_is_called(tiny_parts, samples, tmp_path, policy, shuffle):
+    model, processor = build(tiny_settings(tiny_parts, shuffle=shuffle))
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
+    apply_policy(model, TrainableSettings(language_model=policy, lora=lora))
+    model.eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.01 * torch.randn_like(parameter))
+    checkpoint.save(tmp_path / "llava-v1.5-qwen", model, processor)
+    (tmp_path / "llava-v1.5-qwen").rename(tmp_path / "anything")
+    loaded, loaded_processor = checkpoint.load(tmp_path / "anything")
+    batch = batch_of(samples, processor, "samples")
+    assert torch.equal(batch_of(samples, loaded_processor, "samples").input_ids, batch.input_ids)
+    with torch.no_grad():
+        assert torch.allclose(loaded.logits(batch), model.logits(batch), atol=1e-6)
+
+
+def test_pickles_missing_and_unused_weights_are_refused(tiny_parts, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model, processor = build(tiny_settings(tiny_parts))
+    path = tmp_path / "model"
+    checkpoint.save(path, model, processor)
+    weights = load_file(path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "projector.linear_2.bias"}, path / "model.safetensors")
+    with pytest.raises(UserError, match="missing"):
+        checkpoint.load(path)
+    save_file(weights | {"projector.extra": torch.zeros(1)}, path / "model.safetensors")
+    with pytest.raises(UserError, match="unused"):
+        checkpoint.load(path)
+    (path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="pickle"):
+        checkpoint.load(path)
+
+
+def test_greedy_answers_at_batch_1_equal_batch_n(tiny_parts, images):
+    model, processor = build(tiny_settings(tiny_parts))
+    requests = [
+        Request((Message(role="user", content=(ImagePart(), TextPart(text="what is this " * n))),), (images[n % 3],))
+        for n in range(1, 5)
+    ]
+    requests.append(Request((Message(role="user", content="hello"),)))
+    together = generate_batch(model, processor, requests, max_new_tokens=8, batch_size=5)
+    alone = [generate_batch(model, processor, [r], max_new_tokens=8)[0] for r in requests]
+    assert together == alone

@@ -1,0 +1,149 @@
+"""The loss is the same however the work is laid out; a resumed run is the run that was not stopped."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mllm.config import FinetuneSettings, validate_settings
+from mllm.errors import UserError
+from mllm.training.deepspeed_engine import fill_ds_config
+from mllm.training.finetune import finetune
+from tests.tiny import save_image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    root = tmp_path_factory.mktemp("recipe")
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "gray": (120, 120, 120)}
+    for name, colour in colours.items():
+        save_image(root / f"{name}.png", colour)
+    with open(root / "samples.jsonl", "w") as file:
+        for n in range(12):
+            name = list(colours)[n % 3]
+            has_image = n % 4 != 3
+            content = [{"type": "text", "text": "what colour is this " + "very " * (n % 5)}]
+            if has_image:
+                content.insert(0, {"type": "image"})
+            messages = [{"role": "user", "content": content}, {"role": "assistant", "content": name + " yes" * (n % 3)}]
+            record = {"id": f"s{n}", "messages": messages, "images": [f"{name}.png"] if has_image else []}
+            file.write(json.dumps(record) + "\n")
+    source = {"path": str(root / "samples.jsonl"), "image_root": str(root)}
+    (root / "recipe.yaml").write_text(yaml.safe_dump({"name": "tiny", "sources": [source]}))
+    return root / "recipe.yaml"
+
+
+def config(tiny_parts, recipe, run_dir, **changes):
+    values = {
+        "run_dir": str(run_dir),
+        "model": {
+            "vision_encoder": {"path": str(tiny_parts / "clip")},
+            "language_model": {"path": str(tiny_parts / "lm")},
+            "prompt_format": "chatml",
+        },
+        "trainable": {"language_model": "full", "vision_encoder": "full"},
+        "data": {"recipe": str(recipe), "max_length_tokens": 128, "packing": "none"},
+        "optim": {"lr": 1e-3, "max_grad_norm": 0.5},
+        "train": {"global_batch_size": 4, "micro_batch_size": 1, "epochs": 2},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section][name] = value
+    return values
+
+
+def series(run_dir):
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["sample_ids"]) for line in lines], [line["loss"] for line in lines], [line["grad_norm"] for line in lines]
+
+
+def run_here(values):
+    return finetune(validate_settings(FinetuneSettings, values, "test"))
+
+
+def launch(values, tmp_path, ranks, stage, port):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values | {"engine": {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"}}))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}",
+        "train/finetune.py", "--config", str(path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"train__micro_batch_size": 2}, {"data__packing": "samples"}, {"data__packing": "shared_prefix", "data__group_by_image": False}],
+)
+def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tmp_path, changes):
+    run_here(config(tiny_parts, recipe, tmp_path / "a"))
+    run_here(config(tiny_parts, recipe, tmp_path / "b", **changes))
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "a"), series(tmp_path / "b")
+    assert ids_a == ids_b and len(ids_a) == 6
+    assert loss_b == pytest.approx(loss_a, rel=1e-4)
+    assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_loss_under_zero_equals_one_process(tiny_parts, recipe, tmp_path, stage):
+    run_here(config(tiny_parts, recipe, tmp_path / "one"))
+    micro = 1 + stage % 2  # 2 or 1 accumulated micro-batches a rank
+    launch(config(tiny_parts, recipe, tmp_path / "two", train__micro_batch_size=micro), tmp_path, 2, stage, 29630 + stage)
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(tmp_path / "two")
+    assert ids_a == ids_b
+    assert loss_b == pytest.approx(loss_a, rel=1e-4)
+    assert loss_b[0] == pytest.approx(loss_a[0], rel=1e-5)
+    assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-4)
+
+
+def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path):
+    run_here(config(tiny_parts, recipe, tmp_path / "whole"))
+    settings = validate_settings(FinetuneSettings, config(tiny_parts, recipe, tmp_path / "parts"), "test")
+    assert finetune(settings, stop_after=3) is None
+    assert finetune(settings) == tmp_path / "parts" / "final"
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "whole"), series(tmp_path / "parts")
+    assert ids_a == ids_b
+    assert loss_a == loss_b and norm_a == norm_b
+
+
+def test_a_ds_config_that_contradicts_the_settings_is_refused_with_both_values(tiny_parts, recipe, tmp_path):
+    settings = validate_settings(FinetuneSettings, config(tiny_parts, recipe, tmp_path), "test")
+    with pytest.raises(UserError, match=r"gradient_clipping=2.0, our settings say 0.5"):
+        fill_ds_config({"gradient_clipping": 2.0}, settings.optim, settings.train)
+
+
+def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, recipe, tmp_path):
+    root = tmp_path / "bad"
+    root.mkdir()
+    save_image(root / "good.png")
+    (root / "bad.png").write_bytes((root / "good.png").read_bytes()[:60])
+    lines = [
+        {"id": name, "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}], "images": [f"{name}.png"]}
+        for name in ("good", "bad")
+    ]
+    (root / "s.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (root / "r.yaml").write_text(yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]}))
+    with pytest.raises(UserError, match=r"bad\.png"):
+        run_here(config(tiny_parts, root / "r.yaml", tmp_path / "e"))
+    run_here(config(tiny_parts, root / "r.yaml", tmp_path / "s", data__on_bad_sample="skip"))
+    skipped = [json.loads(line) for line in (tmp_path / "s" / "skipped.jsonl").read_text().splitlines()]
+    assert [s["id"] for s in skipped] == ["bad"]
+
+
+def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("run_dir: x\nmodle: {}\n")
+    command = [sys.executable, "train/finetune.py", "--config", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "c.yaml:2: unknown key 'modle'; did you mean 'model'?" in done.stderr
+    assert "Traceback" not in done.stderr
