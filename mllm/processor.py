@@ -61,6 +61,11 @@ class Processor:
             tuple((start + shift, length) for start, length in tokens.image_spans),
         )
 
+    @property
+    def opens_with_bos(self) -> bool:
+        """Whether every prompt starts with the tokenizer's beginning-of-sequence token."""
+        return bool(self._opening)
+
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """float32 [3, S, S] of an RGB image."""
         return self.preparer(image)

@@ -30,7 +30,11 @@ CHATML_TEMPLATE = (
 
 def _wrap(tokenizer: Tokenizer, bos: str | None) -> PreTrainedTokenizerFast:
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=bos, eos_token="<|im_end|>", pad_token="<|pad|>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        bos_token=bos,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<unk>",
         extra_special_tokens=["<|im_start|>", "</s>"],
     )
     wrapped.chat_template = CHATML_TEMPLATE
@@ -87,9 +91,17 @@ def save_tiny_parts(root: Path) -> None:
     SiglipImageProcessor(size={"height": 16, "width": 16}).save_pretrained(root / "siglip")
     tokenizer = byte_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(root / "lm")
     tokenizer.save_pretrained(root / "lm")

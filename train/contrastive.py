@@ -1,6 +1,6 @@
 """Train a CLIP-style dual encoder from nothing.
 
-    python train/contrastive.py --config train/configs/demo_clip.yaml
+python train/contrastive.py --config train/configs/demo_clip.yaml
 """
 
 from collections.abc import Sequence

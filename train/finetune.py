@@ -1,7 +1,7 @@
 """Align a projector (stage 1) or tune on instructions (stage 2): the config says which.
 
-    python train/finetune.py --config train/configs/demo_stage1.yaml
-    deepspeed train/finetune.py --config train/configs/demo_stage2.yaml
+python train/finetune.py --config train/configs/demo_stage1.yaml
+deepspeed train/finetune.py --config train/configs/demo_stage2.yaml
 """
 
 from collections.abc import Sequence

@@ -71,7 +71,9 @@ class PairBatcher:
         self, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase, preparer: ImagePreparer, batch_size: int, seed: int
     ) -> None:
         if not 2 <= batch_size <= len(pairs):
-            raise UserError(f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that")
+            raise UserError(
+                f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
+            )
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
         self.batch_size, self.seed = batch_size, seed
 

@@ -20,9 +20,7 @@ def retrieval_recall(
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
         batch = batcher.collate(chunk, [batcher.preparer(read_image(p.image)) for p in chunk])
-        output = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values
-        )
+        output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values)
         images.append(output.image_embeds)
         texts.append(output.text_embeds)
     model.train()
@@ -35,7 +33,10 @@ def retrieval_recall(
     positive = owner[:, None] == torch.arange(len(captions))[None, :]
     result = {"images": float(len(pairs)), "captions": float(len(captions))}
     for k in ks:
-        for name, scores, hits in (("image_to_text", similarity, positive), ("text_to_image", similarity.T, positive.T)):
+        for name, scores, hits in (
+            ("image_to_text", similarity, positive),
+            ("text_to_image", similarity.T, positive.T),
+        ):
             top = scores.topk(min(k, scores.shape[1]), dim=1).indices
             result[f"{name}_recall@{k}"] = hits.gather(1, top).any(1).float().mean().item()
     result["chance_image_to_text_recall@1"] = 1 / len(captions)

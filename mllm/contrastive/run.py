@@ -52,9 +52,7 @@ def train_clip(settings: ContrastiveSettings) -> Path:
         ProgressBar("contrastive"),
         LogLine(settings.train.log_every_steps),
     ]
-    trainer = Trainer(
-        ContrastiveTask(batcher), engine, settings.optim, settings.train, run_dir, write_model, callbacks
-    )
+    trainer = Trainer(ContrastiveTask(batcher), engine, settings.optim, settings.train, run_dir, write_model, callbacks)
     logger.info("%d pairs, %d steps of %d", len(pairs), trainer.total, settings.train.global_batch_size)
     trainer.run()
     with atomic_directory(run_dir / "final") as directory:

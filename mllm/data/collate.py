@@ -50,9 +50,7 @@ def collate(rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSampl
                 targets[r, place] = torch.tensor(targets_of(segment))
             offset += segment.length
     stacked = torch.stack(pixels) if pixels else None
-    return Batch(
-        input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners)
-    )
+    return Batch(input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners))
 
 
 def _broken_images(

@@ -1,8 +1,8 @@
 """Recipes: which samples a run trains on, from which files, in which proportion.
 
-    name: demo-instruct
-    sources:
-      - {path: runs/demo/data/instruct.jsonl, reader: messages, image_root: runs/demo/data, weight: 1.0}
+name: demo-instruct
+sources:
+  - {path: runs/demo/data/instruct.jsonl, reader: messages, image_root: runs/demo/data, weight: 1.0}
 """
 
 from pathlib import Path

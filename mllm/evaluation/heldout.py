@@ -39,7 +39,9 @@ class HeldOutBenchmark:
             try:
                 line = HeldOutLine.model_validate_json(text)
             except ValidationError as error:
-                raise UserError(f"{where}: {_first_problem(error)}; expected id, image, question, answer, type") from None
+                raise UserError(
+                    f"{where}: {_first_problem(error)}; expected id, image, question, answer, type"
+                ) from None
             if line.id in items:
                 raise UserError(f"{where}: id {line.id!r} appears twice; every id must be unique")
             items[line.id] = Item(

@@ -66,9 +66,7 @@ class ChatSession:
         prompt = render_request(Request(tuple(messages), tuple(all_images)), self.processor)
         streamer = _Callback(self.processor.tokenizer, on_text) if on_text is not None else None
         with torch.inference_mode():
-            answer = generate_answers(
-                self.model, self.processor, [prompt], [all_images], self.config, streamer
-            )[0]
+            answer = generate_answers(self.model, self.processor, [prompt], [all_images], self.config, streamer)[0]
         self.messages = [*messages, Message(role="assistant", content=answer)]
         self.images = all_images
         return answer

@@ -41,7 +41,9 @@ def render_request(request: Request, processor: Processor) -> Tokens:
 def generation_config(processor: Processor, max_new_tokens: int, temperature: float, top_p: float) -> GenerationConfig:
     """Greedy at temperature 0, sampling above; stops at what ends an answer in the model's prompt format."""
     stops = processor.stop_token_ids
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0], **sampling)
 
 
@@ -72,7 +74,9 @@ def generate_answers(
     embeddings = model.embed(input_ids.to(device), pixel_values)
     language_model = model.language_model
     # The packed attention is for training rows; decoding with a cache goes through transformers' own.
-    own = attention_of(language_model, "sdpa") if language_model.config._attn_implementation == PACKED else nullcontext()
+    own = (
+        attention_of(language_model, "sdpa") if language_model.config._attn_implementation == PACKED else nullcontext()
+    )
     with own:
         out = language_model.generate(
             inputs_embeds=embeddings,

@@ -56,7 +56,9 @@ def packed_attention(
     wants something this function doesn't do.
     """
     if segment_mask is None:
-        raise UserError(f"{type(module).__name__} does not hand keywords on to its attention: packing can't isolate samples")
+        raise UserError(
+            f"{type(module).__name__} does not hand keywords on to its attention: packing can't isolate samples"
+        )
     if attention_mask is not None:
         raise UserError(f"{type(module).__name__} brought an attention mask of its own into a packed row")
     if softcap is not None or (sliding_window is not None and sliding_window < query.shape[2]):

@@ -68,9 +68,7 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
     except ValueError as error:
         raise UserError(f"model.projector.shuffle: {error}") from None
     preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
-    processor = Processor(
-        load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer
-    )
+    processor = Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)
     fit_embeddings(language_model, processor.tokenizer)
     text_width = language_model.get_input_embeddings().embedding_dim
     with torch.random.fork_rng(devices=[]):

@@ -18,8 +18,8 @@ from transformers.initialization import no_init_weights
 from mllm.config import ImageSettings, LoraSettings, ProjectorSettings
 from mllm.errors import UserError
 from mllm.files import atomic_directory
-from mllm.images.prepare import ImagePreparer
 from mllm.images.layout import ImageGeometry
+from mllm.images.prepare import ImagePreparer
 from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.encoders import VisionEncoder, encoder_family
 from mllm.model.multimodal import MultimodalLM
@@ -77,7 +77,9 @@ def check_model_directory(path: Path) -> None:
         raise UserError(f"model {str(path)!r} does not exist; give a directory that holds config.json")
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise UserError(f"{path} holds a pickle ({pickles[0]}), which can run code when loaded; only safetensors are read")
+        raise UserError(
+            f"{path} holds a pickle ({pickles[0]}), which can run code when loaded; only safetensors are read"
+        )
     if not (path / "config.json").is_file():
         raise UserError(f"{path} is not a model directory: it has no config.json")
 
@@ -147,7 +149,9 @@ def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
         values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
         return ImagePreparer(values["image_size_px"], tuple(values["mean"]), tuple(values["std"]), image.fit)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again") from None
+        raise UserError(
+            f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again"
+        ) from None
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -178,7 +182,9 @@ def _materialize(model: MultimodalLM, path: Path) -> None:
     shapes = sorted(k for k in weights if k in own and weights[k].shape != own[k].shape)
     for what, names in (("missing", missing), ("unused", unused), ("of another shape", shapes)):
         if names:
-            raise UserError(f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ")
+            raise UserError(
+                f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ"
+            )
     model.load_state_dict(weights, strict=False, assign=True)
     model.language_model.tie_weights()
 

@@ -8,8 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, CLIPVisionConfig, CLIPVisionModel
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from mllm.errors import UserError
 from mllm.images.layout import ImageGeometry

@@ -117,4 +117,6 @@ def refuse_scaled_logits(config: object) -> None:
         value = getattr(config, name, None)
         if value is not None and value != neutral:
             kind = getattr(config, "model_type", "this language model")
-            raise UserError(f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do")
+            raise UserError(
+                f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do"
+            )

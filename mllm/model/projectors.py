@@ -67,5 +67,7 @@ def build_projector(settings: ProjectorSettings, vision_width: int, text_width: 
     name, depth = ("mlp_gelu", int(match.group(1))) if match else (settings.kind, 1)
     if name not in PROJECTORS or settings.kind == "mlp_gelu":
         choices = ", ".join(n for n in PROJECTORS if n != "mlp_gelu")
-        raise UserError(f"unknown projector {settings.kind!r}; choose one of: {choices}, mlp2x_gelu (any mlpNx_gelu, N 1–9)")
+        raise UserError(
+            f"unknown projector {settings.kind!r}; choose one of: {choices}, mlp2x_gelu (any mlpNx_gelu, N 1–9)"
+        )
     return PROJECTORS.get(name)(vision_width, text_width, settings.shuffle, depth)

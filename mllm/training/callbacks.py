@@ -29,8 +29,12 @@ class ProgressBar(Callback):
 
     def __init__(self, description: str) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[info]}"), refresh_per_second=2,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[info]}"),
+            refresh_per_second=2,
         )
         self._task = self._progress.add_task(description, total=None, info="")
 
@@ -57,7 +61,7 @@ class MetricsFile(Callback):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
         self._path.write_text("".join(kept), encoding="utf-8")
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in on_end)
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
@@ -111,6 +115,12 @@ class LogLine(Callback):
         if step % self._every == 0 or step == self._total:
             logger.info(
                 "step %d/%d  loss %.4f  grad norm %.3f  lr scale %.3f  %.0f tokens/s  data wait %.0f%%  %.0f s",
-                step, self._total, metrics["loss"], metrics["grad_norm"], metrics["lr_scale"],
-                metrics["tokens_per_second"], 100 * metrics["data_wait_share"], time.monotonic() - self._started,
+                step,
+                self._total,
+                metrics["loss"],
+                metrics["grad_norm"],
+                metrics["lr_scale"],
+                metrics["tokens_per_second"],
+                100 * metrics["data_wait_share"],
+                time.monotonic() - self._started,
             )

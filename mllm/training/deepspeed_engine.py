@@ -75,9 +75,11 @@ def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: Lo
         if isinstance(value, dict):
             enabled = given.get("enabled", "auto") if isinstance(given, dict) else given
             if enabled not in ("auto", value["enabled"]):
-                raise UserError(f"ds_config says {key}.enabled={enabled}, train.dtype says {loop.dtype}; make them agree")
+                raise UserError(
+                    f"ds_config says {key}.enabled={enabled}, train.dtype says {loop.dtype}; make them agree"
+                )
         elif given not in ("auto", value):
-            raise UserError(f"ds_config says {key}={given}, our settings say {value}; write \"auto\" in the ds_config")
+            raise UserError(f'ds_config says {key}={given}, our settings say {value}; write "auto" in the ds_config')
         filled[key] = value
     for key in ("optimizer", "scheduler"):
         if key in filled:

@@ -68,7 +68,9 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     trainer = Trainer(
         task, engine, settings.optim, settings.train, run_dir, write_model, _callbacks(settings, engine, run_dir)
     )
-    logger.info("%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, settings.train.global_batch_size)
+    logger.info(
+        "%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, settings.train.global_batch_size
+    )
     done = trainer.run(stop_after)
     if done == trainer.total:
         _publish_final(engine, final, write_model)

@@ -171,4 +171,3 @@ def _stop_requests() -> Iterator[threading.Event]:
     finally:
         for number, action in previous.items():
             signal.signal(number, action)
-

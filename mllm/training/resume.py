@@ -59,7 +59,9 @@ def load_progress(checkpoint: Path, world_size: int, total_steps: int) -> dict[s
     try:
         progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{checkpoint} is not a whole checkpoint ({error}); remove it to go on from the one before") from None
+        raise UserError(
+            f"{checkpoint} is not a whole checkpoint ({error}); remove it to go on from the one before"
+        ) from None
     for name, now in (("world_size", world_size), ("total_steps", total_steps)):
         if progress[name] != now:
             raise UserError(

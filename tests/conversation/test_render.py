@@ -13,7 +13,20 @@ from mllm.processor import IMAGE_TOKEN, Processor
 from tests.tiny import TOKENIZERS
 
 FORMATS = [*PROMPT_FORMATS, "native"]
-ODD = ["", "hello world", "<image>", "<|im_end|>", "</s> yes", " a", "a ", "🙂 é", "two\nlines", "\n", "ASSISTANT:", "user"]
+ODD = [
+    "",
+    "hello world",
+    "<image>",
+    "<|im_end|>",
+    "</s> yes",
+    " a",
+    "a ",
+    "🙂 é",
+    "two\nlines",
+    "\n",
+    "ASSISTANT:",
+    "user",
+]
 texts = st.one_of(st.sampled_from(ODD), st.text(max_size=12))
 plain_texts = st.text(alphabet="abc yesno.,?\n", min_size=1, max_size=12)
 GEOMETRY = ImageGeometry(image_size_px=16, patch_size_px=4)
@@ -73,7 +86,7 @@ def test_supervised_tokens_are_the_words_and_the_end_token(name, tokenizer, turn
     if current:
         spans.append(current)
     if name == "plain":
-        spans = [sum(spans, [])]
+        spans = [[token for span in spans for token in span]]
     else:
         assert len(spans) == len(turns)
     tk = p.tokenizer

@@ -32,7 +32,9 @@ def images(tmp_path):
 def sample(name, question, answer, images=()):
     parts = (*(ImagePart() for _ in images), TextPart(text=question))
     return Sample(
-        id=name, images=tuple(images), messages=(Message(role="user", content=parts), Message(role="assistant", content=answer))
+        id=name,
+        images=tuple(images),
+        messages=(Message(role="user", content=parts), Message(role="assistant", content=answer)),
     )
 
 
@@ -58,12 +60,19 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
     model.eval()
     batch = batch_of(samples, processor, "none")
     config = LlavaConfig(
-        vision_config=model.vision_encoder.model.config, text_config=model.language_model.config,
-        image_token_index=processor.image_token_id, vision_feature_layer=-2,
-        vision_feature_select_strategy="default" if encoder == "clip" else "full", projector_hidden_act="gelu",
+        vision_config=model.vision_encoder.model.config,
+        text_config=model.language_model.config,
+        image_token_index=processor.image_token_id,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default" if encoder == "clip" else "full",
+        projector_hidden_act="gelu",
     )
     peer = LlavaForConditionalGeneration(config).eval()
-    state = {f"model.language_model.{k.removeprefix('model.')}": v for k, v in model.language_model.state_dict().items() if k != "lm_head.weight"}
+    state = {
+        f"model.language_model.{k.removeprefix('model.')}": v
+        for k, v in model.language_model.state_dict().items()
+        if k != "lm_head.weight"
+    }
     state["lm_head.weight"] = model.language_model.state_dict()["lm_head.weight"]
     state |= {f"model.vision_tower.{k}": v for k, v in model.vision_encoder.model.state_dict().items()}
     state |= {f"model.multi_modal_projector.{k}": v for k, v in model.projector.state_dict().items()}
@@ -151,7 +160,9 @@ def test_batch_without_targets_has_loss_zero_and_finite_gradients(tiny_parts, sa
 
 @pytest.mark.parametrize("policy", ["full", "lora"])
 @pytest.mark.parametrize("shuffle", [1, 2])
-def test_saved_model_loads_with_equal_logits_whatever_its_folder_is_called(tiny_parts, samples, tmp_path, policy, shuffle):
+def test_saved_model_loads_with_equal_logits_whatever_its_folder_is_called(
+    tiny_parts, samples, tmp_path, policy, shuffle
+):
     model, processor = build(tiny_settings(tiny_parts, shuffle=shuffle))
     lora = {"rank": 4, "alpha": 8, "dropout": 0.0}
     apply_policy(model, TrainableSettings(language_model=policy, lora=lora))

@@ -60,7 +60,11 @@ def config(tiny_parts, recipe, run_dir, **changes):
 
 def series(run_dir):
     lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["sample_ids"]) for line in lines], [line["loss"] for line in lines], [line["grad_norm"] for line in lines]
+    return (
+        [(line["step"], line["sample_ids"]) for line in lines],
+        [line["loss"] for line in lines],
+        [line["grad_norm"] for line in lines],
+    )
 
 
 def run_here(values):
@@ -69,11 +73,19 @@ def run_here(values):
 
 def launch(values, tmp_path, ranks, stage, port):
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values | {"engine": {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"}}))
+    path.write_text(
+        yaml.safe_dump(values | {"engine": {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"}})
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}",
-        "train/finetune.py", "--config", str(path),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={ranks}",
+        f"--master_port={port}",
+        "train/finetune.py",
+        "--config",
+        str(path),
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -81,7 +93,11 @@ def launch(values, tmp_path, ranks, stage, port):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"train__micro_batch_size": 2}, {"data__packing": "samples"}, {"data__packing": "shared_prefix", "data__group_by_image": False}],
+    [
+        {"train__micro_batch_size": 2},
+        {"data__packing": "samples"},
+        {"data__packing": "shared_prefix", "data__group_by_image": False},
+    ],
 )
 def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tmp_path, changes):
     run_here(config(tiny_parts, recipe, tmp_path / "a"))
@@ -97,7 +113,9 @@ def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tm
 def test_loss_under_zero_equals_one_process(tiny_parts, recipe, tmp_path, stage):
     run_here(config(tiny_parts, recipe, tmp_path / "one"))
     micro = 1 + stage % 2  # 2 or 1 accumulated micro-batches a rank
-    launch(config(tiny_parts, recipe, tmp_path / "two", train__micro_batch_size=micro), tmp_path, 2, stage, 29630 + stage)
+    launch(
+        config(tiny_parts, recipe, tmp_path / "two", train__micro_batch_size=micro), tmp_path, 2, stage, 29630 + stage
+    )
     (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(tmp_path / "two")
     assert ids_a == ids_b
     assert loss_b == pytest.approx(loss_a, rel=1e-4)
@@ -127,11 +145,17 @@ def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, recipe, tmp_path
     save_image(root / "good.png")
     (root / "bad.png").write_bytes((root / "good.png").read_bytes()[:60])
     lines = [
-        {"id": name, "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}], "images": [f"{name}.png"]}
+        {
+            "id": name,
+            "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}],
+            "images": [f"{name}.png"],
+        }
         for name in ("good", "bad")
     ]
     (root / "s.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    (root / "r.yaml").write_text(yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]}))
+    (root / "r.yaml").write_text(
+        yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]})
+    )
     with pytest.raises(UserError, match=r"bad\.png"):
         run_here(config(tiny_parts, root / "r.yaml", tmp_path / "e"))
     run_here(config(tiny_parts, root / "r.yaml", tmp_path / "s", data__on_bad_sample="skip"))

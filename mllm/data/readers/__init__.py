@@ -9,4 +9,4 @@ from mllm.registry import Registry
 Reader = Callable[[Path], Iterator[Sample]]
 READERS: Registry[Reader] = Registry("reader")
 
-from mllm.data.readers import llava, messages  # noqa: E402,F401 (they enter themselves in READERS)
+from mllm.data.readers import llava, messages  # noqa: F401 (they enter themselves in READERS)

@@ -1,0 +1,85 @@
+"""Sampling, controls and intervals of an evaluation."""
+
+import numpy as np
+import pytest
+
+from mllm.errors import UserError
+from mllm.evaluation.benchmark import Item, MajorityAnswer
+from mllm.evaluation.benchmarks.clipart import Clipart
+from mllm.evaluation.intervals import bootstrap_interval
+from mllm.evaluation.runner import ask, summarize
+from mllm.evaluation.sampling import stratified_sample, swap_partners
+from tests.tiny import save_image
+
+
+@pytest.fixture
+def items(tmp_path):
+    paths = [tmp_path / f"{n}.png" for n in range(20)]
+    for path in paths:
+        save_image(path)
+    kinds = {"shape": ["circle", "square"], "yes_no": ["yes", "no", "no"]}
+    out = []
+    for n, path in enumerate(paths):
+        for kind, answers in kinds.items():
+            for k in range(1 if kind == "shape" else 3):
+                answer = answers[(n + k) % len(answers)]
+                out.append(Item(f"{n}-{kind}-{k}", path, f"{kind} {k}?", (answer,), kind, path.name))
+    return out
+
+
+def test_stratified_sample_keeps_the_shares_of_types(items):
+    chosen = stratified_sample(items, 40, seed=1)
+    assert len(chosen) >= 40
+    assert sum(i.type == "shape" for i in chosen) == 10
+    assert chosen == stratified_sample(items, 40, seed=1) != stratified_sample(items, 40, seed=2)
+
+
+def test_swapped_items_never_keep_their_image_or_answer(items):
+    for item, partner in zip(items, swap_partners(items, seed=0), strict=True):
+        assert partner.group != item.group and partner.references != item.references
+
+
+def test_equal_requests_are_asked_once_and_answers_are_those_of_asking_all(items):
+    asked = []
+
+    def generate(requests, max_new_tokens):
+        asked.append(len(requests))
+        return [request.messages[0].text for request in requests]
+
+    answers = ask(Clipart(), items, "withheld", generate, seed=0)
+    assert asked == [4] and [a.answer for a in answers] == [i.question for i in items]
+
+
+def test_missing_images_are_named_before_anything_is_asked(items):
+    items[3].image.unlink()
+    with pytest.raises(UserError, match=items[3].image.name):
+        ask(Clipart(), items, "model", lambda *_: pytest.fail("asked"), seed=0)
+
+
+def test_scores_count_exact_matches_by_type(items):
+    right = {(str(i.image), i.question): i.references[0] for i in items}
+
+    def generate(requests, max_new_tokens):
+        return [right[request.images[0], request.messages[0].text].upper() + "." for request in requests]
+
+    scores = summarize(ask(Clipart(), items, "model", generate, seed=0), seed=0)
+    assert {s.type: (s.score, s.low, s.high) for s in scores} == {k: (1, 1, 1) for k in ("overall", "shape", "yes_no")}
+
+
+def test_majority_is_the_commonest_training_answer_of_the_text():
+    majority = MajorityAnswer([("a?", "no"), ("a?", "no"), ("a?", "yes"), ("b?", "red")])
+    assert [majority.predict(q) for q in ("a?", "b?", "c?")] == ["no", "red", "no"]
+
+
+def test_interval_is_wider_when_the_answers_of_an_image_agree():
+    rng = np.random.default_rng(0)
+    per_image = (rng.random(40) < 0.7).astype(float)
+    scores = np.repeat(per_image, 10).tolist()
+    clustered = bootstrap_interval(scores, [str(i // 10) for i in range(400)], seed=0)
+    single = bootstrap_interval(scores, [str(i) for i in range(400)], seed=0)
+    assert clustered[1] - clustered[0] > 2 * (single[1] - single[0])
+
+
+def test_a_missing_benchmark_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"clipart\.jsonl does not exist"):
+        Clipart().items(tmp_path)

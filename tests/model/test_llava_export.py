@@ -1,0 +1,64 @@
+"""The Hugging Face LLaVA layout: what we export, transformers loads, with equal logits, ids and pixels."""
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.errors import UserError
+from mllm.model.build import build
+from mllm.model.interop.llava import export_llava
+from tests.tiny import save_image, tiny_settings
+
+
+def settings(parts, encoder, prompt_format, fit):
+    base = tiny_settings(parts, encoder, prompt_format)
+    return base.model_copy(update={"image": base.image.model_copy(update={"fit": fit})})
+
+
+@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch")])
+@pytest.mark.parametrize("prompt_format", ["vicuna_v1", "llama_3", "chatml"])
+def test_exported_model_and_processor_equal_ours(tiny_parts, tmp_path, encoder, fit, prompt_format):
+    model, processor = build(settings(tiny_parts, encoder, prompt_format, fit))
+    model.eval()
+    path = save_image(tmp_path / "i.png", size=(20, 12))
+    image = Image.open(path)
+    messages = [
+        Message(role="user", content=(ImagePart(), TextPart(text="what is this"))),
+        Message(role="assistant", content="a cat"),
+        Message(role="user", content="is it red"),
+    ]
+    prompt = processor.render(messages, [(12, 20)], generation=True)
+    ids = torch.tensor([prompt.input_ids])
+    pixels = processor.pixels(image)[None]
+    export_llava(model, processor, tmp_path / "out")
+    peer = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    peer_processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    content = [
+        {
+            "role": m.role,
+            "content": [
+                {"type": "image"} if p.type == "image" else {"type": "text", "text": p.text} for p in m.content
+            ],
+        }
+        for m in messages
+    ]
+    text = peer_processor.apply_chat_template(content, add_generation_prompt=True)
+    inputs = peer_processor(text=text, images=[image], return_tensors="pt", add_special_tokens=False)
+    assert inputs["input_ids"][0].tolist() == list(prompt.input_ids)
+    assert torch.allclose(inputs["pixel_values"].float(), pixels, atol=1e-5)
+    with torch.no_grad():
+        theirs = peer(**inputs).logits
+        hidden = model.language_model.get_decoder()(inputs_embeds=model.embed(ids, pixels)).last_hidden_state
+        ours = model.language_model.get_output_embeddings()(hidden)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("change", [{"kind": "linear"}, {"shuffle": 2}])
+def test_what_the_layout_cannot_say_is_refused(tiny_parts, tmp_path, change):
+    base = settings(tiny_parts, "clip", "chatml", "crop")
+    model, processor = build(base.model_copy(update={"projector": base.projector.model_copy(update=change)}))
+    with pytest.raises(UserError, match="two-layer projector"):
+        export_llava(model, processor, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
