@@ -36,9 +36,10 @@ $(RUN)/data/synth_report.json: | $(VENV)/.installed
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) --master_port $(PORT)
 
 demo: $(VENV)/.installed $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
-	@echo "about 20 minutes on 2 cores; Ctrl-C and run again to go on where it stopped"
+	@echo "an hour or more on 2 cores; Ctrl-C and run again to go on where it stopped"
 	$(LAUNCH) train/finetune.py --config train/configs/demo_stage1.yaml
 	$(LAUNCH) train/finetune.py --config train/configs/demo_stage2.yaml
+	OMP_NUM_THREADS=2 $(BIN)/python eval/run.py --model $(RUN)/stage2 --benchmarks easyvqa,clipart,ocr_words
 	@echo "talk to it:  $(BIN)/mllm chat $(RUN)/stage2 --image some.png"
 
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json

@@ -74,6 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--layout", choices=["hf"], default="hf", help="hf: LlavaForConditionalGeneration")
     export.set_defaults(run=_export)
 
+    bring = commands.add_parser(
+        "import",
+        help="convert a Hugging Face LLaVA directory to one of ours",
+        formatter_class=formatter,
+        epilog="example:\n  mllm import llava-1.5-7b-hf runs/llava15 --prompt-format vicuna_v1 --fit pad",
+    )
+    bring.add_argument("source", help="a local directory in safetensors")
+    bring.add_argument("out")
+    bring.add_argument("--prompt-format", default="vicuna_v1", help="the one it was trained with")
+    bring.add_argument("--fit", choices=["pad", "crop", "stretch"], default="pad")
+    bring.set_defaults(run=_import)
+
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)
     return parser
@@ -136,6 +148,15 @@ def _export(options: argparse.Namespace) -> None:
     from mllm.model.interop.llava import export_llava
 
     export_llava(*load(model_directory(options.model)), Path(options.out))
+    print(f"saved {options.out}")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.model.interop.llava import import_llava
+
+    import_llava(Path(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
 
 

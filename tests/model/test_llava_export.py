@@ -7,8 +7,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
+from mllm.model import checkpoint
 from mllm.model.build import build
-from mllm.model.interop.llava import export_llava
+from mllm.model.interop.llava import export_llava, import_llava
 from tests.tiny import save_image, tiny_settings
 
 
@@ -53,6 +54,22 @@ def test_exported_model_and_processor_equal_ours(tiny_parts, tmp_path, encoder, 
         hidden = model.language_model.get_decoder()(inputs_embeds=model.embed(ids, pixels)).last_hidden_state
         ours = model.language_model.get_output_embeddings()(hidden)
     assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch")])
+def test_an_exported_model_comes_back_with_equal_logits(tiny_parts, tmp_path, encoder, fit):
+    model, processor = build(settings(tiny_parts, encoder, "chatml", fit))
+    model.eval()
+    prompt = processor.render([Message(role="user", content=(ImagePart(), TextPart(text="hello")))], [(12, 20)], True)
+    ids, pixels = torch.tensor([prompt.input_ids]), torch.randn(1, 3, 16, 16)
+    export_llava(model, processor, tmp_path / "out")
+    import_llava(tmp_path / "out", tmp_path / "back", "chatml", fit)
+    back, back_processor = checkpoint.load(tmp_path / "back")
+    assert back_processor.preparer == processor.preparer
+    with torch.no_grad():
+        hidden = [m.language_model.get_decoder()(inputs_embeds=m.embed(ids, pixels))[0] for m in (model, back)]
+        logits = [m.language_model.get_output_embeddings()(h) for m, h in zip((model, back), hidden, strict=True)]
+    assert torch.allclose(*logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"kind": "linear"}, {"shuffle": 2}])

@@ -6,14 +6,26 @@ What the layout can't say is refused: it has a two-layer GELU projector, no pixe
 from pathlib import Path
 
 import torch
-from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor, SiglipImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    CLIPImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    SiglipImageProcessor,
+)
 
+from mllm.config import ImageSettings, ProjectorSettings
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.files import atomic_directory
-from mllm.model.checkpoint import tied_weights
+from mllm.model.build import fit_embeddings, load_tokenizer
+from mllm.model.checkpoint import check_model_directory, save, tied_weights
+from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import merge_lora
+from mllm.model.projectors import build_projector
 from mllm.processor import IMAGE_TOKEN, Processor
 
 PARTS = {
@@ -58,8 +70,6 @@ def llava_state(model: MultimodalLM) -> dict[str, torch.Tensor]:
 
 def export_llava(model: MultimodalLM, processor: Processor, out: Path) -> None:
     """Write a directory that `LlavaForConditionalGeneration` and `AutoProcessor` load; LoRA is merged first."""
-    from transformers import LlavaForConditionalGeneration
-
     if processor.preparer.fit == "pad":
         raise UserError(
             "the Hugging Face image processors don't pad to a square: images that aren't square would be prepared in "
@@ -151,3 +161,53 @@ def _quote(text: str) -> str:
     """`text` as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"
+
+
+def import_llava(source: Path, out: Path, prompt_format: str, fit: str) -> None:
+    """Convert a local LLaVA directory in transformers' layout to one of ours, atomically.
+
+    `prompt_format` and `fit` say how the model was trained, which the layout doesn't. Raises UserError when the directory
+    isn't a LLaVA model in safetensors, or its weights don't fit its config.
+    """
+    check_model_directory(source)
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != "llava":
+        raise UserError(f"{source} holds a {config.model_type!r} model; mllm import reads LLaVA's (model_type llava)")
+    peer, report = LlavaForConditionalGeneration.from_pretrained(
+        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+    )
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        raise UserError(f"{source}: {len(wrong)} weight(s) missing or unused, such as {wrong[0]}")
+    class_token = "keep" if config.vision_feature_select_strategy == "full" else "drop"
+    if not encoder_family(config.vision_config.model_type).has_class_token:
+        class_token = "drop"
+    vision = VisionEncoder(peer.model.vision_tower, config.vision_feature_layer, class_token)
+    language_model = AutoModelForCausalLM.from_config(config.text_config)
+    language_model.get_decoder().load_state_dict(peer.model.language_model.state_dict())
+    language_model.get_output_embeddings().load_state_dict(peer.lm_head.state_dict())
+    projector = ProjectorSettings(kind="mlp2x_gelu")
+    geometry = vision.geometry(projector.shuffle)
+    processor = Processor(
+        load_tokenizer(str(source)), prompt_format, geometry, load_preparer(str(source), geometry.image_size_px, fit)
+    )
+    if processor.image_token_id != config.image_token_id:
+        raise UserError(f"{source}: its image token is not {IMAGE_TOKEN!r} ({config.image_token_id} in the config)")
+    fit_embeddings(language_model, processor.tokenizer)
+    model = MultimodalLM(
+        vision,
+        _projector_of(peer, projector),
+        language_model,
+        projector,
+        ImageSettings(fit=fit),
+        processor.image_token_id,
+    )
+    save(out, model, processor)
+
+
+def _projector_of(peer: LlavaForConditionalGeneration, settings: ProjectorSettings) -> torch.nn.Module:
+    weights = peer.model.multi_modal_projector.state_dict()
+    text_width, vision_width = weights["linear_1.weight"].shape
+    projector = build_projector(settings, vision_width, text_width)
+    projector.load_state_dict(weights)
+    return projector
