@@ -16,6 +16,7 @@ from rich.table import Table
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS
 from mllm.evaluation.benchmarks import clipart, easyvqa, ocr_words  # noqa: F401 (they enter themselves in BENCHMARKS)
+from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
 from mllm.evaluation.sampling import stratified_sample
 from mllm.files import write_json_atomically, write_text_atomically
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 def evaluate_directory(
     model: str, benchmarks: Sequence[str], data: Path, output: Path, limit: int | None, seed: int, batch_size: int
 ) -> dict[str, list[Score]]:
-    """Score a model directory (or a finished run's) and write `results.json` and `answers.jsonl` to `output`.
+    """Score a model directory (or a finished run's) and write `results.json`, `answers.jsonl`, `report.html` to `output`.
 
     limit: questions per benchmark (None = the benchmark's own default). Raises UserError for an unknown benchmark or
     missing files, before the model is loaded.
@@ -89,7 +90,8 @@ def _write(
         output / "results.json",
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
     )
-    logger.info("wrote %s", output / "results.json")
+    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers)
+    logger.info("wrote results.json, answers.jsonl and report.html to %s", output)
 
 
 def print_scores(scores: dict[str, list[Score]]) -> None:

@@ -88,6 +88,8 @@ def load_processor(settings: ModelSettings) -> Processor:
         return read_processor(Path(settings.init_from), settings.prompt_format)
     if settings.vision_encoder is None or settings.language_model is None:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
+    require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
+    require_directory(settings.language_model.path, "model.language_model.path")
     config = vision_config(settings.vision_encoder.path)
     keep = settings.vision_encoder.class_token == "keep"
     geometry = ImageGeometry(config.image_size, config.patch_size, keep, settings.projector.shuffle)

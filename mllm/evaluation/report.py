@@ -1,0 +1,75 @@
+"""One self-contained HTML page of an evaluation: scores with intervals, bars, and right and wrong answers with pictures."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from mllm.evaluation.runner import Answer, Score
+from mllm.files import write_text_atomically
+from mllm.images.decode import read_image
+
+GALLERY = 18
+THUMBNAIL_PX = 96
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
+table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
+td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;vertical-align:middle;margin-right:.4rem}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
+.card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
+.card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}.right b{color:#2a7d3c}.wrong b{color:#b3372f}
+"""
+
+
+def write_report(
+    path: Path, title: str, scores: Mapping[str, Sequence[Score]], answers: Mapping[str, Sequence[Answer]]
+) -> None:
+    """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped."""
+    body = [f"<h1>{escape(title)}</h1>", "<p>Exact match in %, with 95% bootstrap intervals over images. "]
+    body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
+    body.append("<i>majority</i>: the commonest training answer to each question.</p>")
+    for name, entries in scores.items():
+        body += [f"<h2>{escape(name)}</h2>", _table(entries)]
+        asked = [answer for answer in answers[name] if answer.condition == "model"]
+        for label, wanted in (("wrong", 0.0), ("right", 1.0)):
+            chosen = [answer for answer in asked if answer.score == wanted][:GALLERY]
+            cards = "".join(_card(answer, label) for answer in chosen)
+            body.append(f"<h3>{label} ({len(chosen)} shown)</h3><div class=grid>{cards}</div>")
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    write_text_atomically(path, page + "".join(body) + "</html>\n")
+
+
+def _table(entries: Sequence[Score]) -> str:
+    conditions = list(dict.fromkeys(entry.condition for entry in entries))
+    head = "".join(f"<th>{escape(c)}</th>" for c in ("type", "questions", *conditions))
+    rows = []
+    for kind in dict.fromkeys(entry.type for entry in entries):
+        own = {entry.condition: entry for entry in entries if entry.type == kind}
+        cells = "".join(_cell(own[c]) if c in own else "<td></td>" for c in conditions)
+        rows.append(f"<tr><td>{escape(kind)}</td><td>{next(iter(own.values())).count}</td>{cells}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _cell(entry: Score) -> str:
+    width = round(60 * entry.score)
+    interval = f"{100 * entry.low:.1f}–{100 * entry.high:.1f}"
+    return f"<td><span class=bar style='width:{width}px'></span>{100 * entry.score:.1f} <small>{interval}</small></td>"
+
+
+def _card(answer: Answer, label: str) -> str:
+    picture = f"<img alt='' src='{thumbnail(answer.image)}'>" if answer.image else ""
+    reference = escape(", ".join(answer.references))
+    words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
+    return f"<div class='card {label}'>{picture}{words}</div>"
+
+
+def thumbnail(path: str) -> str:
+    """A data URL of at most 96 × 96 pixels."""
+    image = read_image(path)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
