@@ -20,7 +20,8 @@ table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bo
 td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;vertical-align:middle;margin-right:.4rem}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
-.card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}.right b{color:#2a7d3c}.wrong b{color:#b3372f}
+.card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
+.right b{color:#2a7d3c}.wrong b{color:#b3372f}
 """
 
 
