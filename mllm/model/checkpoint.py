@@ -18,10 +18,9 @@ from transformers.initialization import no_init_weights
 from mllm.config import ImageSettings, LoraSettings, ProjectorSettings
 from mllm.errors import UserError
 from mllm.files import atomic_directory
-from mllm.images.layout import ImageGeometry
 from mllm.images.prepare import ImagePreparer
 from mllm.model.build import fit_embeddings, load_tokenizer
-from mllm.model.encoders import VisionEncoder, encoder_family
+from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import add_lora
 from mllm.model.projectors import build_projector
@@ -106,11 +105,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def load(path: Path | str, prompt_format: str | None = None) -> tuple[MultimodalLM, Processor]:
+def load(
+    path: Path | str, prompt_format: str | None = None, image: ImageSettings | None = None
+) -> tuple[MultimodalLM, Processor]:
     """The model and processor of a model directory, in evaluation mode, in float32 on the CPU.
 
-    `prompt_format` replaces the saved one (a second training stage may do so). Raises UserError when the directory isn't
-    whole, or its weights are not exactly those that its config asks for.
+    `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
+    directory isn't whole, or its weights are not exactly those that its config asks for.
     """
     path = Path(path)
     config = read_config(path)
@@ -124,8 +125,8 @@ def load(path: Path | str, prompt_format: str | None = None) -> tuple[Multimodal
         language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config))
     settings = ProjectorSettings(**config["projector"])
     projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
-    processor = read_processor(path, prompt_format)
-    image = ImageSettings(**config["image"])
+    image = image or ImageSettings(**config["image"])
+    processor = read_processor(path, prompt_format, image)
     model = MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
     if config["lora"] is not None:
         add_lora(model, LoraSettings(**config["lora"]))
@@ -134,13 +135,12 @@ def load(path: Path | str, prompt_format: str | None = None) -> tuple[Multimodal
     return model.float().eval(), processor
 
 
-def read_processor(path: Path, prompt_format: str | None = None) -> Processor:
-    """The processor of a model directory, without its weights."""
+def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
+    """The processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
     config = read_config(path)
     vision, projector = config["vision_config"], ProjectorSettings(**config["projector"])
-    keep = config["class_token"] == "keep"
-    geometry = ImageGeometry(vision["image_size"], vision["patch_size"], keep, projector.shuffle)
-    preparer = _preparer(path, ImageSettings(**config["image"]))
+    geometry = encoder_geometry(vision["image_size"], vision["patch_size"], config["class_token"], projector.shuffle)
+    preparer = _preparer(path, image or ImageSettings(**config["image"]))
     return Processor(load_tokenizer(str(path)), prompt_format or config["prompt_format"], geometry, preparer)
 
 

@@ -43,6 +43,14 @@ def encoder_family(model_type: str) -> EncoderFamily:
     return ENCODERS[model_type]
 
 
+def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int) -> ImageGeometry:
+    """The geometry of an encoder with a projector. Raises UserError when the shuffle doesn't fit the patch grid."""
+    try:
+        return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
+    except ValueError as error:
+        raise UserError(f"model.projector.shuffle: {error}") from None
+
+
 class VisionEncoder(nn.Module):
     """Features of one hidden layer: pixel_values [N, 3, S, S] → [N, P, V].
 
@@ -65,9 +73,14 @@ class VisionEncoder(nn.Module):
     def width(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def drops_class_token(self) -> bool:
+        """Whether there is a class token and it is left out."""
+        return self.family.has_class_token and self.class_token == "drop"
+
     def geometry(self, shuffle: int) -> ImageGeometry:
         config = self.model.config
-        return ImageGeometry(config.image_size, config.patch_size, self.class_token == "keep", shuffle)
+        return encoder_geometry(config.image_size, config.patch_size, self.class_token, shuffle)
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters behind the feature layer: they take no part in the forward's result."""
@@ -89,7 +102,7 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values.to(self.dtype), output_hidden_states=True)
         features = output.hidden_states[self.feature_layer]
-        if self.family.has_class_token and self.class_token == "drop":
+        if self.drops_class_token:
             return features[:, 1:]
         return features
 

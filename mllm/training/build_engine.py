@@ -32,7 +32,7 @@ def build_engine(
     """
     kind = engine.kind
     if kind == "auto":
-        kind = "deepspeed" if "RANK" in os.environ or (engine.ds_config and launched_world_size() > 1) else "torch"
+        kind = "deepspeed" if "RANK" in os.environ else "torch"
     check_world_size(engine, kind)
     keep_freed_memory()
     if kind == "torch":

@@ -84,16 +84,7 @@ def _start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     origin = settings.model.init_from
     if origin is None:
         return build(settings.model, settings.seed)
-    model, processor = checkpoint.load(origin, prompt_format=settings.model.prompt_format)
-    model.image_settings = settings.model.image
-    return model, Processor(
-        processor.tokenizer,
-        settings.model.prompt_format,
-        processor.geometry,
-        type(processor.preparer)(
-            processor.preparer.image_size_px, processor.preparer.mean, processor.preparer.std, settings.model.image.fit
-        ),
-    )
+    return checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:

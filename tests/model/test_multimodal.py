@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mllm.batch import IGNORE_INDEX
-from mllm.config import TrainableSettings
+from mllm.config import ModelSettings, TrainableSettings
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
@@ -15,7 +15,7 @@ from mllm.data.packing import pack
 from mllm.errors import UserError
 from mllm.inference.generate import Request, generate_batch
 from mllm.model import checkpoint
-from mllm.model.build import build
+from mllm.model.build import build, load_processor
 from mllm.model.policy import apply_policy
 from tests.tiny import save_image, tiny_settings
 
@@ -176,6 +176,19 @@ def test_saved_model_loads_with_equal_logits_whatever_its_folder_is_called(
     assert torch.equal(batch_of(samples, loaded_processor, "samples").input_ids, batch.input_ids)
     with torch.no_grad():
         assert torch.allclose(loaded.logits(batch), model.logits(batch), atol=1e-6)
+
+
+def test_a_processor_loaded_alone_is_the_one_the_run_trains_with(tiny_parts, tmp_path):
+    settings = tiny_settings(tiny_parts)
+    model, processor = build(settings)
+    checkpoint.save(tmp_path / "model", model, processor)
+    assert load_processor(settings).preparer == processor.preparer
+    second = ModelSettings(init_from=str(tmp_path / "model"), prompt_format="vicuna_v1", image={"fit": "crop"})
+    loaded, trained_with = checkpoint.load(tmp_path / "model", second.prompt_format, second.image)
+    alone = load_processor(second)
+    assert alone.preparer == trained_with.preparer and alone.preparer.fit == loaded.image_settings.fit == "crop"
+    assert alone.format_name == trained_with.format_name == "vicuna_v1"
+    assert alone.geometry == trained_with.geometry
 
 
 def test_pickles_missing_and_unused_weights_are_refused(tiny_parts, tmp_path):

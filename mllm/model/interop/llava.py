@@ -44,14 +44,13 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
             f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}"
         )
     encoder = model.vision_encoder
-    drops_class = encoder.family.has_class_token and encoder.class_token == "drop"
     config = LlavaConfig(
         vision_config=encoder.model.config.to_dict(),
         text_config=model.language_model.config.to_dict(),
         image_token_index=processor.image_token_id,
         image_seq_length=processor.geometry.layout(1, 1).token_count,
         vision_feature_layer=encoder.feature_layer,
-        vision_feature_select_strategy="default" if drops_class else "full",
+        vision_feature_select_strategy="default" if encoder.drops_class_token else "full",
         projector_hidden_act="gelu",
         tie_word_embeddings=bool(tied_weights(model)),
     )
@@ -97,12 +96,11 @@ def llava_processor(model: MultimodalLM, processor: Processor) -> LlavaProcessor
     else:
         image = SiglipImageProcessor(size=square, **statistics)
     encoder = model.vision_encoder
-    drops_class = encoder.family.has_class_token and encoder.class_token == "drop"
     return LlavaProcessor(
         image_processor=image,
         tokenizer=processor.tokenizer,
         patch_size=processor.geometry.patch_size_px,
-        vision_feature_select_strategy="default" if drops_class else "full",
+        vision_feature_select_strategy="default" if encoder.drops_class_token else "full",
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=int(encoder.family.has_class_token),
         chat_template=chat_template(processor),
