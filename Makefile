@@ -8,6 +8,7 @@ RUN := runs/demo
 TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.6,torch==2.13.0)
 RANKS ?= 2
 PORT ?= 29617
+SHELL := bash
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -34,13 +35,22 @@ $(RUN)/data/synth_report.json: | $(VENV)/.installed
 	$(BIN)/mllm synth data_recipes/demo/synth.yaml
 
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) --master_port $(PORT)
+STAGES := train/configs/demo_stage1.yaml train/configs/demo_stage2.yaml
+SAMPLES := data_recipes/demo/samples
 
-demo: $(VENV)/.installed $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
-	@echo "an hour or more on 2 cores; Ctrl-C and run again to go on where it stopped"
+# Every step skips what is done, so that Ctrl-C and `make demo` again go on where it stopped.
+demo: $(VENV)/.installed
+	@test -f $(RUN)/data/synth_report.json || echo "preparing weights and data takes about a minute; then comes an estimate of the training"
+	@$(MAKE) --no-print-directory $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
+	$(BIN)/mllm estimate $(STAGES) --ranks $(RANKS)
 	$(LAUNCH) train/finetune.py --config train/configs/demo_stage1.yaml
 	$(LAUNCH) train/finetune.py --config train/configs/demo_stage2.yaml
-	OMP_NUM_THREADS=2 $(BIN)/python eval/run.py --model $(RUN)/stage2 --benchmarks easyvqa,clipart,ocr_words
-	@echo "talk to it:  $(BIN)/mllm chat $(RUN)/stage2 --image some.png"
+	test -f $(RUN)/stage2/eval/report.html || OMP_NUM_THREADS=2 $(BIN)/python eval/run.py --model $(RUN)/stage2 --benchmarks easyvqa,clipart,ocr_words
+	@for chat in "shape|What color is the shape?|is there a circle?" "drawing|What is this?|Which category fits the picture?" "word|What word is written here?"; do \
+	  IFS='|' read -r picture first second <<< "$$chat"; echo; echo "$(SAMPLES)/$$picture.png"; \
+	  $(BIN)/mllm chat $(RUN)/stage2 --image $(SAMPLES)/$$picture.png -p "$$first" $${second:+-p "$$second"}; done
+	@echo; echo "the report:  $(RUN)/stage2/eval/report.html"
+	@echo "chat on:     $(BIN)/mllm chat $(RUN)/stage2 --image $(SAMPLES)/shape.png"
 
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mllm.command import configure_logging, run_command
+from mllm.errors import UserError
 
 
 def _subparser(
@@ -31,7 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("model", help="a model directory, or a run directory with final/ in it")
     chat.add_argument("--image", action="append", default=[], metavar="PATH", help="goes with the first question")
-    chat.add_argument("-p", "--prompt", help="ask one question, print the answer and leave")
+    chat.add_argument(
+        "-p",
+        "--prompt",
+        action="append",
+        default=[],
+        help="ask, print the answer and leave; more of them are more turns",
+    )
     chat.add_argument("--system", help="a system prompt")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -88,6 +95,16 @@ def build_parser() -> argparse.ArgumentParser:
     bring.add_argument("--prompt-format", default="vicuna_v1", help="the one it was trained with")
     bring.add_argument("--fit", choices=["pad", "crop", "stretch"], default="pad")
 
+    estimate = _subparser(
+        commands,
+        "estimate",
+        _estimate,
+        "how long training runs will take on this machine, measured on a few of their micro-batches",
+        "mllm estimate train/configs/demo_stage1.yaml train/configs/demo_stage2.yaml --ranks 2",
+    )
+    estimate.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
+    estimate.add_argument("--ranks", type=int, default=1, help="processes that will share the work")
+
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)
     return parser
@@ -95,13 +112,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _chat(options: argparse.Namespace) -> None:
     from mllm.inference.chat import ChatSession
-    from mllm.inference.terminal import chat_in_terminal, chat_once
+    from mllm.inference.terminal import chat_in_terminal, chat_script
     from mllm.model.checkpoint import load, model_directory
 
     model, processor = load(model_directory(options.model))
     session = ChatSession(model, processor, options.system, options.max_new_tokens, options.temperature)
-    if options.prompt is not None:
-        chat_once(session, options.prompt, options.image)
+    if options.prompt:
+        chat_script(session, options.prompt, options.image)
     else:
         chat_in_terminal(session, options.image)
 
@@ -113,6 +130,25 @@ def _synth(options: argparse.Namespace) -> None:
 
     report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
     print(f"data hash {report.data_hash}")
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from mllm.config import FinetuneSettings, load_settings
+    from mllm.training.estimate import estimate_runs
+
+    if options.ranks < 1:
+        raise UserError(f"--ranks {options.ranks}: give at least 1")
+    total = 0.0
+    for estimate in estimate_runs([load_settings(FinetuneSettings, path) for path in options.configs]):
+        seconds = estimate.seconds(options.ranks)
+        total += seconds
+        print(
+            f"{estimate.run_dir}: {estimate.steps_left} steps of {estimate.tokens_per_step} tokens at "
+            f"{estimate.tokens_per_second:.0f} tokens/s a rank: {seconds / 60:.1f} min"
+            if estimate.steps_left
+            else f"{estimate.run_dir}: finished"
+        )
+    print(f"together about {total / 60:.0f} min of computation on {options.ranks} rank(s), and some for communication")
 
 
 def _show(options: argparse.Namespace) -> None:

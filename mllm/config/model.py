@@ -69,9 +69,14 @@ class LoraSettings(Settings):
 
 
 class TrainableSettings(Settings):
-    """What learns, part by part."""
+    """What learns, part by part.
+
+    `token_embeddings: frozen` keeps a fully trained language model's input and output embeddings as they are: in a
+    small model they are a quarter of the weights, and a step's dense gradient for them costs more than it teaches.
+    """
 
     vision_encoder: Literal["frozen", "full"] = "frozen"
     projector: Literal["frozen", "full"] = "full"
     language_model: Literal["frozen", "full", "lora"] = "frozen"
+    token_embeddings: Literal["frozen", "full"] = "full"
     lora: LoraSettings = LoraSettings()

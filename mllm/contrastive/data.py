@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """pixel_values float32 [B, 3, S, S]; input_ids, attention_mask int64 [B, T]; same_text bool [B, B]."""
+    """pixel_values float32 [B, 3, S, S]; input_ids, attention_mask int64 [B, T]; describes bool [B, B]: see `describes`."""
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    same_text: torch.Tensor
+    describes: torch.Tensor
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
@@ -64,8 +65,17 @@ def jitter(image: Image.Image, rng: random.Random) -> Image.Image:
     )
 
 
+def describes(captions: list[str]) -> torch.Tensor:
+    """bool [B, B], symmetric: true where the words of one caption are all in the other's ("a circle", "a red circle").
+
+    Both then fit the image of the longer one, so neither is evidence against it.
+    """
+    words = [frozenset(re.findall(r"\w+", caption.lower())) for caption in captions]
+    return torch.tensor([[a <= b or b <= a for b in words] for a in words])
+
+
 class PairBatcher:
-    """Turns pairs into batches; an epoch visits every pair once, in an order given by (seed, epoch)."""
+    """Turns pairs into batches; an epoch visits every pair at most once, in an order given by (seed, epoch)."""
 
     def __init__(
         self, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase, preparer: ImagePreparer, batch_size: int, seed: int
@@ -96,6 +106,4 @@ class PairBatcher:
     def collate(self, pairs: list[Pair], pixels: list[torch.Tensor]) -> PairBatch:
         captions = [pair.caption for pair in pairs]
         text = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        ids = {caption: index for index, caption in enumerate(dict.fromkeys(captions))}
-        keys = torch.tensor([ids[caption] for caption in captions])
-        return PairBatch(torch.stack(pixels), text.input_ids, text.attention_mask, keys[:, None] == keys[None, :])
+        return PairBatch(torch.stack(pixels), text.input_ids, text.attention_mask, describes(captions))

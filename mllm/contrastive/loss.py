@@ -10,19 +10,19 @@ MAX_LOGIT_SCALE = 100.0
 
 
 def symmetric_infonce_sum(
-    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, same_text: torch.Tensor
+    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, describes: torch.Tensor
 ) -> torch.Tensor:
     """Sum over the B pairs of the mean of the image→text and text→image cross-entropies, scalar float32.
 
     image_features, text_features: [B, E], normalized here. logit_scale: the log of the inverse temperature, clamped so
-    that logits are scaled by at most 100, as in the paper. same_text: bool [B, B], true where two pairs carry an equal
-    caption: such a pair is no negative, and is left out.
+    that logits are scaled by at most 100, as in the paper. describes: bool [B, B], true where the caption of one
+    pair may well describe the image of the other: no negative, so left out.
     """
     image = F.normalize(image_features.float(), dim=-1)
     text = F.normalize(text_features.float(), dim=-1)
     logits = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image @ text.T  # [B, B]
     diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    logits = logits.masked_fill(same_text & ~diagonal, float("-inf"))
+    logits = logits.masked_fill(describes & ~diagonal, float("-inf"))
     target = torch.arange(len(logits), device=logits.device)
     both = F.cross_entropy(logits, target, reduction="sum") + F.cross_entropy(logits.T, target, reduction="sum")
     return both / 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mllm.evaluation.curves import TrainingRun, draw
 from mllm.evaluation.runner import Answer, Score
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
@@ -21,12 +22,17 @@ td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;ve
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
 .card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
+.curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
 .right b{color:#2a7d3c}.wrong b{color:#b3372f}
 """
 
 
 def write_report(
-    path: Path, title: str, scores: Mapping[str, Sequence[Score]], answers: Mapping[str, Sequence[Answer]]
+    path: Path,
+    title: str,
+    scores: Mapping[str, Sequence[Score]],
+    answers: Mapping[str, Sequence[Answer]],
+    runs: Sequence[TrainingRun] = (),
 ) -> None:
     """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped."""
     body = [f"<h1>{escape(title)}</h1>", "<p>Exact match in %, with 95% bootstrap intervals over images. "]
@@ -39,6 +45,8 @@ def write_report(
             chosen = [answer for answer in asked if answer.score == wanted][:GALLERY]
             cards = "".join(_card(answer, label) for answer in chosen)
             body.append(f"<h3>{label} ({len(chosen)} shown)</h3><div class=grid>{cards}</div>")
+    if runs:
+        body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     write_text_atomically(path, page + "".join(body) + "</html>\n")
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS
 from mllm.evaluation.benchmarks import clipart, easyvqa, ocr_words  # noqa: F401 (they enter themselves in BENCHMARKS)
+from mllm.evaluation.curves import TrainingRun, training_runs
 from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
 from mllm.evaluation.sampling import stratified_sample
@@ -62,7 +63,7 @@ def evaluate_directory(
             progress.update(task, completed=len(CONDITIONS) * len(items[name]))
             answers[name], scores[name] = found, summarize(found, seed)
     provenance = _provenance(path, processor.format_name, answers, seed)
-    _write(output, provenance, scores, answers)
+    _write(output, provenance, scores, answers, training_runs(path))
     return scores
 
 
@@ -82,7 +83,11 @@ def _provenance(path: Path, prompt_format: str, answers: dict[str, list[Answer]]
 
 
 def _write(
-    output: Path, provenance: dict[str, Any], scores: dict[str, list[Score]], answers: dict[str, list[Answer]]
+    output: Path,
+    provenance: dict[str, Any],
+    scores: dict[str, list[Score]],
+    answers: dict[str, list[Answer]],
+    runs: list[TrainingRun],
 ) -> None:
     lines = [json.dumps({"benchmark": n} | r, ensure_ascii=False) for n, e in answers.items() for r in as_records(e)]
     write_text_atomically(output / "answers.jsonl", "\n".join(lines) + "\n")
@@ -90,7 +95,7 @@ def _write(
         output / "results.json",
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
     )
-    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers)
+    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs)
     logger.info("wrote results.json, answers.jsonl and report.html to %s", output)
 
 

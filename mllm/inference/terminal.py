@@ -18,6 +18,14 @@ def chat_once(session: ChatSession, question: str, images: list[str]) -> None:
     print()
 
 
+def chat_script(session: ChatSession, questions: list[str], images: list[str]) -> None:
+    """The questions as turns of one conversation, the images with the first; echoed when there are several."""
+    for number, question in enumerate(questions):
+        if len(questions) > 1:
+            print(f"you> {question}")
+        chat_once(session, question, images if number == 0 else [])
+
+
 def chat_in_terminal(session: ChatSession, images: list[str]) -> None:
     """Read questions until `/exit` or the end of input. Ctrl-C stops an answer and keeps the conversation."""
     console = Console(highlight=False)

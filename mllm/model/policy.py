@@ -62,11 +62,20 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
     for part in PARTS:
         if getattr(policy, part) == "full":
             getattr(model, part).requires_grad_(True)
+    if policy.token_embeddings == "frozen":
+        for parameter in _token_embeddings(model):
+            parameter.requires_grad_(False)
     for parameter in model.vision_encoder.unused_parameters():
         parameter.requires_grad_(False)
     counts = count_parameters(model)
     check_policy(model, policy)
     return counts
+
+
+def _token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:
+    """The weights that turn tokens into features and back; one where the two are tied."""
+    language_model = model.language_model
+    return [*language_model.get_input_embeddings().parameters(), *language_model.get_output_embeddings().parameters()]
 
 
 def count_parameters(model: MultimodalLM) -> list[PartCount]:
@@ -80,7 +89,10 @@ def count_parameters(model: MultimodalLM) -> list[PartCount]:
 
 def check_policy(model: MultimodalLM, policy: TrainableSettings) -> None:
     """Raise RuntimeError if any parameter learns that the policy freezes, or the reverse."""
+    embeddings = {id(p) for p in _token_embeddings(model)} if policy.token_embeddings == "frozen" else set()
     for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) in embeddings:
+            raise RuntimeError(f"{name} would learn, but trainable.token_embeddings is frozen")
         part = name.split(".")[0]
         wanted = getattr(policy, part)
         allowed = wanted == "full" or (wanted == "lora" and "lora_" in name)

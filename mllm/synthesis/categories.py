@@ -63,7 +63,7 @@ CATEGORIES: dict[str, Category] = {
     ),
 }
 
-CATEGORY_QUESTION = f"Which category fits the picture: {', '.join(CATEGORIES)}?"
+CATEGORY_QUESTION = "Which category fits the picture?"
 
 # The longest prefix of a source's category path decides; an empty value leaves the picture without a category.
 _PREFIXES: dict[str, str] = {

@@ -54,14 +54,19 @@ def save_checkpoint(
     return final
 
 
-def load_progress(checkpoint: Path, world_size: int, total_steps: int) -> dict[str, Any]:
-    """`progress.json`, held against the run that wants to go on. Raises UserError where they differ."""
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """`progress.json` of a checkpoint. Raises UserError when it can't be read."""
     try:
-        progress = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
+        return json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{checkpoint} is not a whole checkpoint ({error}); remove it to go on from the one before"
         ) from None
+
+
+def load_progress(checkpoint: Path, world_size: int, total_steps: int) -> dict[str, Any]:
+    """`progress.json`, held against the run that wants to go on. Raises UserError where they differ."""
+    progress = read_progress(checkpoint)
     for name, now in (("world_size", world_size), ("total_steps", total_steps)):
         if progress[name] != now:
             raise UserError(

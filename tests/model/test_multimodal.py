@@ -158,6 +158,18 @@ def test_batch_without_targets_has_loss_zero_and_finite_gradients(tiny_parts, sa
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+def test_frozen_token_embeddings_stay_while_the_rest_of_the_language_model_learns(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    counts = apply_policy(model, TrainableSettings(language_model="full", token_embeddings="frozen"))
+    embedding = model.language_model.get_input_embeddings().weight
+    language_model = next(c for c in counts if c.part == "language_model")
+    assert language_model.trainable == language_model.total - embedding.numel()  # tied: one weight for both ends
+    model.train()
+    model(batch_of(samples, processor, "samples")).backward()
+    learning = [p for p in model.language_model.parameters() if p is not embedding]
+    assert embedding.grad is None and all(p.grad is not None and p.grad.abs().max() > 0 for p in learning)
+
+
 @pytest.mark.parametrize("policy", ["full", "lora"])
 @pytest.mark.parametrize("shuffle", [1, 2])
 def test_saved_model_loads_with_equal_logits_whatever_its_folder_is_called(

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -73,7 +74,13 @@ def run_here(values):
     return finetune(validate_settings(FinetuneSettings, values, "test"))
 
 
-def launch(values, tmp_path, ranks, stage, port):
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(values, tmp_path, ranks, stage, script="train/finetune.py"):
     path = tmp_path / "config.yaml"
     path.write_text(
         yaml.safe_dump(values | {"engine": {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"}})
@@ -84,8 +91,8 @@ def launch(values, tmp_path, ranks, stage, port):
         "-m",
         "torch.distributed.run",
         f"--nproc_per_node={ranks}",
-        f"--master_port={port}",
-        "train/finetune.py",
+        f"--master_port={free_port()}",
+        str(script),
         "--config",
         str(path),
     ]
@@ -110,19 +117,40 @@ def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tm
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def one_process(tiny_parts, recipe, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("one")
+    run_here(config(tiny_parts, recipe, run_dir))
+    return series(run_dir)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_loss_under_zero_equals_one_process(tiny_parts, recipe, tmp_path, stage):
-    run_here(config(tiny_parts, recipe, tmp_path / "one"))
-    micro = 1 + stage % 2  # 2 or 1 accumulated micro-batches a rank
-    launch(
-        config(tiny_parts, recipe, tmp_path / "two", train__micro_batch_size=micro), tmp_path, 2, stage, 29630 + stage
+def test_loss_under_zero_equals_one_process(one_process, tiny_parts, recipe, tmp_path, stage, ranks, accumulation):
+    """The global batch of 4 rows as `accumulation` micro-batches on each of `ranks`."""
+    micro = 4 // (ranks * accumulation)
+    launch(config(tiny_parts, recipe, tmp_path / "run", train__micro_batch_size=micro), tmp_path, ranks, stage)
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = one_process, series(tmp_path / "run")
+    assert ids_a == ids_b and len(ids_a) == 6
+    assert loss_b == pytest.approx(loss_a, rel=1e-5)
+    assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_resumed_run_under_zero_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path, stage):
+    script = tmp_path / "half.py"
+    script.write_text(
+        "import sys\nfrom mllm.training.finetune import finetune, load_config\n"
+        "assert finetune(load_config(sys.argv[-1]), stop_after=3) is None\n"
     )
-    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(tmp_path / "two")
-    assert ids_a == ids_b
-    assert loss_b == pytest.approx(loss_a, rel=1e-4)
-    assert loss_b[0] == pytest.approx(loss_a[0], rel=1e-5)
-    assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-4)
+    launch(config(tiny_parts, recipe, tmp_path / "whole"), tmp_path, 2, stage)
+    launch(config(tiny_parts, recipe, tmp_path / "parts"), tmp_path, 2, stage, script)
+    assert len(series(tmp_path / "parts")[0]) == 3
+    launch(config(tiny_parts, recipe, tmp_path / "parts"), tmp_path, 2, stage)
+    assert series(tmp_path / "parts") == series(tmp_path / "whole")
 
 
 def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path):

@@ -1,0 +1,92 @@
+"""How long a run will take here, from a few of its own micro-batches: `mllm estimate`."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mllm.config import FinetuneSettings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.model.build import build
+from mllm.model.checkpoint import load
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.policy import apply_policy
+from mllm.processor import Processor
+from mllm.training.allocator import keep_freed_memory
+from mllm.training.instruction import InstructionTask
+from mllm.training.loop import total_steps
+from mllm.training.resume import latest_checkpoint, read_progress
+
+TIMED_MICRO_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a run. tokens_per_second is one rank's, forward and backward, as measured here."""
+
+    run_dir: str
+    steps_left: int
+    tokens_per_step: int
+    tokens_per_second: float
+
+    def seconds(self, ranks: int) -> float:
+        """Computation only: communication and saving come on top."""
+        if not self.steps_left:
+            return 0.0
+        return self.steps_left * self.tokens_per_step / (self.tokens_per_second * ranks)
+
+
+def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
+    """Estimates of runs that follow each other, where one may begin with the model that an earlier one will write.
+
+    The whole model is put on one device, as at ZeRO 0 to 2, and the first step's micro-batches stand for all. A finished
+    run counts as nothing left, a stopped one from its latest checkpoint. Raises UserError for missing files, except an
+    `init_from` that an earlier run of the list will write.
+    """
+    estimates = []
+    origins: dict[str, FinetuneSettings] = {}
+    for run in runs:
+        final = Path(run.run_dir) / "final"
+        origins[str(final)] = run
+        estimates.append(Estimate(run.run_dir, 0, 0, 0.0) if final.is_dir() else _measure(run, origins))
+    return estimates
+
+
+def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
+    model, processor = _start_model(run, origins)
+    apply_policy(model, run.trainable)
+    keep_freed_memory()
+    dtype = torch.bfloat16 if run.train.dtype == "bfloat16" else torch.float32
+    model = model.train().to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
+    task = InstructionTask(mixture, processor, run.data, run.train)
+    micro_batches = task.window(0, rank=0, world_size=1).micro_batches
+    # The longest come first and the first run pays for warming up, so it is run once more than it counts.
+    timed = micro_batches[:TIMED_MICRO_BATCHES]
+    task.loss_sum(model, timed[0]).backward()
+    started = time.monotonic()
+    for micro_batch in timed:
+        task.loss_sum(model, micro_batch).backward()
+    took = time.monotonic() - started
+    checkpoint = latest_checkpoint(Path(run.run_dir))
+    done = read_progress(checkpoint)["step"] if checkpoint is not None else 0
+    return Estimate(
+        run.run_dir,
+        total_steps(task, run.train) - done,
+        sum(m.token_count for m in micro_batches),
+        sum(m.token_count for m in timed) / took,
+    )
+
+
+def _start_model(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> tuple[MultimodalLM, Processor]:
+    """The model the run will begin with, or one of its shape as long as that isn't written."""
+    origin = run.model.init_from
+    if origin is None:
+        return build(run.model, run.seed)
+    if Path(origin).is_dir() or origin not in origins:
+        return load(origin, run.model.prompt_format, run.model.image)
+    earlier = origins[origin]
+    changes = {"prompt_format": run.model.prompt_format, "image": run.model.image}
+    return _start_model(earlier.model_copy(update={"model": earlier.model.model_copy(update=changes)}), origins)
