@@ -61,9 +61,9 @@ def test_heldout_renders_use_a_font_their_word_is_never_trained_in(tmp_path: Pat
         assert picture.data == render_word(picture.word, font, 64, rng)
 
 
-def test_the_demo_word_list_holds_words_of_three_to_six_letters() -> None:
+def test_the_demo_word_list_holds_words_of_three_and_four_letters() -> None:
     words = read_words(WORD_LIST)
-    assert len(words) >= 300 and all(3 <= len(word) <= 6 for word in words)
+    assert len(words) == 100 and all(3 <= len(word) <= 4 for word in words)
 
 
 @pytest.mark.parametrize(("text", "message"), [("", "no words"), ("a\na\n", "twice"), ("Big\n", "lower-case")])
