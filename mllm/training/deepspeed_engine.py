@@ -121,11 +121,11 @@ class DeepSpeedEngine:
         return nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
-        # DeepSpeed averages gradients over ranks, so the global mean needs the world size back.
         if self.stage == 3:
             # Done by DeepSpeed's own forward, which we go past; without it a micro-batch's gradient replaces the last one's.
             self._engine.optimizer.clear_backward_seen_flag()
         self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages gradients over ranks, so the global mean needs the world size back.
         self._engine.backward(loss_sum * (scale * self.world_size))
 
     def step(self, lr_scale: float) -> float:

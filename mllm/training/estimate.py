@@ -9,12 +9,9 @@ import torch
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
-from mllm.model.build import build
-from mllm.model.checkpoint import load
-from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import apply_policy
-from mllm.processor import Processor
 from mllm.training.allocator import keep_freed_memory
+from mllm.training.finetune import start_model
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.resume import latest_checkpoint, read_progress
@@ -55,7 +52,7 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 
 
 def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
-    model, processor = _start_model(run, origins)
+    model, processor = start_model(_startable(run, origins))
     apply_policy(model, run.trainable)
     keep_freed_memory()
     dtype = torch.bfloat16 if run.train.dtype == "bfloat16" else torch.float32
@@ -80,13 +77,11 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     )
 
 
-def _start_model(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> tuple[MultimodalLM, Processor]:
-    """The model the run will begin with, or one of its shape as long as that isn't written."""
+def _startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> FinetuneSettings:
+    """`run`; as long as its `init_from` isn't written, with the parts of the run that will write it."""
     origin = run.model.init_from
-    if origin is None:
-        return build(run.model, run.seed)
-    if Path(origin).is_dir() or origin not in origins:
-        return load(origin, run.model.prompt_format, run.model.image)
-    earlier = origins[origin]
+    if origin is None or origin not in origins or Path(origin).is_dir():
+        return run
+    parts = _startable(origins[origin], origins).model
     changes = {"prompt_format": run.model.prompt_format, "image": run.model.image}
-    return _start_model(earlier.model_copy(update={"model": earlier.model.model_copy(update=changes)}), origins)
+    return run.model_copy(update={"model": parts.model_copy(update=changes)})

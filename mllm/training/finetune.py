@@ -48,7 +48,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     parts: dict[str, Any] = {}
 
     def build_module() -> MultimodalLM:
-        model, parts["processor"] = _start_model(settings)
+        model, parts["processor"] = start_model(settings)
         counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
             model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -80,7 +80,9 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     return final if done == trainer.total else None
 
 
-def _start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
+def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
+    """The model that a run begins with, and its processor: put together from parts, or its `init_from`."""
+    """The model that a run begins with, and its processor: built from parts, or `init_from`."""
     origin = settings.model.init_from
     if origin is None:
         return build(settings.model, settings.seed)

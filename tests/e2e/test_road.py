@@ -15,6 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from mllm.config import dump_yaml
 from tests.synthesis.conftest import make_config  # noqa: F401 (a fixture)
 from tests.tiny import save_image
+from tests.training.test_exactness import free_port
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable]
@@ -85,11 +86,11 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  
         },
     )
     out, _ = run(*MLLM, "data", "show", first, "--count", "1")
-    assert "trained" in out or out.strip()
+    assert "[image × 16]" in out and " trained" in out
     out, _ = run(*MLLM, "estimate", first, second, "--ranks", "2")
     assert f"{stage1}: 3 steps" in out.replace("\n", "") and "together about" in out
     run(*PYTHON, "train/finetune.py", "--config", first)
-    launcher = ["--num_gpus", "2", "--master_port", "29711"]
+    launcher = ["--num_gpus", "2", "--master_port", str(free_port())]
     run(*DEEPSPEED, *launcher, "train/finetune.py", "--config", second)
     losses = [json.loads(line)["loss"] for line in (stage2 / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and (stage2 / "final" / "model.safetensors").is_file()
