@@ -35,7 +35,7 @@ $(RUN)/data/synth_report.json: | $(VENV)/.installed
 	$(BIN)/mllm synth data_recipes/demo/synth.yaml
 
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) --master_port $(PORT)
-STAGES := train/configs/demo_stage1.yaml train/configs/demo_stage2.yaml
+STAGES := $(foreach number,0 1 2,train/configs/demo_stage$(number).yaml)
 SAMPLES := data_recipes/demo/samples
 
 # Every step skips what is done, so that Ctrl-C and `make demo` again go on where it stopped.
@@ -43,8 +43,7 @@ demo: $(VENV)/.installed
 	@test -f $(RUN)/data/synth_report.json || echo "preparing weights and data takes about a minute; then comes an estimate of the training"
 	@$(MAKE) --no-print-directory $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
 	$(BIN)/mllm estimate $(STAGES) --ranks $(RANKS)
-	$(LAUNCH) train/finetune.py --config train/configs/demo_stage1.yaml
-	$(LAUNCH) train/finetune.py --config train/configs/demo_stage2.yaml
+	set -e; for stage in $(STAGES); do $(LAUNCH) train/finetune.py --config $$stage; done
 	test -f $(RUN)/stage2/eval/report.html || OMP_NUM_THREADS=2 $(BIN)/python eval/run.py --model $(RUN)/stage2 --benchmarks easyvqa,clipart,ocr_words
 	@for chat in "shape|What color is the shape?|is there a circle?" "drawing|What is this?|Which category fits the picture?" "word|What word is written here?"; do \
 	  IFS='|' read -r picture first second <<< "$$chat"; echo; echo "$(SAMPLES)/$$picture.png"; \

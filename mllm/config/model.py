@@ -20,13 +20,19 @@ class VisionEncoderSettings(Settings):
 
 
 class ProjectorSettings(Settings):
-    """Which projector, and how many square patches it merges (`shuffle` 2: 2×2 patches become one image token)."""
+    """Which projector, and how many square patches it merges (`shuffle` 2: 2×2 patches become one image token).
+
+    `calibration_images`: so many training images set the scale that a new projector starts from (0: none, as in LLaVA).
+    """
 
     kind: str = "mlp2x_gelu"
     shuffle: int = Field(default=1, ge=1)
+    calibration_images: int = Field(default=0, ge=0)
 
 
 class LanguageModelSettings(Settings):
+    """A causal language model of transformers, or a model directory of ours, whose language model is taken."""
+
     path: str
 
 

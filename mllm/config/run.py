@@ -44,13 +44,15 @@ class LoopSettings(Settings):
 
     A step consumes `global_batch_size` samples, whatever the number of ranks. They are laid out in rows;
     `micro_batch_size` rows go through a rank at once, and as many micro-batches are accumulated as the rows need.
+    `dtype: auto` is bfloat16 where the device multiplies it natively and float32 elsewhere; the run's saved config says
+    which it was.
     """
 
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     global_batch_size: int = Field(default=128, ge=1)
     micro_batch_size: int = Field(default=1, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     gradient_checkpointing: bool = False
     save_every_steps: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

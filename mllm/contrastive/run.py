@@ -16,7 +16,7 @@ from mllm.contrastive.task import ContrastiveTask, initial_logit_scale
 from mllm.contrastive.tokenizer import train_tokenizer
 from mllm.files import atomic_directory, write_json_atomically, write_text_atomically
 from mllm.images.prepare import ImagePreparer
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import build_engine, with_known_dtype
 from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar, TensorBoard
 from mllm.training.loop import Trainer
 
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 def train_clip(settings: ContrastiveSettings) -> Path:
     """Train a CLIP from nothing; returns the directory `final/` of the run, readable by `CLIPModel`."""
+    settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
     run_dir = Path(settings.run_dir)
     write_text_atomically(run_dir / "config.yaml", dump_yaml(settings))
     torch.manual_seed(settings.seed)

@@ -13,10 +13,11 @@ from mllm.errors import UserError
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Samples of one source, image paths resolved, and how many of them an epoch visits."""
+    """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it."""
 
     samples: Sequence[Sample]
     count: int
+    phase: int = 0
 
 
 def read_source(source: SourceSettings) -> SourceSamples:
@@ -28,7 +29,7 @@ def read_source(source: SourceSettings) -> SourceSamples:
             samples.append(sample.model_copy(update={"images": images}))
     if not samples:
         raise UserError(f"{source.path} gives no samples{' of the kinds asked for' if source.kinds else ''}")
-    return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))))
+    return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))), source.phase)
 
 
 def resolve_image(root: Path, image: str, sample_id: str) -> Path:
@@ -56,16 +57,21 @@ class Mixture:
     def order(self, epoch: int) -> list[int]:
         """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement.
 
-        With `group_by_image`, samples that share their image stand together; groups come in random order.
+        With `group_by_image`, samples that share their image stand together; groups come in random order. Sources of
+        one phase are shuffled together, and the phases follow each other.
         """
         rng = random.Random(f"{self.seed}/{epoch}")
-        chosen: list[int] = []
+        phases: dict[int, list[int]] = {}
         offset = 0
         for source in self.sources:
             size = len(source.samples)
             whole, rest = divmod(source.count, size)
+            chosen = phases.setdefault(source.phase, [])
             chosen += [offset + i for i in range(size)] * whole + [offset + i for i in rng.sample(range(size), rest)]
             offset += size
+        return [index for phase in sorted(phases) for index in self._shuffled(phases[phase], rng)]
+
+    def _shuffled(self, chosen: list[int], rng: random.Random) -> list[int]:
         if not self.group_by_image:
             rng.shuffle(chosen)
             return chosen

@@ -83,6 +83,15 @@ def check_model_directory(path: Path) -> None:
         raise UserError(f"{path} is not a model directory: it has no config.json")
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a directory that says it holds a model of ours, whole or not."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
 def model_directory(path: Path | str) -> Path:
     """`path` itself, or its `final/` when it is the directory of a finished run."""
     path = Path(path)

@@ -13,6 +13,7 @@ from mllm.errors import UserError
 from mllm.model.attention import PACKED, attention_of, segment_mask
 from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
+from mllm.model.projectors import Projector
 
 
 class MultimodalLM(nn.Module):
@@ -24,7 +25,7 @@ class MultimodalLM(nn.Module):
     def __init__(
         self,
         vision_encoder: VisionEncoder,
-        projector: nn.Module,
+        projector: Projector,
         language_model: PreTrainedModel,
         projector_settings: ProjectorSettings,
         image_settings: ImageSettings,

@@ -12,7 +12,7 @@ from mllm.config import ProjectorSettings
 from mllm.errors import UserError
 from mllm.registry import Registry
 
-PROJECTORS: Registry[type[nn.Module]] = Registry("projector")
+PROJECTORS: Registry[type["Projector"]] = Registry("projector")
 MLP_NAME = re.compile(r"mlp([1-9])x_gelu")
 
 
@@ -27,41 +27,98 @@ def pixel_shuffle(features: torch.Tensor, factor: int) -> torch.Tensor:
     return squares.reshape(images, small * small, factor * factor * width)
 
 
+class Projector(nn.Module):
+    """Encoder features → standardization → pixel shuffle → the subclass's layers (`project`).
+
+    The standardization is fixed, channel by channel, and the identity until `calibrate` sets it: LLaVA's projector.
+    """
+
+    def __init__(self, vision_width: int, text_width: int, shuffle: int) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+        self.shuffled_width = vision_width * shuffle**2
+        self.register_buffer("feature_mean", torch.zeros(vision_width))
+        self.register_buffer("feature_std", torch.ones(vision_width))
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, T, V · shuffle²] → [N, T, D]."""
+        raise NotImplementedError
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """The layer that gives image tokens."""
+        raise NotImplementedError
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, P, V] → [N, P / shuffle², D]."""
+        return self.project(pixel_shuffle((features - self.feature_mean) / self.feature_std, self.shuffle))
+
+    @torch.no_grad()
+    def calibrate(self, features: torch.Tensor, embeddings: torch.Tensor) -> None:
+        """Start from features of zero mean and unit variance, and image tokens of zero mean at the scale of words.
+
+        features: [N, P, V] of some images; embeddings: [K, D] of the language model. Data-dependent initialization
+        (Krähenbühl et al. 2016). Without it one large vector common to all image tokens is learned first, and
+        image tokens never come to resemble words.
+        """
+        channels = features.flatten(0, 1)
+        self.feature_mean.copy_(channels.mean(0))
+        self.feature_std.copy_(channels.std(0).clamp(min=1e-3))
+        tokens = self(features).flatten(0, 1)
+        common = tokens.mean(0)
+        scale = embeddings.float().square().mean().sqrt() / (tokens - common).square().mean().sqrt().clamp(min=1e-6)
+        last = self.last_layer
+        last.weight.mul_(scale)
+        last.bias.copy_((last.bias - common) * scale)
+
+    def folded_state(self) -> dict[str, torch.Tensor]:
+        """The layers' weights with the standardization folded into the first, for a projector that has none.
+
+        Without pixel shuffle alone: there a channel of the features is one input of the first layer.
+        """
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("feature_")}
+        weight = state["linear_1.weight"] / self.feature_std
+        return state | {"linear_1.weight": weight, "linear_1.bias": state["linear_1.bias"] - weight @ self.feature_mean}
+
+
 @PROJECTORS.register("linear")
-class LinearProjector(nn.Module):
+class LinearProjector(Projector):
     """One linear layer, as in the first LLaVA (Liu et al. 2023)."""
 
     def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
-        super().__init__()
-        self.shuffle = shuffle
-        self.linear_1 = nn.Linear(vision_width * shuffle**2, text_width)
+        super().__init__(vision_width, text_width, shuffle)
+        self.linear_1 = nn.Linear(self.shuffled_width, text_width)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, P, V] → [N, P / shuffle², D]."""
-        return self.linear_1(pixel_shuffle(features, self.shuffle))
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        return self.linear_1(features)
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        return self.linear_1
 
 
 @PROJECTORS.register("mlp_gelu")
-class MlpProjector(nn.Module):
+class MlpProjector(Projector):
     """`depth` linear layers with GELU between them; depth 2 is LLaVA-1.5's (Liu et al. 2024)."""
 
     def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int) -> None:
-        super().__init__()
-        self.shuffle = shuffle
+        super().__init__(vision_width, text_width, shuffle)
         self.depth = depth
         for index in range(1, depth + 1):
-            incoming = vision_width * shuffle**2 if index == 1 else text_width
-            setattr(self, f"linear_{index}", nn.Linear(incoming, text_width))
+            setattr(self, f"linear_{index}", nn.Linear(self.shuffled_width if index == 1 else text_width, text_width))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, P, V] → [N, P / shuffle², D]."""
-        hidden = self.linear_1(pixel_shuffle(features, self.shuffle))
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear_1(features)
         for index in range(2, self.depth + 1):
             hidden = getattr(self, f"linear_{index}")(nn.functional.gelu(hidden))
         return hidden
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        return getattr(self, f"linear_{self.depth}")
 
-def build_projector(settings: ProjectorSettings, vision_width: int, text_width: int) -> nn.Module:
+
+def build_projector(settings: ProjectorSettings, vision_width: int, text_width: int) -> Projector:
     """`linear`, or `mlpNx_gelu` for N linear layers. Raises UserError that lists the choices."""
     match = MLP_NAME.fullmatch(settings.kind)
     name, depth = ("mlp_gelu", int(match.group(1))) if match else (settings.kind, 1)

@@ -12,6 +12,7 @@ from mllm.synthesis import template  # noqa: F401  (registers the backend)
 from mllm.synthesis.backend import BACKENDS
 from mllm.synthesis.config import SynthConfig
 from mllm.synthesis.decontamination import check_no_leak, picture_hashes, without_hashes
+from mllm.synthesis.in_words import in_words
 from mllm.synthesis.picture import seeded_random
 from mllm.synthesis.report import SynthReport, count_rows, yes_no_balance
 from mllm.synthesis.samples import Drafted, SourceOutput
@@ -26,14 +27,14 @@ from mllm.synthesis.writing import (
     write_lines,
 )
 
-TRAINING_FILES = ("captions.jsonl", "instruct.jsonl", "clip_pairs.jsonl")
+TRAINING_FILES = ("captions.jsonl", "instruct.jsonl", "in_words.jsonl", "clip_pairs.jsonl")
 
 
 def synthesize(config: SynthConfig) -> SynthReport:
     """Write `config.output` whole or not at all and return its report (also in `synth_report.json`).
 
-    The directory holds `images/`, `captions.jsonl`, `instruct.jsonl`, `clip_pairs.jsonl` and `heldout/*.jsonl`; image
-    paths in them are relative to it. Raises UserError for missing or unusable sources.
+    The directory holds `images/`, `captions.jsonl`, `instruct.jsonl`, `in_words.jsonl`, `clip_pairs.jsonl` and
+    `heldout/*.jsonl`; image paths in them are relative to it. Raises UserError for missing or unusable sources.
     """
     names = [source.name for source in config.sources]
     if len(set(names)) < len(names):
@@ -56,7 +57,10 @@ def draft_all(config: SynthConfig) -> tuple[list[SourceOutput], dict[str, dict[s
     outputs, dropped = [], {}
     for source_config, source in zip(config.sources, tqdm(loaded, desc="drafting", disable=None), strict=True):
         train = without_hashes(source.train, heldout)
-        outputs.append(source.write(train, backend, config.seed))
+        output = source.write(train, backend, config.seed)
+        rng = seeded_random(config.seed, source_config.name, "in_words")
+        output.in_words = in_words(output.captions + output.instruct, backend, rng)
+        outputs.append(output)
         source.filtered["in_test_split"] += len(source.train) - len(train)
         dropped[source_config.name] = dict(sorted(source.filtered.items()))
     return outputs, dropped
@@ -64,10 +68,11 @@ def draft_all(config: SynthConfig) -> tuple[list[SourceOutput], dict[str, dict[s
 
 def write_all(root: Path, outputs: list[SourceOutput], store: ImageStore, seed: int) -> dict[str, list[dict[str, Any]]]:
     """Write every file of the run; returns the rows by file name."""
-    shuffled = [shuffle_groups([d for o in outputs for d in drafts(o)], seed) for drafts in (_captions, _instruct)]
     files = {
-        "captions.jsonl": sample_rows(shuffled[0], store),
-        "instruct.jsonl": sample_rows(shuffled[1], store),
+        f"{name}.jsonl": sample_rows(shuffle_groups([d for o in outputs for d in getattr(o, name)], seed), store)
+        for name in ("captions", "instruct", "in_words")
+    }
+    files |= {
         "clip_pairs.jsonl": pair_rows([pair for o in outputs for pair in o.clip_pairs], store),
         "heldout/clip_pairs.jsonl": pair_rows([pair for o in outputs for pair in o.heldout_clip_pairs], store),
     }
@@ -77,14 +82,6 @@ def write_all(root: Path, outputs: list[SourceOutput], store: ImageStore, seed: 
     for name, rows in tqdm(files.items(), desc="writing", unit="file", disable=None):
         write_lines(root / name, rows)
     return files
-
-
-def _captions(output: SourceOutput) -> list[Drafted]:
-    return output.captions
-
-
-def _instruct(output: SourceOutput) -> list[Drafted]:
-    return output.instruct
 
 
 def shuffle_groups(drafts: list[Drafted], seed: int) -> list[Drafted]:
@@ -105,8 +102,8 @@ def _report(
     image_count: int,
     data_hash: str,
 ) -> SynthReport:
-    rows = files["captions.jsonl"] + files["instruct.jsonl"]
-    balance = yes_no_balance(files["instruct.jsonl"])
+    rows = files["captions.jsonl"] + files["instruct.jsonl"] + files["in_words.jsonl"]
+    balance = yes_no_balance(files["instruct.jsonl"] + files["in_words.jsonl"])
     requested = {
         f"{source.name}/{kind}": count
         for source, output in zip(config.sources, outputs, strict=True)

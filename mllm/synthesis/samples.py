@@ -10,7 +10,7 @@ from mllm.synthesis.picture import Picture, seeded_random
 
 @dataclass(frozen=True)
 class Drafted:
-    """A sample whose picture has no file yet; `sample.images` is filled when it is written."""
+    """A sample about a picture that has no file yet; `sample.images` is filled, if it shows it, when it is written."""
 
     picture: Picture
     sample: Sample
@@ -33,10 +33,14 @@ class HeldoutQuestion:
 
 @dataclass
 class SourceOutput:
-    """Everything one source contributes. `heldout` maps a file's stem to its questions."""
+    """Everything one source contributes. `heldout` maps a file's stem to its questions.
+
+    `in_words` is not the source's to fill: the run derives it from the captions and instructions.
+    """
 
     captions: list[Drafted] = field(default_factory=list)
     instruct: list[Drafted] = field(default_factory=list)
+    in_words: list[Drafted] = field(default_factory=list)
     clip_pairs: list[ClipPair] = field(default_factory=list)
     heldout_clip_pairs: list[ClipPair] = field(default_factory=list)
     heldout: dict[str, list[HeldoutQuestion]] = field(default_factory=dict)

@@ -36,7 +36,9 @@ def sample_rows(drafts: Iterable[Drafted], store: ImageStore) -> list[dict[str, 
     """Checked samples as JSON values, with their images stored."""
     rows = []
     for item in drafts:
-        sample = item.sample.model_copy(update={"images": (store.add(item.picture),)})
+        shows_image = any(message.image_count for message in item.sample.messages)
+        images = (store.add(item.picture),) if shows_image else ()
+        sample = item.sample.model_copy(update={"images": images})
         sample.check()
         rows.append(sample.model_dump(mode="json"))
     return rows

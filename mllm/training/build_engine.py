@@ -23,6 +23,22 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 are done by the device itself and not emulated in float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for the CPU; a build without these counts as unable.
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe() for probe in probes if probe is not None)
+
+
+def with_known_dtype(loop: LoopSettings) -> LoopSettings:
+    """`loop` with `dtype: auto` decided."""
+    if loop.dtype != "auto":
+        return loop
+    return loop.model_copy(update={"dtype": "bfloat16" if multiplies_bfloat16() else "float32"})
+
+
 def build_engine(
     build_module: Callable[[], nn.Module], engine: EngineSettings, optim: OptimizerSettings, loop: LoopSettings
 ) -> Engine:

@@ -11,6 +11,7 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.policy import apply_policy
 from mllm.training.allocator import keep_freed_memory
+from mllm.training.build_engine import with_known_dtype
 from mllm.training.finetune import start_model
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import total_steps
@@ -40,7 +41,7 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 
     The whole model is put on one device, as at ZeRO 0 to 2, and the first step's micro-batches stand for all. A finished
     run counts as nothing left, a stopped one from its latest checkpoint. Raises UserError for missing files, except an
-    `init_from` that an earlier run of the list will write.
+    model that an earlier run of the list will write.
     """
     estimates = []
     origins: dict[str, FinetuneSettings] = {}
@@ -55,7 +56,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model, processor = start_model(_startable(run, origins))
     apply_policy(model, run.trainable)
     keep_freed_memory()
-    dtype = torch.bfloat16 if run.train.dtype == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if with_known_dtype(run.train).dtype == "bfloat16" else torch.float32
     model = model.train().to("cuda" if torch.cuda.is_available() else "cpu", dtype)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     task = InstructionTask(mixture, processor, run.data, run.train)
@@ -78,10 +79,17 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
 
 
 def _startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> FinetuneSettings:
-    """`run`; as long as its `init_from` isn't written, with the parts of the run that will write it."""
-    origin = run.model.init_from
-    if origin is None or origin not in origins or Path(origin).is_dir():
-        return run
-    parts = _startable(origins[origin], origins).model
-    changes = {"prompt_format": run.model.prompt_format, "image": run.model.image}
-    return run.model_copy(update={"model": parts.model_copy(update=changes)})
+    """`run`; as long as the model that it begins with isn't written, with the parts of the run that will write it."""
+    model, words = run.model, run.model.language_model
+    if model.init_from is not None and _is_to_come(model.init_from, origins):
+        parts = _startable(origins[model.init_from], origins).model
+        changes: dict[str, object] = {"prompt_format": model.prompt_format, "image": model.image}
+        return run.model_copy(update={"model": parts.model_copy(update=changes)})
+    if words is not None and _is_to_come(words.path, origins):
+        parts = _startable(origins[words.path], origins).model
+        return run.model_copy(update={"model": model.model_copy(update={"language_model": parts.language_model})})
+    return run
+
+
+def _is_to_come(path: str, origins: dict[str, FinetuneSettings]) -> bool:
+    return path in origins and not Path(path).is_dir()

@@ -18,7 +18,8 @@ from mllm.model.build import build
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import apply_policy, policy_table
 from mllm.processor import Processor
-from mllm.training.build_engine import build_engine, launched_rank
+from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
+from mllm.training.calibration import calibrate_projector
 from mllm.training.callbacks import Callback, LogLine, MetricsFile, ProgressBar, TensorBoard
 from mllm.training.engine import Engine
 from mllm.training.instruction import InstructionTask
@@ -38,17 +39,21 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     The resolved settings are saved first. With `stop_after`, the run ends (resumable) when that many steps are done.
     """
     run_dir = Path(settings.run_dir)
+    settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
     final = run_dir / "final"
     if final.is_dir():
         logger.info("%s is already there: nothing to do", final)
         return final
     _save_settings(settings, run_dir)
     torch.manual_seed(settings.seed)
-    recipe = load_recipe(settings.data.recipe)
+    mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     parts: dict[str, Any] = {}
 
     def build_module() -> MultimodalLM:
         model, parts["processor"] = start_model(settings)
+        count = settings.model.projector.calibration_images
+        if settings.model.init_from is None and count:
+            calibrate_projector(model, parts["processor"], mixture, count)
         counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
             model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -58,7 +63,6 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
     logger.info("engine: %s", engine.description)
-    mixture = Mixture(recipe, settings.seed, settings.data.group_by_image)
     task = InstructionTask(mixture, processor, settings.data, settings.train)
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
@@ -82,7 +86,6 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
 
 def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, and its processor: put together from parts, or its `init_from`."""
-    """The model that a run begins with, and its processor: built from parts, or `init_from`."""
     origin = settings.model.init_from
     if origin is None:
         return build(settings.model, settings.seed)

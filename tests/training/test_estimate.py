@@ -6,21 +6,21 @@ from mllm.config import FinetuneSettings, validate_settings
 from mllm.errors import UserError
 from mllm.training.estimate import estimate_runs
 from mllm.training.finetune import finetune
-from tests.training.test_exactness import config, recipe  # noqa: F401 (a fixture)
+from tests.training.test_exactness import config
 
 
 def settings(values):
     return validate_settings(FinetuneSettings, values, "test")
 
 
-def second_stage(tiny_parts, recipe, tmp_path):  # noqa: F811
+def second_stage(tiny_parts, recipe, tmp_path):
     values = config(tiny_parts, recipe, tmp_path / "two")
     values["data"]["max_length_tokens"] = 256
     values["model"] = {"init_from": str(tmp_path / "one" / "final"), "prompt_format": "vicuna_v1"}
     return settings(values)
 
 
-def test_runs_that_follow_each_other_are_estimated_before_the_first_has_begun(tiny_parts, recipe, tmp_path):  # noqa: F811
+def test_runs_that_follow_each_other_are_estimated_before_the_first_has_begun(tiny_parts, recipe, tmp_path):
     first = settings(config(tiny_parts, recipe, tmp_path / "one"))
     one, two = estimate_runs([first, second_stage(tiny_parts, recipe, tmp_path)])
     assert (one.steps_left, two.steps_left) == (6, 6)
@@ -29,7 +29,7 @@ def test_runs_that_follow_each_other_are_estimated_before_the_first_has_begun(ti
     assert not (tmp_path / "one").exists()
 
 
-def test_what_is_done_is_not_counted(tiny_parts, recipe, tmp_path):  # noqa: F811
+def test_what_is_done_is_not_counted(tiny_parts, recipe, tmp_path):
     first = settings(config(tiny_parts, recipe, tmp_path / "one"))
     finetune(first, stop_after=4)
     assert estimate_runs([first])[0].steps_left == 2
@@ -38,6 +38,6 @@ def test_what_is_done_is_not_counted(tiny_parts, recipe, tmp_path):  # noqa: F81
     assert one.steps_left == 0 and one.seconds(1) == 0 and two.steps_left == 6
 
 
-def test_an_origin_that_no_run_writes_is_refused(tiny_parts, recipe, tmp_path):  # noqa: F811
+def test_an_origin_that_no_run_writes_is_refused(tiny_parts, recipe, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         estimate_runs([second_stage(tiny_parts, recipe, tmp_path)])

@@ -77,6 +77,11 @@ def _question_type(answer: str, path: Path, index: int) -> QuestionType:
     raise UserError(f"{path}: entry {index} has the answer {answer!r}; known are {', '.join(SHAPES + COLORS)}, yes, no")
 
 
+def is_negated(question: str) -> bool:
+    """Whether a yes/no question asks for an absence, as in "is there not a circle?"."""
+    return bool({"not", "no"} & set(question.split()))
+
+
 def describe_shape(questions: list[EasyVqaQuestion]) -> tuple[str | None, str | None]:
     """(shape, color) that the questions of *one* image reveal; None where they leave it open."""
     possible: dict[str, set[str]] = {"shape": set(SHAPES), "color": set(COLORS)}
@@ -89,7 +94,7 @@ def describe_shape(questions: list[EasyVqaQuestion]) -> tuple[str | None, str | 
             elif named and question.type != "yes_no":
                 values.intersection_update(named)
             elif named:
-                is_present = (question.answer == "yes") != bool({"not", "no"} & set(words))
+                is_present = (question.answer == "yes") != is_negated(question.question)
                 values.intersection_update(named) if is_present else values.difference_update(named)
     shape, color = (next(iter(values)) if len(values) == 1 else None for values in possible.values())
     return shape, color

@@ -25,7 +25,7 @@ from mllm.model.checkpoint import check_model_directory, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import merge_lora
-from mllm.model.projectors import build_projector
+from mllm.model.projectors import Projector, build_projector
 from mllm.processor import IMAGE_TOKEN, Processor
 
 PARTS = {
@@ -61,7 +61,9 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
 def llava_state(model: MultimodalLM) -> dict[str, torch.Tensor]:
     """Our weights under the layout's names (as `LlavaForConditionalGeneration.state_dict()` has them)."""
     renamed = {}
-    for name, tensor in model.state_dict().items():
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
+    state |= {f"projector.{name}": tensor for name, tensor in model.projector.folded_state().items()}
+    for name, tensor in state.items():
         prefix = next(p for p in PARTS if name.startswith(p))
         renamed[PARTS[prefix] + name.removeprefix(prefix)] = tensor
     return renamed
@@ -203,9 +205,9 @@ def import_llava(source: Path, out: Path, prompt_format: str, fit: str) -> None:
     save(out, model, processor)
 
 
-def _projector_of(peer: LlavaForConditionalGeneration, settings: ProjectorSettings) -> torch.nn.Module:
+def _projector_of(peer: LlavaForConditionalGeneration, settings: ProjectorSettings) -> Projector:
     weights = peer.model.multi_modal_projector.state_dict()
     text_width, vision_width = weights["linear_1.weight"].shape
     projector = build_projector(settings, vision_width, text_width)
-    projector.load_state_dict(weights)
+    projector.load_state_dict(projector.state_dict() | weights)
     return projector

@@ -1,0 +1,100 @@
+"""What a run starts from: a calibrated projector, the language model of an earlier run, a dtype that the device has."""
+
+import torch
+import yaml
+
+from mllm.config import FinetuneSettings, validate_settings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.model import checkpoint
+from mllm.training import build_engine
+from mllm.training.calibration import calibrate_projector
+from mllm.training.estimate import estimate_runs
+from mllm.training.finetune import start_model
+from tests.tiny import save_image
+from tests.training.test_exactness import config, run_here
+
+
+def settings(values):
+    return validate_settings(FinetuneSettings, values, "test")
+
+
+def after(tiny_parts, recipe, tmp_path):
+    """A run that takes its language model from the run `one`, and everything else fresh."""
+    values = config(
+        tiny_parts, recipe, tmp_path / "two", model__language_model={"path": str(tmp_path / "one" / "final")}
+    )
+    values["trainable"] = {}
+    return values
+
+
+def test_a_language_model_may_come_from_an_earlier_run_of_ours(tiny_parts, recipe, tmp_path):
+    values = config(tiny_parts, recipe, tmp_path / "one")
+    values["trainable"] = {"language_model": "lora", "lora": {"rank": 4, "alpha": 8}}
+    run_here(values)
+    trained, _ = checkpoint.load(tmp_path / "one" / "final")
+    model, processor = start_model(settings(after(tiny_parts, recipe, tmp_path)))
+    ids = torch.arange(10)[None]
+    with torch.inference_mode():
+        expected = trained.language_model(input_ids=ids).logits
+        assert torch.allclose(model.language_model(input_ids=ids).logits, expected, atol=1e-5)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+    assert len(processor.tokenizer) <= model.language_model.get_input_embeddings().num_embeddings
+    run_here(after(tiny_parts, recipe, tmp_path))
+
+
+def test_a_chain_through_a_language_model_is_estimated_before_it_has_begun(tiny_parts, recipe, tmp_path):
+    first = settings(config(tiny_parts, recipe, tmp_path / "one"))
+    second = settings(after(tiny_parts, recipe, tmp_path))
+    third = settings(
+        config(tiny_parts, recipe, tmp_path / "three") | {"model": {"init_from": str(tmp_path / "two" / "final")}}
+    )
+    assert [estimate.steps_left for estimate in estimate_runs([first, second, third])] == [6, 6, 6]
+
+
+def test_calibration_passes_over_broken_images_and_needs_one_that_is_whole(tiny_parts, recipe, tmp_path):
+    lines = (recipe.parent / "samples.jsonl").read_text()
+    (tmp_path / "samples.jsonl").write_text(lines)
+    for name in ("red", "blue", "gray"):
+        (tmp_path / f"{name}.png").write_bytes(b"not an image")
+    source = {"path": str(tmp_path / "samples.jsonl"), "image_root": str(tmp_path)}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "broken", "sources": [source]}))
+    mixture = Mixture(load_recipe(str(tmp_path / "recipe.yaml")), 0, False)
+    model, processor = start_model(settings(config(tiny_parts, recipe, tmp_path / "run")))
+    try:
+        calibrate_projector(model, processor, mixture, 8)
+    except UserError as error:
+        assert "calibration_images" in str(error)
+    else:
+        raise AssertionError("no image could be read")
+    save_image(tmp_path / "red.png")
+    calibrate_projector(model, processor, mixture, 8)
+    assert model.projector.feature_mean.abs().sum() > 0
+
+
+def test_a_run_calibrates_a_new_projector_and_leaves_one_that_was_trained(tiny_parts, recipe, tmp_path):
+    values = config(tiny_parts, recipe, tmp_path / "one", train__max_steps=1)
+    values["model"]["projector"] = {"calibration_images": 3}
+    run_here(values)
+    first, _ = checkpoint.load(tmp_path / "one" / "final")
+    assert first.projector.feature_mean.abs().sum() > 0
+    second = config(tiny_parts, recipe, tmp_path / "two", train__max_steps=1, optim__lr=1e-12)
+    second["model"] = {"init_from": str(tmp_path / "one" / "final"), "projector": {"calibration_images": 1}}
+    run_here(second)
+    back, _ = checkpoint.load(tmp_path / "two" / "final")
+    for name, tensor in first.projector.state_dict().items():
+        assert torch.allclose(tensor, back.projector.state_dict()[name], atol=1e-6), name
+
+
+def test_dtype_auto_is_what_the_device_multiplies_and_the_saved_config_says_it(
+    tiny_parts,
+    recipe,
+    tmp_path,
+    monkeypatch,
+):
+    for able, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(build_engine, "multiplies_bfloat16", lambda able=able: able)
+        run_dir = tmp_path / expected
+        run_here(config(tiny_parts, recipe, run_dir, train__dtype="auto", train__max_steps=1))
+        assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["dtype"] == expected
