@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mllm.command import configure_logging, run_command
+from mllm.command import add_overrides, configure_logging, run_command
 from mllm.errors import UserError
 
 
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands, "synth", _synth, "make training data from captions", "mllm synth data_recipes/demo/synth.yaml"
     )
     synth.add_argument("config")
-    synth.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
     show = _subparser(

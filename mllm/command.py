@@ -13,15 +13,26 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`--set a.b=c d=e …`, repeatable."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings, such as optim.lr=1e-5 train.epochs=2",
+    )
+
+
 def settings_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with `--config FILE`, `--set a.b=c` (repeatable) and the launcher's `--local_rank`."""
+    """A parser with `--config FILE`, `--set a.b=c` and the launcher's `--local_rank`."""
     parser = argparse.ArgumentParser(
         description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML settings")
-    parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one setting"
-    )
+    add_overrides(parser)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 

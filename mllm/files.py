@@ -62,6 +62,14 @@ def atomic_directory(final: Path | str) -> Iterator[Path]:
         raise
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """A second name for a file that won't change; a copy where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def write_text_atomically(path: Path | str, text: str) -> None:
     """Write `text` (UTF-8) under a temporary name, fsync, rename."""
     path = Path(path)

@@ -44,15 +44,17 @@ class LoopSettings(Settings):
 
     A step consumes `global_batch_size` samples, whatever the number of ranks. They are laid out in rows;
     `micro_batch_size` rows go through a rank at once, and as many micro-batches are accumulated as the rows need.
-    `dtype: auto` is bfloat16 where the device multiplies it natively and float32 elsewhere; the run's saved config says
-    which it was.
+    dtype: `float32`; `autocast` = float32 weights, matrix products in bfloat16; `bfloat16` = weights and activations in
+    bfloat16 and, under DeepSpeed, float32 masters in the optimizer (one process of plain torch has none: there it is
+    autocast); `auto` = bfloat16 on a GPU that has it, autocast on a CPU that multiplies it natively, float32 elsewhere.
+    The run's saved config says which it was.
     """
 
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int | None = Field(default=None, ge=1)
     global_batch_size: int = Field(default=128, ge=1)
     micro_batch_size: int = Field(default=1, ge=1)
-    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    dtype: Literal["float32", "autocast", "bfloat16", "auto"] = "float32"
     gradient_checkpointing: bool = False
     save_every_steps: int | None = Field(default=None, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

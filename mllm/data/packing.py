@@ -28,7 +28,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        return sum(segment.length for segment in self.segments)
+        return _length(self.segments)
 
 
 def shared_prefix_length(examples: Sequence[Example]) -> int:
@@ -62,15 +62,19 @@ def _split(examples: list[Example], max_length: int) -> list[list[PlacedSegment]
     units: list[list[PlacedSegment]] = []
     current: list[Example] = []
     for example in examples:
-        if current and sum(s.length for s in _unit([*current, example])) > max_length:
+        if current and _length(_unit([*current, example])) > max_length:
             units.append(_unit(current))
             current = []
         current.append(example)
     return [*units, _unit(current)]
 
 
-def pack(examples: Sequence[Example], packing: Packing, max_length: int) -> list[Row]:
-    """Rows of at most `max_length` tokens; first-fit decreasing (Johnson 1973), deterministic."""
+def pack(examples: Sequence[Example], packing: Packing, max_length: int, ranks: int = 1) -> list[Row]:
+    """Rows of at most `max_length` tokens, deterministic.
+
+    First-fit decreasing (Johnson 1973) says how few rows suffice; the units are then spread over that many, rounded up to
+    a multiple of `ranks`, so that rows are of like length and no rank waits for another.
+    """
     if packing == "none":
         return [Row((PlacedSegment(e, 0, e.length),)) for e in examples]
     if packing == "samples":
@@ -81,19 +85,52 @@ def pack(examples: Sequence[Example], packing: Packing, max_length: int) -> list
             key = example.images or (f"text/{number}",)
             groups.setdefault(key, []).append(example)
         units = [unit for group in groups.values() for unit in _split(group, max_length)]
-    bins: list[list[PlacedSegment]] = []
-    sizes: list[int] = []
-    for unit in sorted(units, key=lambda u: -sum(s.length for s in u)):
-        size = sum(s.length for s in unit)
-        place = next((i for i, used in enumerate(sizes) if used + size <= max_length), None)
-        if place is None:
-            bins.append([])
-            sizes.append(0)
-            place = len(bins) - 1
+    units.sort(key=lambda unit: -_length(unit))
+    lengths = [_length(unit) for unit in units]
+    fitted = _first_fit(lengths, max_length)
+    count = min(len(units), -(-(max(fitted) + 1) // ranks) * ranks)
+    spread = _spread(lengths, count)
+    places = spread if _fullest(lengths, spread) <= max_length else fitted
+    bins: list[list[PlacedSegment]] = [[] for _ in range(max(places) + 1)]
+    for unit, place in zip(units, places, strict=True):
         offset = len(bins[place])
         bins[place] += [
             PlacedSegment(s.example, s.start, s.stop, NO_PARENT if s.parent == NO_PARENT else s.parent + offset)
             for s in unit
         ]
-        sizes[place] += size
     return [Row(tuple(segments)) for segments in bins]
+
+
+def _length(segments: Sequence[PlacedSegment]) -> int:
+    return sum(segment.length for segment in segments)
+
+
+def _first_fit(lengths: Sequence[int], max_length: int) -> list[int]:
+    """For each of `lengths`, longest first, the first bin with room for it."""
+    places: list[int] = []
+    used: list[int] = []
+    for length in lengths:
+        place = next((i for i, filled in enumerate(used) if filled + length <= max_length), len(used))
+        if place == len(used):
+            used.append(0)
+        used[place] += length
+        places.append(place)
+    return places
+
+
+def _spread(lengths: Sequence[int], count: int) -> list[int]:
+    """For each of `lengths`, longest first, the emptiest of `count` bins (Graham 1969)."""
+    used = [0] * count
+    places = []
+    for length in lengths:
+        place = used.index(min(used))
+        used[place] += length
+        places.append(place)
+    return places
+
+
+def _fullest(lengths: Sequence[int], places: Sequence[int]) -> int:
+    used = [0] * (max(places) + 1)
+    for length, place in zip(lengths, places, strict=True):
+        used[place] += length
+    return max(used)

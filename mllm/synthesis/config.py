@@ -42,11 +42,15 @@ class CaptionedParquetSource(Settings):
 
 
 class RenderedWordsSource(Settings):
-    """Words of a text file (one a line), drawn into square images in several fonts."""
+    """Words of a text file (one a line), drawn into square images in several fonts.
+
+    Captions and questions are about `asked_words` of them (None: all), contrastive pairs about all.
+    """
 
     kind: Literal["rendered_words"]
     name: str = "words"
     path: Path
+    asked_words: Annotated[int, Field(ge=1)] | None = None
     image_size_px: Annotated[int, Field(ge=32, le=512)] = 64
     caption_count: Count = 600
     reading_count: Count = 1200

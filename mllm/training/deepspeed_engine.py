@@ -114,11 +114,12 @@ class DeepSpeedEngine:
             raise RuntimeError(f"asked for ZeRO-{self.stage}, got ZeRO-{self._engine.zero_optimization_stage()}")
         self.module = module
         self.device = self._engine.device
+        self.use_autocast = loop.dtype == "autocast"
         self.max_grad_norm = optim.max_grad_norm
         self.description = f"DeepSpeed ZeRO-{self.stage}, {self.world_size} rank(s), {loop.dtype} on {self.device}"
 
     def autocast(self):
-        return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
         if self.stage == 3:
@@ -146,6 +147,11 @@ class DeepSpeedEngine:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         dist.barrier()

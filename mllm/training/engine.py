@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,10 @@ class Engine(Protocol):
         ...
 
     def sum_over_ranks(self, values: list[float]) -> list[float]: ...
+    def gather(self, value: Any) -> list[Any]:
+        """The picklable `value` of every rank, in rank order (called on every rank)."""
+        ...
+
     def barrier(self) -> None: ...
     def save_state(self, directory: Path) -> None:
         """Write the optimizer's state (called on every rank)."""
@@ -45,7 +49,7 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Plain torch in one process. With dtype bfloat16 the weights stay float32 and the forward runs under autocast."""
+    """Plain torch in one process. With dtype bfloat16 too the weights stay float32 and the forward runs under autocast."""
 
     rank = 0
     world_size = 1
@@ -57,7 +61,7 @@ class TorchEngine:
         self.module = module.to(self.device)
         self.optimizer = optimizer
         self.max_grad_norm = settings.max_grad_norm
-        self.use_autocast = dtype == "bfloat16"
+        self.use_autocast = dtype != "float32"
         self.description = f"torch, 1 process, {dtype} on {self.device.type}"
         self._trainable = [p for p in module.parameters() if p.requires_grad]
 
@@ -78,6 +82,9 @@ class TorchEngine:
 
     def sum_over_ranks(self, values: list[float]) -> list[float]:
         return values
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
 
     def barrier(self) -> None:
         return None

@@ -16,6 +16,7 @@ from mllm.training.finetune import start_model
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.resume import latest_checkpoint, read_progress
+from mllm.training.task import MicroBatch
 
 TIMED_MICRO_BATCHES = 3
 
@@ -56,17 +57,24 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model, processor = start_model(_startable(run, origins))
     apply_policy(model, run.trainable)
     keep_freed_memory()
-    dtype = torch.bfloat16 if with_known_dtype(run.train).dtype == "bfloat16" else torch.float32
-    model = model.train().to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = with_known_dtype(run.train).dtype
+    model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     task = InstructionTask(mixture, processor, run.data, run.train)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches
     # The longest come first and the first run pays for warming up, so it is run once more than it counts.
     timed = micro_batches[:TIMED_MICRO_BATCHES]
-    task.loss_sum(model, timed[0]).backward()
+
+    def run_once(micro_batch: MicroBatch) -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "autocast"):
+            loss = task.loss_sum(model, micro_batch)
+        loss.backward()
+
+    run_once(timed[0])
     started = time.monotonic()
     for micro_batch in timed:
-        task.loss_sum(model, micro_batch).backward()
+        run_once(micro_batch)
     took = time.monotonic() - started
     checkpoint = latest_checkpoint(Path(run.run_dir))
     done = read_progress(checkpoint)["step"] if checkpoint is not None else 0

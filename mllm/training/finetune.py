@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mllm.config import FinetuneSettings, dump_yaml, load_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.files import atomic_directory, write_text_atomically
+from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.model import checkpoint
 from mllm.model.build import build
 from mllm.model.multimodal import MultimodalLM
@@ -24,6 +25,7 @@ from mllm.training.callbacks import Callback, LogLine, MetricsFile, ProgressBar,
 from mllm.training.engine import Engine
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import Trainer
+from mllm.training.resume import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     )
     done = trainer.run(stop_after)
     if done == trainer.total:
-        _publish_final(engine, final, write_model)
+        _publish_final(engine, run_dir)
     if engine.rank == 0 and trainer.skipped:
         _list_skipped(run_dir, trainer.skipped)
     engine.close()
@@ -113,11 +115,12 @@ def _callbacks(settings: FinetuneSettings, engine: Engine, run_dir: Path) -> lis
     ]
 
 
-def _publish_final(engine: Engine, final: Path, write_model: Any) -> None:
-    state_dict = engine.full_state_dict()
-    if engine.rank == 0:
-        with atomic_directory(final) as directory:
-            write_model(directory, state_dict)
+def _publish_final(engine: Engine, run_dir: Path) -> None:
+    """Give the model of the last step's checkpoint the name `final`."""
+    checkpoint = latest_checkpoint(run_dir)
+    if engine.rank == 0 and checkpoint is not None:
+        with atomic_directory(run_dir / "final") as directory:
+            shutil.copytree(checkpoint / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
     engine.barrier()
 
 

@@ -67,7 +67,7 @@ class InstructionTask:
                     skips(error)
         if not examples:
             raise UserError(f"step {step + 1}: every one of its {len(samples)} samples was skipped; see skipped.jsonl")
-        rows = pack(examples, self.data.packing, self.data.max_length_tokens)
+        rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
         micro_batches = [
             self._micro_batch(group, skips) for group in deal(rows, rank, world_size, self.loop.micro_batch_size)
         ]

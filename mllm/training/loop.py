@@ -129,6 +129,9 @@ class Trainer:
         return self.loop.save_every_steps is not None and step % self.loop.save_every_steps == 0
 
     def _save(self, step: int) -> None:
+        # An image is decoded by one rank alone, so each knows only its own broken ones.
+        for skipped in self.engine.gather(self.skipped):
+            self.skipped |= skipped
         progress = {
             "step": step,
             "total_steps": self.total,

@@ -34,7 +34,7 @@ def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dic
 def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Torch AdamW (Loshchilov & Hutter 2019) over `parameter_groups`."""
     groups = parameter_groups(module, settings)
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def lr_scale(step: int, total_steps: int, settings: OptimizerSettings) -> float:

@@ -173,6 +173,11 @@ def import_llava(source: Path, out: Path, prompt_format: str, fit: str) -> None:
     config = AutoConfig.from_pretrained(source)
     if config.model_type != "llava":
         raise UserError(f"{source} holds a {config.model_type!r} model; mllm import reads LLaVA's (model_type llava)")
+    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
+        raise UserError(
+            f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
+            f"{config.vision_feature_layer}; ours has gelu on a single layer"
+        )
     peer, report = LlavaForConditionalGeneration.from_pretrained(
         source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
     )

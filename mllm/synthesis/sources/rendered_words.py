@@ -20,13 +20,17 @@ class LoadedWords:
     config: RenderedWordsSource
     train: list[Picture]
     test: list[Picture]
+    asked: frozenset[str] = frozenset()
     filtered: Counter[str] = field(default_factory=Counter)
 
     def write(self, train: list[Picture], backend: Backend, seed: int) -> SourceOutput:
         output = SourceOutput()
         counts: dict[Kind, int] = {"caption": self.config.caption_count, "reading": self.config.reading_count}
-        output.captions = self._draft("caption", train[: counts["caption"]], backend, seed)
-        output.instruct = self._draft("reading", train[: counts["reading"]], backend, seed)
+        asked = [picture for picture in train if picture.word in self.asked]
+        # Other renders than the captions' as far as there are: one that is known already teaches less.
+        read = [*asked[counts["caption"] :], *asked][: counts["reading"]]
+        output.captions = self._draft("caption", asked[: counts["caption"]], backend, seed)
+        output.instruct = self._draft("reading", read, backend, seed)
         output.requested = Counter({str(kind): count for kind, count in counts.items()})
         output.clip_pairs = pair_captions(train[: self.config.clip_pair_count], backend, seed)
         output.heldout_clip_pairs = pair_captions(self.test, backend, seed)
@@ -64,13 +68,14 @@ def load_rendered_words(config: RenderedWordsSource, seed: int) -> LoadedWords:
     words = read_words(config.path)
     seeded_random(seed, config.name, "order").shuffle(words)
     fonts = {word: seeded_random(seed, config.name, "font", word).choice(FONTS) for word in words}
+    asked = words[: config.asked_words]
     train_count = max(config.caption_count, config.reading_count, config.clip_pair_count)
-    loaded = LoadedWords(config, [], [])
+    loaded = LoadedWords(config, [], [], frozenset(asked))
     for index in tqdm(range(train_count), desc=config.name, unit="image", disable=None):
         word = words[index % len(words)]
         loaded.train.append(_render(word, tuple(f for f in FONTS if f != fonts[word]), config, seed, "train", index))
     for index in range(config.heldout_count):
-        word = words[index % len(words)]
+        word = asked[index % len(asked)]
         loaded.test.append(_render(word, (fonts[word],), config, seed, "heldout", index))
     return loaded
 
