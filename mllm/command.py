@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -43,6 +44,10 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("mllm").setLevel(logging.INFO if rank == 0 else logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # peft imports bitsandbytes, which warns of a kernel package that only 4-bit weights on a CPU would want.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch deprecates: a line a step that no user can act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from transformers.utils import logging as transformers_logging
 
     # Its bars and its reports of unused text weights drown our own lines.

@@ -168,28 +168,46 @@ def test_a_ds_config_that_contradicts_the_settings_is_refused_with_both_values(t
         fill_ds_config({"gradient_clipping": 2.0}, settings.optim, settings.train)
 
 
-def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, recipe, tmp_path):
-    root = tmp_path / "bad"
+def write_recipe_with_bad_images(root, bad):
+    """One sample with a whole image, and one for each of the names `bad` whose image breaks off behind its header."""
     root.mkdir()
     save_image(root / "good.png")
-    (root / "bad.png").write_bytes((root / "good.png").read_bytes()[:60])
+    for name in bad:
+        (root / f"{name}.png").write_bytes((root / "good.png").read_bytes()[:60])
     lines = [
         {
             "id": name,
             "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}],
             "images": [f"{name}.png"],
         }
-        for name in ("good", "bad")
+        for name in ("good", *bad)
     ]
     (root / "s.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     (root / "r.yaml").write_text(
         yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]})
     )
+
+
+def skipped_ids(run_dir):
+    return sorted(json.loads(line)["id"] for line in (run_dir / "skipped.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_bad_images_are_listed_whichever_rank_met_them(tiny_parts, tmp_path):
+    root, bad = tmp_path / "bad", ["bad0", "bad1", "bad2"]
+    write_recipe_with_bad_images(root, bad)
+    values = config(tiny_parts, root / "r.yaml", tmp_path / "run", data__on_bad_sample="skip", train__epochs=1)
+    launch(values, tmp_path, ranks=2, stage=2)
+    assert skipped_ids(tmp_path / "run") == bad  # each rank decodes two of the four images
+
+
+def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, tmp_path):
+    root = tmp_path / "bad"
+    write_recipe_with_bad_images(root, ["bad"])
     with pytest.raises(UserError, match=r"bad\.png"):
         run_here(config(tiny_parts, root / "r.yaml", tmp_path / "e"))
     run_here(config(tiny_parts, root / "r.yaml", tmp_path / "s", data__on_bad_sample="skip"))
-    skipped = [json.loads(line) for line in (tmp_path / "s" / "skipped.jsonl").read_text().splitlines()]
-    assert [s["id"] for s in skipped] == ["bad"]
+    assert skipped_ids(tmp_path / "s") == ["bad"]
 
 
 def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path):
