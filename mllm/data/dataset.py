@@ -24,12 +24,17 @@ def read_source(source: SourceSettings) -> SourceSamples:
     root = Path(source.image_root)
     samples = []
     for sample in READERS.get(source.reader)(Path(source.path)):
-        if source.kinds is None or sample.kind in source.kinds:
+        if _is_kept(sample.kind, source.kinds) and _is_kept(sample.source, source.origins):
             images = tuple(str(resolve_image(root, image, sample.id)) for image in sample.images)
             samples.append(sample.model_copy(update={"images": images}))
     if not samples:
-        raise UserError(f"{source.path} gives no samples{' of the kinds asked for' if source.kinds else ''}")
+        filtered = source.kinds is not None or source.origins is not None
+        raise UserError(f"{source.path} gives no samples{' of the kinds and origins asked for' if filtered else ''}")
     return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))), source.phase)
+
+
+def _is_kept(label: str, wanted: tuple[str, ...] | None) -> bool:
+    return wanted is None or label in wanted
 
 
 def resolve_image(root: Path, image: str, sample_id: str) -> Path:

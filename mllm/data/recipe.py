@@ -18,8 +18,8 @@ class SourceSettings(Settings):
     """One file of samples.
 
     weight: share of its samples that an epoch visits (2.5 = every sample twice and half of them a third time); count:
-    the same as a number; kinds: keep only samples of these kinds; phase: an epoch visits sources of a lower phase first,
-    those of one phase shuffled together (a curriculum).
+    the same as a number; kinds, origins: keep only samples of these kinds, of these sources (as the samples name them);
+    phase: an epoch visits sources of a lower phase first, those of one phase shuffled together (a curriculum).
     """
 
     path: str
@@ -28,6 +28,7 @@ class SourceSettings(Settings):
     weight: float = Field(default=1.0, gt=0)
     count: int | None = Field(default=None, ge=1)
     kinds: tuple[str, ...] | None = None
+    origins: tuple[str, ...] | None = None
     phase: int = Field(default=0, ge=0)
 
 

@@ -169,7 +169,7 @@ class DeepSpeedEngine:
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:
             state = self.module.state_dict() if self.rank == 0 else {}
-            return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+            return {name: tensor.detach().cpu() for name, tensor in state.items()}
         import deepspeed
 
         full: dict[str, torch.Tensor] = {}
