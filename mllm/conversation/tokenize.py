@@ -99,7 +99,8 @@ def tokenize(
 def _tokenize_run(run: Sequence[Segment], encoder: RunEncoder, follows_special: bool) -> tuple[list[int], list[bool]]:
     ids: list[int] = []
     supervised: list[bool] = []
-    text, text_ids = "", []
+    text = ""
+    text_ids: list[int] = []
     for is_supervised, piece in _merge(run):
         joint = encoder.encode(text + piece, follows_special)
         if joint[: len(text_ids)] == text_ids:

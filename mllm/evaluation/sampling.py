@@ -49,7 +49,7 @@ def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
         partner = (
             _find(by_question[item.question], is_other_answer, rng)
             or _find(items, is_other_answer, rng)
-            or _find(items, lambda other, group=item.group: other.group != group, rng)
+            or _find(items, _with_another_image(item), rng)
         )
         if partner is None:
             raise UserError(f"all {len(items)} questions are about one image, so none can be swapped; raise --limit")
@@ -59,6 +59,10 @@ def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
 
 def _with_another_answer(item: Item) -> Callable[[Item], bool]:
     return lambda other: other.group != item.group and set(other.references).isdisjoint(item.references)
+
+
+def _with_another_image(item: Item) -> Callable[[Item], bool]:
+    return lambda other: other.group != item.group
 
 
 def _find(pool: Sequence[Item], matches: Callable[[Item], bool], rng: np.random.Generator) -> Item | None:

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from mllm.errors import UserError
@@ -82,7 +83,7 @@ def _opened(source: Path | str | bytes, name: str, limits: DecodeLimits) -> Imag
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow clips 16-bit grey at 255 when it converts; scale by the depth instead.
-        depth = 65535 if image.mode.startswith("I") else max(1.0, image.getextrema()[1])
+        depth = 65535 if image.mode.startswith("I") else max(1.0, float(np.asarray(image).max()))
         image = image.convert("F").point(lambda value: value * (255.0 / depth)).convert("L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -28,8 +28,8 @@ class ImagePreparer:
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """`image`: mode RGB, any size. Returns float32 [3, S, S]."""
         square = self._to_square(image)
-        array = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
-        array = (array - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        scaled = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
+        array = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
     def _to_square(self, image: Image.Image) -> Image.Image:

@@ -13,21 +13,23 @@ from transformers import (
     AutoImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
 from mllm.errors import UserError
 from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import ImagePreparer
+from mllm.images.prepare import Fit, ImagePreparer
 
 
 @dataclass(frozen=True)
 class EncoderFamily:
     """A transformers class, its configuration, and whether a class token stands first among its features."""
 
-    model: type
-    config: type
+    model: type[PreTrainedModel]
+    config: type[PreTrainedConfig]
     has_class_token: bool
 
 
@@ -57,7 +59,7 @@ class VisionEncoder(nn.Module):
     feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5).
     """
 
-    def __init__(self, model: nn.Module, feature_layer: int, class_token: str) -> None:
+    def __init__(self, model: PreTrainedModel, feature_layer: int, class_token: str) -> None:
         super().__init__()
         self.model = model
         self.feature_layer = feature_layer
@@ -120,14 +122,14 @@ def vision_config(path: str) -> Any:
     return getattr(config, "vision_config", config)
 
 
-def load_vision_model(path: str, dtype: torch.dtype) -> nn.Module:
+def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
     return family.model.from_pretrained(path, config=vision, dtype=dtype, use_safetensors=True)
 
 
-def load_preparer(path: str, image_size_px: int, fit: str) -> ImagePreparer:
+def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
     """Pixel preparation with the mean and standard deviation that the encoder was trained with."""
     try:
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")

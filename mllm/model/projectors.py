@@ -33,8 +33,12 @@ class Projector(nn.Module):
     The standardization is fixed, channel by channel, and the identity until `calibrate` sets it: LLaVA's projector.
     """
 
-    def __init__(self, vision_width: int, text_width: int, shuffle: int) -> None:
+    feature_mean: torch.Tensor
+    feature_std: torch.Tensor
+
+    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
         super().__init__()
+        self.depth = depth
         self.shuffle = shuffle
         self.shuffled_width = vision_width * shuffle**2
         self.register_buffer("feature_mean", torch.zeros(vision_width))
@@ -86,7 +90,7 @@ class LinearProjector(Projector):
     """One linear layer, as in the first LLaVA (Liu et al. 2023)."""
 
     def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
-        super().__init__(vision_width, text_width, shuffle)
+        super().__init__(vision_width, text_width, shuffle, depth)
         self.linear_1 = nn.Linear(self.shuffled_width, text_width)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -101,14 +105,13 @@ class LinearProjector(Projector):
 class MlpProjector(Projector):
     """`depth` linear layers with GELU between them; depth 2 is LLaVA-1.5's (Liu et al. 2024)."""
 
-    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int) -> None:
-        super().__init__(vision_width, text_width, shuffle)
-        self.depth = depth
+    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 2) -> None:
+        super().__init__(vision_width, text_width, shuffle, depth)
         for index in range(1, depth + 1):
             setattr(self, f"linear_{index}", nn.Linear(self.shuffled_width if index == 1 else text_width, text_width))
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        hidden = self.linear_1(features)
+        hidden = self.get_submodule("linear_1")(features)
         for index in range(2, self.depth + 1):
             hidden = getattr(self, f"linear_{index}")(nn.functional.gelu(hidden))
         return hidden

@@ -63,7 +63,7 @@ def render_word(word: str, font_name: str, image_size_px: int, rng: random.Rando
     """PNG of `word`, [image_size_px, image_size_px, 3]: size, place and colours drawn from `rng`, all ink inside a margin."""
     background = (255, 255, 255)
     if rng.random() < _LIGHT_BACKGROUND_SHARE:
-        background = tuple(rng.randint(215, 255) for _ in range(3))
+        background = (rng.randint(215, 255), rng.randint(215, 255), rng.randint(215, 255))
     font = fit_font(word, font_name, rng.uniform(*_FILLED_WIDTH) * image_size_px, _FILLED_HEIGHT * image_size_px)
     left, top, right, bottom = font.getbbox(word)
     x = rng.randint(_MARGIN_PX, max(_MARGIN_PX, int(image_size_px - _MARGIN_PX - (right - left))))

@@ -22,7 +22,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give pages that hold nothing back to the kernel: now and then, since rows of many lengths fragment a heap that is kept."""
+    """Give pages that hold nothing back to the kernel: rows of many lengths fragment a heap that is kept."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

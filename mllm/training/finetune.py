@@ -52,10 +52,11 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     parts: dict[str, Any] = {}
 
     def build_module() -> MultimodalLM:
-        model, parts["processor"] = start_model(settings)
+        model, processor = start_model(settings)
+        parts.update(model=model, processor=processor)
         count = settings.model.projector.calibration_images
         if settings.model.init_from is None and count:
-            calibrate_projector(model, parts["processor"], mixture, count)
+            calibrate_projector(model, processor, mixture, count)
         counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
             model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -68,7 +69,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     task = InstructionTask(mixture, processor, settings.data, settings.train)
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
-        checkpoint.write(directory, engine.module, processor, state_dict)
+        checkpoint.write(directory, parts["model"], processor, state_dict)
         (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
 
     trainer = Trainer(

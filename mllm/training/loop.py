@@ -62,7 +62,7 @@ class Trainer:
         try:
             with _stop_requests() as stop_requested, ThreadPoolExecutor(1) as pool:
                 pending = pool.submit(self._window, step) if step < end else None
-                while step < end:
+                while pending is not None:
                     waited_from = time.monotonic()
                     window = pending.result()
                     waited = time.monotonic() - waited_from
@@ -168,7 +168,7 @@ def _stop_requests() -> Iterator[threading.Event]:
 
     def handler(number: int, frame: Any) -> None:
         requested.set()
-        signal.signal(number, previous[number])
+        signal.signal(number, previous[signal.Signals(number)])
 
     for number in previous:
         signal.signal(number, handler)

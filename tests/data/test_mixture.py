@@ -7,6 +7,7 @@ import pytest
 
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.errors import UserError
 
 
 @pytest.fixture
@@ -16,7 +17,10 @@ def source(tmp_path):
     def write(name, count, **changes):
         path = tmp_path / f"{name}.jsonl"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        path.write_text("".join(json.dumps({"id": f"{name}{n}", "messages": turns}) + "\n" for n in range(count)))
+        rows = [
+            {"id": f"{name}{n}", "messages": turns, "source": f"s{n % 2}", "kind": f"k{n % 3}"} for n in range(count)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return SourceSettings(path=str(path), **changes)
 
     return write
@@ -48,3 +52,9 @@ def test_sources_of_a_phase_are_shuffled_together_and_phases_follow_each_other(s
     assert all(i.startswith("late") for i in last) and last != sorted(last)
     names = "".join(i[0] for i in first)
     assert "ab" in names and "ba" in names
+
+
+def test_a_source_may_be_narrowed_to_kinds_and_origins(source):
+    assert sorted(visited([source("a", 12, kinds=("k0", "k1"), origins=("s0",))])) == ["a0", "a10", "a4", "a6"]
+    with pytest.raises(UserError, match="of the kinds and origins asked for"):
+        visited([source("a", 12, origins=("s2",))])

@@ -20,6 +20,7 @@ from mllm.config import ImageSettings, ProjectorSettings
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.files import atomic_directory
+from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.checkpoint import check_model_directory, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
@@ -163,7 +164,7 @@ def _quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-def import_llava(source: Path, out: Path, prompt_format: str, fit: str) -> None:
+def import_llava(source: Path, out: Path, prompt_format: str, fit: Fit) -> None:
     """Convert a local LLaVA directory in transformers' layout to one of ours, atomically.
 
     `prompt_format` and `fit` say how the model was trained, which the layout doesn't. Raises UserError when the directory

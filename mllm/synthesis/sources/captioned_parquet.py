@@ -44,7 +44,8 @@ class LoadedParquet:
             drafted = self._draft_kind(kind, count, train, backend, seed)
             (output.captions if kind == "caption" else output.instruct).extend(drafted)
         output.instruct += self._draft_yes_no(train, seed)
-        output.requested = Counter({**counts, "yes_no": self.config.yes_no_count})
+        output.requested = Counter({str(kind): count for kind, count in counts.items()})
+        output.requested["yes_no"] = self.config.yes_no_count
         output.clip_pairs = pair_captions(train, backend, seed)
         output.heldout_clip_pairs = pair_captions(self.test, backend, seed)
         if self.config.writes_heldout_questions:
