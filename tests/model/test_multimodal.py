@@ -75,7 +75,7 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
     }
     state["lm_head.weight"] = model.language_model.state_dict()["lm_head.weight"]
     state |= {f"model.vision_tower.{k}": v for k, v in model.vision_encoder.model.state_dict().items()}
-    state |= {f"model.multi_modal_projector.{k}": v for k, v in model.projector.state_dict().items()}
+    state |= {f"model.multi_modal_projector.{k}": v for k, v in model.projector.folded_state().items()}
     missing, unexpected = peer.load_state_dict(state, strict=False)
     assert not unexpected and not missing
     with torch.no_grad():

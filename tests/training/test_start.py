@@ -48,7 +48,8 @@ def test_a_chain_through_a_language_model_is_estimated_before_it_has_begun(tiny_
     first = settings(config(tiny_parts, recipe, tmp_path / "one"))
     second = settings(after(tiny_parts, recipe, tmp_path))
     third = settings(
-        config(tiny_parts, recipe, tmp_path / "three") | {"model": {"init_from": str(tmp_path / "two" / "final")}}
+        config(tiny_parts, recipe, tmp_path / "three")
+        | {"model": {"init_from": str(tmp_path / "two" / "final"), "prompt_format": "chatml"}}
     )
     assert [estimate.steps_left for estimate in estimate_runs([first, second, third])] == [6, 6, 6]
 
@@ -80,7 +81,8 @@ def test_a_run_calibrates_a_new_projector_and_leaves_one_that_was_trained(tiny_p
     first, _ = checkpoint.load(tmp_path / "one" / "final")
     assert first.projector.feature_mean.abs().sum() > 0
     second = config(tiny_parts, recipe, tmp_path / "two", train__max_steps=1, optim__lr=1e-12)
-    second["model"] = {"init_from": str(tmp_path / "one" / "final"), "projector": {"calibration_images": 1}}
+    second["model"] = {"init_from": str(tmp_path / "one" / "final"), "prompt_format": "chatml"}
+    second["model"]["projector"] = {"calibration_images": 1}
     run_here(second)
     back, _ = checkpoint.load(tmp_path / "two" / "final")
     for name, tensor in first.projector.state_dict().items():
@@ -93,8 +95,9 @@ def test_dtype_auto_is_what_the_device_multiplies_and_the_saved_config_says_it(
     tmp_path,
     monkeypatch,
 ):
-    for able, expected in ((True, "bfloat16"), (False, "float32")):
+    for able, expected in ((True, "autocast"), (False, "float32")):
         monkeypatch.setattr(build_engine, "multiplies_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         run_dir = tmp_path / expected
         run_here(config(tiny_parts, recipe, run_dir, train__dtype="auto", train__max_steps=1))
         assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["dtype"] == expected
