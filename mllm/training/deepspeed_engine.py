@@ -93,6 +93,11 @@ def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: Lo
     return filled
 
 
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with a storage of its own: ZeRO-1 and 2 keep parameters as views of one buffer, which safetensors refuses."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 class DeepSpeedEngine:
     """ZeRO 0–3 over the ranks of the launcher."""
 
@@ -169,7 +174,7 @@ class DeepSpeedEngine:
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:
             state = self.module.state_dict() if self.rank == 0 else {}
-            return {name: tensor.detach().cpu() for name, tensor in state.items()}
+            return {name: _whole(tensor.detach().cpu()) for name, tensor in state.items()}
         import deepspeed
 
         full: dict[str, torch.Tensor] = {}
