@@ -4,6 +4,7 @@ N images, P patches, V vision width, D language-model width.
 """
 
 import re
+from typing import cast
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class Projector(nn.Module):
     @property
     def last_layer(self) -> nn.Linear:
         """The layer that gives image tokens."""
-        raise NotImplementedError
+        return cast(nn.Linear, self.get_submodule(f"linear_{self.depth}"))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[N, P, V] → [N, P / shuffle², D]."""
@@ -96,10 +97,6 @@ class LinearProjector(Projector):
     def project(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear_1(features)
 
-    @property
-    def last_layer(self) -> nn.Linear:
-        return self.linear_1
-
 
 @PROJECTORS.register("mlp_gelu")
 class MlpProjector(Projector):
@@ -115,10 +112,6 @@ class MlpProjector(Projector):
         for index in range(2, self.depth + 1):
             hidden = getattr(self, f"linear_{index}")(nn.functional.gelu(hidden))
         return hidden
-
-    @property
-    def last_layer(self) -> nn.Linear:
-        return getattr(self, f"linear_{self.depth}")
 
 
 def build_projector(settings: ProjectorSettings, vision_width: int, text_width: int) -> Projector:

@@ -118,10 +118,10 @@ def _callbacks(settings: FinetuneSettings, engine: Engine, run_dir: Path) -> lis
 
 def _publish_final(engine: Engine, run_dir: Path) -> None:
     """Give the model of the last step's checkpoint the name `final`."""
-    checkpoint = latest_checkpoint(run_dir)
-    if engine.rank == 0 and checkpoint is not None:
+    last = latest_checkpoint(run_dir)
+    if engine.rank == 0 and last is not None:
         with atomic_directory(run_dir / "final") as directory:
-            shutil.copytree(checkpoint / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
+            shutil.copytree(last / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
     engine.barrier()
 
 
