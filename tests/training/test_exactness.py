@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mllm.config import FinetuneSettings, validate_settings
 from mllm.errors import UserError
+from mllm.model.checkpoint import load
 from mllm.training.deepspeed_engine import fill_ds_config
 from mllm.training.finetune import finetune
 from tests.tiny import save_image
@@ -190,6 +192,18 @@ def write_recipe_with_bad_images(root, bad):
 
 def skipped_ids(run_dir):
     return sorted(json.loads(line)["id"] for line in (run_dir / "skipped.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_run_that_trains_the_projector_alone_saves_weights_that_zero_keeps_as_views(
+    tiny_parts, recipe, tmp_path, stage
+):
+    values = config(tiny_parts, recipe, tmp_path / "run", train__max_steps=2)
+    values["trainable"] = {}
+    launch(values, tmp_path, ranks=2, stage=stage)
+    model, _ = load(tmp_path / "run" / "final")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
 @pytest.mark.slow
