@@ -26,8 +26,8 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check mllm train eval tests
-	$(BIN)/ruff format --check mllm train eval tests
+	$(BIN)/ruff check mllm train eval tests benchmarks
+	$(BIN)/ruff format --check mllm train eval tests benchmarks
 	$(BIN)/mypy mllm train eval
 
 $(RUN)/smollm2-135m/config.json: | $(VENV)/.installed

@@ -1,0 +1,197 @@
+"""What the benchmarks share: models and data of stated shapes, timing in turn, and a description of the machine.
+
+Weights are random and data is made here from a seed: a benchmark needs no download and measures the same work everywhere.
+"""
+
+import json
+import os
+import platform
+import random
+import resource
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from mllm.config import FinetuneSettings, validate_settings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.model.policy import apply_policy
+from mllm.training.build_engine import build_engine
+from mllm.training.engine import Engine
+from mllm.training.finetune import start_model
+from mllm.training.instruction import InstructionTask
+
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+CLIP_B16 = {  # 14 × 14 = 196 image tokens
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
+SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>"]
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of `vocabulary` ids in which every word `w0`, `w1`, … is one token: lengths can be chosen exactly."""
+    names = [*SPECIALS, "user", "assistant", "system"]
+    names += [f"w{n}" for n in range(vocabulary - len(names))]
+    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|im_start|>", "<image>"],
+    )
+
+
+def save_parts(
+    root: Path, text: dict[str, Any] = SMOLLM2_135M, vision: dict[str, Any] = CLIP_B16, seed: int = 0
+) -> None:
+    """Write `root/clip` and `root/lm`: a CLIP-shaped encoder and a Llama-shaped language model of random weights."""
+    torch.manual_seed(seed)
+    side = vision["image_size"]
+    CLIPVisionModel(CLIPVisionConfig(**vision)).save_pretrained(root / "clip")
+    CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(
+        root / "clip"
+    )
+    tokenizer = word_tokenizer(text["vocab_size"])
+    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(**text, **ids)).save_pretrained(root / "lm")
+    tokenizer.save_pretrained(root / "lm")
+
+
+def save_recipe(
+    root: Path, images: int, conversations_per_image: int, text_tokens: tuple[int, int], seed: int = 0
+) -> Path:
+    """Write a recipe of `images` pictures; returns its path.
+
+    Each conversation has between `text_tokens[0]` and `text_tokens[1]` words, drawn uniformly, a third of them (at most
+    20) its question: the chat format adds its special tokens to that.
+    """
+    rng = random.Random(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / "samples.jsonl", "w", encoding="utf-8") as file:
+        for n in range(images):
+            colour = tuple(rng.randrange(256) for _ in range(3))
+            Image.new("RGB", (320, 240), colour).save(root / f"{n}.png")
+            for turn in range(conversations_per_image):
+                words = [f"w{rng.randrange(1000)}" for _ in range(rng.randint(*text_tokens))]
+                asked = min(20, len(words) // 3)
+                question = [{"type": "image"}, {"type": "text", "text": " ".join(words[:asked])}]
+                messages = [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": " ".join(words[asked:])},
+                ]
+                file.write(json.dumps({"id": f"{n}-{turn}", "messages": messages, "images": [f"{n}.png"]}) + "\n")
+    source = {"path": str(root / "samples.jsonl"), "image_root": str(root)}
+    (root / "recipe.yaml").write_text(yaml.safe_dump({"name": "benchmark", "sources": [source]}))
+    return root / "recipe.yaml"
+
+
+def settings_of(parts: Path, recipe: Path, run_dir: Path, **sections: dict[str, Any]) -> FinetuneSettings:
+    """Settings of a second-stage run (projector and language model learn); `sections` add to or replace its keys."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {
+            "vision_encoder": {"path": str(parts / "clip")},
+            "language_model": {"path": str(parts / "lm")},
+            "prompt_format": "chatml",
+        },
+        "trainable": {"language_model": "full"},
+        "data": {"recipe": str(recipe), "max_length_tokens": 2048, "packing": "shared_prefix", "group_by_image": True},
+        "optim": {"lr": 2e-5},
+        "train": {"global_batch_size": 20},
+        "engine": {"kind": "torch"},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return validate_settings(FinetuneSettings, {"run_dir": str(run_dir), **values}, "benchmark")
+
+
+def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
+    """The task and the engine of a run, as `finetune` puts them together, without its callbacks and checkpoints."""
+    mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
+    model, processor = start_model(settings)
+    apply_policy(model, settings.trainable)
+    if settings.train.gradient_checkpointing:
+        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
+    return InstructionTask(mixture, processor, settings.data, settings.train), engine
+
+
+def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender in each of `rounds`, after one round that isn't counted.
+
+    They take turns, so that a slow minute of the machine falls on all of them.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                taken[name].append(time.perf_counter() - started)
+    return taken
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """(largest − smallest) / median: above some 0.1 the machine wasn't calm, and the benchmark should be run again."""
+    return (max(seconds) - min(seconds)) / median(seconds)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has had in RAM at once since its start."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def machine() -> str:
+    """One line: device, threads, versions."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return (
+        f"{device}, {torch.get_num_threads()} of {os.cpu_count()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
