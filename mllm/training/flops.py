@@ -1,0 +1,131 @@
+"""Useful floating-point operations of training, counted from module shapes alone; works on the meta device.
+
+A product of an [m, k] and a [k, n] matrix is 2·m·k·n. What stands in front of everything that learns is counted forward
+only (a frozen encoder); a frozen weight behind something that learns has the gradient of its input, not of itself (a
+frozen language model); image tokens count as tokens; recomputation, padding, norms and other element-wise work count
+nothing. Attention counts only the pairs that the mask lets see each other: half a square for a causal sequence.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from mllm.model.encoders import VisionEncoder
+from mllm.model.multimodal import MultimodalLM
+
+
+@dataclass(frozen=True)
+class Work:
+    """What goes through a model: `tokens` of text and images together, (query, key) `attention_pairs` of the language
+    model, supervised `targets`."""
+
+    images: int
+    tokens: int
+    attention_pairs: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class UnitFlops:
+    """FLOPs of forward and backward per unit of `Work`: an image, a token, an attention pair, a target."""
+
+    image: float
+    token: float
+    attention_pair: float
+    target: float
+
+    def of(self, work: Work) -> float:
+        """FLOPs of `work` in all."""
+        return (
+            self.image * work.images
+            + self.token * work.tokens
+            + self.attention_pair * work.attention_pairs
+            + self.target * work.targets
+        )
+
+
+def causal_pairs(lengths: Sequence[int], seen_before: Sequence[int] | None = None) -> int:
+    """(query, key) pairs of causal segments of `lengths` tokens, each of which also sees `seen_before` tokens (a trunk)."""
+    before = seen_before or [0] * len(lengths)
+    return sum(length * (length + 1) // 2 + length * trunk for length, trunk in zip(lengths, before, strict=True))
+
+
+def unit_flops(model: MultimodalLM) -> UnitFlops:
+    """What one unit of work costs `model` as it is set to learn (`apply_policy` first).
+
+    Parts are walked in the order of their definition; a layer has an input gradient from the first that learns on.
+    Dense models: every linear layer is taken to see every token.
+    """
+    encoder, language_model = model.vision_encoder, model.language_model
+    geometry = encoder.geometry(model.projector_settings.shuffle)
+    vision, vision_learns = _linear_flops(encoder, False, {id(p) for p in encoder.unused_parameters()})
+    projector, projector_learns = _linear_flops(model.projector, vision_learns, set())
+    head = language_model.get_output_embeddings()
+    words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
+    layers, language_learns = _linear_flops(language_model, words_learn, {id(p) for p in head.parameters()})
+    config = language_model.config
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return UnitFlops(
+        image=vision * _encoder_tokens(encoder)
+        + _conv_flops(encoder)
+        + _encoder_attention_flops(encoder, vision_learns)
+        + projector * geometry.layout(geometry.image_size_px, geometry.image_size_px).token_count,
+        token=layers,
+        attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
+        target=_linear(head, language_learns),
+    )
+
+
+def _linear_flops(part: nn.Module, reached: bool, left_out: set[int]) -> tuple[float, bool]:
+    """FLOPs per token of the linear layers of `part`, and whether the gradient reaches what comes behind it.
+
+    reached: whether something before `part` learns. left_out: ids of parameters that aren't used, or counted elsewhere.
+    """
+    total = 0.0
+    for module in part.modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in left_out]
+        if isinstance(module, nn.Linear) and own:
+            total += _linear(module, reached)
+        reached = reached or any(p.requires_grad for p in own)
+    return total, reached
+
+
+def _linear(layer: nn.Module, reached: bool) -> float:
+    """FLOPs per position of a linear layer: forward, gradient of its input if `reached`, of its weight if it learns."""
+    assert isinstance(layer, nn.Linear)
+    return 2.0 * layer.in_features * layer.out_features * (1 + reached + layer.weight.requires_grad)
+
+
+def _attention_flops(width: int, reached: bool) -> float:
+    """Per pair and layer: a product for the scores, one for the values, and two in the backward of each."""
+    return 2 * 2.0 * width * (3 if reached else 1)
+
+
+def _encoder_tokens(encoder: VisionEncoder) -> int:
+    config = encoder.model.config
+    return (config.image_size // config.patch_size) ** 2 + encoder.family.has_class_token
+
+
+def _encoder_attention_flops(encoder: VisionEncoder, learns: bool) -> float:
+    config = encoder.model.config
+    used = encoder.feature_layer if encoder.feature_layer >= 0 else config.num_hidden_layers + 1 + encoder.feature_layer
+    return used * _encoder_tokens(encoder) ** 2 * _attention_flops(config.hidden_size, learns)
+
+
+def _conv_flops(encoder: VisionEncoder) -> float:
+    """The patch embedding: pixels have no gradient, its weight may."""
+    config = encoder.model.config
+    patches = (config.image_size // config.patch_size) ** 2
+    return sum(
+        2.0
+        * m.in_channels
+        * m.out_channels
+        * m.kernel_size[0]
+        * m.kernel_size[1]
+        * patches
+        * (1 + m.weight.requires_grad)
+        for m in encoder.modules()
+        if isinstance(m, nn.Conv2d)
+    )
