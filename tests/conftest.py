@@ -28,6 +28,14 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def index_cache(tmp_path_factory):
+    """Indexes of sample files go to a directory of this run, also in the processes that tests launch."""
+    directory = tmp_path_factory.mktemp("cache")
+    os.environ["MLLM_CACHE_DIR"] = str(directory)
+    return directory / "index"
+
+
 @pytest.fixture(scope="session")
 def tokenizer_factory():
     return byte_tokenizer

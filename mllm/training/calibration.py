@@ -17,14 +17,17 @@ BATCH = 32
 def calibrate_projector(model: MultimodalLM, processor: Processor, mixture: Mixture, count: int) -> None:
     """Calibrate on `count` of the mixture's images (fewer if it has no more), drawn by its seed: the same on every rank.
 
-    Images that can't be decoded are passed over; training reports them. Raises UserError when none is left.
+    Images that can't be decoded, or lie outside their root, are passed over; training reports them. Raises UserError
+    when none is left.
     """
-    paths = sorted({image for sample in mixture.samples for image in sample.images})
+    paths = mixture.images()
     random.Random(f"{mixture.seed}/calibration").shuffle(paths)
     pixels: list[torch.Tensor] = []
     for path in paths:
         if len(pixels) == count:
             break
+        if not mixture.holds_image(path):
+            continue
         try:
             pixels.append(processor.pixels(read_image(path)))
         except UserError:

@@ -55,23 +55,27 @@ class InstructionTask:
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
         skips = _Skips(self.data.on_bad_sample == "error", [])
-        samples = [self.mixture.samples[i] for i in self.sample_indices(step)]
+        ids: list[str] = []
         examples: list[Example] = []
-        for sample in samples:
+        for index in self.sample_indices(step):
             try:
+                sample = self.mixture.samples[index]
                 examples.append(render_example(sample, self.processor, self.data.max_length_tokens))
             except BadSampleError as error:
                 if error.kind == "too_long" and self.data.on_too_long == "drop":
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
+                ids.append(error.sample_id)
+            else:
+                ids.append(sample.id)
         if not examples:
-            raise UserError(f"step {step + 1}: every one of its {len(samples)} samples was skipped; see skipped.jsonl")
+            raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
         micro_batches = [
             self._micro_batch(group, skips) for group in deal(rows, rank, world_size, self.loop.micro_batch_size)
         ]
-        return StepWindow(tuple(s.id for s in samples), micro_batches, tuple(skips.found))
+        return StepWindow(tuple(ids), micro_batches, tuple(skips.found))
 
     def _micro_batch(self, rows: list[Row], skips: _Skips) -> MicroBatch:
         batch = collate(rows, self.processor, skips)

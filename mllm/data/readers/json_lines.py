@@ -1,4 +1,4 @@
-"""Records of a JSON-lines file or a JSON array, each with the place it came from."""
+"""Records of a JSON-lines file or a JSON array, each with the place it came from; one record in memory at a time."""
 
 import json
 from collections.abc import Iterator
@@ -7,30 +7,59 @@ from typing import Any
 
 from mllm.errors import UserError
 
+WHITE_SPACE = " \t\n\r"
+
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) pairs: `file:line` for JSON lines, `file[index]` for an array. Raises UserError naming the place."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            records = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path}: not valid JSON: {error}") from None
-        if not isinstance(records, list):
-            raise UserError(f"{path}: expected a JSON array of samples, found {type(records).__name__}")
-        places = ((f"{path}[{index}]", record) for index, record in enumerate(records))
-    else:
-        # Only "\n" separates records: str.splitlines would also cut at U+2028 inside a string.
-        lines = (line for line in enumerate(text.split("\n"), 1) if line[1].strip())
-        places = ((f"{path}:{number}", _parse(path, number, line)) for number, line in lines)
-    for place, record in places:
+    for place, record in _array(path) if path.suffix == ".json" else _lines(path):
         if not isinstance(record, dict):
             raise UserError(f"{place}: expected an object, found {type(record).__name__}")
         yield place, record
 
 
-def _parse(path: Path, number: int, line: str) -> Any:
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    # Read as bytes, only "\n" separates records: text would also be cut at U+2028 inside a string.
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield f"{path}:{number}", json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+
+
+def _array(path: Path) -> Iterator[tuple[str, Any]]:
+    """Elements one by one: the text of a large file is in memory, its objects are not."""
+    decoder = json.JSONDecoder()
     try:
-        return json.loads(line)
+        text = path.read_text(encoding="utf-8")
+        at = _skip(text, 0)
+        if text[at : at + 1] != "[":
+            kind = type(json.loads(text)).__name__
+            raise UserError(f"{path}: expected a JSON array of samples, found {kind}")
+        at, index = _skip(text, at + 1), 0
+        if text[at : at + 1] == "]":
+            at += 1
+        else:
+            while True:
+                record, at = decoder.raw_decode(text, at)
+                yield f"{path}[{index}]", record
+                index += 1
+                at = _skip(text, at)
+                closing = text[at : at + 1] == "]"
+                if not closing and text[at : at + 1] != ",":
+                    raise json.JSONDecodeError("expecting ',' or ']'", text, at)
+                at = at + 1 if closing else _skip(text, at + 1)
+                if closing:
+                    break
+        if _skip(text, at) != len(text):
+            raise json.JSONDecodeError("extra data", text, at)
     except ValueError as error:
-        raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in WHITE_SPACE:
+        at += 1
+    return at

@@ -1,0 +1,187 @@
+"""Samples of a source file, read and checked once, then memory-mapped from an Arrow file that every process shares.
+
+The file lies in the cache directory (`MLLM_CACHE_DIR`, else `~/.cache/mllm`) under a key made of the source's path, size
+and time of change, the reader, and the code of the readers and the schema: whatever would change a sample changes the key.
+Opening costs no parsing; a sample becomes an object when it is asked for.
+"""
+
+import bisect
+import fcntl
+import hashlib
+import inspect
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter
+
+from mllm.conversation.schema import Message, Sample
+from mllm.data.readers import READERS, Reader
+from mllm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+ROWS_PER_BATCH = 4096
+CACHE_VARIABLE = "MLLM_CACHE_DIR"
+NO_CACHE = "off"
+SCHEMA = pa.schema(
+    [
+        ("id", pa.large_string()),
+        ("messages", pa.large_string()),
+        ("images", pa.list_(pa.large_string())),
+        ("source", pa.string()),
+        ("kind", pa.string()),
+        ("text_chars", pa.int32()),
+    ]
+)
+_MESSAGES = TypeAdapter(tuple[Message, ...])
+
+
+class SampleIndex:
+    """The samples of one source file, in file order; image paths are as the file gives them, in normal form."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._batches = table.to_batches()
+        self._ends = np.cumsum([batch.num_rows for batch in self._batches]).tolist()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def __getitem__(self, row: int) -> Sample:
+        """The sample at `row` (not negative), made anew at every call."""
+        number = bisect.bisect_right(self._ends, row)
+        batch = self._batches[number]
+        inner = row - self._ends[number] + batch.num_rows
+        values = {name: batch.column(name)[inner].as_py() for name in ("id", "images", "source", "kind")}
+        messages = _MESSAGES.validate_json(batch.column("messages")[inner].as_py())
+        return Sample(**values | {"messages": messages, "images": tuple(values["images"])})
+
+    def rows_of(self, kinds: tuple[str, ...] | None, origins: tuple[str, ...] | None) -> np.ndarray:
+        """int64 rows whose kind is in `kinds` and whose source is in `origins`; None stands for all."""
+        kept = np.ones(len(self), dtype=bool)
+        for name, wanted in (("kind", kinds), ("source", origins)):
+            if wanted is not None:
+                kept &= pc.is_in(self.table[name], value_set=pa.array(wanted, pa.string())).to_numpy()
+        return np.flatnonzero(kept)
+
+
+_open: WeakValueDictionary[str, SampleIndex] = WeakValueDictionary()
+
+
+def open_index(path: Path, reader_name: str) -> SampleIndex:
+    """The index of `path`, from the cache or written to it.
+
+    Of several processes that want the same index one writes it and the others wait. Raises UserError for what the
+    reader can't read, and for a cache directory that can't be written.
+    """
+    reader = READERS.get(reader_name)
+    key = index_key(path, reader_name, reader)
+    index = _open.get(key)
+    if index is None:
+        index = _open[key] = SampleIndex(_cached_table(path, reader, key))
+    return index
+
+
+def index_key(path: Path, reader_name: str, reader: Reader) -> str:
+    """What the index of a file is called. Samples without an id are named after the path as it was given."""
+    status = path.stat()
+    parts = (FORMAT_VERSION, path, path.resolve(), status.st_size, status.st_mtime_ns, reader_name, _code_hash(reader))
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _code_hash(reader: Reader) -> str:
+    """Of all that turns a file into rows: a mended reader must not meet the rows of a broken one."""
+    files = {Path(__file__), Path(inspect.getfile(Sample)), Path(inspect.getfile(reader))}
+    files |= set((Path(__file__).parent / "readers").glob("*.py"))
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_directory() -> Path | None:
+    """Where indexes are kept; None when `MLLM_CACHE_DIR` is `off`."""
+    given = os.environ.get(CACHE_VARIABLE, "")
+    if given == NO_CACHE:
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(given) if given else Path(home) / "mllm") / "index"
+
+
+def _cached_table(path: Path, reader: Reader, key: str) -> pa.Table:
+    directory = cache_directory()
+    if directory is None:
+        with tempfile.TemporaryDirectory() as private:
+            # The mapping outlives the name.
+            return _mapped(_write(reader(path), path, Path(private) / "index.arrow"))
+    final = directory / f"{key}.arrow"
+    if not final.is_file():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with _locked(directory / f"{key}.lock"):
+                if not final.is_file():
+                    _write(reader(path), path, final)
+        except OSError as error:
+            raise UserError(
+                f"can't write the index of {path} to {directory}: {error}; set {CACHE_VARIABLE} to a directory with "
+                f"room, or to {NO_CACHE}"
+            ) from None
+    return _mapped(final)
+
+
+def _mapped(file: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(samples: Iterable[Sample], path: Path, final: Path) -> Path:
+    """Write an index under a temporary name, flush it to the disk and give it its name."""
+    started = time.monotonic()
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with open(temporary, "wb") as file:
+            with pa.ipc.new_file(file, SCHEMA) as writer:
+                rows: list[tuple[object, ...]] = []
+                for sample in samples:
+                    rows.append(_row(sample))
+                    count += 1
+                    if len(rows) == ROWS_PER_BATCH:
+                        writer.write_batch(_batch(rows))
+                        rows = []
+                if rows:
+                    writer.write_batch(_batch(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+    logger.info("indexed %d samples of %s in %.1f s", count, path, time.monotonic() - started)
+    return final
+
+
+def _row(sample: Sample) -> tuple[object, ...]:
+    images = [str(Path(image)) for image in sample.images]
+    messages = _MESSAGES.dump_json(sample.messages).decode()
+    return (sample.id, messages, images, sample.source, sample.kind, sum(len(m.text) for m in sample.messages))
+
+
+def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
