@@ -1,33 +1,44 @@
-"""A conversation with a model, turn by turn."""
+"""A conversation with a model, turn by turn; what was computed in a turn stays for the next."""
 
+import base64
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import TextStreamer
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
+from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
-from mllm.inference.generate import Request, generate_answers, generation_config, render_request
+from mllm.inference.answer import Answer, Row
+from mllm.inference.cache import new_cache, truncate
+from mllm.inference.decoding import Decoding
+from mllm.inference.features import ImageFeatures
+from mllm.inference.generate import check_context, continue_rows, embed_padded
+from mllm.inference.request import ImageSource, Prompt, Request, common_length, prompt_of
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
+DATA_URL = "data:application/octet-stream;base64,"
 
-class _Callback(TextStreamer):
-    """Hands each finished piece of text to a function."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=False, skip_special_tokens=True)
-        self._on_text = on_text
+class _SavedChat(BaseModel):
+    """A conversation in a file: `images` are absolute paths, or data URLs of images that came without a file."""
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._on_text(text)
+    model_config = ConfigDict(extra="forbid")
+    messages: tuple[Message, ...]
+    images: tuple[str, ...]
 
 
 class ChatSession:
-    """Keeps the turns and images of a conversation; `ask` appends a question and its answer."""
+    """Keeps the turns and images of a conversation; `ask` appends a question and its answer.
+
+    The keys and values of the turns stay, so that a turn computes only its new tokens. Which those are is found by
+    comparing the tokens of the whole conversation, rendered anew, with the computed ones: the answer is that of a full
+    recomputation, also after `undo`, or when the rendering of an answer differs from the tokens it was written in.
+    """
 
     def __init__(
         self,
@@ -37,24 +48,49 @@ class ChatSession:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
+        stop: Sequence[str] = (),
     ) -> None:
         self.model, self.processor = model.eval(), processor
-        self.config = generation_config(processor, max_new_tokens, temperature, top_p)
+        self.decoding = Decoding(max_new_tokens, temperature, top_p, stop=tuple(stop))
         self.system = system
+        self.last: Answer | None = None
+        self._features = ImageFeatures(model, processor)
+        self._cache, self._computed = new_cache(), ()
         self.reset()
+
+    _computed: tuple[int, ...]
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt stays."""
         self.messages: list[Message] = [Message(role="system", content=self.system)] if self.system else []
-        self.images: list[str | Path] = []
+        self.images: list[ImageSource] = []
+
+    def set_system(self, system: str | None) -> None:
+        """Replace the system prompt, or remove it; the turns stay."""
+        self.system = system
+        turns = [message for message in self.messages if message.role != "system"]
+        self.messages = [*([Message(role="system", content=system)] if system else []), *turns]
+
+    def undo(self) -> None:
+        """Take back the last question and its answer. Raises UserError when there is none."""
+        if not self.messages or self.messages[-1].role != "assistant":
+            raise UserError("there is no question to take back")
+        count = self.messages[-2].image_count
+        self.messages = self.messages[:-2]
+        self.images = self.images[: len(self.images) - count]
 
     def ask(
-        self, question: str, images: Sequence[str | Path] = (), on_text: Callable[[str], None] | None = None
+        self,
+        question: str,
+        images: Sequence[ImageSource] = (),
+        on_text: Callable[[str], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
     ) -> str:
-        """The answer to `question` about `images` and all that was said before.
+        """The answer to `question` about `images` and all that was said before; more about it is in `last`.
 
-        on_text receives the answer piece by piece while it is written. A question that fails, or is interrupted, leaves
-        the conversation as it was. Raises UserError for an empty question or an unreadable image.
+        on_text receives the answer piece by piece while it is written. is_cancelled is asked after each token; when it
+        says so, the answer ends there and counts. A question that fails, or is interrupted by an exception, leaves the
+        conversation as it was. Raises UserError for an empty question, an unreadable image or too long a conversation.
         """
         if not question.strip():
             raise UserError("the question is empty")
@@ -63,10 +99,54 @@ class ChatSession:
         parts: list[Part] = [*(ImagePart() for _ in images), TextPart(text=question)]
         messages = [*self.messages, Message(role="user", content=tuple(parts))]
         all_images = [*self.images, *images]
-        prompt = render_request(Request(tuple(messages), tuple(all_images)), self.processor)
-        streamer = _Callback(self.processor.tokenizer, on_text) if on_text is not None else None
-        with torch.inference_mode():
-            answer = generate_answers(self.model, self.processor, [prompt], [all_images], self.config, streamer)[0]
-        self.messages = [*messages, Message(role="assistant", content=answer)]
+        prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
+        check_context(self.model, len(prompt), self.decoding.max_new_tokens)
+        self.last = self._answer(prompt, Row(self.processor, self.decoding, on_text, is_cancelled))
+        self.messages = [*messages, Message(role="assistant", content=self.last.text)]
         self.images = all_images
-        return answer
+        return self.last.text
+
+    def _answer(self, prompt: Prompt, row: Row) -> Answer:
+        known = prompt.uncut(common_length(self._computed, prompt.key))
+        truncate(self._cache, known)
+        self._computed = prompt.key[:known]
+        embeddings, mask = embed_padded(self.model, self._features, [prompt], [known], [len(prompt)])
+        cached_mask = torch.ones(1, known, dtype=torch.int64, device=mask.device)
+        try:
+            continue_rows(self.model, self.processor, self._cache, cached_mask, embeddings, mask, [row])
+        except BaseException:
+            # The layers may be unequally long, and at the first turn some may be missing.
+            if known:
+                truncate(self._cache, known)
+            else:
+                self._cache = new_cache()
+            raise
+        self._computed = (prompt.key + tuple(row.token_ids))[: self._cache.get_seq_length()]
+        return row.answer(len(prompt), len(prompt) - known)
+
+    def save(self, path: str | Path) -> None:
+        """Write the conversation to a JSON file; images are named by their absolute paths."""
+        images = [
+            DATA_URL + base64.b64encode(i).decode() if isinstance(i, bytes) else str(Path(i).resolve())
+            for i in self.images
+        ]
+        saved = _SavedChat(messages=tuple(self.messages), images=tuple(images))
+        write_text_atomically(path, saved.model_dump_json(indent=2) + "\n")
+
+    def load(self, path: str | Path) -> None:
+        """Go on with a conversation that `save` wrote. Raises UserError, and changes nothing, if it can't be used."""
+        try:
+            saved = _SavedChat.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise UserError(f"{path} holds no saved conversation ({reason})") from None
+        images: list[ImageSource] = [
+            base64.b64decode(i.removeprefix(DATA_URL)) if i.startswith(DATA_URL) else i for i in saved.images
+        ]
+        for image in images:
+            read_image(image)
+        question = Message(role="user", content=(TextPart(text="?"),))
+        Request((*saved.messages, question), tuple(images)).check()
+        self.messages, self.images = list(saved.messages), images
+        first = self.messages[0] if self.messages else None
+        self.system = first.text if first is not None and first.role == "system" else None

@@ -1,90 +1,160 @@
-"""Batched generation through transformers' `generate`, on prompts from the one render path."""
+"""Batched generation through transformers' `generate`, on prompts from the one render path.
+
+Requests that share an opening (system prompt, image) compute it once: its keys and values are the trunk, and each
+request continues from a copy. B rows, T tokens, D width of the language model.
+"""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
-from mllm.conversation.schema import Message, check_turns
-from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
-from mllm.images.decode import read_image, read_image_size
-from mllm.model.attention import PACKED, attention_of
+from mllm.inference.answer import Answer, Row, RowWatcher
+from mllm.inference.cache import cache_argument, decoding_attention, new_cache, prefill
+from mllm.inference.decoding import Decoding, RowProcessors, generation_config
+from mllm.inference.features import ImageFeatures
+from mllm.inference.prefix import Group, plan_batches, plan_groups
+from mllm.inference.request import Prompt, Request, prompt_of, render_request
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
-
-@dataclass(frozen=True)
-class Request:
-    """A conversation that ends with a user turn, and the files of its images."""
-
-    messages: tuple[Message, ...]
-    images: tuple[str | Path, ...] = ()
-
-    def check(self) -> None:
-        """Raise UserError unless the turns alternate, the last is the user's, and images match."""
-        check_turns("request", self.messages, len(self.images))
-        if not self.messages or self.messages[-1].role != "user":
-            raise UserError("a request has to end with a user turn")
+__all__ = ["Request", "generate_answers", "generate_batch", "generation_config", "render_request"]
 
 
-def render_request(request: Request, processor: Processor) -> Tokens:
-    """Prompt tokens of a request, ending in the opening of an assistant turn."""
-    request.check()
-    return processor.render(request.messages, [read_image_size(i) for i in request.images], generation=True)
+def check_context(model: MultimodalLM, prompt_length: int, max_new_tokens: int) -> None:
+    """Raise UserError when prompt and answer together may exceed the language model's context."""
+    limit = getattr(model.language_model.config, "max_position_embeddings", None)
+    if limit is not None and prompt_length + max_new_tokens > limit:
+        raise UserError(
+            f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones exceed the model's context of {limit}"
+        )
 
 
-def generation_config(processor: Processor, max_new_tokens: int, temperature: float, top_p: float) -> GenerationConfig:
-    """Greedy at temperature 0, sampling above; stops at what ends an answer in the model's prompt format."""
-    stops = processor.stop_token_ids
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=stops, pad_token_id=stops[0], **sampling)
+def embed_padded(
+    model: MultimodalLM, features: ImageFeatures, prompts: Sequence[Prompt], starts: Sequence[int], stops: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings [B, T, D] of positions [start, stop) of each prompt, padded on the left, and their mask [B, T]."""
+    longest = max(stop - start for start, stop in zip(starts, stops, strict=True))
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    images = []
+    for row, (prompt, start, stop) in enumerate(zip(prompts, starts, stops, strict=True)):
+        place = longest - (stop - start)
+        input_ids[row, place:] = torch.tensor(prompt.tokens.input_ids[start:stop])
+        mask[row, place:] = 1
+        images += prompt.images_between(start, stop)
+    device = model.device
+    return model.embed_features(input_ids.to(device), features.of(images)), mask.to(device)
 
 
 @torch.inference_mode()
+def continue_rows(
+    model: MultimodalLM,
+    processor: Processor,
+    cache: DynamicCache,
+    cached_mask: torch.Tensor,
+    embeddings: torch.Tensor,
+    mask: torch.Tensor,
+    rows: Sequence[Row],
+) -> None:
+    """Write the answers of `rows` behind what `cache` holds and `embeddings` [B, T, D] add.
+
+    cached_mask: [B, cached positions], mask: [B, T], 0 at padding. The cache grows by all tokens but the last ones.
+    """
+    language_model = model.language_model
+    processors = RowProcessors([row.decoding for row in rows])
+    longest = max(row.decoding.max_new_tokens for row in rows)
+    # transformers takes the embeddings from the start and cuts off what the cache holds.
+    known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
+    config = generation_config(processor, longest)
+    config.do_sample = any(row.decoding.samples for row in rows)
+    config.top_k = 0  # sampling is the rows' own
+    with decoding_attention(language_model):
+        language_model.generate(
+            inputs_embeds=torch.cat([known, embeddings], 1),
+            attention_mask=torch.cat([cached_mask, mask], 1),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([processors]),
+            stopping_criteria=StoppingCriteriaList([RowWatcher(rows, processors)]),
+            **cache_argument(language_model, cache),
+        )
+
+
+def _generate_together(
+    model: MultimodalLM,
+    processor: Processor,
+    features: ImageFeatures,
+    groups: Sequence[Group],
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+) -> dict[int, int]:
+    """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
+    members = [(index, number) for number, group in enumerate(groups) for index in group.members]
+    trunks = [group.trunk_length for group in groups]
+    cache = new_cache()
+    cached_mask = torch.zeros(len(groups), 0, dtype=torch.int64, device=model.device)
+    if any(trunks):
+        openings = [prompts[group.members[0]] for group in groups]
+        embeddings, cached_mask = embed_padded(model, features, openings, [0] * len(trunks), trunks)
+        prefill(model.language_model, cache, embeddings, cached_mask)
+        cache.batch_select_indices(torch.tensor([number for _, number in members], device=model.device))
+    cached_mask = cached_mask[[number for _, number in members]]
+    chosen = [prompts[index] for index, _ in members]
+    starts = [trunks[number] for _, number in members]
+    embeddings, mask = embed_padded(model, features, chosen, starts, [len(prompt) for prompt in chosen])
+    continue_rows(model, processor, cache, cached_mask, embeddings, mask, [rows[index] for index, _ in members])
+    firsts = {group.members[0] for group in groups}
+    return {
+        index: len(prompts[index]) - (0 if index in firsts else start)
+        for (index, _), start in zip(members, starts, strict=True)
+    }
+
+
+def generate_rows(
+    model: MultimodalLM,
+    processor: Processor,
+    requests: Sequence[Request],
+    rows: Sequence[Row],
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+    features: ImageFeatures | None = None,
+) -> list[Answer]:
+    """The answers that `rows` write to `requests`, in their order; see `generate_answers`."""
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give at least 1")
+    model.eval()
+    features = features or ImageFeatures(model, processor)
+    prompts = [prompt_of(request, processor) for request in requests]
+    for prompt, row in zip(prompts, rows, strict=True):
+        check_context(model, len(prompt), row.decoding.max_new_tokens)
+    computed: dict[int, int] = {}
+    for groups in plan_batches(plan_groups(prompts, batch_size), prompts, batch_size):
+        done = _generate_together(model, processor, features, groups, prompts, rows)
+        computed |= done
+        if on_progress is not None:
+            on_progress(len(done))
+    return [rows[index].answer(len(prompts[index]), computed[index]) for index in range(len(requests))]
+
+
 def generate_answers(
     model: MultimodalLM,
     processor: Processor,
-    prompts: Sequence[Tokens],
-    images: Sequence[Sequence[str | Path]],
-    config: GenerationConfig,
-    streamer: BaseStreamer | None = None,
-) -> list[str]:
-    """Answers to one batch of rendered prompts, without special tokens; padded on the left."""
-    limit = getattr(model.language_model.config, "max_position_embeddings", None)
-    longest = max(len(p.input_ids) for p in prompts)
-    if limit is not None and longest + config.max_new_tokens > limit:
-        raise UserError(
-            f"a prompt of {longest} tokens and {config.max_new_tokens} new ones exceed the model's context of {limit}"
-        )
-    device = model.device
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    attention_mask = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt.input_ids) :] = torch.tensor(prompt.input_ids)
-        attention_mask[row, longest - len(prompt.input_ids) :] = 1
-    pixels = [processor.pixels(read_image(path)) for paths in images for path in paths]
-    pixel_values = torch.stack(pixels).to(device) if pixels else None
-    embeddings = model.embed(input_ids.to(device), pixel_values)
-    language_model = model.language_model
-    # The packed attention is for training rows; decoding with a cache goes through transformers' own.
-    own = (
-        attention_of(language_model, "sdpa") if language_model.config._attn_implementation == PACKED else nullcontext()
-    )
-    with own:
-        out = language_model.generate(
-            inputs_embeds=embeddings,
-            attention_mask=attention_mask.to(device),
-            generation_config=config,
-            streamer=streamer,
-        )
-    return [processor.tokenizer.decode(row, skip_special_tokens=True).strip() for row in out]
+    requests: Sequence[Request],
+    decodings: Decoding | Sequence[Decoding],
+    batch_size: int = 32,
+    on_progress: Callable[[int], None] | None = None,
+    features: ImageFeatures | None = None,
+) -> list[Answer]:
+    """Answers in the order of `requests`, computed in batches of at most `batch_size`; shared openings once.
+
+    decodings: one for all, or one for each. on_progress is called with the number of requests answered after each
+    batch. features: kept by the caller to keep encoded images over calls. Raises UserError for a request out of order, an
+    unreadable image, or a prompt and answer longer than the model's context.
+    """
+    each = [decodings] * len(requests) if isinstance(decodings, Decoding) else decodings
+    rows = [Row(processor, decoding) for decoding in each]
+    return generate_rows(model, processor, requests, rows, batch_size, on_progress, features)
 
 
 def generate_batch(
@@ -95,22 +165,7 @@ def generate_batch(
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Greedy answers in the order of `requests`, computed in batches of like length.
-
-    on_progress is called with the number of requests answered after each batch.
-    """
-    model.eval()
-    config = generation_config(processor, max_new_tokens, temperature=0.0, top_p=1.0)
-    prompts = [render_request(request, processor) for request in requests]
-    order = sorted(range(len(requests)), key=lambda i: len(prompts[i].input_ids))
-    answers = [""] * len(requests)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        texts = generate_answers(
-            model, processor, [prompts[i] for i in chosen], [requests[i].images for i in chosen], config
-        )
-        for index, text in zip(chosen, texts, strict=True):
-            answers[index] = text
-        if on_progress is not None:
-            on_progress(len(chosen))
-    return answers
+    """Greedy answers as text, in the order of `requests`; see `generate_answers`."""
+    decoding = Decoding(max_new_tokens=max_new_tokens)
+    answers = generate_answers(model, processor, requests, decoding, batch_size, on_progress)
+    return [answer.text for answer in answers]

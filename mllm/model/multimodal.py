@@ -71,6 +71,21 @@ class MultimodalLM(nn.Module):
             features = self.encode_images(blank) if self.training else None
             return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
         features = self.encode_images(pixel_values)
+        return self._splice(input_ids, embeddings, features, image_token_counts, image_owners)
+
+    def embed_features(self, input_ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """As `embed`, from image features [N, P, D] that are already computed; None where there is no image."""
+        embeddings = self.language_model.get_input_embeddings()(input_ids)
+        return embeddings if features is None else self._splice(input_ids, embeddings, features, (), ())
+
+    def _splice(
+        self,
+        input_ids: torch.Tensor,
+        embeddings: torch.Tensor,
+        features: torch.Tensor,
+        image_token_counts: tuple[int, ...],
+        image_owners: tuple[str, ...],
+    ) -> torch.Tensor:
         mask = input_ids == self.image_token_id
         self._check_counts(mask, features, image_token_counts, image_owners)
         return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))

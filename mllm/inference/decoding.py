@@ -1,0 +1,114 @@
+"""How tokens are chosen: transformers' logits processors, row by row of a batch. B rows, K vocabulary."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from mllm.errors import UserError
+from mllm.processor import Processor
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one answer is written.
+
+    max_new_tokens: its length at most. temperature: 0 is greedy. top_k: sample from the k likeliest (0: all). top_p: from
+    the fewest whose probabilities sum to p. stop: the answer ends before any of these strings. logprobs: whether
+    log-probabilities of the answer's tokens are kept; top_logprobs: of how many alternatives at each place.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        for name, holds, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "a number from 0 on"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_logprobs", self.top_logprobs >= 0, "at least 0"),
+            ("stop", all(self.stop), "strings that aren't empty"),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it has to be {wanted}")
+
+    @property
+    def samples(self) -> bool:
+        return self.temperature > 0
+
+    def warpers(self) -> LogitsProcessorList:
+        """transformers' processors for this row; none for greedy."""
+        out = LogitsProcessorList()
+        if self.samples and self.temperature != 1.0:
+            out.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.samples and self.top_k > 0:
+            out.append(TopKLogitsWarper(self.top_k))
+        if self.samples and self.top_p < 1.0:
+            out.append(TopPLogitsWarper(float(self.top_p)))
+        return out
+
+
+def generation_config(
+    processor: Processor, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+) -> GenerationConfig:
+    """Greedy at temperature 0, sampling above; stops at what ends an answer in the model's prompt format."""
+    stops = processor.stop_token_ids
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    # Said here, because transformers fills what is left open from a language model's own generation_config.json.
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+        repetition_penalty=1.0,
+        num_beams=1,
+        **sampling,
+    )
+
+
+class RowProcessors(LogitsProcessor):
+    """Each row's own warpers; where some rows sample, greedy rows keep their likeliest token alone.
+
+    `logprobs` [B, K] are those of the model itself at the last step, before any warper; None when no row wants them.
+    """
+
+    def __init__(self, decodings: Sequence[Decoding]) -> None:
+        self.wants_logprobs = any(decoding.logprobs for decoding in decodings)
+        self.logprobs: torch.Tensor | None = None
+        self._mixed = any(d.samples for d in decodings)
+        rows: dict[tuple[float, float, int], list[int]] = {}
+        for row, decoding in enumerate(decodings):
+            rows.setdefault((decoding.temperature, decoding.top_p, decoding.top_k), []).append(row)
+        self._groups = [(indices, decodings[indices[0]]) for indices in rows.values()]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.wants_logprobs:
+            self.logprobs = scores.float().log_softmax(-1)
+        if not self._mixed:
+            return scores
+        out = scores.clone()
+        for indices, decoding in self._groups:
+            rows = torch.tensor(indices, device=scores.device)
+            if decoding.samples:
+                out[rows] = decoding.warpers()(input_ids[rows], scores[rows])
+            else:
+                best = scores[rows].argmax(-1, keepdim=True)
+                out[rows] = torch.full_like(scores[rows], -torch.inf).scatter(-1, best, 0.0)
+        return out

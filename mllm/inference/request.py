@@ -1,0 +1,91 @@
+"""What is asked, and the prompt it becomes: token ids, and for each position what its keys and values depend on."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mllm.conversation.schema import Message, check_turns
+from mllm.conversation.tokenize import Tokens
+from mllm.errors import UserError
+from mllm.images.decode import read_image_size
+from mllm.processor import Processor
+
+ImageSource = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation that ends with a user turn, and its images: files, or the bytes of one."""
+
+    messages: tuple[Message, ...]
+    images: tuple[ImageSource, ...] = ()
+
+    def check(self) -> None:
+        """Raise UserError unless the turns alternate, the last is the user's, and images match."""
+        check_turns("request", self.messages, len(self.images))
+        if not self.messages or self.messages[-1].role != "user":
+            raise UserError("a request has to end with a user turn")
+
+
+def render_request(request: Request, processor: Processor) -> Tokens:
+    """Prompt tokens of a request, ending in the opening of an assistant turn."""
+    request.check()
+    return processor.render(request.messages, [read_image_size(i) for i in request.images], generation=True)
+
+
+def image_identity(source: ImageSource) -> int:
+    """A negative number that names an image: by its bytes, or by a file's path, size and time of change."""
+    if isinstance(source, bytes):
+        digest = hashlib.sha256(source).digest()
+    else:
+        path = Path(source).resolve()
+        if not path.is_file():
+            raise UserError(f"image {str(source)!r} does not exist")
+        status = path.stat()
+        digest = hashlib.sha256(f"{path}\n{status.st_size}\n{status.st_mtime_ns}".encode()).digest()
+    return -1 - int.from_bytes(digest[:8], "big")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered request: its tokens, and its images in reading order."""
+
+    tokens: Tokens
+    images: tuple[ImageSource, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens.input_ids)
+
+    @cached_property
+    def key(self) -> tuple[int, ...]:
+        """One number a position: the token's id, or the identity of the image. Equal openings compute the same."""
+        key = list(self.tokens.input_ids)
+        for (start, length), image in zip(self.tokens.image_spans, self.images, strict=True):
+            key[start : start + length] = [image_identity(image)] * length
+        return tuple(key)
+
+    def uncut(self, length: int) -> int:
+        """`length`, or less: no longer than leaves a token to compute, and not inside an image."""
+        length = min(length, len(self) - 1)
+        inside = [start for start, size in self.tokens.image_spans if start < length < start + size]
+        return inside[0] if inside else length
+
+    def images_between(self, start: int, stop: int) -> list[ImageSource]:
+        """The images whose tokens lie in positions [start, stop)."""
+        spans = zip(self.tokens.image_spans, self.images, strict=True)
+        return [image for (first, _), image in spans if start <= first < stop]
+
+
+def prompt_of(request: Request, processor: Processor) -> Prompt:
+    """The prompt of a request. Raises UserError for turns out of order or an unreadable image."""
+    return Prompt(render_request(request, processor), request.images)
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many positions two keys share from the start."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
