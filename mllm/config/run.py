@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mllm.config.load import Settings
 from mllm.config.model import ModelSettings, TrainableSettings
@@ -14,15 +14,28 @@ class DataSettings(Settings):
     """Which samples, and how they are laid out in rows.
 
     `packing`: `none` = a row a sample; `samples` = several samples in a row, each seeing only itself; `shared_prefix` =
-    also, samples that open with the same image and tokens store that opening once.
+    also, samples that open with the same image and tokens store that opening once. `group_by_length`, for `none`: a
+    global batch holds samples with images or samples without, of like length. `workers`: threads of each rank that decode
+    the images of the next step (0: its one thread that prepares the step does).
     """
 
     recipe: str
     max_length_tokens: int = Field(default=2048, ge=8)
     packing: Packing = "samples"
     group_by_image: bool = False
+    group_by_length: bool = False
+    workers: int = Field(default=2, ge=0)
     on_bad_sample: Literal["error", "skip"] = "error"
     on_too_long: Literal["error", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _one_grouping(self) -> "DataSettings":
+        if self.group_by_length and (self.packing != "none" or self.group_by_image):
+            raise ValueError(
+                f"group_by_length goes with packing: none and without group_by_image (here packing: {self.packing}, "
+                f"group_by_image: {str(self.group_by_image).lower()}): packed rows are of like length anyway"
+            )
+        return self
 
 
 class OptimizerSettings(Settings):

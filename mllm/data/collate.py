@@ -1,6 +1,6 @@
 """From rows to a batch of tensors; this is where pixels are decoded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from mllm.images.decode import read_image
 from mllm.processor import Processor
 
 OnBadSample = Callable[[BadSampleError], None]
+Decode = Callable[[str], torch.Tensor]
 
 
 def targets_of(segment: PlacedSegment) -> list[int]:
@@ -21,8 +22,21 @@ def targets_of(segment: PlacedSegment) -> list[int]:
     return [*targets, IGNORE_INDEX]
 
 
-def collate(rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSample) -> Batch:
+def shown_images(row: Row) -> Iterator[tuple[PlacedSegment, str, int]]:
+    """(segment, path, number of image tokens) of every image whose tokens stand in the row, in order."""
+    for segment in row.segments:
+        example = segment.example
+        for path, (start, count) in zip(example.images, example.tokens.image_spans, strict=True):
+            if segment.start <= start < segment.stop:
+                yield segment, path, count
+
+
+def collate(
+    rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSample, decode: Decode | None = None
+) -> Batch:
     """One batch of `rows`, padded on the right to the longest.
+
+    `decode` gives the float32 [3, S, S] pixels of an image file or raises UserError; by default the file is read here.
 
     An image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and no example that
     shows it is learned from: the rows keep their shape on every rank.
@@ -38,7 +52,10 @@ def collate(rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSampl
     counts: list[int] = []
     owners: list[str] = []
     for r, row in enumerate(rows):
-        broken = _broken_images(row, processor, on_bad_sample, pixels, counts, owners)
+        broken = _decode_images(row, decode or reading(processor), processor, on_bad_sample, pixels)
+        for segment, _, count in shown_images(row):
+            counts.append(count)
+            owners.append(segment.example.sample_id)
         offset = 0
         for s, segment in enumerate(row.segments):
             place = slice(offset, offset + segment.length)
@@ -53,28 +70,22 @@ def collate(rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSampl
     return Batch(input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners))
 
 
-def _broken_images(
-    row: Row,
-    processor: Processor,
-    on_bad_sample: OnBadSample,
-    pixels: list[torch.Tensor],
-    counts: list[int],
-    owners: list[str],
+def reading(processor: Processor) -> Decode:
+    """Reads and prepares an image file in the calling thread."""
+    return lambda path: processor.pixels(read_image(path))
+
+
+def _decode_images(
+    row: Row, decode: Decode, processor: Processor, on_bad_sample: OnBadSample, pixels: list[torch.Tensor]
 ) -> set[str]:
-    """Decode the images whose tokens stand in the row, appending to the lists; returns those that can't be decoded."""
+    """Append the pixels of the row's images to `pixels`; returns the paths of those that can't be decoded."""
     broken: set[str] = set()
-    for segment in row.segments:
-        example = segment.example
-        for path, (start, count) in zip(example.images, example.tokens.image_spans, strict=True):
-            if not segment.start <= start < segment.stop:
-                continue
-            try:
-                pixels.append(processor.pixels(read_image(path)))
-            except UserError as error:
-                on_bad_sample(BadSampleError(example.sample_id, "image", str(error)))
-                side = processor.geometry.image_size_px
-                pixels.append(torch.zeros(3, side, side))
-                broken.add(path)
-            counts.append(count)
-            owners.append(example.sample_id)
+    for segment, path, _ in shown_images(row):
+        try:
+            pixels.append(decode(path))
+        except UserError as error:
+            on_bad_sample(BadSampleError(segment.example.sample_id, "image", str(error)))
+            side = processor.geometry.image_size_px
+            pixels.append(torch.zeros(3, side, side))
+            broken.add(path)
     return broken

@@ -144,6 +144,18 @@ class Mixture:
         """Samples visited in an epoch."""
         return sum(source.count for source in self.sources)
 
+    def phase_lengths(self) -> list[int]:
+        """Samples visited in each phase of an epoch, in the order of the phases."""
+        lengths: dict[int, int] = {}
+        for source in self.sources:
+            lengths[source.phase] = lengths.get(source.phase, 0) + source.count
+        return [lengths[phase] for phase in sorted(lengths)]
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(characters of text, number of images) of each of `samples`, int64."""
+        chars, images = zip(*(source.samples.sizes() for source in self.sources), strict=True)
+        return np.concatenate(chars), np.concatenate(images)
+
     def images(self) -> list[str]:
         """The paths of all images of the recipe, each once, sorted; none is opened."""
         found: set[str] = set()

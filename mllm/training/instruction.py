@@ -6,15 +6,18 @@ and nothing else.
 """
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mllm.config import DataSettings, LoopSettings
-from mllm.data.collate import collate
+from mllm.data.collate import Decode, collate, shown_images
 from mllm.data.dataset import Mixture
+from mllm.data.decoding import ImageDecoder
 from mllm.data.example import Example, render_example
+from mllm.data.grouping import group_by_length
 from mllm.data.packing import Row, pack
 from mllm.errors import BadSampleError, UserError
 from mllm.processor import Processor
@@ -39,6 +42,7 @@ class InstructionTask:
 
     def __init__(self, mixture: Mixture, processor: Processor, data: DataSettings, loop: LoopSettings) -> None:
         self.mixture, self.processor, self.data, self.loop = mixture, processor, data, loop
+        self._decoder = ImageDecoder(processor, data.workers)
         self._order: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -49,9 +53,16 @@ class InstructionTask:
         """Indices of the samples of optimizer step `step`; the last step of an epoch may have fewer."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, self.mixture.order(epoch))
+            self._order = (epoch, self._epoch_order(epoch))
         size = self.loop.global_batch_size
         return self._order[1][index * size : (index + 1) * size]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if not self.data.group_by_length:
+            return self.mixture.order(epoch)
+        side = self.processor.geometry.image_size_px
+        tokens_per_image = self.processor.geometry.layout(side, side).token_count
+        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, tokens_per_image)
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
         skips = _Skips(self.data.on_bad_sample == "error", [])
@@ -72,13 +83,14 @@ class InstructionTask:
         if not examples:
             raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
-        micro_batches = [
-            self._micro_batch(group, skips) for group in deal(rows, rank, world_size, self.loop.micro_batch_size)
-        ]
+        groups = deal(rows, rank, world_size, self.loop.micro_batch_size)
+        ahead = deque(self._decoder.start(p for row in group for _, p, _ in shown_images(row)) for group in groups)
+        # A group's decoder is let go with it: what it holds is in the batch by then.
+        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
         return StepWindow(tuple(ids), micro_batches, tuple(skips.found))
 
-    def _micro_batch(self, rows: list[Row], skips: _Skips) -> MicroBatch:
-        batch = collate(rows, self.processor, skips)
+    def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
+        batch = collate(rows, self.processor, skips, decode)
         return MicroBatch(batch, batch.target_count, sum(row.length for row in rows))
 
     def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:

@@ -166,6 +166,7 @@ def test_an_image_may_not_leave_its_root(tmp_path):
     inside = str(tmp_path / "root" / "a.png")
     path = write(tmp_path / "s.jsonl", [record(0, (inside, "x/../b.png"))])
     assert mixture({"path": str(path), "image_root": str(tmp_path / "root")}).samples[0].images[0] == inside
+    assert inside in mixture({"path": str(path), "image_root": str(tmp_path / "root")}).images()
     (tmp_path / "root" / "link.png").symlink_to(tmp_path / "secret.png")
     path = write(tmp_path / "s.jsonl", [record(0, ("link.png",))])
     linked = mixture({"path": str(path), "image_root": str(tmp_path / "root")})

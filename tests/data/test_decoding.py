@@ -1,0 +1,51 @@
+"""Threads that decode: the same batch as without them, and the same errors."""
+
+import threading
+
+import pytest
+import torch
+
+from mllm.config import DataSettings, LoopSettings
+from mllm.data.dataset import Mixture
+from mllm.data.decoding import ImageDecoder
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.model.build import load_processor
+from mllm.training.instruction import InstructionTask
+from tests.tiny import save_image, tiny_settings
+from tests.training.conftest import recipe  # noqa: F401 (a fixture)
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_parts):
+    return load_processor(tiny_settings(tiny_parts))
+
+
+def test_workers_change_no_batch(processor, recipe):  # noqa: F811
+    mixture = Mixture(load_recipe(str(recipe)), 0, False)
+    loop = LoopSettings(global_batch_size=8, micro_batch_size=2)
+    windows = []
+    for workers in (0, 1, 3):
+        data = DataSettings(recipe=str(recipe), max_length_tokens=128, packing="none", workers=workers)
+        windows.append(InstructionTask(mixture, processor, data, loop).window(0, 0, 1))
+    for window in windows[1:]:
+        assert window.sample_ids == windows[0].sample_ids
+        for ours, expected in zip(window.micro_batches, windows[0].micro_batches, strict=True):
+            for name, value in vars(expected.inputs).items():
+                other = getattr(ours.inputs, name)
+                assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+
+
+def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks(processor, tmp_path, monkeypatch):
+    whole, broken = save_image(tmp_path / "a.png"), tmp_path / "b.png"
+    broken.write_bytes(b"no image")
+    seen = []
+    real = processor.preparer
+    monkeypatch.setattr(
+        processor, "preparer", lambda image: seen.append(threading.current_thread().name) or real(image)
+    )
+    decode = ImageDecoder(processor, 2).start([whole, str(broken), whole])
+    assert torch.equal(decode(whole), decode(whole))
+    assert len(seen) == 1 and seen[0].startswith("decode")
+    with pytest.raises(UserError, match=r"b\.png"):
+        decode(str(broken))

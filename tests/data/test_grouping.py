@@ -1,0 +1,69 @@
+"""Batches of like samples: every sample as often as before, of one modality and of like length, whatever the phase."""
+
+import json
+import random
+
+import pytest
+
+from mllm.config import DataSettings, validate_settings
+from mllm.data.dataset import Mixture
+from mllm.data.grouping import group_by_length
+from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.errors import UserError
+
+BATCH, TOKENS_PER_IMAGE = 8, 16
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    rng, root = random.Random(0), tmp_path_factory.mktemp("data")
+    sources = []
+    for phase, count in enumerate((100, 203)):
+        path = root / f"{phase}.jsonl"
+        with open(path, "w") as file:
+            for n in range(count):
+                images = ["a.png"] if n % 3 else []
+                content = [{"type": "image"} for _ in images] + [{"type": "text", "text": "x" * rng.randrange(400)}]
+                turns = [{"role": "user", "content": content}, {"role": "assistant", "content": "y"}]
+                file.write(json.dumps({"id": f"{phase}/{n}", "messages": turns, "images": images}) + "\n")
+        sources.append(SourceSettings(path=str(path), phase=phase))
+    return Mixture(RecipeSettings(name="test", sources=tuple(sources)), 5, False)
+
+
+def batches(order):
+    return [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
+
+
+def spread(mixture, order):
+    chars, _ = mixture.sizes()
+    return sum(int(max(chars[b]) - min(chars[b])) for b in batches(order))
+
+
+def test_grouping_rearranges_each_phase_and_loses_nothing(mixture):
+    for epoch in (0, 1):
+        order, grouped = mixture.order(epoch), group_by_length(mixture, epoch, BATCH, TOKENS_PER_IMAGE)
+        assert sorted(grouped[:100]) == sorted(order[:100]) and sorted(grouped[100:]) == sorted(order[100:])
+
+
+def test_batches_are_of_one_modality_and_of_like_length(mixture):
+    grouped = group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
+    _, images = mixture.sizes()
+    mixed = [b for b in batches(grouped) if len({bool(images[i]) for i in b}) > 1]
+    # The rest of each phase is smaller than a batch of either kind, and phases meet in one batch.
+    assert len(mixed) <= 2 * 2 + 1
+    assert spread(mixture, grouped) < spread(mixture, mixture.order(0)) / 3
+
+
+def test_grouping_depends_on_seed_and_epoch_alone_and_batches_come_in_random_order(mixture):
+    grouped = group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
+    random.random()
+    assert grouped == group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
+    assert grouped != group_by_length(mixture, 1, BATCH, TOKENS_PER_IMAGE)
+    chars, _ = mixture.sizes()
+    means = [chars[b].mean() for b in batches(grouped)[:10]]
+    assert means != sorted(means) and means != sorted(means, reverse=True)
+
+
+def test_grouping_by_length_and_packing_contradict_each_other():
+    with pytest.raises(UserError, match=r"group_by_length goes with packing: none"):
+        validate_settings(DataSettings, {"recipe": "r", "group_by_length": True}, "test")
