@@ -13,19 +13,14 @@ def keep_freed_memory() -> None:
     """On a Linux CPU machine, serve large tensors from the heap and keep freed pages there.
 
     By default glibc maps and unmaps every block over 32 MiB, so each step pays for zeroed pages again: measured on a
-    small CLIP, a third of the step went to the kernel. No effect with a GPU or another C library.
+    small CLIP, a third of the step went to the kernel. Packed rows of a language model gain nothing, and as their lengths
+    vary they fragment a heap that is kept: only contrastive training asks for it. No effect with a GPU or another C
+    library.
     """
     libc = _glibc()
     if libc is not None:
         libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def release_freed_memory() -> None:
-    """Give pages that hold nothing back to the kernel: rows of many lengths fragment a heap that is kept."""
-    libc = _glibc()
-    if libc is not None:
-        libc.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:
@@ -35,4 +30,4 @@ def _glibc() -> ctypes.CDLL | None:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return None
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    return libc if hasattr(libc, "mallopt") else None

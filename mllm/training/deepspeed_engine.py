@@ -93,6 +93,10 @@ def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: Lo
     return filled
 
 
+# Gradients are reduced at ZeRO-0 in buffers of so many elements.
+REDUCE_BUCKET_ELEMENTS = 10_000_000
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` with a storage of its own: ZeRO-1 and 2 keep parameters as views of one buffer, which safetensors refuses."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
@@ -117,6 +121,9 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
         if self._engine.zero_optimization_stage() != self.stage:
             raise RuntimeError(f"asked for ZeRO-{self.stage}, got ZeRO-{self._engine.zero_optimization_stage()}")
+        if self.stage == 0:
+            # DeepSpeed would copy all gradients into one buffer of up to 500 million elements, at the peak of memory.
+            self._engine.enable_backward_allreduce = False
         self.module = module
         self.device = self._engine.device
         self.use_autocast = loop.dtype == "autocast"
@@ -133,6 +140,8 @@ class DeepSpeedEngine:
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages gradients over ranks, so the global mean needs the world size back.
         self._engine.backward(loss_sum * (scale * self.world_size))
+        if self.stage == 0 and last:
+            self._engine.allreduce_gradients(bucket_size=REDUCE_BUCKET_ELEMENTS)
 
     def step(self, lr_scale: float) -> float:
         for group in self._engine.optimizer.param_groups:

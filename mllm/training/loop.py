@@ -13,7 +13,6 @@ from typing import Any
 
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
-from mllm.training.allocator import release_freed_memory
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
 from mllm.training.optimizer import lr_scale
@@ -72,8 +71,6 @@ class Trainer:
                     for callback in self.callbacks:
                         callback.on_step(step, metrics)
                     stopping = self.engine.sum_over_ranks([float(stop_requested.is_set())])[0] > 0
-                    if step % self.loop.log_every_steps == 0:
-                        release_freed_memory()
                     if stopping or step == end or self._save_is_due(step):
                         self._save(step)
                     if stopping:
