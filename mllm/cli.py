@@ -105,6 +105,24 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
     estimate.add_argument("--ranks", type=int, default=1, help="processes that will share the work")
 
+    score = _subparser(
+        commands,
+        "score",
+        _score,
+        "score a file of predictions, without a model",
+        "mllm score --metric vqa predictions.jsonl --per-sample scores.jsonl\n"
+        "  mllm score --metric iou boxes.jsonl --convention 0-1000",
+    )
+    score.add_argument("predictions", help='JSON lines {"prediction": ..., "references": ...}; see docs/metrics.md')
+    score.add_argument("--metric", required=True, help="its name; an unknown one lists them")
+    score.add_argument("--per-sample", metavar="OUT.jsonl", help="where each line's score goes")
+    settings = score.add_argument_group("settings of single metrics")
+    settings.add_argument("--bins", help="ece: number of bins (15)")
+    settings.add_argument("--norm", help="ece: l1, l2 or max (l1)")
+    settings.add_argument("--convention", help="iou: coordinates of predictions: pixels, 0-1 or 0-1000 (pixels)")
+    settings.add_argument("--reference-convention", help="iou: coordinates of references (pixels)")
+    settings.add_argument("--threshold", help="iou: the IoU from which a box counts (0.5)")
+
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)
     return parser
@@ -196,6 +214,18 @@ def _import(options: argparse.Namespace) -> None:
 
     import_llava(Path(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from mllm.evaluation.score import score_file
+
+    names = ("bins", "norm", "convention", "reference_convention", "threshold")
+    settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    per_sample = Path(options.per_sample) if options.per_sample else None
+    print(json.dumps(score_file(options.metric, Path(options.predictions), settings, per_sample), ensure_ascii=False))
 
 
 def _schema(options: argparse.Namespace) -> None:

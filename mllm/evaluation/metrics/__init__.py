@@ -1,1 +1,11 @@
-"""Metrics: functions from an answer and its references to a score, one file each."""
+"""The metrics, one file each: functions from answers and their references to scores, entered in `METRICS`."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from mllm.evaluation.metric import METRICS, build_metric
+
+__all__ = ["METRICS", "build_metric"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
