@@ -1,139 +1,81 @@
 """The samples of a recipe, and the order in which an epoch visits them."""
 
-import bisect
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mllm.conversation.schema import Sample
-from mllm.data.index import SampleIndex, open_index
+from mllm.data.index import join_indexes, open_index
+from mllm.data.readers import READERS
+from mllm.data.readers.remote import is_url
 from mllm.data.recipe import RecipeSettings, SourceSettings
-from mllm.errors import BadSampleError, UserError
-
-
-class IndexedSamples(Sequence[Sample]):
-    """Rows of an index as samples with their image paths resolved against `root`, each made when it is asked for.
-
-    Asking raises BadSampleError when an image of the sample leaves the root.
-    """
-
-    def __init__(self, index: SampleIndex, rows: np.ndarray, root: Path) -> None:
-        """rows: int64, of the index. Raises BadSampleError for a path that leaves the root as it is written.
-
-        Links are followed when a sample is asked for: a look at every file would not be opening an index.
-        """
-        self._index, self._rows, self._root = index, rows, root
-        images = self._columns("images")["images"].combine_chunks()
-        doubtful = pc.match_substring_regex(pc.list_flatten(images), r"^/|(^|/)\.\.(/|$)")
-        for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
-            self[int(row)]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        sample = self._index[int(self._rows[index])]
-        images = tuple(str(resolve_image(self._root, image, sample.id)) for image in sample.images)
-        return sample.model_copy(update={"images": images})
-
-    def image_paths(self) -> pa.ListArray:
-        """For each sample the paths of its images, resolved, unchecked."""
-        images = self._columns("images")["images"].combine_chunks()
-        flat = pc.list_flatten(images)
-        prefix, nothing = (pa.scalar(text, pa.large_string()) for text in (self._prefix(), ""))
-        joined = pc.binary_join_element_wise(prefix, flat, nothing)
-        resolved = pc.if_else(pc.starts_with(flat, "/"), flat, joined)
-        lengths = pc.list_value_length(images).to_numpy()
-        return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), resolved)
-
-    def _prefix(self) -> str:
-        """What stands before a relative path in `str(root / path)`."""
-        return "" if str(self._root) == "." else str(self._root / "_")[:-1]
-
-    def groups(self) -> pa.Array:
-        """`Sample.group` of each sample."""
-        images = self.image_paths()
-        ids = self._columns("id")["id"].combine_chunks()
-        joined = pc.binary_join(images, pa.scalar("\n", pa.large_string()))
-        return pc.if_else(pc.equal(pc.list_value_length(images), 0), ids, joined)
-
-    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """(characters of text, number of images) of each sample, int64."""
-        table = self._columns("text_chars", "images")
-        images = pc.list_value_length(table["images"]).to_numpy()
-        return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
-
-    def _columns(self, *names: str) -> pa.Table:
-        table = self._index.table.select(list(names))
-        return table if len(self._rows) == len(table) else table.take(pa.array(self._rows))
+from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
+from mllm.data.streaming import StreamedSamples
+from mllm.errors import UserError
+from mllm.images.stored import is_stored
 
 
 @dataclass(frozen=True)
 class SourceSamples:
     """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it."""
 
-    samples: IndexedSamples
+    samples: IndexedSamples | StreamedSamples
     count: int
     phase: int = 0
 
 
-def read_source(source: SourceSettings) -> SourceSamples:
-    """Open a source by its index. Raises UserError when it gives no samples, or a sample can't be read."""
-    index = open_index(Path(source.path), source.reader)
-    samples = IndexedSamples(index, index.rows_of(source.kinds, source.origins), Path(source.image_root))
+def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
+    """Open a source by its index, or as a stream whose order depends on `seed`.
+
+    Raises UserError when it gives no samples, or a sample can't be read.
+    """
+    if source.stream:
+        assert source.count is not None, source.path
+        return SourceSamples(_stream(source, seed), source.count, source.phase)
+    files = source.files()
+    index = join_indexes([open_index(Path(file), source.reader) for file in files])
+    root, rows = Path(source.image_root), index.rows_of(source.kinds, source.origins)
+    samples = IndexedSamples(index, rows, root, [str(Path(file)) for file in files])
     if not samples:
         filtered = source.kinds is not None or source.origins is not None
         raise UserError(f"{source.path} gives no samples{' of the kinds and origins asked for' if filtered else ''}")
     return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))), source.phase)
 
 
-def resolve_image(root: Path, image: str, sample_id: str) -> Path:
-    """`root / image`, refused when it leaves the root (a data file must not read the rest of the machine)."""
-    path = root / image
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise BadSampleError(sample_id, "image", f"image {image!r} leaves the image root {root}")
-    return path
+def _stream(source: SourceSettings, seed: str) -> StreamedSamples:
+    reader, root, files = READERS.get(source.reader), Path(source.image_root), source.files()
+    holders = {str(Path(file)) for file in files}
+
+    def read(file: str) -> Iterator[Sample]:
+        for sample in reader(file if is_url(file) else Path(file)):
+            if _is_kept(sample.kind, source.kinds) and _is_kept(sample.source, source.origins):
+                yield sample
+
+    def finish(sample: Sample) -> Sample:
+        return with_resolved_images(sample, root, holders)
+
+    return StreamedSamples(files, read, source.shuffle_buffer, seed, finish)
 
 
-class ChainedSamples(Sequence[Sample]):
-    """Sequences of samples, one after another."""
-
-    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
-        self._parts = parts
-        self._ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        number = bisect.bisect_right(self._ends, index)
-        return self._parts[number][index - self._ends[number] + len(self._parts[number])]
+def _is_kept(label: str, wanted: tuple[str, ...] | None) -> bool:
+    return wanted is None or label in wanted
 
 
 class Mixture:
-    """All samples of a recipe; `order(epoch)` is a pure function of (seed, epoch)."""
+    """All samples of a recipe; `order(epoch)` is a pure function of (seed, epoch).
+
+    What needs to know every sample (grouping, sizes, the list of images) raises UserError when a source is a stream.
+    """
 
     def __init__(self, recipe: RecipeSettings, seed: int, group_by_image: bool) -> None:
-        self.sources = [read_source(source) for source in recipe.sources]
+        self.sources = [read_source(source, f"{seed}/stream/{n}") for n, source in enumerate(recipe.sources)]
         self.samples: Sequence[Sample] = ChainedSamples([source.samples for source in self.sources])
+        self._names = [source.path for source in recipe.sources]
         self._roots = {Path(source.image_root).resolve() for source in recipe.sources}
         self.seed = seed
         self.group_by_image = group_by_image
@@ -153,36 +95,56 @@ class Mixture:
 
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(characters of text, number of images) of each of `samples`, int64."""
-        chars, images = zip(*(source.samples.sizes() for source in self.sources), strict=True)
+        chars, images = zip(*(samples.sizes() for samples in self._indexed("the sizes of its samples")), strict=True)
         return np.concatenate(chars), np.concatenate(images)
+
+    def _indexed(self, what: str) -> list[IndexedSamples]:
+        found = []
+        for name, source in zip(self._names, self.sources, strict=True):
+            if isinstance(source.samples, StreamedSamples):
+                raise UserError(f"source {name} is a stream, and {what} can't be known ahead; remove stream: true")
+            found.append(source.samples)
+        return found
 
     def images(self) -> list[str]:
         """The paths of all images of the recipe, each once, sorted; none is opened."""
         found: set[str] = set()
-        for source in self.sources:
-            found.update(pc.unique(source.samples.image_paths().flatten()).to_pylist())
+        for samples in self._indexed("a list of its images"):
+            found.update(pc.unique(samples.image_paths().flatten()).to_pylist())
         return sorted(found)
 
     def holds_image(self, path: str) -> bool:
-        """Whether `path`, links followed, lies below an image root of the recipe."""
-        return any(Path(path).resolve().is_relative_to(root) for root in self._roots)
+        """Whether `path`, links followed, lies below an image root of the recipe, or inside a file of samples."""
+        return is_stored(path) or any(Path(path).resolve().is_relative_to(root) for root in self._roots)
 
     def order(self, epoch: int) -> list[int]:
         """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement.
 
         With `group_by_image`, samples that share their image stand together; groups come in random order. Sources of
-        one phase are shuffled together, and the phases follow each other.
+        one phase are shuffled together, and the phases follow each other. A stream gives its samples in their own order.
         """
         rng = random.Random(f"{self.seed}/{epoch}")
         phases: dict[int, list[int]] = {}
+        streams: list[range] = []
         offset = 0
         for source in self.sources:
             size = len(source.samples)
-            whole, rest = divmod(source.count, size)
             chosen = phases.setdefault(source.phase, [])
+            if isinstance(source.samples, StreamedSamples):
+                begin = offset + epoch * source.count
+                streams.append(range(begin, begin + source.count))
+                chosen += streams[-1]
+                offset += size
+                continue
+            whole, rest = divmod(source.count, size)
             chosen += [*range(offset, offset + size)] * whole + [offset + i for i in rng.sample(range(size), rest)]
             offset += size
-        return [index for phase in sorted(phases) for index in self._shuffled(phases[phase], rng)]
+        order = [index for phase in sorted(phases) for index in self._shuffled(phases[phase], rng)]
+        for stream in streams:
+            places = [place for place, index in enumerate(order) if index in stream]
+            for place, index in zip(places, stream, strict=True):
+                order[place] = index
+        return order
 
     def _shuffled(self, chosen: list[int], rng: random.Random) -> list[int]:
         if self._groups is None:
@@ -207,7 +169,7 @@ class Mixture:
 
     def _group_numbers(self) -> np.ndarray:
         """int32 for each sample, equal where `Sample.group` is."""
-        groups = pa.concat_arrays([source.samples.groups() for source in self.sources])
+        groups = pa.concat_arrays([samples.groups() for samples in self._indexed("the images of its samples")])
         numbers = groups.dictionary_encode().indices.to_numpy().copy()
         del groups
         pa.default_memory_pool().release_unused()

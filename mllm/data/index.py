@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -47,7 +47,7 @@ _MESSAGES = TypeAdapter(tuple[Message, ...])
 
 
 class SampleIndex:
-    """The samples of one source file, in file order; image paths are as the file gives them, in normal form."""
+    """The samples of one source, file after file, in file order; image paths are as the file gives them, in normal form."""
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -73,6 +73,11 @@ class SampleIndex:
             if wanted is not None:
                 kept &= pc.is_in(self.table[name], value_set=pa.array(wanted, pa.string())).to_numpy()
         return np.flatnonzero(kept)
+
+
+def join_indexes(indexes: Sequence[SampleIndex]) -> SampleIndex:
+    """The samples of several files in turn."""
+    return indexes[0] if len(indexes) == 1 else SampleIndex(pa.concat_tables([index.table for index in indexes]))
 
 
 _open: WeakValueDictionary[str, SampleIndex] = WeakValueDictionary()

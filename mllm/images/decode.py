@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mllm.errors import UserError
+from mllm.images.stored import is_stored, read_stored
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,13 @@ DEFAULT_LIMITS = DecodeLimits()
 def read_image(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode a file or its bytes to mode RGB, upright (EXIF orientation applied), alpha composed on white.
 
+    A string may also name an image inside a file, as `mllm.images.stored` writes it.
     16-bit and CMYK images are brought to 8-bit RGB; of an animation the first frame is taken. Raises UserError for a
     missing, truncated, corrupt or oversized image.
     """
     name = repr(str(source)) if not isinstance(source, bytes) else f"{len(source)} bytes"
+    if isinstance(source, str) and is_stored(source):
+        source = read_stored(source, limits.max_bytes)
     with _opened(source, name, limits) as image:
         try:
             with warnings.catch_warnings():
@@ -43,6 +47,8 @@ def read_image(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS
 def read_image_size(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """(height, width) in pixels as displayed, from the header alone. Raises UserError like `read_image`."""
     name = repr(str(source)) if not isinstance(source, bytes) else f"{len(source)} bytes"
+    if isinstance(source, str) and is_stored(source):
+        source = read_stored(source, limits.max_bytes)
     with _opened(source, name, limits) as image:
         width, height = image.size
         try:

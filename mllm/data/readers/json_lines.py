@@ -10,15 +10,8 @@ from mllm.errors import UserError
 WHITE_SPACE = " \t\n\r"
 
 
-def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) pairs: `file:line` for JSON lines, `file[index]` for an array. Raises UserError naming the place."""
-    for place, record in _array(path) if path.suffix == ".json" else _lines(path):
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: expected an object, found {type(record).__name__}")
-        yield place, record
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`file:line`, record) pairs of JSON lines; empty lines are passed over."""
     # Read as bytes, only "\n" separates records: text would also be cut at U+2028 inside a string.
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
@@ -29,8 +22,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                     raise UserError(f"{path}:{number}: not valid JSON: {error}") from None
 
 
-def _array(path: Path) -> Iterator[tuple[str, Any]]:
-    """Elements one by one: the text of a large file is in memory, its objects are not."""
+def read_array(path: Path) -> Iterator[tuple[str, Any]]:
+    """(`file[index]`, record) pairs of a JSON array: the text of the file is in memory, its objects are not."""
     decoder = json.JSONDecoder()
     try:
         text = path.read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
 from mllm.data.readers import READERS
-from mllm.data.readers.json_lines import read_records
+from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 
 PLACEHOLDER = "<image>"
@@ -14,8 +14,8 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 
 @READERS.register("llava")
-def read_llava(path: Path) -> Iterator[Sample]:
-    """Samples of a LLaVA JSON file.
+def read_llava(path: Path | str) -> Iterator[Sample]:
+    """Samples of LLaVA records.
 
     As in LLaVA, the placeholder of a turn moves to its front and the rest is stripped; as many placeholders as the
     sample has images become image parts, in order, and any further one stays text.

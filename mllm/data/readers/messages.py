@@ -7,15 +7,15 @@ from pydantic import ValidationError
 
 from mllm.conversation.schema import Sample
 from mllm.data.readers import READERS
-from mllm.data.readers.json_lines import read_records
+from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 
 FIELDS = ("id", "messages", "images", "source", "kind")
 
 
 @READERS.register("messages")
-def read_messages(path: Path) -> Iterator[Sample]:
-    """Samples of a `.jsonl` or `.json` file; an id is made from the place where none is given; other fields are kept out."""
+def read_messages(path: Path | str) -> Iterator[Sample]:
+    """Samples of records in the schema; an id is made from the place where none is given; other fields are kept out."""
     for place, record in read_records(path):
         known = {name: record[name] for name in FIELDS if name in record}
         known["id"] = str(known.get("id", place))

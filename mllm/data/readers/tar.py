@@ -1,0 +1,75 @@
+"""Samples of a webdataset tar: neighbouring members that share their name up to the first dot."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import UserError
+from mllm.images.stored import tar_reference
+
+IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
+MAX_TEXT_BYTES = 64 * 2**20
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) pairs: the fields of the `json` member, the text of `txt` as `txt`, the key as `id` if none is given.
+
+    The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
+    calls them; their bytes are passed over.
+    """
+    key, record = None, _Record()
+    try:
+        # "r:" takes no compressed tar: an image in one has no place of its own.
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                # tarfile would keep every header of a shard.
+                tar.members = []  # type: ignore[attr-defined]
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, suffix = name.partition(".")
+                member_key = f"{folder}/{stem}" if folder else stem
+                if member_key != key:
+                    if key is not None:
+                        yield f"{path}:{key}", record.whole(key)
+                    key, record = member_key, _Record()
+                record.add(path, key, suffix.lower(), member, tar)
+            if key is not None:
+                yield f"{path}:{key}", record.whole(key)
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None
+
+
+class _Record:
+    """What the members of one key amount to."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        self.images: list[str] = []
+
+    def whole(self, key: str) -> dict[str, Any]:
+        images = {"images": self.images, "image": self.images} if self.images else {}
+        return {"id": key} | self.fields | images
+
+    def add(self, path: Path, key: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        if suffix.rpartition(".")[-1] in IMAGE_SUFFIXES:
+            self.images.append(tar_reference(str(path), member.offset_data, member.size))
+        elif suffix in ("json", "txt"):
+            self.fields |= _text_fields(f"{path}:{key}.{suffix}", suffix, member, tar)
+
+
+def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> dict[str, Any]:
+    if member.size > MAX_TEXT_BYTES:
+        raise UserError(f"{place} has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
+    file = tar.extractfile(member)
+    assert file is not None, member.name
+    try:
+        text = file.read().decode("utf-8")
+        fields = json.loads(text) if suffix == "json" else {"txt": text}
+    except ValueError as error:
+        raise UserError(f"{place}: not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{place}: expected an object, found {type(fields).__name__}")
+    return fields

@@ -1,0 +1,123 @@
+"""Samples of a source as sequences: made from an index when they are asked for, their images held to their place."""
+
+import bisect
+from collections.abc import Collection, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mllm.conversation.schema import Sample
+from mllm.data.index import SampleIndex
+from mllm.errors import BadSampleError
+from mllm.images.stored import holder_of, is_stored
+
+LEAVES = r"^/|(^|/)\.\.(/|$)"
+REFERENCE = r"^(tar|parquet):[0-9]+:[0-9]+:"
+
+
+def resolve_image(root: Path, image: str, sample_id: str) -> Path:
+    """`root / image`, refused when it leaves the root (a data file must not read the rest of the machine)."""
+    path = root / image
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BadSampleError(sample_id, "image", f"image {image!r} leaves the image root {root}")
+    return path
+
+
+def with_resolved_images(sample: Sample, root: Path, files: Collection[str]) -> Sample:
+    """`sample` with its paths below `root`. Raises BadSampleError for an image outside it, or inside none of `files`."""
+    images = []
+    for image in sample.images:
+        if not is_stored(image):
+            image = str(resolve_image(root, image, sample.id))
+        elif holder_of(image) not in files:
+            raise BadSampleError(sample.id, "image", f"image {image!r} lies in another file than its sample")
+        images.append(image)
+    return sample.model_copy(update={"images": tuple(images)})
+
+
+class IndexedSamples(Sequence[Sample]):
+    """Rows of an index as samples with their image paths resolved against `root`, each made when it is asked for.
+
+    Asking raises BadSampleError when an image of the sample leaves the root.
+    """
+
+    def __init__(self, index: SampleIndex, rows: np.ndarray, root: Path, files: Sequence[str] = ()) -> None:
+        """rows: int64, of the index; files: those that images may lie in.
+
+        Raises BadSampleError for a path that leaves the root as it is written, and for an image inside another file.
+
+        Links are followed when a sample is asked for: a look at every file would not be opening an index.
+        """
+        self._index, self._rows, self._root, self._files = index, rows, root, files
+        images = self._columns("images")["images"].combine_chunks()
+        flat = pc.list_flatten(images)
+        holders = pc.replace_substring_regex(flat, REFERENCE, "")
+        is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
+        doubtful = pc.if_else(
+            pc.match_substring_regex(flat, REFERENCE), is_elsewhere, pc.match_substring_regex(flat, LEAVES)
+        )
+        for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
+            self[int(row)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return with_resolved_images(self._index[int(self._rows[index])], self._root, self._files)
+
+    def image_paths(self) -> pa.ListArray:
+        """For each sample the paths of its images, resolved, unchecked."""
+        images = self._columns("images")["images"].combine_chunks()
+        flat = pc.list_flatten(images)
+        prefix, nothing = (pa.scalar(text, pa.large_string()) for text in (self._prefix(), ""))
+        joined = pc.binary_join_element_wise(prefix, flat, nothing)
+        resolved = pc.if_else(pc.match_substring_regex(flat, f"^/|{REFERENCE}"), flat, joined)
+        lengths = pc.list_value_length(images).to_numpy()
+        return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), resolved)
+
+    def _prefix(self) -> str:
+        """What stands before a relative path in `str(root / path)`."""
+        return "" if str(self._root) == "." else str(self._root / "_")[:-1]
+
+    def groups(self) -> pa.Array:
+        """`Sample.group` of each sample."""
+        images = self.image_paths()
+        ids = self._columns("id")["id"].combine_chunks()
+        joined = pc.binary_join(images, pa.scalar("\n", pa.large_string()))
+        return pc.if_else(pc.equal(pc.list_value_length(images), 0), ids, joined)
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(characters of text, number of images) of each sample, int64."""
+        table = self._columns("text_chars", "images")
+        images = pc.list_value_length(table["images"]).to_numpy()
+        return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
+
+    def _columns(self, *names: str) -> pa.Table:
+        table = self._index.table.select(list(names))
+        return table if len(self._rows) == len(table) else table.take(pa.array(self._rows))
+
+
+class ChainedSamples(Sequence[Sample]):
+    """Sequences of samples, one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[Sample]]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        number = bisect.bisect_right(self._ends, index)
+        return self._parts[number][index - self._ends[number] + len(self._parts[number])]

@@ -1,0 +1,74 @@
+"""Images that lie inside a larger file: a reference to one is a string, as a path is, and costs nothing until it is read.
+
+`tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th image of a row whose column
+`images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+from mllm.errors import UserError
+
+SCHEMES = ("tar:", "parquet:")
+
+
+def tar_reference(path: str, offset: int, size: int) -> str:
+    return f"tar:{offset}:{size}:{path}"
+
+
+def parquet_reference(path: str, row: int, number: int) -> str:
+    return f"parquet:{row}:{number}:{path}"
+
+
+def is_stored(reference: str) -> bool:
+    return reference.startswith(SCHEMES)
+
+
+def holder_of(reference: str) -> str:
+    """The path of the file that a reference points into."""
+    return reference.split(":", 3)[-1]
+
+
+def read_stored(reference: str, max_bytes: int) -> bytes:
+    """The bytes of an image. Raises UserError when the file isn't as it was when the reference was made."""
+    try:
+        kind, first, second, path = reference.split(":", 3)
+        if kind == "tar":
+            if int(second) > max_bytes:
+                raise UserError(f"image {reference!r} has {second} bytes; the limit is {max_bytes}")
+            with open(path, "rb") as file:
+                file.seek(int(first))
+                return file.read(int(second))
+        image = _parquet_image(path, int(first), int(second))
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"image {reference!r} can't be read: {error}") from None
+    return image
+
+
+def _parquet_image(path: str, row: int, number: int) -> bytes:
+    _, starts, column = _parquet_file(path)
+    group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
+    value = _row_group(path, group, column)[row - starts[group]].as_py()
+    image = value[number] if isinstance(value, list) else value
+    if not image or image.get("bytes") is None:
+        raise ValueError(f"row {row} holds no bytes")
+    return image["bytes"]
+
+
+@lru_cache(maxsize=16)
+def _parquet_file(path: str) -> tuple[Any, list[int], str]:
+    """The open file, the first row of each of its row groups, and the column of images."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, memory_map=True)
+    starts = [0]
+    for group in range(file.metadata.num_row_groups):
+        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    return file, starts[:-1], "images" if "images" in file.schema_arrow.names else "image"
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: str, group: int, column: str) -> Any:
+    """One column of a row group: neighbours are often wanted together, and a row group is what can be read."""
+    file, _, _ = _parquet_file(path)
+    return file.read_row_group(group, columns=[column])[column].combine_chunks()

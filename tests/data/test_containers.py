@@ -1,0 +1,114 @@
+"""Samples in parquet files and webdataset tars: the images inside are found by reference and stay where they are."""
+
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from mllm.data.dataset import Mixture
+from mllm.data.readers import READERS
+from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.errors import UserError
+from mllm.images.decode import read_image, read_image_size
+
+COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (90, 90, 90), (200, 200, 0)]
+
+
+def png(number):
+    buffer = io.BytesIO()
+    Image.new("RGB", (10 + number, 7), COLOURS[number]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def turns(images):
+    content = [{"type": "image"}] * images + [{"type": "text", "text": "what"}]
+    return [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "it"}]}]
+
+
+def write_tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def tar(tmp_path):
+    members = []
+    for n in range(5):
+        shown = [n] if n < 4 else [0, 1]
+        record = {"messages": turns(len(shown)), "kind": f"k{n % 2}", "images": ["a name that is passed over"]}
+        members += [(f"part/{n:03d}.{i}.png", png(number)) for i, number in enumerate(shown)]
+        members.insert(len(members) - n % 2, (f"part/{n:03d}.json", json.dumps(record).encode()))
+    return write_tar(tmp_path / "shard.tar", members)
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    rows = [
+        {
+            "id": f"p{n}",
+            "messages": turns(n % 3),
+            "images": [{"bytes": png((n + i) % 5), "path": None} for i in range(n % 3)],
+        }
+        for n in range(5)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet", row_group_size=2)
+    return tmp_path / "rows.parquet"
+
+
+def mixture(path, **changes):
+    return Mixture(RecipeSettings(name="t", sources=(SourceSettings(path=str(path), **changes),)), 0, False)
+
+
+@pytest.mark.parametrize("changes", [{}, {"stream": True, "count": 5, "shuffle_buffer": 1}])
+def test_a_tar_gives_its_samples_and_images_without_unpacking(tar, changes, monkeypatch):
+    monkeypatch.chdir(tar.parent)
+    mix = mixture("./shard.tar", **changes)
+    samples = [mix.samples[i] for i in range(5)]
+    assert [s.id for s in samples] == [f"part/{n:03d}" for n in range(5)] and samples[1].kind == "k1"
+    for n, sample in enumerate(samples):
+        shown = [n] if n < 4 else [0, 1]
+        assert len(sample.images) == len(shown)
+        for image, number in zip(sample.images, shown, strict=True):
+            assert read_image(image).getpixel((0, 0)) == COLOURS[number]
+            assert read_image_size(image) == (7, 10 + number)
+
+
+def test_a_parquet_file_gives_its_samples_and_images(parquet):
+    mix = mixture(parquet)
+    for n, sample in enumerate(mix.samples):
+        assert sample.id == f"p{n}" and len(sample.images) == n % 3 and sample.messages[0].image_count == n % 3
+        assert [read_image(i).getpixel((0, 0)) for i in sample.images] == [COLOURS[(n + i) % 5] for i in range(n % 3)]
+    assert len(mix.images()) == 4 and mix.holds_image(mix.images()[0])
+
+
+def test_a_record_may_not_point_into_another_file(tar, tmp_path):
+    secret = f"tar:0:100:{tar}"
+    path = tmp_path / "s.jsonl"
+    path.write_text(json.dumps({"id": "thief", "messages": turns(1), "images": [secret]}))
+    with pytest.raises(UserError, match="lies in another file"):
+        mixture(path)
+    with pytest.raises(UserError, match="lies in another file"):
+        mixture(path, stream=True, count=1).samples[0]
+
+
+def test_bad_containers_are_named(tmp_path, tar):
+    (tmp_path / "a.tar").write_bytes(tar.read_bytes()[:700])
+    write_tar(tmp_path / "b.tar", [("x.json", b"{")])
+    write_tar(tmp_path / "c.tar", [("x.json", b"[]")])
+    write_tar(tmp_path / "d.tar", [("x.json", b"{}")], "w:gz")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1")
+    (tmp_path / "f.docx").write_bytes(b"")
+    for name in ("a.tar", "b.tar:x", "c.tar:x", "d.tar", "e.parquet", "f.docx"):
+        with pytest.raises(UserError, match=name):
+            list(READERS.get("messages")(tmp_path / name.split(":")[0]))
+    for reference in ("tar:x", "tar:0:5:/no/such", f"parquet:99:0:{tmp_path / 'e.parquet'}"):
+        with pytest.raises(UserError):
+            read_image(reference)
