@@ -16,7 +16,6 @@ from mllm.contrastive.task import ContrastiveTask, initial_logit_scale
 from mllm.contrastive.tokenizer import train_tokenizer
 from mllm.files import atomic_directory, write_json_atomically, write_text_atomically
 from mllm.images.prepare import ImagePreparer
-from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import build_engine, with_known_dtype
 from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar, TensorBoard
 from mllm.training.loop import Trainer
@@ -43,7 +42,6 @@ def train_clip(settings: ContrastiveSettings) -> Path:
         model.logit_scale.data.fill_(initial_logit_scale())
         return model
 
-    keep_freed_memory()
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -13,9 +13,8 @@ def keep_freed_memory() -> None:
     """On a Linux CPU machine, serve large tensors from the heap and keep freed pages there.
 
     By default glibc maps and unmaps every block over 32 MiB, so each step pays for zeroed pages again: measured on a
-    small CLIP, a third of the step went to the kernel. Packed rows of a language model gain nothing, and as their lengths
-    vary they fragment a heap that is kept: only contrastive training asks for it. No effect with a GPU or another C
-    library.
+    small CLIP, a third of the step went to the kernel, with packed rows of a small language model a quarter. No effect
+    with a GPU or another C library.
     """
     libc = _glibc()
     if libc is not None:

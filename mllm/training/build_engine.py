@@ -8,6 +8,7 @@ from torch import nn
 
 from mllm.config import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.errors import UserError
+from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
 from mllm.training.optimizer import build_optimizer
@@ -51,6 +52,7 @@ def build_engine(
     if kind == "auto":
         kind = "deepspeed" if "RANK" in os.environ else "torch"
     check_world_size(engine, kind)
+    keep_freed_memory()
     if kind == "torch":
         module = build_module()
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)

@@ -10,6 +10,7 @@ from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.policy import apply_policy
+from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.finetune import start_model
 from mllm.training.instruction import InstructionTask
@@ -55,6 +56,7 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
     model, processor = start_model(_startable(run, origins))
     apply_policy(model, run.trainable)
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
     model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
