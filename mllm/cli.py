@@ -1,6 +1,7 @@
 """The `mllm` command. Thin: each subcommand reads its arguments and calls one function."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,6 +60,34 @@ def build_parser() -> argparse.ArgumentParser:
     )
     show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
     show.add_argument("--count", type=int, default=3)
+
+    check = _subparser(
+        data,
+        "validate",
+        _validate,
+        "read and check every sample of a recipe and decode its images",
+        "mllm data validate data_recipes/demo/instruct.yaml --config train/configs/demo_stage2.yaml --fix runs/clean",
+    )
+    check.add_argument("recipe")
+    check.add_argument("--config", help="a training config: check lengths and labels with its tokenizer and format too")
+    check.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode images")
+    check.add_argument(
+        "--list", metavar="FILE", help="write every problem as a JSON line of place, id, kind and reason"
+    )
+    check.add_argument("--fix", metavar="DIR", help="write the good samples there, and a recipe.yaml of them")
+
+    rewrite = _subparser(
+        data,
+        "convert",
+        _convert_data,
+        "write samples in another format: .jsonl, .parquet, or .json (LLaVA's)",
+        "mllm data convert captions.tsv captions.parquet --reader captions --image-root images --embed-images",
+    )
+    rewrite.add_argument("source", help="a file, or a pattern in quotes")
+    rewrite.add_argument("out")
+    rewrite.add_argument("--reader", default="messages", help="what the records of the source mean")
+    rewrite.add_argument("--image-root", default=".", help="where image paths start from, for --embed-images")
+    rewrite.add_argument("--embed-images", action="store_true", help="put the image files into the parquet file")
 
     convert = _subparser(
         commands,
@@ -186,6 +215,59 @@ def _show(options: argparse.Namespace) -> None:
     for index in mixture.order(0)[: options.count]:
         example = render_example(mixture.samples[index], processor, settings.data.max_length_tokens)
         console.print(coloured_tokens(example, processor))
+
+
+def _validate(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from mllm.config import FinetuneSettings, load_settings
+    from mllm.data.example import render_example
+    from mllm.data.recipe import load_recipe
+    from mllm.data.validate import validate
+    from mllm.model.build import load_processor
+
+    check = None
+    if options.config:
+        settings = load_settings(FinetuneSettings, options.config)
+        processor = load_processor(settings.model)
+
+        def check(sample: Any) -> None:
+            render_example(sample, processor, settings.data.max_length_tokens)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("reading")
+        findings = validate(
+            load_recipe(options.recipe),
+            options.jobs,
+            check,
+            Path(options.fix) if options.fix else None,
+            lambda f: progress.update(
+                bar, description=f"{f.samples:,} samples, {f.images:,} images, {len(f.problems):,} problems"
+            ),
+        )
+    if options.list:
+        findings.write_list(Path(options.list))
+    print(f"{findings.samples:,} samples with {findings.images:,} images: {len(findings.problems):,} problems")
+    if findings.problems:
+        Console().print(findings.table())
+        raise UserError(
+            f"{options.recipe}: {len(findings.problems)} problems; --list writes them all, --fix a clean copy"
+        )
+
+
+def _convert_data(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.data.convert import convert
+    from mllm.data.recipe import SourceSettings
+
+    source = SourceSettings(path=options.source, reader=options.reader, image_root=options.image_root)
+    count = convert(source, Path(options.out), options.embed_images)
+    print(f"saved {count:,} samples to {options.out}")
 
 
 def _convert_gguf(options: argparse.Namespace) -> None:

@@ -106,7 +106,7 @@ def index_key(path: Path, reader_name: str, reader: Reader) -> str:
 
 def _code_hash(reader: Reader) -> str:
     """Of all that turns a file into rows: a mended reader must not meet the rows of a broken one."""
-    files = {Path(__file__), Path(inspect.getfile(Sample)), Path(inspect.getfile(reader))}
+    files = {Path(__file__), Path(inspect.getfile(Sample)), Path(inspect.getfile(inspect.unwrap(reader)))}
     files |= set((Path(__file__).parent / "readers").glob("*.py"))
     digest = hashlib.sha256()
     for file in sorted(files):

@@ -1,15 +1,17 @@
-"""Readers: each turns one format of records into samples of our schema. A format is one function with `@READERS.register`.
+"""Readers: each turns one format into samples of our schema. A format is one function with `@READERS.register`.
 
-What the records lie in (JSON, JSON lines, parquet, webdataset tar, a URL) is `read_records`' affair, not the reader's.
+A reader is called as `reader(path, on_error=raise_error)`. Where samples come from records, the function is one from
+(place, record) to samples under `@record_reader`, and what the records lie in (JSON, JSON lines, parquet, CSV, webdataset
+tar, a URL) isn't its affair.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from mllm.conversation.schema import Sample
 from mllm.registry import Registry
 
-Reader = Callable[[Path | str], Iterator[Sample]]
+Reader = Callable[..., Iterator[Sample]]
 READERS: Registry[Reader] = Registry("reader")
 
-from mllm.data.readers import llava, messages  # noqa: F401 (they enter themselves in READERS)
+# They enter themselves in READERS.
+from mllm.data.readers import captions, coco, llava, messages, refcoco, sharegpt, vqa  # noqa: F401

@@ -7,13 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mllm.data.readers.errors import OnError
 from mllm.errors import UserError
 from mllm.images.stored import parquet_reference
 
 ROWS_AT_ONCE = 256
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, row) pairs. Of a column `images` or `image` with bytes in it, only how many there are is read."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:

@@ -1,35 +1,83 @@
-"""Records of a file of any container that is known here; readers turn them into samples, whatever they came in."""
+"""Records of a file of any container that is known here, and readers made of what turns one record into samples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from mllm.conversation.schema import Sample
+from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.json_lines import read_array, read_lines
 from mllm.data.readers.parquet import read_parquet
 from mllm.data.readers.remote import is_url, read_remote
+from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
 from mllm.errors import UserError
 
-Records = Iterator[tuple[str, dict[str, Any]]]
-CONTAINERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
+    ".csv": read_csv,
     ".json": read_array,
     ".jsonl": read_lines,
     ".ndjson": read_lines,
     ".parquet": read_parquet,
     ".tar": read_tar,
+    ".tsv": read_tsv,
 }
 
 
-def read_records(path: Path | str) -> Records:
-    """(place, record) pairs; a place is `file:line`, `file[index]` or `file:key`. Raises UserError naming the place."""
+def read_records(path: Path | str, on_error: OnError = raise_error) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) pairs; a place is `file:line`, `file[index]` or `file:key`.
+
+    A record that can't be read goes to `on_error` as a BadRecordError; if that returns, the next one follows. Raises
+    UserError for a file that can't be read at all.
+    """
     if is_url(path):
         records = read_remote(str(path))
     else:
         path = Path(path)
         if path.suffix not in CONTAINERS:
             raise UserError(f"{path}: unknown kind of file; known are {', '.join(sorted(CONTAINERS))}")
-        records = CONTAINERS[path.suffix](path)
+        records = CONTAINERS[path.suffix](path, on_error)
     for place, record in records:
-        if not isinstance(record, dict):
-            raise UserError(f"{place}: expected an object, found {type(record).__name__}")
-        yield place, record
+        if isinstance(record, dict):
+            yield place, record
+        else:
+            on_error(BadRecordError(place, f"expected an object, found {type(record).__name__}"))
+
+
+PlacedSamples = Iterator[tuple[str, Sample]]
+SamplesOf = Callable[[str, dict[str, Any]], Iterable[Sample]]
+
+
+def record_reader(samples_of: SamplesOf) -> Callable[..., Iterator[Sample]]:
+    """The reader `(path, on_error=raise_error) -> samples` made of a function from (place, record) to samples."""
+
+    @wraps(samples_of)
+    def read(path: Path | str, on_error: OnError = raise_error) -> Iterator[Sample]:
+        return (sample for _, sample in with_places(path, on_error))
+
+    def with_places(path: Path | str, on_error: OnError) -> PlacedSamples:
+        for place, record in read_records(path, on_error):
+            try:
+                samples = list(samples_of(place, record))
+            except BadRecordError as error:
+                on_error(error)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                on_error(BadRecordError(place, f"{where}: {first['msg']}"))
+            else:
+                yield from ((place, sample) for sample in samples)
+
+    read.with_places = with_places  # type: ignore[attr-defined]
+    return read
+
+
+def read_with_places(reader: Callable[..., Iterator[Sample]], path: Path | str, on_error: OnError) -> PlacedSamples:
+    """(place, sample) pairs of a reader; of one that reads no records, the place is the file."""
+    with_places = getattr(reader, "with_places", None)
+    if with_places is not None:
+        return with_places(path, on_error)
+    return ((str(path), sample) for sample in reader(path, on_error))

@@ -1,11 +1,12 @@
 """Samples of a webdataset tar: neighbouring members that share their name up to the first dot."""
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mllm.data.readers.errors import OnError
+from mllm.data.readers.json_lines import parse_json
 from mllm.errors import UserError
 from mllm.images.stored import tar_reference
 
@@ -13,7 +14,7 @@ IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 MAX_TEXT_BYTES = 64 * 2**20
 
 
-def read_tar(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) pairs: the fields of the `json` member, the text of `txt` as `txt`, the key as `id` if none is given.
 
     The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
@@ -66,9 +67,8 @@ def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.
     file = tar.extractfile(member)
     assert file is not None, member.name
     try:
-        text = file.read().decode("utf-8")
-        fields = json.loads(text) if suffix == "json" else {"txt": text}
-    except ValueError as error:
+        fields = parse_json(file.read()) if suffix == "json" else {"txt": file.read().decode("utf-8")}
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{place}: not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
     if not isinstance(fields, dict):
         raise UserError(f"{place}: expected an object, found {type(fields).__name__}")

@@ -1,0 +1,42 @@
+"""Referring expressions with boxes (RefCOCO and its kin), as records: the original's pickle files are not read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mllm.conversation.schema import Sample
+from mllm.data.readers import READERS
+from mllm.data.readers.errors import BadRecordError
+from mllm.data.readers.fields import asked_about_images, image_paths
+from mllm.data.readers.records import record_reader
+
+IMAGE_FIELDS = ("image", "images", "file_name", "image_path")
+
+
+@READERS.register("refcoco")
+@record_reader
+def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
+    """A sample for each expression: where is it? The answer is its box `[x1, y1, x2, y2]` in the image's own pixels.
+
+    Expressions stand as `sentences` (texts, or objects with `raw` or `sent`) or `sentence`; `bbox` is COCO's
+    [x, y, width, height].
+    """
+    images = image_paths(place, record, IMAGE_FIELDS)
+    given = record.get("sentences", [record.get("sentence")])
+    if not images or not isinstance(given, list):
+        raise BadRecordError(place, "expected an image, `bbox` and `sentences`")
+    sentences = [s.get("raw", s.get("sent")) if isinstance(s, dict) else s for s in given]
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        raise BadRecordError(place, "a sentence is text, or an object with `raw` or `sent`")
+    name = str(record.get("ref_id", record.get("id", place)))
+    box = box_text(place, record.get("bbox"))
+    for number, sentence in enumerate(sentences):
+        messages = asked_about_images(len(images), f"Where in the image is this: {sentence}", box)
+        yield Sample(id=f"{name}/{number}", messages=messages, images=images, kind="refer")
+
+
+def box_text(place: str, box: Any) -> str:
+    """COCO's [x, y, width, height] in pixels as "[x1, y1, x2, y2]", rounded to whole pixels."""
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+        raise BadRecordError(place, "expected `bbox` to be [x, y, width, height]")
+    x, y, width, height = box
+    return f"[{round(x)}, {round(y)}, {round(x + width)}, {round(y + height)}]"

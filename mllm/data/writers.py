@@ -1,0 +1,163 @@
+"""Writing samples so that a reader gives back the same: our JSON lines, parquet as the Hub has it, LLaVA's JSON."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm.conversation.schema import Sample
+from mllm.data.readers.llava import PLACEHOLDER, read_llava_record
+from mllm.errors import UserError
+from mllm.files import temporary_name
+from mllm.images.decode import DEFAULT_LIMITS
+from mllm.images.stored import is_stored, read_stored
+
+ROWS_PER_GROUP = 100
+PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(PART))])
+IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+Located = Callable[[str], str]
+
+
+class SampleWriter(AbstractContextManager["SampleWriter"]):
+    """Writes `path`, which has its name only once all is written and the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.temporary = path, temporary_name(path)
+        self.count = 0
+
+    def write(self, sample: Sample, located: Located) -> None:
+        """Append a sample; located(image) is where one of its images lies on the disk.
+
+        Raises UserError for what the format can't give back exactly.
+        """
+        self._write(sample, located)
+        self.count += 1
+
+    def _write(self, sample: Sample, located: Located) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        raise NotImplementedError
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._close()
+            if kind is None:
+                self.temporary.replace(self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+class _TextWriter(SampleWriter):
+    opening, between, closing = "", "", ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._file: IO[str] = open(self.temporary, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (see _close)
+        self._file.write(self.opening)
+
+    def _write(self, sample: Sample, located: Located) -> None:
+        inside = next((image for image in sample.images if is_stored(image)), None)
+        if inside is not None:
+            raise UserError(f"sample {sample.id!r}: its image {inside!r} lies inside a file; write to .parquet")
+        self._file.write((self.between if self.count else "") + json.dumps(self._record(sample), ensure_ascii=False))
+
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        self._file.write(self.closing)
+        self._file.close()
+
+
+class JsonLinesWriter(_TextWriter):
+    """One sample a line in the project's own schema."""
+
+    between, closing = "\n", "\n"
+
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        return sample.model_dump(mode="json")
+
+
+class LlavaWriter(_TextWriter):
+    """LLaVA's JSON array. `source` and `kind`, which LLaVA doesn't know, are left out."""
+
+    opening, between, closing = "[\n", ",\n", "\n]\n"
+
+    def _record(self, sample: Sample) -> dict[str, Any]:
+        roles = {"user": "human", "assistant": "gpt", "system": "system"}
+        turns = [{"from": roles[m.role], "value": f"{PLACEHOLDER}\n" * m.image_count + m.text} for m in sample.messages]
+        images = sample.images[0] if len(sample.images) == 1 else list(sample.images)
+        record = {"id": sample.id} | ({"image": images} if images else {}) | {"conversations": turns}
+        if list(read_llava_record(str(self.path), record)) != [sample.model_copy(update={"source": "", "kind": ""})]:
+            raise UserError(
+                f"sample {sample.id!r} would come back from LLaVA's JSON as another: it has an image between its words, "
+                f"blanks at the ends of a turn with an image, or {PLACEHOLDER} as text; write to .jsonl or .parquet"
+            )
+        return record
+
+
+class ParquetWriter(SampleWriter):
+    """Rows in the schema of the Hub. With `embed_images`, `images` holds `{bytes, path}`, the files' bytes as they are.
+
+    Images that lie inside another file are always embedded, so the first sample with images decides for all.
+    """
+
+    def __init__(self, path: Path, embed_images: bool = False) -> None:
+        super().__init__(path)
+        image = IMAGE if embed_images else pa.string()
+        self._embed = embed_images
+        strings = [(name, pa.string()) for name in ("source", "kind")]
+        self._schema = pa.schema(
+            [("id", pa.string()), ("messages", pa.list_(MESSAGE)), ("images", pa.list_(image)), *strings]
+        )
+        self._writer = pq.ParquetWriter(self.temporary, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def _write(self, sample: Sample, located: Located) -> None:
+        row = sample.model_dump(mode="json")
+        if self._embed:
+            row["images"] = [_image_value(image, located(image)) for image in sample.images]
+        elif any(is_stored(image) for image in sample.images):
+            raise UserError(f"sample {sample.id!r}: its images lie inside a file; embed the images")
+        self._rows.append(row)
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+
+    def _close(self) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()
+
+
+def _image_value(name: str, location: str) -> dict[str, Any]:
+    if is_stored(location):
+        return {"bytes": read_stored(location, DEFAULT_LIMITS.max_bytes), "path": None}
+    try:
+        return {"bytes": Path(location).read_bytes(), "path": name}
+    except OSError as error:
+        raise UserError(f"image {location!r} can't be read: {error.strerror}") from None
+
+
+def open_writer(path: Path, embed_images: bool = False) -> SampleWriter:
+    """A writer by the suffix of `path`: .jsonl, .parquet, or .json for LLaVA's. Raises UserError for another."""
+    if embed_images and path.suffix != ".parquet":
+        raise UserError(f"{path}: only .parquet can hold images")
+    if path.suffix == ".parquet":
+        return ParquetWriter(path, embed_images)
+    if path.suffix not in (".jsonl", ".json"):
+        raise UserError(f"{path}: samples can be written as .jsonl, .parquet, or .json (LLaVA's)")
+    return JsonLinesWriter(path) if path.suffix == ".jsonl" else LlavaWriter(path)
