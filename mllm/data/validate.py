@@ -22,10 +22,10 @@ from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
-from mllm.images.stored import is_stored
 
 AHEAD = 256
 EXAMPLES = 3
+HOLD_IMAGES = (".parquet", ".tar")
 Check = Callable[[Sample], None]
 
 
@@ -72,7 +72,8 @@ def validate(
 
     `jobs` threads decode images; check(sample) may raise BadSampleError for more than the schema can know (length,
     labels), and is given samples whose images are whole. With `fix_directory`, the good samples of each source are
-    written there, and a recipe that names them; of samples with the same id all but the first get a new one.
+    written there, and a recipe that names them; of samples with the same id all but the first get a new one, and those of
+    a tar or parquet file become parquet with the images inside.
     advance(findings) is called after every sample. Raises UserError when there is nothing good to write.
     """
     findings = Findings()
@@ -115,9 +116,9 @@ def _validate_source(
                 findings.problems.append(Problem(place, original.id, "duplicate_id", "another sample has this id"))
             if fix_directory is not None and problem is None:
                 if writer is None:
-                    is_inside = any(is_stored(image) for image in original.images)
-                    name = f"{number}-{_stem(source.path)}{'.parquet' if is_inside else '.jsonl'}"
-                    writer = stack.enter_context(open_writer(fix_directory / name, embed_images=is_inside))
+                    is_held = Path(source.path).suffix in HOLD_IMAGES
+                    name = f"{number}-{_stem(source.path)}{'.parquet' if is_held else '.jsonl'}"
+                    writer = stack.enter_context(open_writer(fix_directory / name, embed_images=is_held))
                 if seen[original.id] > 1:
                     original = original.model_copy(update={"id": f"{original.id}~{seen[original.id]}"})
                 writer.write(original, dict(zip(original.images, resolved.images, strict=True)).__getitem__)

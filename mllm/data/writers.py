@@ -109,7 +109,7 @@ class LlavaWriter(_TextWriter):
 class ParquetWriter(SampleWriter):
     """Rows in the schema of the Hub. With `embed_images`, `images` holds `{bytes, path}`, the files' bytes as they are.
 
-    Images that lie inside another file are always embedded, so the first sample with images decides for all.
+    Images that lie inside another file can't be referred to from this one: they have to be embedded.
     """
 
     def __init__(self, path: Path, embed_images: bool = False) -> None:

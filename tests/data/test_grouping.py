@@ -5,11 +5,14 @@ import random
 
 import pytest
 
-from mllm.config import DataSettings, validate_settings
+from mllm.config import DataSettings, LoopSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.grouping import group_by_length
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.errors import UserError
+from mllm.model.build import load_processor
+from mllm.training.instruction import InstructionTask
+from tests.tiny import tiny_settings
 
 BATCH, TOKENS_PER_IMAGE = 8, 16
 
@@ -62,6 +65,18 @@ def test_grouping_depends_on_seed_and_epoch_alone_and_batches_come_in_random_ord
     chars, _ = mixture.sizes()
     means = [chars[b].mean() for b in batches(grouped)[:10]]
     assert means != sorted(means) and means != sorted(means, reverse=True)
+
+
+def test_the_steps_of_a_run_are_the_grouped_batches(mixture, tiny_parts):
+    processor = load_processor(tiny_settings(tiny_parts))
+    data = DataSettings(recipe="-", packing="none", group_by_length=True)
+    task = InstructionTask(mixture, processor, data, LoopSettings(global_batch_size=BATCH))
+    steps = [task.sample_indices(step) for step in range(task.steps_per_epoch)]
+    assert sorted(index for step in steps for index in step) == sorted(mixture.order(0))
+    _, images = mixture.sizes()
+    assert sum(len({bool(images[i]) for i in step}) > 1 for step in steps) <= 5
+    resumed = InstructionTask(mixture, processor, data, LoopSettings(global_batch_size=BATCH))
+    assert resumed.sample_indices(30) == steps[30] and resumed.sample_indices(40) == task.sample_indices(40)
 
 
 def test_grouping_by_length_and_packing_contradict_each_other():

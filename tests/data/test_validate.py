@@ -10,6 +10,8 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.data.validate import validate
 from mllm.errors import BadSampleError, UserError
+from mllm.images.stored import read_stored
+from tests.data.test_containers import write_tar
 from tests.tiny import save_image
 
 
@@ -77,6 +79,22 @@ def test_the_clean_copy_is_clean_and_keeps_the_recipe(bad, tmp_path):
     mixture = Mixture(recipe, 0, False)
     assert [s.id for s in mixture.sources[0].samples] == ["good", "good~2"]
     assert [(s.count, s.phase) for s in mixture.sources] == [(4, 0), (4, 1)]
+
+
+def test_the_clean_copy_of_a_tar_holds_its_images(tmp_path):
+    save_image(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    members = [("0.json", record("text")), ("1.json", record("a", "x")), ("2.json", record("cut", "x"))]
+    contents = [(name, json.dumps(value).encode()) for name, value in members]
+    contents[2:2] = [("1.png", whole)]
+    write_tar(tmp_path / "s.tar", [*contents, ("2.png", whole[:60])])
+    source = {"path": str(tmp_path / "s.tar"), "image_root": str(tmp_path)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"name": "r", "sources": [source]}))
+    findings = validate(load_recipe(str(tmp_path / "r.yaml")), 2, fix_directory=tmp_path / "clean")
+    assert [(p.place, p.kind) for p in findings.problems] == [(f"{tmp_path / 's.tar'}:2", "image")]
+    samples = Mixture(load_recipe(str(tmp_path / "clean" / "recipe.yaml")), 0, False).samples
+    assert [s.id for s in samples] == ["text", "a"]
+    assert read_stored(samples[1].images[0], 10**6) == whole
 
 
 def test_the_command_lists_what_it_found_and_fails(bad, tmp_path, capsys, monkeypatch):
