@@ -67,22 +67,42 @@ class ModelSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """LoRA on every linear layer of the language model but its head (LLaVA-1.5: r 128, alpha 256, dropout 0.05)."""
+    """Low-rank updates (LLaVA-1.5: rank 128, alpha 256, dropout 0.05).
+
+    `targets`: patterns of module names within the part, where `*` stands for anything; a pattern may leave out the
+    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). None: every linear layer but the language model's head.
+    """
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=256, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ()
 
 
 class TrainableSettings(Settings):
-    """What learns, part by part.
+    """What learns, part by part: `docs/parameter_policies.md` tells when to take which.
 
-    `token_embeddings: frozen` keeps a fully trained language model's input and output embeddings as they are: in a
-    small model they are a quarter of the weights, and a step's dense gradient for them costs more than it teaches.
+    `lora`: low-rank updates (Hu et al. 2022). `dora`: also a magnitude per output (Liu et al. 2024). `qlora`: the part's
+    linear layers in 4 bits (nf4, double quantization; Dettmers et al. 2023) under low-rank updates.
+    `vision_encoder_from_layer`: with `vision_encoder: full`, encoder layers of a lower index and the patch embedding
+    stay frozen. `token_embeddings: frozen` keeps a fully trained language model's input and output embeddings as they
+    are: in a small model they are a quarter of the weights, and a step's dense gradient for them costs more than it
+    teaches. `lora` shapes the updates of the language model, `vision_encoder_lora` those of the encoder.
     """
 
-    vision_encoder: Literal["frozen", "full"] = "frozen"
+    vision_encoder: Literal["frozen", "full", "lora"] = "frozen"
+    vision_encoder_from_layer: int | None = Field(default=None, ge=0)
     projector: Literal["frozen", "full"] = "full"
-    language_model: Literal["frozen", "full", "lora"] = "frozen"
+    language_model: Literal["frozen", "full", "lora", "dora", "qlora"] = "frozen"
     token_embeddings: Literal["frozen", "full"] = "full"
     lora: LoraSettings = LoraSettings()
+    vision_encoder_lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _layer_of_a_learning_encoder(self) -> "TrainableSettings":
+        if self.vision_encoder_from_layer is not None and self.vision_encoder != "full":
+            raise ValueError(
+                f"vision_encoder_from_layer is {self.vision_encoder_from_layer} but vision_encoder is "
+                f"{self.vision_encoder}; it goes with vision_encoder: full"
+            )
+        return self

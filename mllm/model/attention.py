@@ -86,3 +86,12 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Have `model` keep only the inputs of its layers and recompute the rest in the backward (Chen et al. 2016).
+
+    It stays on packed attention: the recomputation comes after the forward's `attention_of` has ended.
+    """
+    model.set_attn_implementation(PACKED)
+    model.gradient_checkpointing_enable({"use_reentrant": False})

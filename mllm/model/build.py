@@ -34,14 +34,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model from safetensors, or the language model of a directory of ours (LoRA merged)."""
+    """A causal language model from safetensors, or the language model of a directory of ours, merged and dequantized."""
     from mllm.model import checkpoint
-    from mllm.model.policy import merge_lora
+    from mllm.model.lora import merge_lora
 
     if checkpoint.is_ours(Path(path)):
         model, _ = checkpoint.load(path)
-        if model.lora_settings is not None:
-            merge_lora(model)
+        merge_lora(model)
         return model.language_model.to(dtype)
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)

@@ -21,13 +21,19 @@ from mllm.files import atomic_directory
 from mllm.images.prepare import ImagePreparer
 from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
+from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import add_lora
 from mllm.model.projectors import build_projector
+from mllm.model.quantization import restore_quantized
 from mllm.processor import Processor
 
 MODEL_TYPE = "mllm"
 VERSION = 1
+INDEX = "model.safetensors.index.json"
+CONFIG_KEYS = (
+    *("prompt_format", "image_token_id", "feature_layer", "class_token"),
+    *("projector", "image", "vision_config", "text_config"),
+)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -51,7 +57,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "class_token": model.vision_encoder.class_token,
         "projector": model.projector_settings.model_dump(mode="json"),
         "image": model.image_settings.model_dump(mode="json"),
-        "lora": model.lora_settings,
+        "adapters": model.adapters,
         "vision_config": model.vision_encoder.model.config.to_dict(),
         "text_config": model.language_model.config.to_dict(),
     }
@@ -111,6 +117,9 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     if config.get("version") != VERSION:
         raise UserError(f"{path} has format version {config.get('version')}; this mllm reads version {VERSION}")
+    missing = [key for key in CONFIG_KEYS if key not in config]
+    if missing:
+        raise UserError(f"{path / 'config.json'} lacks {', '.join(missing)}; it isn't whole: copy the directory again")
     return config
 
 
@@ -137,11 +146,22 @@ def load(
     image = image or ImageSettings(**config["image"])
     processor = read_processor(path, prompt_format, image)
     model = MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
-    if config["lora"] is not None:
-        add_lora(model, LoraSettings(**config["lora"]))
-    _materialize(model, path)
+    weights = read_weights(path)
+    prefix = "language_model."
+    words = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    quantized = {prefix + name for name in restore_quantized(language_model, words)}
+    for part, adapter in saved_adapters(config).items():
+        add_lora(model, LoraSettings(**{k: v for k, v in adapter.items() if k != "kind"}), part, adapter["kind"])
+    _materialize(model, path, weights, quantized)
     fit_embeddings(language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
     return model.float().eval(), processor
+
+
+def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Part → kind and settings of its low-rank updates, from a `config.json` of today or of when there was LoRA alone."""
+    if config.get("lora") is not None:
+        return {"language_model": {"kind": "lora", **config["lora"]}}
+    return config.get("adapters", {})
 
 
 def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
@@ -168,6 +188,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"{path} holds no safetensors file")
+    if (path / INDEX).is_file():
+        listed = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        gone = sorted(listed - {file.name for file in files})
+        if gone:
+            raise UserError(f"{path} lacks {', '.join(gone)}, which {INDEX} lists; copy the directory again")
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         try:
@@ -179,9 +204,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _materialize(model: MultimodalLM, path: Path) -> None:
-    """Fill a model built without initial weights. Weights missing, unused or of another shape are an error."""
-    weights = read_weights(path)
+def _materialize(model: MultimodalLM, path: Path, weights: dict[str, torch.Tensor], done: set[str]) -> None:
+    """Fill a model built without initial weights. Weights missing, unused or of another shape are an error.
+
+    `done` names the weights that the model already has.
+    """
     own = model.state_dict()
     for name, source in tied_weights(model).items():
         if name not in weights and source in weights:
@@ -194,7 +221,7 @@ def _materialize(model: MultimodalLM, path: Path) -> None:
             raise UserError(
                 f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ"
             )
-    model.load_state_dict(weights, strict=False, assign=True)
+    model.load_state_dict({k: v for k, v in weights.items() if k not in done}, strict=False, assign=True)
     model.language_model.tie_weights()
 
 

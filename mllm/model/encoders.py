@@ -53,6 +53,12 @@ def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, s
         raise UserError(f"model.projector.shuffle: {error}") from None
 
 
+def layer_index(name: str) -> int:
+    """The layer that a parameter of this name is in, counted from 0; -1 for one that stands outside the layers."""
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
+
+
 class VisionEncoder(nn.Module):
     """Features of one hidden layer: pixel_values [N, 3, S, S] → [N, P, V].
 
@@ -84,14 +90,19 @@ class VisionEncoder(nn.Module):
         config = self.model.config
         return encoder_geometry(config.image_size, config.patch_size, self.class_token, shuffle)
 
+    @property
+    def used_layers(self) -> int:
+        """How many of its layers the features pass through."""
+        layers = self.model.config.num_hidden_layers
+        return self.feature_layer if self.feature_layer >= 0 else layers + 1 + self.feature_layer
+
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters behind the feature layer: they take no part in the forward's result."""
-        config = self.model.config
-        used = self.feature_layer if self.feature_layer >= 0 else config.num_hidden_layers + 1 + self.feature_layer
+        used = self.used_layers
         unused: list[nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             parts = name.split(".")
-            behind = "layers" in parts and int(parts[parts.index("layers") + 1]) >= used
+            behind = layer_index(name) >= used
             head = "head" in parts or ("post_layernorm" in parts and not self._norm_is_used(used))
             if behind or head:
                 unused.append(parameter)

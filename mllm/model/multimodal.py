@@ -13,6 +13,7 @@ from mllm.errors import UserError
 from mllm.model.attention import PACKED, attention_of, segment_mask
 from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
+from mllm.model.neftune import add_noise
 from mllm.model.projectors import Projector
 
 
@@ -38,8 +39,14 @@ class MultimodalLM(nn.Module):
         self.projector_settings = projector_settings
         self.image_settings = image_settings
         self.image_token_id = image_token_id
-        self.lora_settings: dict | None = None
+        self.adapters: dict[str, dict] = {}  # part → kind and LoraSettings of its low-rank updates
+        self.neftune_alpha = 0.0
         refuse_scaled_logits(language_model.config)
+
+    @property
+    def lora_settings(self) -> dict | None:
+        """Kind and settings of the language model's low-rank updates, None without them."""
+        return self.adapters.get("language_model")
 
     @property
     def device(self) -> torch.device:
@@ -105,6 +112,8 @@ class MultimodalLM(nn.Module):
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final hidden states [B, T, D] of packed rows."""
         embeddings = self.embed(batch.input_ids, batch.pixel_values, batch.image_token_counts, batch.image_owners)
+        if self.training and self.neftune_alpha:
+            embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
         mask = segment_mask(batch.segment_ids, batch.parent_segment, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()

@@ -41,17 +41,25 @@ def with_known_dtype(loop: LoopSettings) -> LoopSettings:
     return loop.model_copy(update={"dtype": able if multiplies_bfloat16() else "float32"})
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise UserError for a dtype that the GPU doesn't have. A CPU has them all, some of them slowly."""
+    if torch.cuda.is_available() and dtype in ("bfloat16", "autocast") and not multiplies_bfloat16():
+        raise UserError(f"train.dtype is {dtype}, but {torch.cuda.get_device_name()} has no bfloat16; choose float32")
+
+
 def build_engine(
     build_module: Callable[[], nn.Module], engine: EngineSettings, optim: OptimizerSettings, loop: LoopSettings
 ) -> Engine:
     """Build the module where it will train, its optimizer, and the engine around both.
 
-    Raises UserError when the world size isn't the one of the settings, or plain torch is asked for in many processes.
+    Raises UserError when the world size isn't the one of the settings, plain torch is asked for in
+    many processes, or the device lacks the dtype.
     """
     kind = engine.kind
     if kind == "auto":
         kind = "deepspeed" if "RANK" in os.environ else "torch"
     check_world_size(engine, kind)
+    check_dtype(loop.dtype)
     keep_freed_memory()
     if kind == "torch":
         module = build_module()

@@ -15,6 +15,7 @@ from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.model import checkpoint
+from mllm.model.attention import checkpoint_activations
 from mllm.model.build import build
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import apply_policy, policy_table
@@ -25,6 +26,7 @@ from mllm.training.callbacks import Callback, LogLine, MetricsFile, ProgressBar,
 from mllm.training.engine import Engine
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import Trainer
+from mllm.training.optimizer import part_rates
 from mllm.training.resume import latest_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -59,8 +61,9 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
             calibrate_projector(model, processor, mixture, count)
         counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
-            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        logger.info("what learns:\n%s", policy_table(counts))
+            checkpoint_activations(model.language_model)
+        model.neftune_alpha = settings.train.neftune_alpha
+        logger.info("what learns:\n%s", policy_table(counts, part_rates(settings.optim)))
         return model.train()
 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)

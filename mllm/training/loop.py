@@ -15,6 +15,7 @@ from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
+from mllm.training.gradients import GradientCheck
 from mllm.training.optimizer import lr_scale
 from mllm.training.resume import latest_checkpoint, load_progress, save_checkpoint
 from mllm.training.task import StepWindow, Task
@@ -48,6 +49,7 @@ class Trainer:
         self.run_dir, self.write_model, self.callbacks = run_dir, write_model, callbacks
         self.total = total_steps(task, loop)
         self.skipped: dict[str, tuple[str, str]] = {}
+        self.gradients = GradientCheck(engine)
 
     def run(self, stop_after: int | None = None) -> int:
         """Train to the end, or until `stop_after` steps are done in all. Returns the number of steps done.
@@ -96,6 +98,7 @@ class Trainer:
                 loss = self.task.loss_sum(self.engine.module, micro_batch)
             self.engine.backward(loss, scale, last=index == len(window.micro_batches) - 1)
             loss_sum += float(loss.detach())
+        self.gradients.check()
         rate = lr_scale(step, self.total, self.optim)
         mean_loss = self.engine.sum_over_ranks([loss_sum])[0] * scale
         self._check_finite("loss", mean_loss, step, window)

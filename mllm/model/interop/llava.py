@@ -24,8 +24,8 @@ from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.checkpoint import check_model_directory, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
+from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import merge_lora
 from mllm.model.projectors import Projector, build_projector
 from mllm.processor import IMAGE_TOKEN, Processor
 
@@ -77,8 +77,7 @@ def export_llava(model: MultimodalLM, processor: Processor, out: Path) -> None:
             "the Hugging Face image processors don't pad to a square: images that aren't square would be prepared in "
             "another way than in training; train with model.image.fit crop or stretch, or pad images before"
         )
-    if model.lora_settings is not None:
-        merge_lora(model)
+    merge_lora(model)
     config = llava_config(model, processor)
     with torch.device("meta"):
         peer = LlavaForConditionalGeneration(config)

@@ -1,0 +1,111 @@
+"""Low-rank updates of a part: which layers they go to, adding them, folding them in."""
+
+import logging
+from fnmatch import fnmatchcase
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from mllm.config import LoraSettings
+from mllm.errors import UserError
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.quantization import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_OF_PART = {"language_model": "lora", "vision_encoder": "vision_encoder_lora"}
+
+
+def adapted_module(model: MultimodalLM, part: str) -> PreTrainedModel:
+    """The transformers module of a part, whose inner names `targets` speak of."""
+    return model.language_model if part == "language_model" else model.vision_encoder.model
+
+
+def linear_layers(model: MultimodalLM, part: str) -> list[str]:
+    """Linear layers of a part that take part in the result and may be adapted: not the head, none behind the features."""
+    root = adapted_module(model, part)
+    if part == "language_model":
+        left_out = {id(root.get_output_embeddings().weight)}
+    else:
+        left_out = {id(parameter) for parameter in model.vision_encoder.unused_parameters()}
+    return [
+        name
+        for name, module in root.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in left_out
+    ]
+
+
+def choose_targets(layers: list[str], settings: LoraSettings, part: str) -> list[str]:
+    """The full names among `layers` that match a pattern of `settings.targets`; all where there are no patterns.
+
+    Raises UserError for a pattern that matches nothing, with the names that are there.
+    """
+    where = f"trainable.{SETTINGS_OF_PART[part]}.targets"
+    if not layers:
+        raise UserError(f"trainable.{part}: it has no linear layer to put LoRA on")
+    chosen: set[str] = set()
+    for pattern in settings.targets:
+        matching = {name for name in layers if fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")}
+        if not matching:
+            ends = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise UserError(
+                f"{where}: {pattern!r} matches none of the {len(layers)} linear layers of {part}; "
+                f"they end in {ends}, and the first is {layers[0]}"
+            )
+        chosen |= matching
+    return [name for name in layers if name in chosen] if settings.targets else layers
+
+
+def add_lora(model: MultimodalLM, settings: LoraSettings, part: str = "language_model", kind: str = "lora") -> None:
+    """Put updates of `kind` (lora, dora, qlora) on the linear layers of `part` that `settings.targets` choose.
+
+    qlora puts every linear layer into 4 bits first, chosen or not, unless they are already.
+    """
+    root = adapted_module(model, part)
+    layers = linear_layers(model, part)
+    targets = choose_targets(layers, settings, part)
+    if kind == "qlora":
+        quantize_linears(root, [name for name in layers if not is_quantized(root.get_submodule(name))])
+        root.is_loaded_in_4bit = True  # peft takes its 4-bit layers only for a model that says so
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        bias="none",
+        use_dora=kind == "dora",
+    )
+    inject_adapter_in_model(config, root)
+    root.__dict__.pop("is_loaded_in_4bit", None)
+    adapted = {name for name, module in root.named_modules() if isinstance(module, LoraLayer)}
+    if adapted != set(targets):
+        raise RuntimeError(f"LoRA landed in {sorted(adapted ^ set(targets))[:3]}, which was not asked for")
+    model.adapters[part] = {"kind": kind, **settings.model_dump(mode="json")}
+
+
+def merge_lora(model: MultimodalLM, part: str | None = None) -> None:
+    """Fold the updates of `part` (None: of every part) into the weights they adapt: same function, plain layers.
+
+    4-bit weights are dequantized: the result holds the rounded weights, not those that the model had before QLoRA.
+    """
+    for adapted in [part] if part is not None else list(model.adapters):
+        root = adapted_module(model, adapted)
+        for name, module in list(root.named_modules()):
+            if isinstance(module, LoraLayer):
+                replace_module(root, name, _merged(module))
+        del root.peft_config
+        if model.adapters.pop(adapted)["kind"] == "qlora":
+            dequantize_linears(root)
+            logger.info("merged 4-bit weights of %s: what rounding to nf4 lost stays lost", adapted)
+
+
+def _merged(layer: LoraLayer) -> nn.Module:
+    base = layer.get_base_layer()
+    if is_quantized(base):
+        plain = dequantized(base)
+        plain.weight.data += layer.get_delta_weight("default").to(plain.weight.dtype)
+        return plain
+    layer.merge()
+    return base
