@@ -1,6 +1,5 @@
 """The DeepSpeed implementation of `Engine`: ZeRO 0–3 and offload over raw `deepspeed.initialize`."""
 
-import json
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +11,10 @@ from torch import nn
 
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
+from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
+from mllm.training.manifest import check_manifest, write_manifest
 
-DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+__all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
 
 
 def _silence_jit_builds() -> None:
@@ -37,60 +38,6 @@ def init_distributed() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(verbose=False)
-
-
-def read_ds_config(path: str | None) -> dict[str, Any]:
-    """The JSON of `ds_configs/…`, or ZeRO-2 when none is named."""
-    if path is None:
-        return json.loads(json.dumps(DEFAULT_DS_CONFIG))
-    if not Path(path).is_file():
-        raise UserError(f"engine.ds_config {path} does not exist")
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"engine.ds_config {path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"engine.ds_config {path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def zero_stage(ds_config: dict[str, Any]) -> int:
-    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
-
-
-def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> dict[str, Any]:
-    """`ds_config` with every "auto" and every missing key set from our settings.
-
-    Raises UserError, naming both values, when the file contradicts the settings.
-    """
-    ours: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": loop.micro_batch_size,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optim.max_grad_norm,
-        "bf16": {"enabled": loop.dtype == "bfloat16"},
-    }
-    filled = dict(ds_config)
-    for key, value in ours.items():
-        given = filled.get(key, "auto")
-        if isinstance(value, dict):
-            enabled = given.get("enabled", "auto") if isinstance(given, dict) else given
-            if enabled not in ("auto", value["enabled"]):
-                raise UserError(
-                    f"ds_config says {key}.enabled={enabled}, train.dtype says {loop.dtype}; make them agree"
-                )
-        elif given not in ("auto", value):
-            raise UserError(f'ds_config says {key}={given}, our settings say {value}; write "auto" in the ds_config')
-        filled[key] = value
-    for key in ("optimizer", "scheduler"):
-        if key in filled:
-            raise UserError(f"ds_config has a section {key!r}; the config's `optim` decides that: remove the section")
-    if filled.get("fp16", {}).get("enabled"):
-        raise UserError("ds_config enables fp16; train.dtype offers float32 and bfloat16: remove the fp16 section")
-    # Our own AdamW; without these DeepSpeed refuses it, or compiles one of its own.
-    filled["zero_allow_untested_optimizer"] = True
-    filled["zero_force_ds_cpu_optimizer"] = False
-    filled.setdefault("steps_per_print", 10**9)
-    return filled
 
 
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
@@ -171,11 +118,15 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def save_state(self, directory: Path) -> None:
-        self._engine.save_checkpoint(str(directory), tag="engine", client_state={})
+        self._engine.save_checkpoint(str(directory), tag="engine", client_state={}, exclude_frozen_parameters=True)
         torch.save(torch.get_rng_state(), directory / f"rng_rank{self.rank}.pt")
+        dist.barrier()
+        if self.rank == 0:
+            write_manifest(directory, self.module)
 
     def load_state(self, directory: Path) -> None:
-        loaded, _ = self._engine.load_checkpoint(str(directory), tag="engine")
+        check_manifest(directory, self.module)
+        loaded, _ = self._engine.load_checkpoint(str(directory), tag="engine", load_module_strict=False)
         if loaded is None:
             raise UserError(f"{directory} holds no DeepSpeed state of this run; remove the checkpoint to start over")
         torch.set_rng_state(torch.load(directory / f"rng_rank{self.rank}.pt", weights_only=True))
@@ -193,8 +144,8 @@ class DeepSpeedEngine:
                 if self.rank == 0:
                     full[name] = parameter.detach().cpu().clone()
         if self.rank == 0:
-            persistent = set(self.module.state_dict())
-            full |= {n: b.detach().cpu().clone() for n, b in self.module.named_buffers() if n in persistent}
+            # Buffers, and what 4-bit weights need to be read.
+            full |= {n: t.detach().cpu().clone() for n, t in self.module.state_dict().items() if n not in full}
         return full
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from mllm.config import OptimizerSettings
 from mllm.errors import UserError
+from mllm.training.manifest import check_manifest, write_manifest
 
 
 class Engine(Protocol):
@@ -93,8 +94,10 @@ class TorchEngine:
         weights = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
         state = {"weights": weights, "optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
         torch.save(state, directory / "engine.pt")
+        write_manifest(directory, self.module)
 
     def load_state(self, directory: Path) -> None:
+        check_manifest(directory, self.module)
         state = torch.load(directory / "engine.pt", map_location="cpu", weights_only=True)
         learned = {n: p for n, p in self.module.named_parameters() if p.requires_grad}
         if state["weights"].keys() != learned.keys():

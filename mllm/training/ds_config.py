@@ -1,0 +1,148 @@
+"""A DeepSpeed JSON (`ds_configs/…`): read, filled from our settings, refused where it contradicts them."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mllm.config import LoopSettings, OptimizerSettings
+from mllm.errors import UserError
+
+DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
+# Elements, not bytes: 100 MB buckets in bfloat16.
+ZERO_DEFAULTS: dict[str, int] = {
+    "reduce_bucket_size": 50_000_000,
+    "allgather_bucket_size": 50_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_param_persistence_threshold": 10_000,
+}
+OTHER_PRECISIONS = ("fp16", "amp", "torch_autocast")
+
+
+def read_ds_config(path: str | None) -> dict[str, Any]:
+    """The JSON of `ds_configs/…`, or ZeRO-2 when none is named."""
+    if path is None:
+        return copy.deepcopy(DEFAULT_DS_CONFIG)
+    if not Path(path).is_file():
+        raise UserError(f"engine.ds_config {path} does not exist")
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"engine.ds_config {path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"engine.ds_config {path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def zero_stage(ds_config: dict[str, Any]) -> int:
+    return int(ds_config.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads(ds_config: dict[str, Any], what: str) -> bool:
+    """Whether `what`, offload_optimizer or offload_param, goes to main memory or disk."""
+    return _section(ds_config.get("zero_optimization", {}), what).get("device", "none") != "none"
+
+
+def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> dict[str, Any]:
+    """`ds_config` with every "auto" and every missing key set from our settings.
+
+    Raises UserError, naming both values, when the file contradicts the settings.
+    """
+    filled = copy.deepcopy(ds_config)
+    ours: dict[str, Any] = {
+        "train_batch_size": loop.global_batch_size,
+        "train_micro_batch_size_per_gpu": loop.micro_batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.max_grad_norm,
+        # Our own optimizer; without these DeepSpeed refuses it, or compiles one of its own.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    for key, value in ours.items():
+        _agree(key, filled.get(key, "auto"), value)
+        filled[key] = value
+    # DeepSpeed would take it for rows × ranks × accumulation; a step of ours lays out its samples in as many rows as fit.
+    del filled["train_batch_size"]
+    _fill_precision(filled, loop)
+    _remove_optimizer(filled, optim)
+    _fill_zero(filled, optim)
+    filled.setdefault("steps_per_print", 10**9)
+    left = next(_autos(filled), None)
+    if left is not None:
+        raise UserError(f'ds_config says {left}="auto", for which our settings have no value; write one, or remove it')
+    return filled
+
+
+def _section(values: dict[str, Any], key: str) -> dict[str, Any]:
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _agree(key: str, given: Any, ours: Any) -> None:
+    if given not in ("auto", ours):
+        raise UserError(f'ds_config says {key}={given}, our settings say {ours}; write "auto" in the ds_config')
+
+
+def _fill_precision(filled: dict[str, Any], loop: LoopSettings) -> None:
+    wanted = loop.dtype == "bfloat16"
+    bf16 = filled.get("bf16", {})
+    bf16 = bf16 if isinstance(bf16, dict) else {"enabled": bf16}
+    enabled = bf16.get("enabled", "auto")
+    if enabled not in ("auto", wanted):
+        raise UserError(f"ds_config says bf16.enabled={enabled}, train.dtype says {loop.dtype}; make them agree")
+    filled["bf16"] = {**bf16, "enabled": wanted}
+    for key in OTHER_PRECISIONS:
+        enabled = _section(filled, key).get("enabled", "auto")
+        if enabled not in ("auto", False):
+            raise UserError(
+                f"ds_config says {key}.enabled={enabled}, train.dtype says {loop.dtype} (it offers float32, autocast "
+                f"and bfloat16); remove the section {key}"
+            )
+        filled.pop(key, None)
+
+
+def _remove_optimizer(filled: dict[str, Any], optim: OptimizerSettings) -> None:
+    """Take the sections away that `optim` decides, once they say nothing else."""
+    section = _section(filled, "optimizer")
+    kind = section.get("type", "AdamW")
+    if kind not in ("Adam", "AdamW"):
+        raise UserError(f"ds_config says optimizer.type={kind}, our settings say optim.kind={optim.kind}; remove it")
+    for key, given in section.get("params", {}).items():
+        ours = getattr(optim, key, "no such setting")
+        _agree(f"optimizer.params.{key}", given, list(ours) if isinstance(ours, tuple) else ours)
+    if "scheduler" in filled:
+        kind = _section(filled, "scheduler").get("type")
+        raise UserError(
+            f"ds_config says scheduler.type={kind}, our settings say optim.schedule={optim.schedule}; remove the "
+            "section scheduler"
+        )
+    filled.pop("optimizer", None)
+
+
+def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings) -> None:
+    zero = filled.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"ds_config says zero_optimization.stage={stage}; it can be 0, 1, 2 or 3")
+    for key, value in ZERO_DEFAULTS.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+    for what, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        if offloads(filled, what) and stage < lowest:
+            raise UserError(
+                f"ds_config says zero_optimization.{what} and stage={stage}; it needs stage {lowest} or more"
+            )
+    if offloads(filled, "offload_optimizer") and optim.kind.startswith("paged"):
+        raise UserError(
+            f"ds_config says zero_optimization.offload_optimizer, our settings say optim.kind={optim.kind}: both move "
+            "the moments out of the GPU; drop one"
+        )
+
+
+def _autos(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _autos(inner, f"{path}.{key}" if path else key)
+    elif value == "auto":
+        yield path
