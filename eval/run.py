@@ -5,9 +5,9 @@ python eval/run.py --model runs/demo/stage2 --benchmarks easyvqa,clipart,ocr_wor
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from mllm.command import configure_logging, run_command
+from mllm.evaluation.command import add_eval_arguments, run_eval
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -16,24 +16,11 @@ def main(arguments: Sequence[str]) -> None:
         epilog="example:\n  python eval/run.py --model runs/demo/stage2 --benchmarks easyvqa,clipart --limit 200",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, help="a model directory, or a finished run's")
-    parser.add_argument("--benchmarks", required=True, help="names, separated by commas")
-    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="the prepared data directory")
-    parser.add_argument("--output", type=Path, help="where results.json and answers.jsonl go (default: MODEL/eval)")
-    parser.add_argument("--limit", type=int, help="questions per benchmark")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--model", help="a model directory, or a finished run's")
+    add_eval_arguments(parser)
     options = parser.parse_args(arguments)
     configure_logging()
-
-    from mllm.evaluation.run import evaluate_directory, print_scores
-
-    output = options.output or Path(options.model) / "eval"
-    names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
-    scores = evaluate_directory(
-        options.model, names, options.data, output, options.limit, options.seed, options.batch_size
-    )
-    print_scores(scores)
+    run_eval(options)
 
 
 if __name__ == "__main__":

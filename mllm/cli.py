@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm.command import add_overrides, configure_logging, run_command
 from mllm.errors import UserError
+from mllm.evaluation.command import add_eval_arguments, run_eval
 
 
 def _subparser(
@@ -133,6 +134,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
     estimate.add_argument("--ranks", type=int, default=1, help="processes that will share the work")
+
+    evaluate = _subparser(
+        commands,
+        "eval",
+        run_eval,
+        "score a model on benchmarks, beside its blind controls",
+        "mllm eval runs/demo/stage2 --benchmarks easyvqa,clipart --limit 200\n  mllm eval --list",
+    )
+    evaluate.add_argument("model", nargs="?", help="a model directory, or a finished run's")
+    add_eval_arguments(evaluate)
 
     score = _subparser(
         commands,

@@ -1,24 +1,28 @@
 """What a benchmark is: its items, its prompt and its scorer. Each is one file in `mllm/evaluation/benchmarks/`."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mllm.registry import Registry
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `group` names its image within the benchmark: items of a group stand or fall together."""
+    """One question. `group` names its image within the benchmark: items of a group stand or fall together.
+
+    `image` is None for a question about text alone; `fields` are what the metric's lines need beside the references.
+    """
 
     id: str
-    image: Path
+    image: Path | None
     question: str
     references: tuple[str, ...]
     type: str
     group: str
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class MajorityAnswer:

@@ -35,7 +35,7 @@ def write_report(
     runs: Sequence[TrainingRun] = (),
 ) -> None:
     """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped."""
-    body = [f"<h1>{escape(title)}</h1>", "<p>Exact match in %, with 95% bootstrap intervals over images. "]
+    body = [f"<h1>{escape(title)}</h1>", "<p>Mean scores in %, with 95% bootstrap intervals over images. "]
     body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     for name, entries in scores.items():

@@ -14,12 +14,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import BENCHMARKS
-from mllm.evaluation.benchmarks import clipart, easyvqa, ocr_words  # noqa: F401 (they enter themselves in BENCHMARKS)
+from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.curves import TrainingRun, training_runs
+from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
-from mllm.evaluation.sampling import stratified_sample
+from mllm.evaluation.sampling import complete_groups, stratified_sample
 from mllm.files import write_json_atomically, write_text_atomically
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.checkpoint import directory_hash, load, model_directory
@@ -35,17 +36,15 @@ def evaluate_directory(
     limit: questions per benchmark (None = the benchmark's own default). Raises UserError for an unknown benchmark or
     missing files, before the model is loaded.
     """
-    chosen = {name: BENCHMARKS.get(name)() for name in benchmarks}
-    items = {
-        name: stratified_sample(benchmark.items(data), limit or benchmark.default_limit, seed)
-        for name, benchmark in chosen.items()
-    }
+    chosen = {name: find_benchmark(name) for name in benchmarks}
+    items = {name: _sample(benchmark, benchmark.items(data), limit, seed) for name, benchmark in chosen.items()}
     if any(not entries for entries in items.values()):
         raise UserError(f"benchmark(s) without a single question: {[n for n, e in items.items() if not e]}")
     path = model_directory(model)
     network, processor = load(path)
     scores: dict[str, list[Score]] = {}
     answers: dict[str, list[Answer]] = {}
+    official: dict[str, dict[str, dict[str, Any]]] = {}
     with Progress() as progress:
         for name, benchmark in chosen.items():
             task = progress.add_task(name, total=len(CONDITIONS) * len(items[name]))
@@ -62,9 +61,25 @@ def evaluate_directory(
                 found += ask_majority(benchmark, items[name], majority)
             progress.update(task, completed=len(CONDITIONS) * len(items[name]))
             answers[name], scores[name] = found, summarize(found, seed)
+            official[name] = _official(benchmark, items[name], found)
     provenance = _provenance(path, processor.format_name, answers, seed)
-    _write(output, provenance, scores, answers, training_runs(path))
+    _write(output, provenance | {"official": official}, scores, answers, training_runs(path))
     return scores
+
+
+def _sample(benchmark: Benchmark, items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    sample = stratified_sample(items, limit or benchmark.default_limit, seed)
+    if isinstance(benchmark, OfficialBenchmark) and benchmark.needs_whole_groups:
+        return complete_groups(sample, items)
+    return sample
+
+
+def _official(benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    """The official numbers under each condition; {} for a benchmark of ours."""
+    if not isinstance(benchmark, OfficialBenchmark):
+        return {}
+    texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in CONDITIONS}
+    return {condition: benchmark.score_all(own, items).scores for condition, own in texts.items()}
 
 
 def _provenance(path: Path, prompt_format: str, answers: dict[str, list[Answer]], seed: int) -> dict[str, Any]:
@@ -102,7 +117,7 @@ def _write(
 def print_scores(scores: dict[str, list[Score]]) -> None:
     """A table of percentages with their 95% intervals."""
     conditions = list(dict.fromkeys(entry.condition for entries in scores.values() for entry in entries))
-    table = Table(title="exact match, % [95% interval]")
+    table = Table(title="mean score, % [95% interval]")
     for column in ("benchmark", "type", "questions", *conditions):
         table.add_column(column)
     for name, entries in scores.items():

@@ -7,6 +7,7 @@ from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.intervals import bootstrap_interval
+from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.sampling import swap_partners
 from mllm.inference.generate import Request
 
@@ -52,27 +53,45 @@ def ask(benchmark: Benchmark, items: Sequence[Item], condition: str, generate: G
     Equal requests are generated once. Raises UserError naming the first images that are missing.
     """
     if condition == "model":
-        images: list[str | None] = [str(item.image) for item in items]
+        images = [_path(item) for item in items]
     elif condition == "withheld":
         images = [None] * len(items)
     else:
-        images = [str(partner.image) for partner in swap_partners(items, seed)]
-    missing = sorted({str(item.image) for item in items if not item.image.is_file()})
+        seen = [item for item in items if item.image is not None]
+        partners = {item.id: _path(other) for item, other in zip(seen, swap_partners(seen, seed), strict=True)}
+        images = [partners.get(item.id) for item in items]
+    missing = sorted({str(item.image) for item in items if item.image is not None and not item.image.is_file()})
     if missing:
         raise UserError(f"{len(missing)} image(s) of the benchmark are missing, such as {missing[0]}")
     keys = [(benchmark.prompt(item), image) for item, image in zip(items, images, strict=True)]
     distinct = list(dict.fromkeys(keys))
     texts = generate([request_of(prompt, image) for prompt, image in distinct], benchmark.max_new_tokens)
     answers = dict(zip(distinct, texts, strict=True))
-    return [_answer(benchmark, item, condition, key[1], answers[key]) for item, key in zip(items, keys, strict=True)]
+    given = [answers[key] for key in keys]
+    if isinstance(benchmark, OfficialBenchmark):
+        scores = benchmark.score_each(given, items)
+    else:
+        scores = [benchmark.score(text, item) for text, item in zip(given, items, strict=True)]
+    return [
+        _answer(item, condition, image, text, score)
+        for item, image, text, score in zip(items, images, given, scores, strict=True)
+    ]
+
+
+def _path(item: Item) -> str | None:
+    return None if item.image is None else str(item.image)
 
 
 def ask_majority(benchmark: Benchmark, items: Sequence[Item], majority: MajorityAnswer) -> list[Answer]:
     """What the commonest training answer to each question's text would score."""
-    return [_answer(benchmark, item, "majority", None, majority.predict(item.question)) for item in items]
+    texts = [majority.predict(item.question) for item in items]
+    return [
+        _answer(item, "majority", None, text, benchmark.score(text, item))
+        for item, text in zip(items, texts, strict=True)
+    ]
 
 
-def _answer(benchmark: Benchmark, item: Item, condition: str, image: str | None, text: str) -> Answer:
+def _answer(item: Item, condition: str, image: str | None, text: str, score: float) -> Answer:
     return Answer(
         condition,
         item.id,
@@ -82,7 +101,7 @@ def _answer(benchmark: Benchmark, item: Item, condition: str, image: str | None,
         image,
         text,
         item.references,
-        benchmark.score(text, item),
+        score,
     )
 
 

@@ -33,6 +33,12 @@ def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> li
     return chosen
 
 
+def complete_groups(chosen: Sequence[Item], items: Sequence[Item]) -> list[Item]:
+    """`chosen` and whatever else of `items` belongs to its groups, in the order of `items`."""
+    groups = {item.group for item in chosen}
+    return [item for item in items if item.group in groups]
+
+
 def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
     """For each item another whose image it is asked with: never the same image.
 

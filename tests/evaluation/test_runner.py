@@ -5,10 +5,12 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Item, MajorityAnswer
+from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.benchmarks.clipart import Clipart
 from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.runner import ask, summarize
 from mllm.evaluation.sampling import stratified_sample, swap_partners
+from tests.evaluation.releases import write_coco
 from tests.tiny import save_image
 
 
@@ -83,3 +85,27 @@ def test_interval_is_wider_when_the_answers_of_an_image_agree():
 def test_a_missing_benchmark_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"clipart\.jsonl does not exist"):
         Clipart().items(tmp_path)
+
+
+def test_questions_about_text_alone_have_no_image_under_any_condition(items):
+    text = Item("text", None, "no image?", ("yes",), "text", "text")
+    for condition in ("model", "withheld", "swapped"):
+        asked = []
+
+        def generate(requests, max_new_tokens, asked=asked):
+            asked += [request for request in requests if request.messages[0].text == "no image?"]
+            return ["yes"] * len(requests)
+
+        answers = ask(Clipart(), [*items, text], condition, generate, seed=0)
+        assert [request.images for request in asked] == [()]
+        assert (answers[-1].image, answers[-1].score) == (None, 1.0)
+
+
+def test_official_benchmarks_are_scored_over_all_their_answers(tmp_path):
+    write_coco(tmp_path)
+    benchmark = find_benchmark("coco_captions")
+    asked = benchmark.items(tmp_path)
+    right = {str(item.image): item.references[0] for item in asked}
+    answers = ask(benchmark, asked, "model", lambda requests, _: [right[str(r.images[0])] for r in requests], seed=0)
+    # alone, each caption would have the CIDEr of a one-image corpus: 0
+    assert all(answer.score > 1 for answer in answers)
