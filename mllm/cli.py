@@ -145,6 +145,29 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", nargs="?", help="a model directory, or a finished run's")
     add_eval_arguments(evaluate)
 
+    comparison = _subparser(
+        commands,
+        "compare",
+        _compare,
+        "two evaluations, question by question, with a test of significance",
+        "mllm compare runs/a/eval runs/b/eval",
+    )
+    comparison.add_argument("a", help="a directory that `mllm eval` wrote, or its answers.jsonl")
+    comparison.add_argument("b")
+    comparison.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    comparison.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    calibration = _subparser(
+        commands,
+        "calibrate",
+        _calibrate,
+        "how well an evaluation's log-probabilities tell right from wrong",
+        "mllm calibrate runs/a/eval --picture reliability.png",
+    )
+    calibration.add_argument("results", help="a directory that `mllm eval` wrote, or its answers.jsonl")
+    calibration.add_argument("--bins", type=int, default=15)
+    calibration.add_argument("--picture", metavar="OUT.png", help="where a reliability diagram goes")
+
     score = _subparser(
         commands,
         "score",
@@ -307,6 +330,28 @@ def _import(options: argparse.Namespace) -> None:
 
     import_llava(Path(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.evaluation.compare import as_json, compare, print_comparisons
+
+    comparisons = compare(Path(options.a), Path(options.b), options.seed)
+    if options.json:
+        print(as_json(comparisons))
+    else:
+        print_comparisons(comparisons, options.a, options.b)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    import json
+    from pathlib import Path
+
+    from mllm.evaluation.calibration import calibrate
+
+    picture = Path(options.picture) if options.picture else None
+    print(json.dumps(calibrate(Path(options.results), options.bins, picture), ensure_ascii=False))
 
 
 def _score(options: argparse.Namespace) -> None:

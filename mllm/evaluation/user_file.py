@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mllm.data.readers.json_lines import read_records
+from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.metrics import METRICS
