@@ -30,8 +30,8 @@ class Mme(OfficialBenchmark):
         items = []
         for task in (*PERCEPTION, *COGNITION):
             path = self.find(data, f"{task}.txt", f"eval_tool/Your_Results/{task}.txt")
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                fields = line.rstrip("\n").split("\t")
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+                fields = line.rstrip("\r").split("\t")
                 if not line.strip():
                     continue
                 if len(fields) < 3:

@@ -5,6 +5,7 @@ Sources: GT-Vision-Lab/VQA `vqaEval.py` (the VQA challenge) and the EvalAI proce
 """
 
 import re
+from functools import lru_cache
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = {"a", "an", "the"}
@@ -42,6 +43,7 @@ def strip_lines(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)  # a few words answer most questions
 def normalize_vqa(text: str) -> str:
     """The normal form of the VQA challenge: punctuation, case, number words, articles, contractions."""
     text = strip_lines(text)
