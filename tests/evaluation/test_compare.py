@@ -70,6 +70,8 @@ def test_the_bootstrap_draws_images_whole():
     single = bootstrap_p_value(gains, [str(i) for i in range(100)], seed=0)
     clustered = bootstrap_p_value(gains, [str(i // 25) for i in range(100)], seed=0)
     assert single < 0.005 < clustered
+    # Both signs are as likely, and 0 is on the far side of both: 2 · 3/4, cut at 1.
+    assert bootstrap_p_value(np.array([1.0, -1.0]), ["a", "b"], seed=0) == 1.0
 
 
 @pytest.mark.parametrize(

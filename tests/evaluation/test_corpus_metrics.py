@@ -47,8 +47,8 @@ def test_a_circular_question_counts_if_every_rotation_is_right():
     lines = [
         {"index": 7, "prediction": "A", "references": "A", "options": OPTIONS, "category": "x", "l2-category": "p"},
         {"index": 1000007, "prediction": "C", "references": "C", "options": rotated},
-        {"index": 8, "prediction": "B", "references": "B", "options": list(OPTIONS.values()), "category": "x"},
-        {"index": 1000008, "prediction": "B", "references": "A", "options": rotated},
+        {"index": 8, "prediction": "C", "references": "B", "options": list(OPTIONS.values()), "category": "x"},
+        {"index": 1000008, "prediction": "A", "references": "A", "options": rotated},
         {"index": 9, "prediction": "C", "references": "C", "options": OPTIONS, "category": "y"},
     ]
     circular, vanilla = result_of("mmbench_circular", lines), result_of("mmbench", lines)
@@ -222,7 +222,7 @@ def test_cider_by_hand():
         ("Two men and a woman ride bikes.", ["person", "person", "bicycle"]),
         ("A baby bird near a passenger jet", ["bird", "airplane"]),
         ("A hot dog and a dog, hot.", ["hot dog", "dog"]),
-        ("wine glasses and a glass", ["wine glass"]),
+        ("wine glasses, a glass and a wine glass", ["wine glass", "wine glass"]),
         ("the seat of the toilet", ["toilet"]),
         ("a toilet seat", ["toilet"]),
         ("a seat", ["chair"]),
