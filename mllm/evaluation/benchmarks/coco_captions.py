@@ -83,7 +83,7 @@ class CocoChair(CocoCaptions):
 
     metric = "chair"
     max_new_tokens = 512
-    default_limit = 500
+    default_limit: int | None = 500
     question = "Please describe this image in detail."
     card = Card(
         title="CHAIR on COCO val2014",
