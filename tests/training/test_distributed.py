@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -75,6 +76,7 @@ def test_two_launchers_train_as_one_launcher_with_two_ranks(tiny_parts, recipe, 
         subprocess.Popen(
             [*launcher, "--node_rank", str(rank), *rendezvous, "train/finetune.py", "--config", str(path)],
             cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
         )
         for rank in (0, 1)
     ]  # fmt: skip
@@ -84,7 +86,8 @@ def test_two_launchers_train_as_one_launcher_with_two_ranks(tiny_parts, recipe, 
             assert node.returncode == 0, output[-3000:]
     finally:
         for node in nodes:
-            node.kill()
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)  # the launcher's training process too
     assert series(tmp_path / "two") == series(tmp_path / "one")
 
 
