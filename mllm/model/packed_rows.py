@@ -4,6 +4,7 @@ A segment sees itself, causally, and the whole of its parent (the trunk of a bra
 """
 
 import importlib.util
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Protocol
@@ -121,6 +122,9 @@ class MaskedRows:
 class SegmentedRows:
     """A call per segment, over its own keys and its parent's: no work on pairs that don't see each other.
 
+    On a CPU in float32 whatever the precision around it: torch's bfloat16 kernel there is the slower one (by 1.3 to 2.5
+    at segments of 20 to 200 tokens).
+
     lengths: per row, the lengths of its segments and, last, of its padding. parents: per row and segment. masks: by
     (length of the parent, length of the branch), additive [branch, parent + branch].
     """
@@ -132,6 +136,7 @@ class SegmentedRows:
     @classmethod
     def of(cls, segment_ids: torch.Tensor, parent_segment: torch.Tensor, dtype: torch.dtype) -> "SegmentedRows":
         lengths, parents = [], []
+        dtype = torch.float32 if segment_ids.device.type == "cpu" else dtype
         masks: dict[tuple[int, int], torch.Tensor] = {}
         for ids, above in zip(segment_ids, parent_segment.tolist(), strict=True):
             counts = ids[ids != PADDING_SEGMENT].bincount().tolist()
@@ -146,7 +151,16 @@ class SegmentedRows:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
     ) -> torch.Tensor:
-        key, value = _repeated(query, key, value)
+        dtype = value.dtype
+        on_cpu = query.device.type == "cpu"
+        if on_cpu:
+            query, key, value = query.float(), key.float(), value.float()
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            return self._attend(query, *_repeated(query, key, value), scaling, dropout).to(dtype)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
         rows = []
         for row, (lengths, parents) in enumerate(zip(self.lengths, self.parents, strict=True)):
             # One split: taking slices would cost a tensor of zeros of the whole row for each in the backward.
