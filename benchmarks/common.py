@@ -31,6 +31,7 @@ from transformers import (
 from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.model.attention import checkpoint_activations
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
@@ -142,7 +143,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     model, processor = start_model(settings)
     apply_policy(model, settings.trainable)
     if settings.train.gradient_checkpointing:
-        model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model.language_model)
     engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
     return InstructionTask(mixture, processor, settings.data, settings.train), engine
 

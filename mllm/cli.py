@@ -185,6 +185,24 @@ def build_parser() -> argparse.ArgumentParser:
     settings.add_argument("--convention", help="iou: coordinates of predictions: pixels, 0-1 or 0-1000 (pixels)")
     settings.add_argument("--reference-convention", help="iou: coordinates of references (pixels)")
     settings.add_argument("--threshold", help="iou: the IoU from which a box counts (0.5)")
+    plan = _subparser(
+        commands,
+        "plan",
+        _plan,
+        "parameters, tokens, rows, memory, FLOPs and hours of training runs, before any GPU time",
+        "mllm plan train/configs/llava15_7b_stage1.yaml train/configs/llava15_7b_stage2.yaml --gpu h100 --gpus 8 --mfu 0.4",
+    )
+    plan.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
+    plan.add_argument("--gpu", help="a100, h100, … : for the hours, and to see whether the run fits")
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks that share the work (default 1)")
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the GPU's peak that training reaches (default 0.4)"
+    )
+    plan.add_argument(
+        "--samples", type=int, default=4000, metavar="N", help="read the lengths of at most so many (default 4000)"
+    )
+    plan.add_argument("--json", action="store_true", help="print JSON instead of tables; bytes, FLOPs, hours")
+    add_overrides(plan)
 
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)
@@ -230,6 +248,26 @@ def _estimate(options: argparse.Namespace) -> None:
             else f"{estimate.run_dir}: finished"
         )
     print(f"together about {total / 60:.0f} min of computation on {options.ranks} rank(s), and some for communication")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from mllm.config import FinetuneSettings, load_settings
+    from mllm.training.plan import Machine, plan_runs
+    from mllm.training.plan.report import plan_report
+
+    runs = [load_settings(FinetuneSettings, path, options.overrides) for path in options.configs]
+    plans = plan_runs(runs, Machine(options.gpu, options.gpus, options.mfu), options.samples)
+    if options.json:
+        print(json.dumps([asdict(plan) for plan in plans], indent=2))
+        return
+    console = Console()
+    for plan in plans:
+        console.print(plan_report(plan))
 
 
 def _show(options: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ from mllm.config.model import (
     VisionEncoderSettings,
 )
 from mllm.config.run import (
-    Attention,
     ClipDataSettings,
     ClipModelSettings,
     ContrastiveSettings,
@@ -24,7 +23,6 @@ from mllm.config.run import (
 )
 
 __all__ = [
-    "Attention",
     "ClipDataSettings",
     "ClipModelSettings",
     "ContrastiveSettings",

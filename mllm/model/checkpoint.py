@@ -133,6 +133,25 @@ def load(
     """
     path = Path(path)
     config = read_config(path)
+    image = image or ImageSettings(**config["image"])
+    processor = read_processor(path, prompt_format, image)
+    model = without_weights(config, image, processor)
+    weights = read_weights(path)
+    prefix = "language_model."
+    words = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    quantized = {prefix + name for name in restore_quantized(model.language_model, words)}
+    for part, adapter in saved_adapters(config).items():
+        add_lora(model, LoraSettings(**{k: v for k, v in adapter.items() if k != "kind"}), part, adapter["kind"])
+    _materialize(model, path, weights, quantized)
+    fit_embeddings(model.language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
+    return model.float().eval(), processor
+
+
+def without_weights(config: dict[str, Any], image: ImageSettings, processor: Processor) -> MultimodalLM:
+    """The model that `config` (a `config.json` of ours) describes, without low-rank updates, on torch's default device.
+
+    Its weights are not set.
+    """
     vision_config = dict(config["vision_config"])
     family = encoder_family(vision_config["model_type"])
     text_config = dict(config["text_config"])
@@ -143,18 +162,7 @@ def load(
         language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config))
     settings = ProjectorSettings(**config["projector"])
     projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
-    image = image or ImageSettings(**config["image"])
-    processor = read_processor(path, prompt_format, image)
-    model = MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
-    weights = read_weights(path)
-    prefix = "language_model."
-    words = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    quantized = {prefix + name for name in restore_quantized(language_model, words)}
-    for part, adapter in saved_adapters(config).items():
-        add_lora(model, LoraSettings(**{k: v for k, v in adapter.items() if k != "kind"}), part, adapter["kind"])
-    _materialize(model, path, weights, quantized)
-    fit_embeddings(language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
-    return model.float().eval(), processor
+    return MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
 
 
 def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 
 
 def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
-    model, processor = start_model(_startable(run, origins))
+    model, processor = start_model(startable(run, origins))
     apply_policy(model, run.trainable)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,15 +86,18 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     )
 
 
-def _startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> FinetuneSettings:
-    """`run`; as long as the model that it begins with isn't written, with the parts of the run that will write it."""
+def startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> FinetuneSettings:
+    """`run`; as long as the model that it begins with isn't written, with the parts of the run that will write it.
+
+    origins: for each `final/` directory, the run that writes it.
+    """
     model, words = run.model, run.model.language_model
     if model.init_from is not None and _is_to_come(model.init_from, origins):
-        parts = _startable(origins[model.init_from], origins).model
+        parts = startable(origins[model.init_from], origins).model
         changes: dict[str, object] = {"prompt_format": model.prompt_format, "image": model.image}
         return run.model_copy(update={"model": parts.model_copy(update=changes)})
     if words is not None and _is_to_come(words.path, origins):
-        parts = _startable(origins[words.path], origins).model
+        parts = startable(origins[words.path], origins).model
         return run.model_copy(update={"model": model.model_copy(update={"language_model": parts.language_model})})
     return run
 

@@ -134,7 +134,7 @@ def test_what_is_missing_is_named_in_one_line_with_exit_code_2(command, message)
     "command",
     [
         [*MLLM],
-        *([*MLLM, *name.split()] for name in ("chat", "synth", "data show", "estimate", "export", "import")),
+        *([*MLLM, *name.split()] for name in ("chat", "synth", "data show", "estimate", "plan", "export", "import")),
         [*MLLM, "convert-gguf"],
         [*PYTHON, "eval/run.py"],
         [*PYTHON, "train/finetune.py"],

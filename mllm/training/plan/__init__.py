@@ -1,0 +1,164 @@
+"""`mllm plan`: what a run will do and need, before any weight is loaded or a GPU is booked.
+
+It reads configurations, tokenizers, texts and image headers, and no pixels or weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mllm.config import FinetuneSettings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.model.lora import linear_layers
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.policy import PartCount, apply_policy
+from mllm.model.skeleton import build_skeleton
+from mllm.training.build_engine import with_known_dtype
+from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
+from mllm.training.estimate import startable
+from mllm.training.flops import unit_flops
+from mllm.training.instruction import InstructionTask
+from mllm.training.loop import total_steps
+from mllm.training.plan.data import DataPlan, RowFigures, plan_data
+from mllm.training.plan.gpus import gpu_named
+from mllm.training.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
+
+RANKS = (1, 2, 4, 8, 16)
+# Two moments of a parameter: in 8 bits with a scale for each block of 256, or in float32.
+MOMENT_BYTES = {True: 2 * (1 + 4 / 256), False: 8.0}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to take place: `ranks` GPUs of one kind, `mfu` the share of their peak that training reaches.
+
+    gpu None: this machine's processor, of which no peak rate is known.
+    """
+
+    gpu: str | None = None
+    ranks: int = 1
+    mfu: float = 0.4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run foreseen. memory: an engine each, for the machine's ranks; totals: stage → ranks → bytes on a GPU.
+
+    flops are those of the whole run; hours is None when no GPU was named.
+    """
+
+    run_dir: str
+    dtype: str
+    packing: str
+    machine: Machine
+    stage: int | None
+    parts: tuple[PartCount, ...]
+    data: DataPlan
+    step_memory: StepMemory
+    memory: tuple[GpuMemory, ...]
+    totals: dict[int, dict[int, float]]
+    flops: float
+    hours: float | None
+    gpu_memory_bytes: float | None
+
+    @property
+    def rows(self) -> RowFigures:
+        """The figures of the packing that the run is set to."""
+        return next(figures for figures in self.data.packings if figures.packing == self.packing)
+
+    @property
+    def own_memory(self) -> GpuMemory:
+        """The memory under the engine that the run is set to."""
+        return next(memory for memory in self.memory if memory.stage == self.stage)
+
+
+def plan_runs(runs: list[FinetuneSettings], machine: Machine, max_samples: int) -> list[Plan]:
+    """Plans of runs that follow each other, where one may begin with the model that an earlier one will write.
+
+    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). Raises UserError for missing
+    files, and for a machine that the settings contradict.
+    """
+    if machine.ranks < 1 or max_samples < 1 or not 0 < machine.mfu <= 1:
+        raise UserError("--gpus and --samples have to be at least 1, --mfu above 0 and at most 1")
+    origins = {str(Path(run.run_dir) / "final"): run for run in runs}
+    return [_plan(startable(run, origins), machine, max_samples) for run in runs]
+
+
+def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
+    gpu = gpu_named(machine.gpu) if machine.gpu is not None else None
+    if run.engine.world_size not in (None, machine.ranks):
+        raise UserError(f"engine.world_size is {run.engine.world_size}, --gpus is {machine.ranks}; make them agree")
+    dtype = run.train.dtype
+    if dtype == "auto":
+        dtype = with_known_dtype(run.train).dtype if gpu is None else "bfloat16"
+    model, processor = build_skeleton(run.model)
+    parts, weights = _parts(model, run)
+    mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
+    task = InstructionTask(mixture, processor, run.data, run.train)
+    steps = total_steps(task, run.train)
+    data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
+    rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
+
+    stage = _stage(run, machine.ranks)
+    accumulates = rows.micro_batches > 1
+    loop = run.train.model_copy(update={"dtype": dtype})
+    ds_config = None if stage is None else fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop)
+
+    def step_in(dtype: str) -> StepMemory:
+        # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
+        dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing)
+
+    step = step_in(dtype)
+
+    def zero(stage: int, ranks: int) -> GpuMemory:
+        return zero_memory(stage, ranks, weights, step, accumulates, dtype, ds_config)
+
+    memory = [zero(stage, machine.ranks) for stage in range(4)]
+    if machine.ranks == 1:
+        # One process of plain torch has float32 weights, whose products bfloat16 means.
+        plain = step_in("autocast") if dtype == "bfloat16" else step
+        memory.insert(0, torch_memory(weights, plain, accumulates))
+    flops = rows.flops * data.samples / (data.samples_read / data.steps_read)
+    return Plan(
+        run.run_dir,
+        dtype,
+        run.data.packing,
+        machine,
+        stage,
+        parts,
+        data,
+        step,
+        tuple(memory),
+        {s: {ranks: zero(s, ranks).total for ranks in sorted({*RANKS, machine.ranks})} for s in range(4)},
+        flops,
+        flops / (gpu.peak(dtype) * machine.ranks * machine.mfu) / 3600 if gpu is not None else None,
+        gpu.memory_bytes if gpu is not None else None,
+    )
+
+
+def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
+    """Apply the run's policy to a model without weights; counts by part, and the sizes that memory depends on."""
+    policy = run.trainable
+    quantized = 0
+    if policy.language_model == "qlora":
+        # There is nothing to quantize here: the shapes are those of LoRA, and the bytes are counted apart.
+        layers = linear_layers(model, "language_model")
+        quantized = sum(model.language_model.get_submodule(name).weight.numel() for name in layers)
+        policy = policy.model_copy(update={"language_model": "lora"})
+    with torch.device("meta"):
+        parts = tuple(apply_policy(model, policy))
+    total, trainable = sum(part.total for part in parts), sum(part.trainable for part in parts)
+    return parts, Weights(total, trainable, quantized, MOMENT_BYTES["8bit" in run.optim.kind])
+
+
+def _stage(run: FinetuneSettings, ranks: int) -> int | None:
+    """The ZeRO stage of the run's engine, None for plain torch, which `auto` takes in a single process."""
+    if run.engine.kind == "torch" or (run.engine.kind == "auto" and ranks == 1):
+        if ranks > 1:
+            raise UserError(f"engine.kind is torch but --gpus is {ranks}; use deepspeed, or one GPU")
+        return None
+    return zero_stage(read_ds_config(run.engine.ds_config))

@@ -1,0 +1,172 @@
+"""What `mllm plan` foresees is what a run then does."""
+
+import json
+
+import pytest
+
+from mllm.cli import build_parser
+from mllm.config import FinetuneSettings, dump_yaml, validate_settings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.model.policy import apply_policy
+from mllm.training.build_engine import build_engine
+from mllm.training.finetune import finetune, start_model
+from mllm.training.instruction import InstructionTask
+from mllm.training.plan import Machine, plan_runs
+from mllm.training.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
+from tests.training.test_estimate import second_stage
+from tests.training.test_exactness import config
+
+ALL = 10_000
+
+
+def settings(values):
+    return validate_settings(FinetuneSettings, values, "test")
+
+
+def planned(run, **machine):
+    return plan_runs([run], Machine(**machine), ALL)[0]
+
+
+@pytest.mark.parametrize("packing", ["none", "samples", "shared_prefix"])
+def test_planned_steps_samples_and_tokens_are_those_of_the_run(tiny_parts, recipe, tmp_path, packing):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", data__packing=packing, train__epochs=1))
+    plan = planned(run)
+    finetune(run)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert plan.data.steps == len(lines) == 3
+    assert plan.data.samples == sum(len(line["sample_ids"]) for line in lines) == 12
+    assert plan.rows.tokens * plan.data.steps_read == pytest.approx(sum(line["tokens"] for line in lines))
+
+
+def live_bytes_of(run):
+    """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step."""
+    model, processor = start_model(run)
+    apply_policy(model, run.trainable)
+    task = InstructionTask(Mixture(load_recipe(run.data.recipe), 0, False), processor, run.data, run.train)
+    with LiveBytes() as live:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            live.count(tensor)
+        engine = build_engine(model.train, run.engine, run.optim, run.train)
+        for step in range(task.steps_per_epoch):
+            for micro_batch in task.window(step, 0, 1).micro_batches:
+                with engine.autocast():
+                    loss = task.loss_sum(engine.module, micro_batch)
+                engine.backward(loss, 1.0, last=True)
+                del loss
+            engine.step(1.0)
+    return live.peak
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data__packing": "samples"},
+        {"data__packing": "samples", "train__dtype": "autocast"},
+        {"data__packing": "shared_prefix"},
+        {"data__packing": "none", "train__micro_batch_size": 4},
+        {"trainable__language_model": "lora", "trainable__lora": {"rank": 4, "alpha": 8}},
+    ],
+)
+def test_planned_memory_is_what_the_steps_allocate(tiny_parts, recipe, tmp_path, changes):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", **changes))
+    assert planned(run).own_memory.total == pytest.approx(live_bytes_of(run), rel=0.1)
+
+
+@pytest.mark.parametrize("learns", ["full", "lora", "frozen"])
+def test_planned_parameters_are_those_of_the_model(tiny_parts, recipe, tmp_path, learns):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", trainable__language_model=learns))
+    model, _ = start_model(run)
+    assert planned(run).parts == tuple(apply_policy(model, run.trainable))
+
+
+def test_a_run_that_begins_with_the_model_of_an_earlier_one_is_planned_before_either(tiny_parts, recipe, tmp_path):
+    first = settings(config(tiny_parts, recipe, tmp_path / "one"))
+    second = second_stage(tiny_parts, recipe, tmp_path)
+    before = plan_runs([first, second], Machine(), ALL)
+    finetune(first)
+    assert plan_runs([first, second], Machine(), ALL) == before
+    assert [plan.data.steps for plan in before] == [6, 6]
+
+
+def test_a_subsample_is_of_whole_steps_and_the_same_again(tiny_parts, recipe, tmp_path):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", train__epochs=1))
+    (part,), (again,), whole = (plan_runs([run], Machine(), 5), plan_runs([run], Machine(), 5), planned(run))
+    assert part == again
+    assert (part.data.samples_read, part.data.steps_read) == (4, 1) != (whole.data.samples_read, 3)
+    assert part.data.samples == whole.data.samples == 12
+    assert part.flops == pytest.approx(whole.flops, rel=0.2)
+
+
+def test_samples_that_training_would_skip_are_counted_by_kind(tiny_parts, recipe, tmp_path):
+    plan = planned(settings(config(tiny_parts, recipe, tmp_path / "run", data__max_length_tokens=40)))
+    assert plan.data.skipped["too_long"] + plan.data.samples_read == 12
+
+
+def test_memory_is_shared_as_the_zero_stages_say():
+    """Rajbhandari et al. 2020, figure 1, but for the gradients' bucket: 7.5B parameters in bfloat16 on 64 GPUs."""
+    weights, step = Weights(7_500_000_000, 7_500_000_000), StepMemory(0, 0, 0)
+
+    def gigabytes(stage):
+        memory = zero_memory(stage, 64, weights, step, True, "bfloat16")
+        return (memory.weights + memory.gradients + memory.optimizer) / 1e9
+
+    assert [gigabytes(stage) for stage in (1, 2, 3)] == pytest.approx([31.4, 16.6, 1.9], abs=0.1)
+
+
+def test_what_is_offloaded_is_on_the_host():
+    step, weights = StepMemory(1000, 1000, 0), Weights(100, 50)
+    config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+    ours = zero_memory(2, 2, weights, step, True, "bfloat16", config)
+    plain = zero_memory(2, 2, weights, step, True, "bfloat16", {"zero_optimization": {"stage": 2}})
+    assert (ours.optimizer, ours.host) == (0, plain.optimizer) and plain.optimizer == 12 * 50 / 2
+    assert zero_memory(1, 2, weights, step, True, "bfloat16", config).host == 0
+
+
+def test_qlora_and_8_bit_moments_shrink_what_they_are_to(tiny_parts, recipe, tmp_path):
+    values = config(tiny_parts, recipe, tmp_path / "run", trainable__language_model="lora")
+    values["trainable"] |= {"vision_encoder": "frozen", "lora": {"rank": 4, "alpha": 8}}
+    plain = planned(settings(values)).own_memory
+    values["trainable"]["language_model"] = "qlora"
+    values["optim"]["kind"] = "adamw_8bit"
+    small = planned(settings(values)).own_memory
+    linear = 2 * (32 * 32 * 2 + 32 * 16 * 2 + 32 * 64 * 3)  # two layers: q and o, k and v, the three of the MLP
+    assert plain.weights - small.weights == pytest.approx((4 - 0.516) * linear, rel=1e-3)
+    assert small.optimizer == pytest.approx(plain.optimizer / 4, rel=0.02)
+    assert small.gradients == plain.gradients
+
+
+def test_hours_follow_from_flops_gpus_and_mfu(tiny_parts, recipe, tmp_path):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", train__dtype="bfloat16"))
+    plan = planned(run, gpu="h100", ranks=4, mfu=0.5)
+    assert plan.hours == pytest.approx(plan.flops / (989e12 * 4 * 0.5) / 3600)
+    assert plan.stage == 2 and plan.own_memory.ranks == 4
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({"gpu": "h1000"}, "choose one of: a100"),
+        ({"ranks": 0}, "at least 1"),
+        ({"mfu": 1.5}, "at most 1"),
+        ({"ranks": 2}, "engine.world_size is 3, --gpus is 2"),
+    ],
+)
+def test_a_machine_that_makes_no_sense_is_refused(tiny_parts, recipe, tmp_path, machine, message):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run") | {"engine": {"world_size": 3}})
+    with pytest.raises(UserError, match=message):
+        planned(run, **machine)
+
+
+def test_the_command_prints_tables_or_json(tiny_parts, recipe, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(settings(config(tiny_parts, recipe, tmp_path / "run"))))
+    for extra in ([], ["--json"]):
+        options = build_parser().parse_args(["plan", str(path), "--gpu", "a100", *extra])
+        options.run(options)
+        out = capsys.readouterr().out
+        if extra:
+            assert json.loads(out)[0]["data"]["steps"] == 6
+        else:
+            assert "6 steps over 24 samples" in out and "ZeRO-3" in out
