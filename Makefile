@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo demo-clip test lint clean
+.PHONY: demo demo-clip test lint gpu-check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,10 @@ demo: $(VENV)/.installed
 
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml
+
+# flash-attn compiles for long, so it is yours to install first: .venv/bin/pip install --no-build-isolation -e '.[gpu]'
+gpu-check: $(VENV)/.installed
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -14,6 +14,14 @@ from tests.tiny import byte_tokenizer, save_tiny_parts
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what is marked `gpu` where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Any connection that leaves the machine fails the test."""
