@@ -11,6 +11,7 @@ from mllm.config.model import (
     VisionEncoderSettings,
 )
 from mllm.config.run import (
+    Attention,
     ClipDataSettings,
     ClipModelSettings,
     ContrastiveSettings,
@@ -23,6 +24,7 @@ from mllm.config.run import (
 )
 
 __all__ = [
+    "Attention",
     "ClipDataSettings",
     "ClipModelSettings",
     "ContrastiveSettings",

@@ -70,7 +70,7 @@ class LoraSettings(Settings):
     """Low-rank updates (LLaVA-1.5: rank 128, alpha 256, dropout 0.05).
 
     `targets`: patterns of module names within the part, where `*` stands for anything; a pattern may leave out the
-    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). None: every linear layer but the language model's head.
+    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). Empty: every linear layer but the language model's head.
     """
 
     rank: int = Field(default=128, ge=1)

@@ -8,6 +8,7 @@ from mllm.config.load import Settings
 from mllm.config.model import ModelSettings, TrainableSettings
 
 Packing = Literal["none", "samples", "shared_prefix"]
+Attention = Literal["auto", "sdpa", "flash_attention", "flex_attention"]
 
 
 class DataSettings(Settings):
@@ -70,8 +71,10 @@ class LoopSettings(Settings):
     dtype: `float32`; `autocast` = float32 weights, matrix products in bfloat16; `bfloat16` = weights and activations in
     bfloat16 and, under DeepSpeed, float32 masters in the optimizer (one process of plain torch has none: there it is
     autocast); `auto` = bfloat16 on a GPU that has it, autocast on a CPU that multiplies it natively, float32 elsewhere.
-    The run's saved config says which it was. neftune_alpha: strength of the noise that NEFTune puts on words while
-    training (Jain et al. 2023 tried 5 to 15); 0 for none.
+    The run's saved config says which it was. attention: `auto` = flash-attention where it is installed and a GPU computes
+    in bfloat16, torch's own (`sdpa`) elsewhere; with flash-attention, rows whose samples share a trunk go through
+    FlexAttention. neftune_alpha: strength of the noise that NEFTune puts on words while training (Jain et al. 2023 tried
+    5 to 15); 0 for none.
     """
 
     epochs: float = Field(default=1.0, gt=0)
@@ -79,6 +82,7 @@ class LoopSettings(Settings):
     global_batch_size: int = Field(default=128, ge=1)
     micro_batch_size: int = Field(default=1, ge=1)
     dtype: Literal["float32", "autocast", "bfloat16", "auto"] = "float32"
+    attention: Attention = "auto"
     gradient_checkpointing: bool = False
     neftune_alpha: float = Field(default=0.0, ge=0)
     save_every_steps: int | None = Field(default=None, ge=1)

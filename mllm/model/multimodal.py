@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 from mllm.batch import IGNORE_INDEX, Batch
 from mllm.config import ImageSettings, ProjectorSettings
 from mllm.errors import UserError
-from mllm.model.attention import PACKED, attention_of, segment_mask
+from mllm.model.attention import PACKED, attention_of
 from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
+from mllm.model.packed_rows import Kernel, lay_out
 from mllm.model.projectors import Projector
 
 
@@ -41,6 +42,7 @@ class MultimodalLM(nn.Module):
         self.image_token_id = image_token_id
         self.adapters: dict[str, dict] = {}  # part → kind and LoraSettings of its low-rank updates
         self.neftune_alpha = 0.0
+        self.attention_kernel: Kernel = "segments"
         refuse_scaled_logits(language_model.config)
 
     @property
@@ -114,11 +116,11 @@ class MultimodalLM(nn.Module):
         embeddings = self.embed(batch.input_ids, batch.pixel_values, batch.image_token_counts, batch.image_owners)
         if self.training and self.neftune_alpha:
             embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
-        mask = segment_mask(batch.segment_ids, batch.parent_segment, embeddings.dtype)
+        rows = lay_out(self.attention_kernel, batch.segment_ids, batch.parent_segment, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()
             return decoder(
-                inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False, segment_mask=mask
+                inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False, packed_rows=rows
             ).last_hidden_state
 
     def forward(self, batch: Batch) -> torch.Tensor:

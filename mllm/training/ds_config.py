@@ -109,7 +109,11 @@ def _remove_optimizer(filled: dict[str, Any], optim: OptimizerSettings) -> None:
     if kind not in ("Adam", "AdamW"):
         raise UserError(f"ds_config says optimizer.type={kind}, our settings say optim.kind={optim.kind}; remove it")
     for key, given in section.get("params", {}).items():
-        ours = getattr(optim, key, "no such setting")
+        if given != "auto" and not hasattr(optim, key):
+            raise UserError(
+                f"ds_config says optimizer.params.{key}={given}, for which our settings have no name; remove it"
+            )
+        ours = getattr(optim, key, None)
         _agree(f"optimizer.params.{key}", given, list(ours) if isinstance(ours, tuple) else ours)
     if "scheduler" in filled:
         kind = _section(filled, "scheduler").get("type")

@@ -18,6 +18,7 @@ from mllm.model import checkpoint
 from mllm.model.attention import checkpoint_activations
 from mllm.model.build import build
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.packed_rows import KERNEL_NAMES, choose_kernel
 from mllm.model.policy import apply_policy, policy_table
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
@@ -48,6 +49,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     if final.is_dir():
         logger.info("%s is already there: nothing to do", final)
         return final
+    kernel = choose_kernel(settings.train.attention, settings.train.dtype, torch.cuda.is_available())
     _save_settings(settings, run_dir)
     torch.manual_seed(settings.seed)
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
@@ -55,6 +57,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
 
     def build_module() -> MultimodalLM:
         model, processor = start_model(settings)
+        model.attention_kernel = kernel
         parts.update(model=model, processor=processor)
         count = settings.model.projector.calibration_images
         if settings.model.init_from is None and count:
@@ -68,7 +71,7 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
-    logger.info("engine: %s", engine.description)
+    logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
     task = InstructionTask(mixture, processor, settings.data, settings.train)
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:

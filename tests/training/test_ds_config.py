@@ -52,6 +52,11 @@ def test_a_file_written_for_other_trainers_is_filled():
         ({"torch_autocast": {"enabled": True}}, {}, r"torch_autocast.enabled=True, train.dtype says bfloat16"),
         ({"optimizer": {"type": "Lion"}}, {}, r"optimizer.type=Lion, our settings say optim.kind=adamw"),
         ({"optimizer": {"params": {"lr": 1.0}}}, {}, r"optimizer.params.lr=1.0, our settings say 0.001"),
+        (
+            {"optimizer": {"params": {"adam_w_mode": True}}},
+            {},
+            r"adam_w_mode=True, for which our settings have no name",
+        ),
         ({"scheduler": {"type": "WarmupLR"}}, {}, r"scheduler.type=WarmupLR, our settings say optim.schedule=cosine"),
         ({"zero_force_ds_cpu_optimizer": True}, {}, r"zero_force_ds_cpu_optimizer=True, our settings say False"),
         ({"zero_optimization": {"stage": 5}}, {}, r"stage=5; it can be 0, 1, 2 or 3"),

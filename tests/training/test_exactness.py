@@ -61,11 +61,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def launch(values, tmp_path, ranks, stage, script="train/finetune.py"):
+def launch(values, tmp_path, ranks, stage, script="train/finetune.py", time_limit_s=240):
     path = tmp_path / "config.yaml"
-    path.write_text(
-        yaml.safe_dump(values | {"engine": {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"}})
-    )
+    engine = {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"} | values.get("engine", {})
+    path.write_text(yaml.safe_dump(values | {"engine": engine}))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
@@ -77,7 +76,7 @@ def launch(values, tmp_path, ranks, stage, script="train/finetune.py"):
         "--config",
         str(path),
     ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=time_limit_s)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
