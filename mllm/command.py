@@ -1,6 +1,7 @@
 """What every command shares: arguments `--config` and `--set`, logging, and one clear line for a user's mistake."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -8,10 +9,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mllm.errors import UserError
+from mllm.errors import TimeIsUp, UserError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -56,12 +59,20 @@ def configure_logging() -> None:
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C."""
+    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up."""
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}; make room", file=sys.stderr)
+        _leave(EXIT_USER_ERROR)
+    except TimeIsUp as error:
+        print(f"time is up: {error}", file=sys.stderr)
+        _leave(EXIT_REQUEUE)
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)

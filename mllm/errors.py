@@ -16,3 +16,7 @@ class BadSampleError(UserError):
         self.sample_id = sample_id
         self.kind = kind
         self.reason = reason
+
+
+class TimeIsUp(KeyboardInterrupt):
+    """The run has saved and ended because its job's time is nearly over; the same command goes on."""

@@ -41,6 +41,27 @@ def fsync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def remove_directory(path: Path) -> None:
+    """Take the name away first, so that a removal that is cut short leaves no half directory under it."""
+    hidden = path.with_name(f".{path.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def write_failure(error: Exception) -> str | None:
+    """The reason, if `error` means that a file couldn't be written; None for any other error.
+
+    torch and safetensors report the operating system's errors in words of their own.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    words = f"{error} {error.__context__}"
+    if "os error" in words:
+        return words[words.rfind(": ", 0, words.index("(os error")) + 2 : words.index(" (os error")]
+    return "a write failed" if "inline_container" in words or "iostream error" in words else None
+
+
 def temporary_name(final: Path) -> Path:
     """The name under which `final` is written; the same on every rank, so that ranks can write into it together."""
     return final.with_name(f".{final.name}.tmp")

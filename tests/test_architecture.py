@@ -25,6 +25,8 @@ ALLOWED = {
     "cli": None,
     "__init__": None,
 }
+# Single modules of rooms that are otherwise closed: evaluation gives callbacks to training, and knows their protocol.
+ALLOWED_MODULES = {"evaluation": {"mllm.training.callback"}}
 
 
 def imports_of(path):
@@ -45,6 +47,8 @@ def test_modules_import_only_what_the_table_allows():
             first, _, rest = module.partition(".")
             assert first not in ("train", "eval"), f"{relative} imports {module}"
             target = rest.split(".")[0]
+            if module in ALLOWED_MODULES.get(place, ()):
+                continue
             if first == "mllm" and target and allowed is not None and target != place and target not in allowed:
                 wrong.append(f"{relative} imports {module}")
     assert not wrong, "\n".join(wrong)

@@ -17,10 +17,11 @@ def main(arguments: Sequence[str]) -> None:
     configure_logging()
 
     from mllm.config import FinetuneSettings, load_settings
+    from mllm.evaluation.callbacks import generating_callbacks
     from mllm.training.finetune import finetune
 
     settings = load_settings(FinetuneSettings, options.config, options.overrides)
-    final = finetune(settings, options.stop_after)
+    final = finetune(settings, options.stop_after, generating_callbacks)
     if final is not None:
         print(f"saved {final}")
 

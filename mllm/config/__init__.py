@@ -18,9 +18,11 @@ from mllm.config.run import (
     DataSettings,
     EngineSettings,
     FinetuneSettings,
+    HeldOutSettings,
     LoopSettings,
     OptimizerSettings,
     Packing,
+    SampleAnswerSettings,
 )
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "DataSettings",
     "EngineSettings",
     "FinetuneSettings",
+    "HeldOutSettings",
     "ImageSettings",
     "LanguageModelSettings",
     "LoopSettings",
@@ -39,6 +42,7 @@ __all__ = [
     "OptimizerSettings",
     "Packing",
     "ProjectorSettings",
+    "SampleAnswerSettings",
     "Settings",
     "TrainableSettings",
     "VisionEncoderSettings",

@@ -75,6 +75,9 @@ class LoopSettings(Settings):
     in bfloat16, torch's own (`sdpa`) elsewhere; with flash-attention, rows whose samples share a trunk go through
     FlexAttention. neftune_alpha: strength of the noise that NEFTune puts on words while training (Jain et al. 2023 tried
     5 to 15); 0 for none.
+    A checkpoint is written at the end, on a signal, every `save_every_steps` and every `save_every_minutes` (of the
+    clock). The newest `keep_checkpoints` stay, and the best by the metric `keep_best_by` of the periodic evaluation
+    (`heldout_loss`), which is saved as soon as it is measured; `best_is` says in which direction.
     """
 
     epochs: float = Field(default=1.0, gt=0)
@@ -86,8 +89,12 @@ class LoopSettings(Settings):
     gradient_checkpointing: bool = False
     neftune_alpha: float = Field(default=0.0, ge=0)
     save_every_steps: int | None = Field(default=None, ge=1)
+    save_every_minutes: float | None = Field(default=None, gt=0)
     keep_checkpoints: int = Field(default=2, ge=1)
+    keep_best_by: str | None = None
+    best_is: Literal["lowest", "highest"] = "lowest"
     log_every_steps: int = Field(default=10, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
 
 
 class EngineSettings(Settings):
@@ -101,6 +108,26 @@ class EngineSettings(Settings):
     world_size: int | None = Field(default=None, ge=1)
 
 
+class HeldOutSettings(Settings):
+    """The exact loss on the samples of another recipe, measured every `every_steps` and at the end (`heldout_loss`)."""
+
+    recipe: str
+    every_steps: int = Field(ge=1)
+
+
+class SampleAnswerSettings(Settings):
+    """Answers to the first `count` questions of `file` every `every_steps` and at the end, to watch a model learn.
+
+    `file`: JSON lines of samples, as for training; the last assistant turn, if there is one, is what was expected.
+    """
+
+    file: str
+    image_root: str = "."
+    every_steps: int = Field(ge=1)
+    count: int = Field(default=8, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+
+
 class FinetuneSettings(Settings):
     """Everything `train/finetune.py` reads."""
 
@@ -112,6 +139,8 @@ class FinetuneSettings(Settings):
     optim: OptimizerSettings
     train: LoopSettings = LoopSettings()
     engine: EngineSettings = EngineSettings()
+    eval: HeldOutSettings | None = None
+    samples: SampleAnswerSettings | None = None
 
     @model_validator(mode="after")
     def _rates_of_embeddings_that_learn(self) -> "FinetuneSettings":

@@ -17,8 +17,10 @@ from mllm.contrastive.tokenizer import train_tokenizer
 from mllm.files import atomic_directory, write_json_atomically, write_text_atomically
 from mllm.images.prepare import ImagePreparer
 from mllm.training.build_engine import build_engine, with_known_dtype
-from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar, TensorBoard
+from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
 from mllm.training.loop import Trainer
+from mllm.training.picture import CurvesPicture
+from mllm.training.trackers import build_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ def train_clip(settings: ContrastiveSettings) -> Path:
 
     callbacks = [
         MetricsFile(run_dir / "metrics.jsonl"),
-        TensorBoard(run_dir / "tensorboard"),
+        *build_trackers(settings.train.trackers, run_dir, settings.model_dump(mode="json")),
         ProgressBar("contrastive"),
         LogLine(settings.train.log_every_steps),
+        CurvesPicture(run_dir),
     ]
     trainer = Trainer(ContrastiveTask(batcher), engine, settings.optim, settings.train, run_dir, write_model, callbacks)
     logger.info("%d pairs, %d steps of %d", len(pairs), trainer.total, settings.train.global_batch_size)

@@ -77,7 +77,8 @@ class MultimodalLM(nn.Module):
         if pixel_values is None:
             side = self.vision_encoder.model.config.image_size
             blank = torch.zeros(1, 3, side, side, device=embeddings.device)
-            features = self.encode_images(blank) if self.training else None
+            takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
+            features = self.encode_images(blank) if takes_all_ranks else None
             return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
         features = self.encode_images(pixel_values)
         return self._splice(input_ids, embeddings, features, image_token_counts, image_owners)

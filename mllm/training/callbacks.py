@@ -1,4 +1,4 @@
-"""Side concerns of a run (logging, saving, evaluating): called by the loop, with state that is saved with the run."""
+"""Callbacks that show and record a run; all of them live on rank 0."""
 
 import json
 import logging
@@ -9,23 +9,25 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mllm.files import write_text_atomically
+from mllm.training.callback import Callback
+
+__all__ = ["Callback", "LogLine", "MetricsFile", "ProgressBar", "TensorBoard"]
+
 logger = logging.getLogger(__name__)
 
 
-class Callback:
-    """Override what you need. All hooks run on every rank; `state` and `restore` travel in the checkpoint."""
-
-    def on_start(self, step: int, total_steps: int) -> None: ...
-    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None: ...
-    def on_end(self, step: int) -> None: ...
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None: ...
+def costs_line(metrics: Mapping[str, Any]) -> str:
+    """What a step costs, in words: tokens/s, MFU where it is known, share of time waiting for data, memory."""
+    mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
+    return (
+        f"{metrics['tokens_per_second']:.0f} tok/s  {mfu}"
+        f"data wait {metrics['data_wait_share']:.0%}  {metrics['peak_memory_gib']:.2f} GiB"
+    )
 
 
 class ProgressBar(Callback):
-    """A live bar with loss, learning-rate scale and throughput, on rank 0."""
+    """A live bar with the loss and what a step costs."""
 
     def __init__(self, description: str) -> None:
         self._progress = Progress(
@@ -43,7 +45,7 @@ class ProgressBar(Callback):
         self._progress.update(self._task, total=total_steps, completed=step)
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        info = f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:.0f} tok/s"
+        info = f"loss {metrics['loss']:.4f}  {costs_line(metrics)}"
         self._progress.update(self._task, completed=step, info=info)
 
     def on_end(self, step: int) -> None:
@@ -60,11 +62,12 @@ class MetricsFile(Callback):
     def on_start(self, step: int, total_steps: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= step]
-        self._path.write_text("".join(kept), encoding="utf-8")
+        write_text_atomically(self._path, "".join(kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (closed in on_end)
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}, ensure_ascii=False) + "\n")
+        recorded = {name: value for name, value in metrics.items() if not isinstance(value, str)}
+        self._file.write(json.dumps({"step": step, **recorded}, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def on_end(self, step: int) -> None:
@@ -79,7 +82,7 @@ def _whole_lines(path: Path) -> list[str]:
 
 
 class TensorBoard(Callback):
-    """The numeric metrics of every step as TensorBoard scalars."""
+    """The metrics of every step as TensorBoard scalars and texts."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -94,6 +97,8 @@ class TensorBoard(Callback):
         for name, value in metrics.items():
             if isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, step)
+            elif isinstance(value, str):
+                self._writer.add_text(name, value, step)
 
     def on_end(self, step: int) -> None:
         if self._writer is not None:
@@ -114,13 +119,12 @@ class LogLine(Callback):
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         if step % self._every == 0 or step == self._total:
             logger.info(
-                "step %d/%d  loss %.4f  grad norm %.3f  lr scale %.3f  %.0f tokens/s  data wait %.0f%%  %.0f s",
+                "step %d/%d  loss %.4f  grad norm %.3f  lr scale %.3f  %s  %.0f s",
                 step,
                 self._total,
                 metrics["loss"],
                 metrics["grad_norm"],
                 metrics["lr_scale"],
-                metrics["tokens_per_second"],
-                100 * metrics["data_wait_share"],
+                costs_line(metrics),
                 time.monotonic() - self._started,
             )

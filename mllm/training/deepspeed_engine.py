@@ -13,6 +13,7 @@ from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.manifest import check_manifest, write_manifest
+from mllm.training.random_state import random_state, restore_random_state
 
 __all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
 
@@ -119,7 +120,7 @@ class DeepSpeedEngine:
 
     def save_state(self, directory: Path) -> None:
         self._engine.save_checkpoint(str(directory), tag="engine", client_state={}, exclude_frozen_parameters=True)
-        torch.save(torch.get_rng_state(), directory / f"rng_rank{self.rank}.pt")
+        torch.save(random_state(), directory / f"random_rank{self.rank}.pt")
         dist.barrier()
         if self.rank == 0:
             write_manifest(directory, self.module)
@@ -129,7 +130,7 @@ class DeepSpeedEngine:
         loaded, _ = self._engine.load_checkpoint(str(directory), tag="engine", load_module_strict=False)
         if loaded is None:
             raise UserError(f"{directory} holds no DeepSpeed state of this run; remove the checkpoint to start over")
-        torch.set_rng_state(torch.load(directory / f"rng_rank{self.rank}.pt", weights_only=True))
+        restore_random_state(torch.load(directory / f"random_rank{self.rank}.pt", weights_only=True))
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:

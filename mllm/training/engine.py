@@ -10,6 +10,7 @@ from torch import nn
 from mllm.config import OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.manifest import check_manifest, write_manifest
+from mllm.training.random_state import random_state, restore_random_state
 
 
 class Engine(Protocol):
@@ -92,7 +93,7 @@ class TorchEngine:
 
     def save_state(self, directory: Path) -> None:
         weights = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}
-        state = {"weights": weights, "optimizer": self.optimizer.state_dict(), "torch_rng": torch.get_rng_state()}
+        state = {"weights": weights, "optimizer": self.optimizer.state_dict(), "random": random_state()}
         torch.save(state, directory / "engine.pt")
         write_manifest(directory, self.module)
 
@@ -106,7 +107,7 @@ class TorchEngine:
             for name, parameter in learned.items():
                 parameter.copy_(state["weights"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["torch_rng"])
+        restore_random_state(state["random"])
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}

@@ -23,14 +23,29 @@ from mllm.model.policy import apply_policy, policy_table
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
 from mllm.training.calibration import calibrate_projector
-from mllm.training.callbacks import Callback, LogLine, MetricsFile, ProgressBar, TensorBoard
+from mllm.training.callback import Callback, CallbackFactory, RunContext
+from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
 from mllm.training.engine import Engine
+from mllm.training.flops import unit_flops
+from mllm.training.heldout import HeldOutLoss
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import Trainer
 from mllm.training.optimizer import part_rates
+from mllm.training.peak import device_peak_flops
+from mllm.training.picture import CurvesPicture
 from mllm.training.resume import latest_checkpoint
+from mllm.training.trackers import build_trackers
 
 logger = logging.getLogger(__name__)
+
+WATCHING: dict[str, Any] = {
+    "train": {
+        *("save_every_steps", "save_every_minutes", "keep_checkpoints", "keep_best_by", "best_is"),
+        *("log_every_steps", "trackers"),
+    },
+    "samples": True,
+    "eval": True,
+}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
@@ -38,10 +53,13 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
     return load_settings(FinetuneSettings, path, overrides)
 
 
-def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path | None:
+def finetune(
+    settings: FinetuneSettings, stop_after: int | None = None, more_callbacks: CallbackFactory | None = None
+) -> Path | None:
     """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
 
     The resolved settings are saved first. With `stop_after`, the run ends (resumable) when that many steps are done.
+    more_callbacks: builds callbacks that training can't know (`mllm.evaluation.callbacks.generating_callbacks`).
     """
     run_dir = Path(settings.run_dir)
     settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
@@ -72,23 +90,27 @@ def finetune(settings: FinetuneSettings, stop_after: int | None = None) -> Path 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
-    task = InstructionTask(mixture, processor, settings.data, settings.train)
+    task = InstructionTask(mixture, processor, settings.data, settings.train, unit_flops(parts["model"]))
+    torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
         checkpoint.write(directory, parts["model"], processor, state_dict)
         (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
 
-    trainer = Trainer(
-        task, engine, settings.optim, settings.train, run_dir, write_model, _callbacks(settings, engine, run_dir)
-    )
+    context = RunContext(settings, run_dir, parts["model"], processor, engine)
+    callbacks = _callbacks(context, more_callbacks)
+    peak = device_peak_flops(engine.device, settings.train.dtype)
+    trainer = Trainer(task, engine, settings.optim, settings.train, run_dir, write_model, callbacks, peak)
     logger.info(
         "%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, settings.train.global_batch_size
     )
-    done = trainer.run(stop_after)
-    if done == trainer.total:
-        _publish_final(engine, run_dir)
-    if engine.rank == 0 and trainer.skipped:
-        _list_skipped(run_dir, trainer.skipped)
+    try:
+        done = trainer.run(stop_after)
+        if done == trainer.total:
+            _publish_final(engine, run_dir)
+    finally:
+        if engine.rank == 0 and trainer.skipped:
+            _list_skipped(run_dir, trainer.skipped)
     engine.close()
     return final if done == trainer.total else None
 
@@ -102,23 +124,44 @@ def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:
+    """Write `config.yaml`. Raises UserError when the run has begun with settings that train otherwise."""
     path = run_dir / "config.yaml"
     if launched_rank() != 0:
         return
-    text = dump_yaml(settings)
-    if path.is_file() and path.read_text(encoding="utf-8") != text and (run_dir / "checkpoints").is_dir():
-        raise UserError(f"{path} holds other settings and the run has begun; use another run_dir, or remove {run_dir}")
-    write_text_atomically(path, text)
+    if path.is_file() and (run_dir / "checkpoints").is_dir():
+        begun = load_config(str(path))
+        changed = [
+            name for name in FinetuneSettings.model_fields if _training(begun)[name] != _training(settings)[name]
+        ]
+        if changed:
+            raise UserError(
+                f"{path} holds other settings ({', '.join(changed)}) and the run has begun; "
+                f"use another run_dir, or remove {run_dir}"
+            )
+    write_text_atomically(path, dump_yaml(settings))
 
 
-def _callbacks(settings: FinetuneSettings, engine: Engine, run_dir: Path) -> list[Callback]:
-    if engine.rank != 0:
-        return []
+def _training(settings: FinetuneSettings) -> dict[str, Any]:
+    """The settings without those that only watch and save: these may change when a run goes on."""
+    values = settings.model_dump(exclude=WATCHING)
+    return {name: values.get(name) for name in FinetuneSettings.model_fields}
+
+
+def _callbacks(context: RunContext, more_callbacks: CallbackFactory | None) -> list[Callback]:
+    settings, run_dir = context.settings, context.run_dir
+    if settings.samples is not None and more_callbacks is None:
+        raise UserError("samples: sample answers need callbacks that generate; start the run by train/finetune.py")
+    measuring = [HeldOutLoss(context, settings.eval)] if settings.eval is not None else []
+    everywhere = [*measuring, *(more_callbacks(context) if more_callbacks else ())]
+    if context.engine.rank != 0:
+        return everywhere
     return [
+        *everywhere,
         MetricsFile(run_dir / "metrics.jsonl"),
-        TensorBoard(run_dir / "tensorboard"),
+        *build_trackers(settings.train.trackers, run_dir, settings.model_dump(mode="json")),
         ProgressBar(run_dir.name),
         LogLine(settings.train.log_every_steps),
+        CurvesPicture(run_dir),
     ]
 
 

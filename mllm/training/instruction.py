@@ -7,6 +7,7 @@ and nothing else.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from mllm.data.grouping import group_by_length
 from mllm.data.packing import Row, pack
 from mllm.errors import BadSampleError, UserError
 from mllm.processor import Processor
+from mllm.training.flops import UnitFlops, Work, causal_pairs
 from mllm.training.task import MicroBatch, StepWindow
 
 
@@ -40,8 +42,16 @@ class _Skips:
 class InstructionTask:
     """Samples of a mixture through a processor into micro-batches, and their loss."""
 
-    def __init__(self, mixture: Mixture, processor: Processor, data: DataSettings, loop: LoopSettings) -> None:
-        self.mixture, self.processor, self.data, self.loop = mixture, processor, data, loop
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: Processor,
+        data: DataSettings,
+        loop: LoopSettings,
+        costs: UnitFlops | None = None,
+    ) -> None:
+        """costs: of the model that will be trained, for `MicroBatch.flops`."""
+        self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
         self._decoder = ImageDecoder(processor, data.workers)
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -91,10 +101,22 @@ class InstructionTask:
 
     def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode)
-        return MicroBatch(batch, batch.target_count, sum(row.length for row in rows))
+        work = work_of(rows, batch.target_count)
+        return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
 
     def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         return module(micro_batch.inputs.to(next(module.parameters()).device))
+
+
+def work_of(rows: Sequence[Row], targets: int) -> Work:
+    """What `rows` are for a model: a trunk counts once, and a branch sees it."""
+    segments = [segment for row in rows for segment in row.segments]
+    return Work(
+        images=sum(1 for row in rows for _ in shown_images(row)),
+        tokens=sum(row.length for row in rows),
+        attention_pairs=causal_pairs([s.length for s in segments], [s.start for s in segments]),
+        targets=targets,
+    )
 
 
 def deal(rows: list[Row], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row]]:

@@ -2,22 +2,21 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mllm.config import LoopSettings, OptimizerSettings
-from mllm.errors import UserError
-from mllm.training.callbacks import Callback
+from mllm.errors import TimeIsUp, UserError
+from mllm.training.callback import Callback
 from mllm.training.engine import Engine
 from mllm.training.gradients import GradientCheck
+from mllm.training.metering import step_costs
 from mllm.training.optimizer import lr_scale
-from mllm.training.resume import latest_checkpoint, load_progress, save_checkpoint
+from mllm.training.resume import clean, latest_checkpoint, load_progress, save_checkpoint
+from mllm.training.signals import Requests, listen
 from mllm.training.task import StepWindow, Task
 
 logger = logging.getLogger(__name__)
@@ -33,6 +32,7 @@ class Trainer:
     """Runs a task on an engine from its latest checkpoint to the last step.
 
     write_model(directory, state_dict) writes a loadable model; it is called on rank 0, for every checkpoint.
+    peak_flops: FLOP/s that one rank's device could do, for the metric `mfu`.
     """
 
     def __init__(
@@ -44,43 +44,89 @@ class Trainer:
         run_dir: Path,
         write_model: Callable[[Path, dict[str, Any]], None],
         callbacks: Sequence[Callback] = (),
+        peak_flops: float | None = None,
     ) -> None:
         self.task, self.engine, self.optim, self.loop = task, engine, optim, loop
         self.run_dir, self.write_model, self.callbacks = run_dir, write_model, callbacks
         self.total = total_steps(task, loop)
+        self.peak_flops = peak_flops
         self.skipped: dict[str, tuple[str, str]] = {}
         self.gradients = GradientCheck(engine)
+        self.tokens_seen = 0
+        self.best: dict[str, Any] | None = None
+        self._saved_at = time.monotonic()
+        measured = {name for callback in callbacks for name in callback.measures}
+        if loop.keep_best_by is not None and loop.keep_best_by not in measured:
+            raise UserError(
+                f"train.keep_best_by: {loop.keep_best_by!r} is not measured in this run; "
+                f"what is: {', '.join(sorted(measured)) or 'nothing (add a section eval)'}"
+            )
 
     def run(self, stop_after: int | None = None) -> int:
         """Train to the end, or until `stop_after` steps are done in all. Returns the number of steps done.
 
-        Ctrl-C and SIGTERM end the step under way, save, and raise KeyboardInterrupt.
+        Ctrl-C and SIGTERM end the step under way, save, and raise KeyboardInterrupt; SIGUSR1 does the same and raises
+        TimeIsUp; SIGUSR2 saves. A signal to one rank is a signal to all.
         """
         step = self._resume()
         end = min(self.total, stop_after or self.total)
         for callback in self.callbacks:
             callback.on_start(step, self.total)
         try:
-            with _stop_requests() as stop_requested, ThreadPoolExecutor(1) as pool:
-                pending = pool.submit(self._window, step) if step < end else None
-                while pending is not None:
-                    waited_from = time.monotonic()
-                    window = pending.result()
-                    waited = time.monotonic() - waited_from
-                    pending = pool.submit(self._window, step + 1) if step + 1 < end else None
-                    metrics = self._step(step, window, waited)
+            with listen() as requests, ThreadPoolExecutor(1) as pool:
+                for window, waited_s in self._windows(pool, step, end):
+                    metrics = self._step(step, window, waited_s)
                     step += 1
-                    for callback in self.callbacks:
-                        callback.on_step(step, metrics)
-                    stopping = self.engine.sum_over_ranks([float(stop_requested.is_set())])[0] > 0
-                    if stopping or step == end or self._save_is_due(step):
+                    self._report(step, metrics)
+                    is_best = self._note_best(step, metrics)
+                    asked = self._asked(requests)
+                    if asked.save or is_best or step == end or self._save_is_due(step):
                         self._save(step)
-                    if stopping:
-                        raise KeyboardInterrupt(f"stopped at step {step}; run the same command again to go on")
+                        requests.save = False
+                    if asked.stop or asked.requeue:
+                        kind = KeyboardInterrupt if asked.stop else TimeIsUp
+                        raise kind(f"saved at step {step} and stopped; run the same command again to go on")
         finally:
             for callback in self.callbacks:
                 callback.on_end(step)
         return step
+
+    def _windows(self, pool: Executor, step: int, end: int) -> Iterator[tuple[StepWindow, float]]:
+        """The windows of the steps from `step` to `end`, each made while the one before is used, and the seconds that
+        were spent waiting for it."""
+        pending = pool.submit(self._window, step) if step < end else None
+        while pending is not None:
+            waited_from = time.monotonic()
+            window = pending.result()
+            waited_s = time.monotonic() - waited_from
+            step += 1
+            pending = pool.submit(self._window, step) if step < end else None
+            yield window, waited_s
+
+    def _report(self, step: int, metrics: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            metrics |= callback.measure(step)
+        for callback in self.callbacks:
+            callback.on_step(step, metrics)
+
+    def _asked(self, requests: Requests) -> Requests:
+        """What any rank was asked for, the same on all; the clock of rank 0 may ask to save."""
+        minutes = self.loop.save_every_minutes
+        is_time = self.engine.rank == 0 and minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        own = [requests.stop, requests.requeue, requests.save or is_time]
+        stop, requeue, save = (count > 0 for count in self.engine.sum_over_ranks([float(flag) for flag in own]))
+        return Requests(stop, requeue, save or stop or requeue)
+
+    def _note_best(self, step: int, metrics: dict[str, Any]) -> bool:
+        """Whether the metric to keep by was measured at this step and is the best so far."""
+        value = metrics.get(self.loop.keep_best_by) if self.loop.keep_best_by else None
+        if value is None or not math.isfinite(value):
+            return False
+        sign = 1 if self.loop.best_is == "lowest" else -1
+        if self.best is not None and sign * value >= sign * self.best["value"]:
+            return False
+        self.best = {"step": step, "metric": self.loop.keep_best_by, "value": value}
+        return True
 
     def _window(self, step: int) -> StepWindow:
         return self.task.window(step, self.engine.rank, self.engine.world_size)
@@ -88,9 +134,8 @@ class Trainer:
     def _step(self, step: int, window: StepWindow, waited_s: float) -> dict[str, Any]:
         """One optimizer step. The loss is the sum over the global batch's targets divided by their number."""
         started = time.monotonic()
-        own_targets = float(sum(m.target_count for m in window.micro_batches))
-        own_tokens = float(sum(m.token_count for m in window.micro_batches))
-        targets, tokens = self.engine.sum_over_ranks([own_targets, own_tokens])
+        own = [(m.target_count, m.token_count, m.flops) for m in window.micro_batches]
+        targets, tokens, flops = self.engine.sum_over_ranks([float(sum(values)) for values in zip(*own, strict=True)])
         scale = 1.0 / max(1.0, targets)
         loss_sum = 0.0
         for index, micro_batch in enumerate(window.micro_batches):
@@ -105,16 +150,16 @@ class Trainer:
         grad_norm = self.engine.step(rate)
         self._check_finite("gradient norm", grad_norm, step, window)
         self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
-        took = time.monotonic() - started
+        self.tokens_seen += int(tokens)
+        computed_s = time.monotonic() - started
         return {
             "loss": mean_loss,
             "grad_norm": grad_norm,
             "lr_scale": rate,
             "targets": int(targets),
             "tokens": int(tokens),
-            "tokens_per_second": tokens / took,
-            "step_s": took,
-            "data_wait_share": waited_s / (waited_s + took),
+            "tokens_seen": self.tokens_seen,
+            **step_costs(tokens, flops, computed_s, waited_s, self.engine.world_size, self.peak_flops),
             "skipped_samples": len(self.skipped),
             "sample_ids": list(window.sample_ids),
         }
@@ -140,40 +185,27 @@ class Trainer:
             "total_steps": self.total,
             "world_size": self.engine.world_size,
             "skipped": self.skipped,
-            "callbacks": [callback.state() for callback in self.callbacks],
+            "tokens_seen": self.tokens_seen,
+            "best": self.best,
+            "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
         }
-        save_checkpoint(self.engine, self.run_dir, step, progress, self.write_model, self.loop.keep_checkpoints)
+        best_step = self.best["step"] if self.best else None
+        save_checkpoint(
+            self.engine, self.run_dir, step, progress, self.write_model, self.loop.keep_checkpoints, best_step
+        )
+        self._saved_at = time.monotonic()
 
     def _resume(self) -> int:
+        if self.engine.rank == 0:
+            clean(self.run_dir)
         checkpoint = latest_checkpoint(self.run_dir)
         if checkpoint is None:
             return 0
         progress = load_progress(checkpoint, self.engine.world_size, self.total)
         self.engine.load_state(checkpoint / "state")
         self.skipped = {key: tuple(value) for key, value in progress["skipped"].items()}
-        for callback, state in zip(self.callbacks, progress["callbacks"], strict=False):
-            callback.restore(state)
+        self.tokens_seen, self.best = progress["tokens_seen"], progress["best"]
+        for callback in self.callbacks:
+            callback.restore(progress["callbacks"].get(type(callback).__name__, {}))
         logger.info("resuming from %s (step %d of %d)", checkpoint, progress["step"], self.total)
         return progress["step"]
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event set by SIGINT or SIGTERM; a second signal acts as usual."""
-    requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield requested
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handler(number: int, frame: Any) -> None:
-        requested.set()
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in previous:
-        signal.signal(number, handler)
-    try:
-        yield requested
-    finally:
-        for number, action in previous.items():
-            signal.signal(number, action)

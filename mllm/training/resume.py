@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.files import publish_directory, temporary_name, write_json_atomically
+from mllm.files import publish_directory, remove_directory, temporary_name, write_failure, write_json_atomically
 from mllm.training.engine import Engine
 
 
@@ -25,6 +25,12 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def clean(run_dir: Path) -> None:
+    """Remove what a run that was killed has left half written or half removed."""
+    for left in (run_dir / "checkpoints").glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def save_checkpoint(
     engine: Engine,
     run_dir: Path,
@@ -32,26 +38,62 @@ def save_checkpoint(
     progress: dict[str, Any],
     write_model: Callable[[Path, dict[str, Any]], None],
     keep: int,
+    best_step: int | None = None,
 ) -> Path:
-    """Write a checkpoint (called on every rank) and remove all but the newest `keep`."""
+    """Write a checkpoint (called on every rank) and remove all but the newest `keep` and that of `best_step`.
+
+    Raises UserError when the disk doesn't take it; the checkpoints before are whole, and no half one is left.
+    """
     final = run_dir / "checkpoints" / f"step_{step:08d}"
     temporary = temporary_name(final)
-    if engine.rank == 0:
+    try:
+        _write(engine, temporary, progress, write_model)
+        engine.barrier()
+        if engine.rank == 0:
+            publish_directory(temporary, final)
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        (temporary / "state").mkdir(parents=True)
-    engine.barrier()
-    state_dict = engine.full_state_dict()
-    engine.save_state(temporary / "state")
+        reason = write_failure(error)
+        if reason is None:
+            raise
+        raise UserError(_unsaved(final, reason)) from None
     if engine.rank == 0:
-        write_model(temporary / "model", state_dict)
-        write_json_atomically(temporary / "progress.json", progress)
-    engine.barrier()
-    if engine.rank == 0:
-        publish_directory(temporary, final)
-        for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+        for old in _superseded(run_dir, keep, best_step):
+            remove_directory(old)
     engine.barrier()
     return final
+
+
+def _write(
+    engine: Engine,
+    directory: Path,
+    progress: dict[str, Any],
+    write_model: Callable[[Path, dict[str, Any]], None],
+) -> None:
+    if engine.rank == 0:
+        shutil.rmtree(directory, ignore_errors=True)
+        (directory / "state").mkdir(parents=True)
+    engine.barrier()
+    state_dict = engine.full_state_dict()
+    engine.save_state(directory / "state")
+    if engine.rank == 0:
+        write_model(directory / "model", state_dict)
+        write_json_atomically(directory / "progress.json", progress)
+
+
+def _superseded(run_dir: Path, keep: int, best_step: int | None) -> list[Path]:
+    return [path for path in checkpoints(run_dir)[:-keep] if step_of(path) != best_step]
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _unsaved(final: Path, reason: str) -> str:
+    before = latest_checkpoint(final.parents[1])
+    free_gib = shutil.disk_usage(final.parents[1]).free / 2**30
+    rest = f"{before} is whole: the same command goes on from there" if before else "there is no earlier one"
+    return f"checkpoint {final} could not be written: {reason} ({free_gib:.2f} GiB free). Make room; {rest}"
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:

@@ -14,11 +14,13 @@ class MicroBatch:
 
     `inputs` is the task's own; `target_count` is the number of things the loss is summed over (supervised tokens,
     pairs). A micro-batch with no targets still goes through the model, so that collective operations line up.
+    `flops`: useful floating-point operations of its forward and backward, 0 where the task doesn't know.
     """
 
     inputs: Any
     target_count: int
     token_count: int = 0
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)

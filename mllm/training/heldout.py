@@ -1,0 +1,60 @@
+"""The exact loss on held-out samples, measured by all ranks together while a run goes on."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from mllm.config import FinetuneSettings, HeldOutSettings
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.training.callback import Callback, RunContext
+from mllm.training.engine import Engine
+from mllm.training.instruction import InstructionTask
+
+logger = logging.getLogger(__name__)
+
+
+class HeldOutLoss(Callback):
+    """Loss summed over all supervised tokens of a recipe's samples, divided by their number: metric `heldout_loss`.
+
+    It doesn't depend on ranks, micro-batches or packing, and draws no random numbers.
+    """
+
+    measures = ("heldout_loss",)
+
+    def __init__(self, context: RunContext, settings: HeldOutSettings) -> None:
+        run: FinetuneSettings = context.settings
+        mixture = Mixture(load_recipe(settings.recipe), run.seed, run.data.group_by_image)
+        self._task = InstructionTask(mixture, context.processor, run.data, run.train)
+        self._engine: Engine = context.engine
+        self._every = settings.every_steps
+        self._total = 0
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        self._total = total_steps
+
+    def measure(self, step: int) -> Mapping[str, float | str]:
+        if step % self._every and step != self._total:
+            return {}
+        return {"heldout_loss": self._loss()}
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        engine, module = self._engine, self._engine.module
+        loss_sum, targets, skipped = 0.0, 0, 0
+        module.eval()
+        try:
+            for window_step in range(self._task.steps_per_epoch):
+                window = self._task.window(window_step, engine.rank, engine.world_size)
+                skipped += len(window.skipped)
+                for micro_batch in window.micro_batches:
+                    with engine.autocast():
+                        loss_sum += float(self._task.loss_sum(module, micro_batch))
+                    targets += micro_batch.target_count
+        finally:
+            module.train()
+        if skipped:
+            logger.warning("%d held-out sample(s) could not be used; `mllm data validate` names them", skipped)
+        all_losses, all_targets = engine.sum_over_ranks([loss_sum, float(targets)])
+        return all_losses / max(1.0, all_targets)

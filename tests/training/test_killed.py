@@ -1,0 +1,80 @@
+"""A run that is killed again and again, at moments of computing and of writing, is the run that never was."""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from mllm.config import FinetuneSettings, validate_settings
+from tests.training.test_exactness import config, series
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["mllm.training.finetune", "torch.utils.tensorboard", "tests.training.test_killed"])
+FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
+
+
+def train(values, kill_at_event):
+    """In a process of its own: train, and be killed before the `kill_at_event`-th touch of a checkpoint (0: never)."""
+    from mllm.training.finetune import finetune
+
+    torch.set_num_threads(1)
+    checkpoints = str(Path(values["run_dir"]) / "checkpoints")
+    seen = 0
+
+    def watch(event, arguments):
+        nonlocal seen
+        if event in FILE_EVENTS and any(str(argument).startswith(checkpoints) for argument in arguments):
+            seen += 1
+            if seen == kill_at_event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    finetune(validate_settings(FinetuneSettings, values, "test"))
+
+
+def run(values, kill_at_event=0, kill_after_s=None):
+    """The exit code of a run; negative if it was killed."""
+    process = FORKS.Process(target=train, args=(values, kill_at_event))
+    process.start()
+    if kill_after_s is not None:
+        metrics = Path(values["run_dir"]) / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.is_file() else 0
+        while process.is_alive() and not (metrics.is_file() and metrics.stat().st_size > size):
+            time.sleep(0.002)  # the clock starts with the first new step
+        time.sleep(kill_after_s)
+        process.kill()
+    process.join(120)
+    return process.exitcode
+
+
+def weights(run_dir):
+    return load_file(run_dir / "final" / "model.safetensors")
+
+
+def test_ten_kills_change_neither_samples_nor_losses_nor_weights(tiny_parts, recipe, tmp_path):
+    def values(name):
+        out = config(tiny_parts, recipe, tmp_path / name, data__packing="shared_prefix", data__group_by_image=True)
+        out["train"] |= {"save_every_steps": 4, "epochs": 24, "keep_checkpoints": 1}
+        out["trainable"] = {"language_model": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+        return out
+
+    assert run(values("whole")) == 0
+    rng = random.Random(3)
+    codes, half_written = [], 0
+    for kill in range(10):
+        moment = {"kill_at_event": rng.randrange(10, 60)} if kill % 2 else {"kill_after_s": rng.uniform(0, 0.2)}
+        codes.append(run(values("killed"), **moment))
+        half_written += any((tmp_path / "killed" / "checkpoints").glob(".*"))
+    assert codes == [-signal.SIGKILL] * 10 and half_written >= 3
+    assert run(values("killed")) == 0
+    assert series(tmp_path / "killed") == series(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step_00000072"]
