@@ -23,6 +23,7 @@ from mllm.model.policy import apply_policy
 from mllm.training.finetune import finetune
 from mllm.training.flops import unit_flops
 from mllm.training.instruction import InstructionTask
+from mllm.training.peak import device_peak_flops
 from tests.tiny import tiny_settings
 from tests.training.test_exactness import config, run_here, series
 
@@ -150,3 +151,10 @@ def test_a_run_ends_with_a_picture_of_its_curves(tiny_parts, recipe, tmp_path):
     run_here(values | {"eval": {"recipe": str(recipe), "every_steps": 5}})
     with Image.open(tmp_path / "run" / "curves.png") as picture:
         assert picture.format == "PNG" and picture.width >= 800
+
+
+def test_a_listed_gpu_is_known_by_its_drivers_name_and_others_are_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    gpu = torch.device("cuda")
+    assert device_peak_flops(gpu, "bfloat16") == 989e12 and device_peak_flops(gpu, "float32") == 67e12
+    assert 1e8 < device_peak_flops(torch.device("cpu"), "float32") < 1e14

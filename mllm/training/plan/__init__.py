@@ -20,10 +20,10 @@ from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.estimate import startable
 from mllm.training.flops import unit_flops
+from mllm.training.gpus import gpu_named
 from mllm.training.instruction import InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.plan.data import DataPlan, RowFigures, plan_data
-from mllm.training.plan.gpus import gpu_named
 from mllm.training.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
 
 RANKS = (1, 2, 4, 8, 16)

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from mllm.batch import NO_PARENT
 from mllm.config import DataSettings, LoopSettings, Packing
 from mllm.data.example import Example, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import BadSampleError, UserError
 from mllm.processor import Processor
-from mllm.training.flops import UnitFlops, Work, causal_pairs
-from mllm.training.instruction import InstructionTask, deal
+from mllm.training.flops import UnitFlops
+from mllm.training.instruction import InstructionTask, deal, work_of
 
 PACKINGS: tuple[Packing, ...] = ("none", "samples", "shared_prefix")
 BINS = 8
@@ -133,7 +132,7 @@ def _figures(
     for examples in batches:
         rows = pack(examples, packing, data.max_length_tokens, ranks)
         rows_seen += len(rows)
-        work = work_of(rows)
+        work = work_of(rows, sum(_targets(row) for row in rows))
         tokens += work.tokens
         flops += unit.of(work)
         hands = [deal(rows, rank, ranks, loop.micro_batch_size) for rank in range(ranks)]
@@ -151,19 +150,6 @@ def _figures(
         flops / count,
         micro_batches,
         max(shapes, key=lambda shape: (shape.rows * shape.length, shape.images, shape.targets)),
-    )
-
-
-def work_of(rows: Sequence[Row]) -> Work:
-    """The useful work in `rows`; what a trunk holds is counted once."""
-    placed = [(row, segment) for row in rows for segment in row.segments]
-    lengths = [segment.length for _, segment in placed]
-    before = [0 if s.parent == NO_PARENT else row.segments[s.parent].length for row, s in placed]
-    return Work(
-        images=sum(_images(row) for row in rows),
-        tokens=sum(lengths),
-        attention_pairs=causal_pairs(lengths, before),
-        targets=sum(_targets(row) for row in rows),
     )
 
 
