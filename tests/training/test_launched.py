@@ -1,0 +1,84 @@
+"""Two ranks under the deepspeed launcher, stopped by a signal to one of them and by kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from mllm.training.resume import checkpoints
+from tests.training.test_exactness import ROOT, config, free_port, series
+from tests.training.test_watching import metrics
+
+LAUNCHER = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+
+
+def start(path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*LAUNCHER, "--master_port", str(free_port()), "train/finetune.py", "--config", str(path)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(path):
+    running = start(path)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors[-3000:]
+
+
+def rank_process(launcher, rank):
+    found = [p for p in psutil.Process(launcher.pid).children(recursive=True) if f"--local_rank={rank}" in p.cmdline()]
+    return next(p for p in found if "train/finetune.py" in p.cmdline())
+
+
+def stop_one_rank(path, run_dir, rank, number, after_steps):
+    """Send `number` to one rank as soon as so many steps are done; returns (exit code of the launcher, its output)."""
+    running = start(path)
+    deadline = time.monotonic() + 120
+    written = run_dir / "metrics.jsonl"
+    while not (written.is_file() and len(written.read_text().splitlines()) >= after_steps):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    rank_process(running, rank).send_signal(number)
+    _, errors = running.communicate(timeout=120)
+    return running.returncode, errors
+
+
+def heldout(run_dir):
+    return [step["heldout_loss"] for step in metrics(run_dir) if "heldout_loss" in step]
+
+
+@pytest.mark.slow
+def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, recipe, tmp_path):
+    """ZeRO-3 with dropout, a held-out loss and sample answers, for which all ranks have to stay in step."""
+
+    def written(name):
+        values = config(tiny_parts, recipe, tmp_path / name, train__epochs=10)
+        values["train"] |= {"save_every_steps": 10, "keep_checkpoints": 1, "keep_best_by": "heldout_loss"}
+        values["trainable"] = {"language_model": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+        values["engine"] = {"ds_config": "ds_configs/zero3.json", "world_size": 2}
+        values["eval"] = {"recipe": str(recipe), "every_steps": 15}
+        questions = {"file": str(recipe.parent / "samples.jsonl"), "image_root": str(recipe.parent), "count": 3}
+        values["samples"] = questions | {"every_steps": 15, "max_new_tokens": 6}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path, tmp_path / name
+
+    whole, parts = written("whole"), written("parts")
+    finish(whole[0])
+    code, errors = stop_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=3)
+    assert code == 75 and "time is up: saved at step" in errors, errors[-3000:]
+    (saved,) = checkpoints(parts[1])
+    steps = len(metrics(parts[1]))
+    assert saved.name == f"step_{steps:08d}" and steps < 30
+    code, _ = stop_one_rank(*parts, rank=0, number=signal.SIGKILL, after_steps=steps + 5)
+    assert code != 0 and not (parts[1] / "final").exists()
+    finish(parts[0])
+    assert series(parts[1]) == series(whole[1])
+    assert heldout(parts[1]) == heldout(whole[1]) and len(heldout(whole[1])) == 2
+    assert (parts[1] / "samples.jsonl").read_text() == (whole[1] / "samples.jsonl").read_text()
