@@ -11,7 +11,7 @@ _PUBLIC = {
     "MultimodalLM": "mllm.model.multimodal",
     "Processor": "mllm.processor",
     "Sample": "mllm.conversation.schema",
-    "load": "mllm.model.checkpoint",
+    "load": "mllm.model.load",
     "load_config": "mllm.training.finetune",
     "save": "mllm.model.checkpoint",
 }

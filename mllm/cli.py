@@ -20,6 +20,26 @@ def _subparser(
     return parser
 
 
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which model, and how it is loaded; `_load` reads them."""
+    parser.add_argument(
+        "model", help="a model directory, a run directory with final/ in it, or a LLaVA directory or hub id"
+    )
+    parser.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights, by bitsandbytes")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", help="such as cpu or cuda:0; a GPU if there is one")
+    parser.add_argument("--prompt-format", help="where the model doesn't say which it was trained with")
+
+
+def _load(options: argparse.Namespace) -> Any:
+    import torch
+
+    from mllm.model.load import load
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load(options.model, options.prompt_format, dtype=options.dtype, device=device, quantize=options.quantize)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mllm",
@@ -32,18 +52,44 @@ def build_parser() -> argparse.ArgumentParser:
     chat = _subparser(
         commands, "chat", _chat, "talk to a model", "mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'"
     )
-    chat.add_argument("model", help="a model directory, or a run directory with final/ in it")
-    chat.add_argument("--image", action="append", default=[], metavar="PATH", help="goes with the first question")
+    _model_arguments(chat)
+    chat.add_argument(
+        "--image", action="append", default=[], metavar="PATH|URL", help="goes with the first question; repeatable"
+    )
     chat.add_argument(
         "-p",
         "--prompt",
         action="append",
         default=[],
-        help="ask, print the answer and leave; more of them are more turns",
+        help="ask, print the answer and leave; more of them are more turns; - is all of stdin",
     )
+    chat.add_argument("--json", action="store_true", help="print each answer as a line of JSON")
     chat.add_argument("--system", help="a system prompt")
     chat.add_argument("--max-new-tokens", type=int, default=256)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    chat.add_argument("--top-p", type=float, default=1.0, help="sample from the fewest tokens whose shares sum to this")
+    chat.add_argument("--stop", action="append", default=[], help="end an answer before this string; repeatable")
+    chat.add_argument("--seed", type=int, help="of sampling")
+
+    serve = _subparser(
+        commands,
+        "serve",
+        _serve,
+        "serve a model by OpenAI's API, with a page to chat on",
+        "mllm serve runs/demo/stage2 --port 8000",
+    )
+    _model_arguments(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="127.0.0.1 is this machine alone")
+    serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--name", help="of the model, for clients (default: its last folder)")
+    serve.add_argument("--api-key", help="clients must send it; better in the environment as MLLM_API_KEY")
+    serve.add_argument("--max-new-tokens", type=int, default=256, help="of an answer, where a request doesn't say")
+    serve.add_argument("--max-batch", type=int, default=32, help="answers that are computed together")
+    serve.add_argument("--max-queue", type=int, default=64, help="requests that may wait; more are answered with 429")
+    serve.add_argument("--timeout-s", type=float, default=120.0, help="of a request, waiting included")
+    serve.add_argument(
+        "--allow-remote-images", action="store_true", help="fetch image URLs, though none of private addresses"
+    )
 
     synth = _subparser(
         commands, "synth", _synth, "make training data from captions", "mllm synth data_recipes/demo/synth.yaml"
@@ -111,7 +157,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("model")
     export.add_argument("out")
-    export.add_argument("--layout", choices=["hf"], default="hf", help="hf: LlavaForConditionalGeneration")
+    export.add_argument(
+        "--layout", choices=["hf", "mllm"], default="hf", help="hf: LlavaForConditionalGeneration; mllm: ours"
+    )
+    export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+    export.add_argument("--merge-lora", action="store_true", help="in layout mllm; hf always merges it")
 
     bring = _subparser(
         commands,
@@ -122,8 +172,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bring.add_argument("source", help="a local directory in safetensors")
     bring.add_argument("out")
-    bring.add_argument("--prompt-format", default="vicuna_v1", help="the one it was trained with")
-    bring.add_argument("--fit", choices=["pad", "crop", "stretch"], default="pad")
+    bring.add_argument("--prompt-format", help="the one it was trained with; else told by its chat template")
+    bring.add_argument(
+        "--fit", choices=["pad", "crop", "stretch"], help="as in training; else as its image processor does"
+    )
 
     estimate = _subparser(
         commands,
@@ -210,16 +262,50 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _chat(options: argparse.Namespace) -> None:
+    import torch
+
     from mllm.inference.chat import ChatSession
     from mllm.inference.terminal import chat_in_terminal, chat_script
-    from mllm.model.checkpoint import load, model_directory
 
-    model, processor = load(model_directory(options.model))
-    session = ChatSession(model, processor, options.system, options.max_new_tokens, options.temperature)
+    model, processor = _load(options)
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    session = ChatSession(
+        model,
+        processor,
+        options.system,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.stop,
+    )
     if options.prompt:
-        chat_script(session, options.prompt, options.image)
+        chat_script(session, options.prompt, options.image, options.json)
     else:
-        chat_in_terminal(session, options.image)
+        chat_in_terminal(session, options.image, options.json)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import os
+    from pathlib import Path
+
+    try:
+        from mllm.inference.serve.app import ServerSettings
+        from mllm.inference.serve.run import bind, serve
+    except ImportError as error:
+        raise UserError(f"mllm serve needs {error.name}; install the extra: pip install 'mllm[serve]'") from None
+    settings = ServerSettings(
+        name=options.name or Path(options.model).name,
+        max_new_tokens=options.max_new_tokens,
+        max_batch=options.max_batch,
+        max_queue=options.max_queue,
+        timeout_s=options.timeout_s,
+        allow_remote_images=options.allow_remote_images,
+        api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
+    )
+    listener = bind(options.host, options.port)
+    model, processor = _load(options)
+    serve(model, processor, settings, listener)
 
 
 def _synth(options: argparse.Namespace) -> None:
@@ -354,10 +440,9 @@ def _convert_gguf(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.checkpoint import load, model_directory
-    from mllm.model.interop.llava import export_llava
+    from mllm.model.interop.export import export
 
-    export_llava(*load(model_directory(options.model)), Path(options.out))
+    export(options.model, Path(options.out), options.layout, options.dtype, options.merge_lora)
     print(f"saved {options.out}")
 
 

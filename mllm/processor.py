@@ -1,6 +1,7 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from PIL import Image
@@ -71,7 +72,7 @@ class Processor:
         """float32 [3, S, S] of an RGB image."""
         return self.preparer(image)
 
-    @property
+    @cached_property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer: what the format puts behind one, and the tokenizer's end-of-sequence token."""
         answer = [Message(role="user", content="?"), Message(role="assistant", content="a")]

@@ -107,7 +107,7 @@ class AnswerText:
 class Row:
     """One answer while it is written.
 
-    on_text receives its text piece by piece; `is_cancelled` is asked after each token.
+    on_text receives its text piece by piece; is_cancelled is asked after each token; on_finish is called at its end.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class Row:
         decoding: Decoding,
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        on_finish: Callable[[], None] | None = None,
     ) -> None:
         self.decoding = decoding
         self.words = AnswerText(processor.tokenizer, decoding.stop)
@@ -123,7 +124,7 @@ class Row:
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: FinishReason | None = None
         self._stops = frozenset(processor.stop_token_ids)
-        self._on_text, self._is_cancelled = on_text, is_cancelled
+        self._on_text, self._is_cancelled, self._on_finish = on_text, is_cancelled, on_finish
 
     def add(self, token_id: int, logprobs: torch.Tensor | None) -> None:
         """Take the next token; `logprobs` [K] of the model at its place."""
@@ -143,6 +144,8 @@ class Row:
         """End the answer, handing out what text was held back."""
         self.finish_reason = reason
         self._say(self.words.close())
+        if self._on_finish is not None:
+            self._on_finish()
 
     def _say(self, piece: str) -> None:
         if piece and self._on_text is not None:

@@ -67,9 +67,8 @@ def continue_rows(
     longest = max(row.decoding.max_new_tokens for row in rows)
     # transformers takes the embeddings from the start and cuts off what the cache holds.
     known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
-    config = generation_config(processor, longest)
-    config.do_sample = any(row.decoding.samples for row in rows)
-    config.top_k = 0  # sampling is the rows' own
+    # How each row samples is the business of its own processors.
+    config = generation_config(processor, longest, temperature=1.0 if any(r.decoding.samples for r in rows) else 0.0)
     with decoding_attention(language_model):
         language_model.generate(
             inputs_embeds=torch.cat([known, embeddings], 1),
@@ -114,27 +113,26 @@ def _generate_together(
 def generate_rows(
     model: MultimodalLM,
     processor: Processor,
-    requests: Sequence[Request],
+    prompts: Sequence[Prompt],
     rows: Sequence[Row],
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
     features: ImageFeatures | None = None,
 ) -> list[Answer]:
-    """The answers that `rows` write to `requests`, in their order; see `generate_answers`."""
+    """The answers that `rows` write to `prompts`, in their order; see `generate_answers`."""
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
-    model.eval()
-    features = features or ImageFeatures(model, processor)
-    prompts = [prompt_of(request, processor) for request in requests]
     for prompt, row in zip(prompts, rows, strict=True):
         check_context(model, len(prompt), row.decoding.max_new_tokens)
+    model.eval()
+    features = features or ImageFeatures(model, processor)
     computed: dict[int, int] = {}
     for groups in plan_batches(plan_groups(prompts, batch_size), prompts, batch_size):
         done = _generate_together(model, processor, features, groups, prompts, rows)
         computed |= done
         if on_progress is not None:
             on_progress(len(done))
-    return [rows[index].answer(len(prompts[index]), computed[index]) for index in range(len(requests))]
+    return [rows[index].answer(len(prompts[index]), computed[index]) for index in range(len(prompts))]
 
 
 def generate_answers(
@@ -154,7 +152,8 @@ def generate_answers(
     """
     each = [decodings] * len(requests) if isinstance(decodings, Decoding) else decodings
     rows = [Row(processor, decoding) for decoding in each]
-    return generate_rows(model, processor, requests, rows, batch_size, on_progress, features)
+    prompts = [prompt_of(request, processor) for request in requests]
+    return generate_rows(model, processor, prompts, rows, batch_size, on_progress, features)
 
 
 def generate_batch(

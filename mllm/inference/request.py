@@ -10,6 +10,7 @@ from mllm.conversation.schema import Message, check_turns
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
 from mllm.images.decode import read_image_size
+from mllm.images.stored import holder_of, is_stored
 from mllm.processor import Processor
 
 ImageSource = str | Path | bytes
@@ -36,15 +37,17 @@ def render_request(request: Request, processor: Processor) -> Tokens:
 
 
 def image_identity(source: ImageSource) -> int:
-    """A negative number that names an image: by its bytes, or by a file's path, size and time of change."""
+    """A negative number that names an image: by its bytes, or by its file's path, size and time of change."""
     if isinstance(source, bytes):
         digest = hashlib.sha256(source).digest()
     else:
-        path = Path(source).resolve()
-        if not path.is_file():
-            raise UserError(f"image {str(source)!r} does not exist")
-        status = path.stat()
-        digest = hashlib.sha256(f"{path}\n{status.st_size}\n{status.st_mtime_ns}".encode()).digest()
+        name = str(source)
+        file = Path(holder_of(name) if is_stored(name) else name).absolute()
+        if not file.is_file():
+            raise UserError(f"image {name!r} does not exist")
+        status = file.stat()
+        named = name if is_stored(name) else ""
+        digest = hashlib.sha256(f"{named}\n{file}\n{status.st_size}\n{status.st_mtime_ns}".encode()).digest()
     return -1 - int.from_bytes(digest[:8], "big")
 
 

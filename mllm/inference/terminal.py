@@ -1,74 +1,207 @@
-"""`mllm chat`: a conversation in the terminal."""
+"""`mllm chat`: a conversation in the terminal, or in a script."""
 
+import json
+import signal
 import sys
-from pathlib import Path
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
 
 from rich.console import Console
 
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.inference.chat import ChatSession
+from mllm.inference.prompting import line_reader
+from mllm.inference.remote import fetch_image, is_url
+from mllm.inference.request import ImageSource
 
-HELP = "/image PATH  show an image with the next question   /reset  start over   /exit  leave (or Ctrl-D)"
+COMMANDS = {
+    "/image": "PATH|URL  show an image with the next question",
+    "/undo": "take back the last question and its answer",
+    "/reset": "start over",
+    "/system": "[TEXT]  replace the system prompt, or remove it",
+    "/save": "FILE  keep the conversation",
+    "/load": "FILE  go on with a kept one",
+    "/help": "this list",
+    "/exit": "leave (or Ctrl-D)",
+}
 
 
-def chat_once(session: ChatSession, question: str, images: list[str]) -> None:
-    """One question, its answer streamed to stdout."""
-    session.ask(question, images, lambda text: print(text, end="", flush=True))
+def open_image(source: str) -> ImageSource:
+    """A path as it is, a URL's bytes. Raises UserError unless it holds an image."""
+    image: ImageSource = fetch_image(source, allow_private=True) if is_url(source) else source
+    read_image(image)
+    return image
+
+
+def chat_once(session: ChatSession, question: str, images: Sequence[ImageSource]) -> None:
+    """One question, its answer streamed to stdout. The first Ctrl-C ends the answer, a second one the program's wait."""
+    with _stop_on_interrupt() as is_stopped:
+        session.ask(question, images, lambda text: print(text, end="", flush=True), is_stopped)
     print()
 
 
-def chat_script(session: ChatSession, questions: list[str], images: list[str]) -> None:
-    """The questions as turns of one conversation, the images with the first; echoed when there are several."""
+def chat_as_json(session: ChatSession, question: str, images: Sequence[ImageSource]) -> None:
+    """One question, and a line of JSON with its answer and what it took."""
+    started = time.perf_counter()
+    text = session.ask(question, images)
+    last = session.last
+    assert last is not None
+    record = {
+        "question": question,
+        "answer": text,
+        "finish_reason": last.finish_reason,
+        "prompt_tokens": last.prompt_token_count,
+        "computed_tokens": last.computed_token_count,
+        "answer_tokens": len(last.token_ids),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    print(json.dumps(record, ensure_ascii=False), flush=True)
+
+
+def chat_script(session: ChatSession, questions: Sequence[str], images: Sequence[str], as_json: bool = False) -> None:
+    """The questions as turns of one conversation, the images with the first; echoed when there are several.
+
+    A question `-` is all of stdin. Raises UserError at the first that can't be asked.
+    """
+    opened = [open_image(image) for image in images]
     for number, question in enumerate(questions):
+        text = read_stdin() if question == "-" else question
+        if as_json:
+            chat_as_json(session, text, opened if number == 0 else [])
+            continue
         if len(questions) > 1:
-            print(f"you> {question}")
-        chat_once(session, question, images if number == 0 else [])
+            print(f"you> {text}")
+        chat_once(session, text, opened if number == 0 else [])
+        if session.last is not None and session.last.finish_reason == "cancelled":
+            raise KeyboardInterrupt
 
 
-def chat_in_terminal(session: ChatSession, images: list[str]) -> None:
+def read_stdin() -> str:
+    """All of stdin. Raises UserError unless it is UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+@dataclass
+class _Terminal:
+    """The state of the loop: the images that wait for a question."""
+
+    session: ChatSession
+    console: Console
+    pending: list[ImageSource] = field(default_factory=list)
+    as_json: bool = False
+
+    def say(self, text: str) -> None:
+        if not self.as_json:
+            self.console.print(text, style="dim", markup=False, soft_wrap=True)
+
+    def show_image(self, argument: str) -> None:
+        if not argument:
+            raise UserError("/image needs a path or a URL")
+        self.pending.append(open_image(argument))
+        self.say(f"image {argument} goes with the next question")
+
+    def undo(self, _: str) -> None:
+        self.session.undo()
+        self.say("the last question and its answer are taken back")
+
+    def reset(self, _: str) -> None:
+        self.session.reset()
+        self.pending.clear()
+        self.say("a new conversation")
+
+    def set_system(self, argument: str) -> None:
+        self.session.set_system(argument or None)
+        self.say("the system prompt is replaced" if argument else "no system prompt any more")
+
+    def save(self, argument: str) -> None:
+        if not argument:
+            raise UserError("/save needs a file name")
+        self.session.save(argument)
+        self.say(f"saved {argument}")
+
+    def load(self, argument: str) -> None:
+        if not argument:
+            raise UserError("/load needs a file name")
+        self.session.load(argument)
+        for message in self.session.messages:
+            self.say(f"{message.role}> {'[image] ' * message.image_count}{message.text}")
+
+    def help(self, _: str) -> None:
+        for name, text in COMMANDS.items():
+            self.say(f"{name:<8} {text}")
+
+    def ask(self, question: str) -> None:
+        if self.as_json:
+            chat_as_json(self.session, question, self.pending)
+        else:
+            chat_once(self.session, question, self.pending)
+            if self.session.last is not None and self.session.last.finish_reason == "cancelled":
+                self.say("stopped; what was written stays, /undo takes it back")
+        self.pending.clear()
+
+    def take(self, line: str) -> None:
+        """Carry out a command or ask a question."""
+        handlers: dict[str, Callable[[str], None]] = {
+            "/image": self.show_image,
+            "/undo": self.undo,
+            "/reset": self.reset,
+            "/system": self.set_system,
+            "/save": self.save,
+            "/load": self.load,
+            "/help": self.help,
+        }
+        command, _, argument = line.partition(" ")
+        if not line.startswith("/"):
+            self.ask(line)
+        elif command in handlers:
+            handlers[command](argument.strip())
+        else:
+            raise UserError(f"unknown command {command!r}; choose one of: {', '.join(COMMANDS)}")
+
+
+def chat_in_terminal(session: ChatSession, images: Sequence[str], as_json: bool = False) -> None:
     """Read questions until `/exit` or the end of input. Ctrl-C stops an answer and keeps the conversation."""
-    console = Console(highlight=False)
-    pending = list(images)
-    console.print(HELP, style="dim")
-    for image in pending:
-        console.print(f"image {image} goes with the next question", style="dim")
+    terminal = _Terminal(session, Console(highlight=False), as_json=as_json)
+    for image in images:
+        terminal.show_image(image)
+    read_line = line_reader(COMMANDS)
+    terminal.say("/help lists the commands")
     while True:
         try:
-            line = console.input("[bold]you>[/bold] ").strip() if sys.stdin.isatty() else _next_line()
+            line = read_line().strip()
         except (EOFError, KeyboardInterrupt):
             return
-        if not line:
-            continue
+        if line == "/exit":
+            return
         try:
-            if line == "/exit":
-                return
-            pending = _turn(session, line, pending, console)
+            if line:
+                terminal.take(line)
         except UserError as error:
-            console.print(f"error: {error}", style="red")
+            terminal.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         except KeyboardInterrupt:
-            console.print("\nstopped; the question is dropped, the conversation goes on", style="dim")
+            terminal.say("\nstopped; the question is dropped, the conversation goes on")
 
 
-def _next_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.strip()
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within the block the first Ctrl-C is remembered, and what is yielded tells it; the second one interrupts."""
+    stopped = False
 
+    def remember(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped:
+            raise KeyboardInterrupt
+        stopped = True
 
-def _turn(session: ChatSession, line: str, pending: list[str], console: Console) -> list[str]:
-    """Carry out a command or ask a question; returns the images still waiting for one."""
-    command, _, argument = line.partition(" ")
-    if command == "/image":
-        read_image(Path(argument.strip()))
-        console.print(f"image {argument.strip()} goes with the next question", style="dim")
-        return [*pending, argument.strip()]
-    if command == "/reset":
-        session.reset()
-        console.print("a new conversation", style="dim")
-        return []
-    if command.startswith("/"):
-        raise UserError(f"unknown command {command!r}; {HELP}")
-    chat_once(session, line, pending)
-    return []
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

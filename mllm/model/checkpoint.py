@@ -124,9 +124,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def load(
-    path: Path | str, prompt_format: str | None = None, image: ImageSettings | None = None
+    path: Path | str,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of a model directory, in evaluation mode, in float32 on the CPU.
+    """The model and processor of a model directory of ours, in evaluation mode, on the CPU.
 
     `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
     directory isn't whole, or its weights are not exactly those that its config asks for.
@@ -144,7 +147,7 @@ def load(
         add_lora(model, LoraSettings(**{k: v for k, v in adapter.items() if k != "kind"}), part, adapter["kind"])
     _materialize(model, path, weights, quantized)
     fit_embeddings(model.language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
-    return model.float().eval(), processor
+    return model.to(dtype).eval(), processor
 
 
 def without_weights(config: dict[str, Any], image: ImageSettings, processor: Processor) -> MultimodalLM:

@@ -109,6 +109,9 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  
     out, _ = run(*MLLM, "chat", stage2, "--image", picture, "-p", "what is this", "-p", "why", "--max-new-tokens", "4")
     assert out.count("you> ") == 2
     run(*MLLM, "export", stage2, tmp_path / "exported", "--layout", "hf")
+    question = ["--image", picture, "-p", "what is this", "--json", "--max-new-tokens", "4"]
+    answers = [json.loads(run(*MLLM, "chat", source, *question)[0]) for source in (stage2, tmp_path / "exported")]
+    assert answers[0]["answer"] == answers[1]["answer"] and answers[0]["prompt_tokens"] == answers[1]["prompt_tokens"]
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported")
 
 
@@ -116,6 +119,7 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  
     ("command", "message"),
     [
         ([*MLLM, "chat", "runs/none"], "runs/none"),
+        ([*MLLM, "serve", "runs/none", "--port", "0"], "runs/none"),
         ([*MLLM, "estimate", "none.yaml"], "none.yaml"),
         ([*MLLM, "synth", "none.yaml"], "none.yaml"),
         ([*PYTHON, "eval/run.py", "--model", "runs/none", "--benchmarks", "easyvqa"], "runs/none"),
@@ -134,7 +138,10 @@ def test_what_is_missing_is_named_in_one_line_with_exit_code_2(command, message)
     "command",
     [
         [*MLLM],
-        *([*MLLM, *name.split()] for name in ("chat", "synth", "data show", "estimate", "plan", "export", "import")),
+        *(
+            [*MLLM, *name.split()]
+            for name in ("chat", "serve", "synth", "data show", "estimate", "plan", "export", "import")
+        ),
         [*MLLM, "convert-gguf"],
         [*PYTHON, "eval/run.py"],
         [*PYTHON, "train/finetune.py"],

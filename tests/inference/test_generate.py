@@ -150,7 +150,7 @@ def test_an_answer_stops_before_a_stop_string_and_the_pieces_join_to_the_text(as
         Row(processor, Decoding(max_new_tokens=24, stop=(stop, "zzz")), pieces[0].append),
         Row(processor, Decoding(max_new_tokens=5), pieces[1].append),
     ]
-    stopped, short = generate_rows(model, processor, requests, rows)
+    stopped, short = generate_rows(model, processor, [prompt_of(r, processor) for r in requests], rows)
     assert stopped.text == free[0].text[: free[0].text.index(stop)].rstrip() and stopped.finish_reason == "stop"
     assert len(stopped.token_ids) < len(free[0].token_ids)
     assert short.token_ids == free[1].token_ids[:5] and short.finish_reason == "length"
@@ -164,7 +164,7 @@ def test_a_cancelled_row_ends_and_its_neighbour_goes_on(assembled):
     free = generate_answers(model, processor, requests, Decoding(max_new_tokens=6))
     rows = [Row(processor, Decoding(max_new_tokens=6), is_cancelled=lambda: len(rows[0].token_ids) >= 2)]
     rows.append(Row(processor, Decoding(max_new_tokens=6)))
-    cancelled, other = generate_rows(model, processor, requests, rows)
+    cancelled, other = generate_rows(model, processor, [prompt_of(r, processor) for r in requests], rows)
     assert cancelled.finish_reason == "cancelled" and cancelled.token_ids == free[0].token_ids[:2]
     assert other == free[1]
 

@@ -6,17 +6,23 @@ What the layout can't say is refused: it has a two-layer GELU projector, no pixe
 from pathlib import Path
 
 import torch
+from jinja2.exceptions import TemplateError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
+    AutoProcessor,
     CLIPImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     SiglipImageProcessor,
 )
+from transformers.initialization import no_init_weights
 
 from mllm.config import ImageSettings, ProjectorSettings
+from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.files import atomic_directory
@@ -28,13 +34,6 @@ from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector, build_projector
 from mllm.processor import IMAGE_TOKEN, Processor
-
-PARTS = {
-    "language_model.model.": "model.language_model.",
-    "language_model.lm_head.": "lm_head.",
-    "vision_encoder.model.": "model.vision_tower.",
-    "projector.": "model.multi_modal_projector.",
-}
 
 
 def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
@@ -59,19 +58,34 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
     return config
 
 
-def llava_state(model: MultimodalLM) -> dict[str, torch.Tensor]:
-    """Our weights under the layout's names (as `LlavaForConditionalGeneration.state_dict()` has them)."""
+def llava_state(model: MultimodalLM, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """Our weights under the layout's names (as `LlavaForConditionalGeneration.state_dict()` has them), in `dtype`."""
+    language_model = model.language_model
+    head = language_model.get_output_embeddings()
+    head_name = next(name for name, module in language_model.named_modules() if module is head)
+    parts = {
+        f"language_model.{language_model.base_model_prefix}.": "model.language_model.",
+        f"language_model.{head_name}.": "lm_head.",
+        "vision_encoder.model.": "model.vision_tower.",
+        "projector.": "model.multi_modal_projector.",
+    }
     renamed = {}
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
     state |= {f"projector.{name}": tensor for name, tensor in model.projector.folded_state().items()}
     for name, tensor in state.items():
-        prefix = next(p for p in PARTS if name.startswith(p))
-        renamed[PARTS[prefix] + name.removeprefix(prefix)] = tensor
+        prefix = next(p for p in parts if name.startswith(p))
+        renamed[parts[prefix] + name.removeprefix(prefix)] = tensor.to(dtype)
     return renamed
 
 
 def export_llava(model: MultimodalLM, processor: Processor, out: Path) -> None:
-    """Write a directory that `LlavaForConditionalGeneration` and `AutoProcessor` load; LoRA is merged first."""
+    """Write a directory that `LlavaForConditionalGeneration` and `AutoProcessor` load, atomically; see `write_llava`."""
+    with atomic_directory(out) as directory:
+        write_llava(directory, model, processor)
+
+
+def write_llava(directory: Path, model: MultimodalLM, processor: Processor, dtype: torch.dtype = torch.float32) -> None:
+    """Write the files of the layout into `directory`, the weights in `dtype`; LoRA is merged first."""
     if processor.preparer.fit == "pad":
         raise UserError(
             "the Hugging Face image processors don't pad to a square: images that aren't square would be prepared in "
@@ -81,10 +95,13 @@ def export_llava(model: MultimodalLM, processor: Processor, out: Path) -> None:
     config = llava_config(model, processor)
     with torch.device("meta"):
         peer = LlavaForConditionalGeneration(config)
-    peer.load_state_dict(llava_state(model), strict=True, assign=True)
-    with atomic_directory(out) as directory:
-        peer.save_pretrained(directory)
-        llava_processor(model, processor).save_pretrained(directory)
+    state = llava_state(model, dtype)
+    homeless = sorted(state.keys() - peer.state_dict().keys())
+    if homeless:
+        raise UserError(f"the Hugging Face LLaVA layout has no place for {homeless[0]} of this language model")
+    peer.load_state_dict(state, strict=True, assign=True)
+    peer.save_pretrained(directory)
+    llava_processor(model, processor).save_pretrained(directory)
 
 
 def llava_processor(model: MultimodalLM, processor: Processor) -> LlavaProcessor:
@@ -163,24 +180,27 @@ def _quote(text: str) -> str:
     return f"'{escaped}'"
 
 
-def import_llava(source: Path, out: Path, prompt_format: str, fit: Fit) -> None:
-    """Convert a local LLaVA directory in transformers' layout to one of ours, atomically.
+def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | None) -> None:
+    """Convert a local LLaVA directory in transformers' layout to one of ours, atomically; see `read_llava`."""
+    save(out, *read_llava(source, prompt_format, fit))
 
-    `prompt_format` and `fit` say how the model was trained, which the layout doesn't. Raises UserError when the directory
-    isn't a LLaVA model in safetensors, or its weights don't fit its config.
+
+def read_llava(
+    source: Path, prompt_format: str | None = None, fit: Fit | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[MultimodalLM, Processor]:
+    """The model and processor of a local LLaVA directory in transformers' layout.
+
+    prompt_format, fit: how the model was trained, where the directory's chat template and image processor don't say it.
+    Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights don't fit its config.
     """
     check_model_directory(source)
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type != "llava":
-        raise UserError(f"{source} holds a {config.model_type!r} model; mllm import reads LLaVA's (model_type llava)")
-    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
-            f"{config.vision_feature_layer}; ours has gelu on a single layer"
+    config = _read_config(source)
+    try:
+        peer, report = LlavaForConditionalGeneration.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    peer, report = LlavaForConditionalGeneration.from_pretrained(
-        source, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-    )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{source}: its weights can't be loaded: {str(error).strip().splitlines()[0]}") from None
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
     if wrong:
         raise UserError(f"{source}: {len(wrong)} weight(s) missing or unused, such as {wrong[0]}")
@@ -188,13 +208,20 @@ def import_llava(source: Path, out: Path, prompt_format: str, fit: Fit) -> None:
     if not encoder_family(config.vision_config.model_type).has_class_token:
         class_token = "drop"
     vision = VisionEncoder(peer.model.vision_tower, config.vision_feature_layer, class_token)
-    language_model = AutoModelForCausalLM.from_config(config.text_config)
-    language_model.get_decoder().load_state_dict(peer.model.language_model.state_dict())
-    language_model.get_output_embeddings().load_state_dict(peer.lm_head.state_dict())
+    with no_init_weights():
+        language_model = AutoModelForCausalLM.from_config(config.text_config)
+    language_model.get_decoder().load_state_dict(peer.model.language_model.state_dict(), assign=True)
+    language_model.get_output_embeddings().load_state_dict(peer.lm_head.state_dict(), assign=True)
+    language_model.config.tie_word_embeddings = config.tie_word_embeddings
+    language_model.tie_weights()
     projector = ProjectorSettings(kind="mlp2x_gelu")
     geometry = vision.geometry(projector.shuffle)
+    fit = fit or saved_fit(source)
     processor = Processor(
-        load_tokenizer(str(source)), prompt_format, geometry, load_preparer(str(source), geometry.image_size_px, fit)
+        load_tokenizer(str(source)),
+        prompt_format or saved_prompt_format(source),
+        geometry,
+        load_preparer(str(source), geometry.image_size_px, fit),
     )
     if processor.image_token_id != config.image_token_id:
         raise UserError(f"{source}: its image token is not {IMAGE_TOKEN!r} ({config.image_token_id} in the config)")
@@ -207,7 +234,64 @@ def import_llava(source: Path, out: Path, prompt_format: str, fit: Fit) -> None:
         ImageSettings(fit=fit),
         processor.image_token_id,
     )
-    save(out, model, processor)
+    return model.to(dtype).eval(), processor
+
+
+def _read_config(source: Path) -> LlavaConfig:
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: its config can't be read: {str(error).strip().splitlines()[0]}") from None
+    if config.model_type != "llava":
+        raise UserError(
+            f"{source} holds a {config.model_type!r} model; of other layouts than ours, LLaVA's (model_type llava) is read"
+        )
+    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
+        raise UserError(
+            f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
+            f"{config.vision_feature_layer}; ours has gelu on a single layer"
+        )
+    return config
+
+
+def saved_fit(source: Path) -> Fit:
+    """How the directory's own image processor makes an image square."""
+    try:
+        prepare = AutoImageProcessor.from_pretrained(source, backend="pil")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: no image processor could be loaded: {str(error).splitlines()[0]}") from None
+    if getattr(prepare, "do_pad", False):
+        return "pad"
+    return "crop" if getattr(prepare, "do_center_crop", False) else "stretch"
+
+
+def saved_prompt_format(source: Path) -> str:
+    """The format of our table that writes a question as the directory's chat template does, but for a default system.
+
+    Raises UserError when there is no template, or none of the table's formats agrees with it.
+    """
+    content = [{"type": "image"}, {"type": "text", "text": "\ue0f0"}]
+    try:
+        asked = AutoProcessor.from_pretrained(source).apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    except (OSError, ValueError, TemplateError) as error:
+        raise UserError(
+            f"{source}: no chat template to tell the prompt format by ({str(error).splitlines()[0]}); "
+            "name the one it was trained with (prompt_format, --prompt-format)"
+        ) from None
+    tokenizer = load_tokenizer(str(source))
+    asked = asked.removeprefix(tokenizer.bos_token or "")
+    question = Message(role="user", content=(ImagePart(), TextPart(text="\ue0f0")))
+    for name, known in PROMPT_FORMATS.items():
+        segments = known.segments([question], tokenizer.eos_token or "", generation=True)
+        text = "".join(IMAGE_TOKEN if s.kind == "image" else s.text for s in segments)
+        if "\ue0f0" in asked and (text == asked or (known.default_system and text.endswith(asked))):
+            return name
+    raise UserError(
+        f"{source}: its chat template is none of our prompt formats ({', '.join(PROMPT_FORMATS)}); "
+        "name the one to use (prompt_format, --prompt-format)"
+    )
 
 
 def _projector_of(peer: LlavaForConditionalGeneration, settings: ProjectorSettings) -> Projector:

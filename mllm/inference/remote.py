@@ -1,0 +1,100 @@
+"""Fetching an image from a URL that may have been written by a stranger.
+
+The host's addresses are looked up once, checked, and connected to as they are, so that a name can't be pointed elsewhere
+between check and connection. Redirects are followed a few times, each checked anew.
+"""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from mllm.errors import UserError
+
+MAX_BYTES = 20 * 2**20
+TIMEOUT_S = 10.0
+MAX_REDIRECTS = 3
+CHUNK_BYTES = 64 * 1024
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet: not private, loopback, link-local, or of another special use."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    return (mapped or ip).is_global and not ip.is_multicast
+
+
+def fetch_image(
+    url: str, allow_private: bool = False, timeout_s: float = TIMEOUT_S, max_bytes: int = MAX_BYTES
+) -> bytes:
+    """The bytes behind an http or https URL. Raises UserError for another scheme, a private address unless allowed, any
+    status but 200, more than `max_bytes`, or more than `timeout_s` in all."""
+    deadline = time.monotonic() + timeout_s
+    target = url
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            status, location, body = _get(target, allow_private, deadline, max_bytes)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise UserError(f"image URL {url!r} can't be fetched: {error or type(error).__name__}") from None
+        if location is None:
+            if status != 200:
+                raise UserError(f"image URL {url!r} can't be fetched: status {status}")
+            return body
+        target = urljoin(target, location)
+    raise UserError(f"image URL {url!r} can't be fetched: more than {MAX_REDIRECTS} redirects")
+
+
+def _connect(parts: SplitResult, address: str, port: int, deadline: float) -> socket.socket:
+    wire = socket.create_connection((address, port), timeout=_left(deadline))
+    if parts.scheme == "https":
+        return ssl.create_default_context().wrap_socket(wire, server_hostname=parts.hostname)
+    return wire
+
+
+def _get(url: str, allow_private: bool, deadline: float, max_bytes: int) -> tuple[int, str | None, bytes]:
+    """Status, where it redirects to (or None), and body of one request."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("only http and https URLs with a host are fetched")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = _address(parts.hostname, port, allow_private)
+    connection = http.client.HTTPConnection(parts.hostname, port)
+    try:
+        connection.sock = wire = _connect(parts, address, port, deadline)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", path, headers={"Host": parts.netloc.rpartition("@")[2], "User-Agent": "mllm"})
+        response = connection.getresponse()
+        location = response.getheader("Location") if response.status in (301, 302, 303, 307, 308) else None
+        body = b""
+        while response.status == 200 and len(body) <= max_bytes:
+            wire.settimeout(_left(deadline))
+            chunk = response.read1(CHUNK_BYTES)
+            if not chunk:
+                break
+            body += chunk
+        if len(body) > max_bytes:
+            raise ValueError(f"it has more than {max_bytes} bytes")
+        return response.status, location, body
+    finally:
+        connection.close()
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it takes too long")
+    return left
+
+
+def _address(host: str, port: int, allow_private: bool) -> str:
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    private = [address for address in found if not is_public(address)]
+    if private and not allow_private:
+        raise ValueError(f"its host has the private address {private[0]}")
+    return found[0]

@@ -1,0 +1,255 @@
+"""The web application: OpenAI's routes, health, metrics and the page."""
+
+import asyncio
+import hashlib
+import json
+import re
+import time
+import uuid
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from mllm.errors import UserError
+from mllm.inference.answer import Answer, Row
+from mllm.inference.generate import check_context
+from mllm.inference.remote import fetch_image
+from mllm.inference.request import prompt_of
+from mllm.inference.serve.engine import Engine, Job, QueueFullError
+from mllm.inference.serve.limits import ApiKey, BodyLimit, error_body
+from mllm.inference.serve.metrics import Metrics
+from mllm.inference.serve.protocol import (
+    FINISH_REASONS,
+    ChatCompletionRequest,
+    FieldError,
+    chunk,
+    completion,
+    logprobs_of,
+    usage,
+)
+from mllm.model.multimodal import MultimodalLM
+from mllm.processor import Processor
+
+DISCONNECT_POLL_S = 0.25
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What the server allows. name: the model's, for clients. max_new_tokens: of an answer, where a request doesn't say."""
+
+    name: str
+    max_new_tokens: int = 256
+    max_batch: int = 32
+    max_queue: int = 64
+    timeout_s: float = 120.0
+    max_body_bytes: int = 64 * 2**20
+    allow_remote_images: bool = False
+    api_key: str | None = None
+
+
+def build_app(model: MultimodalLM, processor: Processor, settings: ServerSettings) -> FastAPI:
+    """The application. Its engine starts and stops with it."""
+    engine = Engine(model, processor, settings.max_batch, settings.max_queue)
+    metrics = Metrics(engine)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(title="mllm", lifespan=lifespan)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_key is not None:
+        app.add_middleware(ApiKey, key=settings.api_key)
+    service = _Service(model, processor, settings, engine, metrics)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        metrics.requests.labels("400").inc()
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return error_body(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
+        field = ".".join(str(part) for part in first["loc"][1:])
+        return error_body(400, f"{field or 'body'}: {first['msg']}", field or None)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        return error_body(error.status_code, str(error.detail))
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": settings.name}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        entry = {"id": settings.name, "object": "model", "created": service.started, "owned_by": "mllm"}
+        return {"object": "list", "data": [entry]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
+        response = await service.answer(body, request)
+        metrics.requests.labels(str(response.status_code)).inc()
+        return response
+
+    page, policy = _page()
+
+    @app.get("/", response_class=HTMLResponse)
+    async def home() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    return app
+
+
+def _page() -> tuple[str, str]:
+    """The page, and a policy by which it runs its own script only and talks to its own server only."""
+    page = files("mllm.inference.serve").joinpath("page.html").read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert script is not None
+    digest = b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
+    sources = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    return page, f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+class _Service:
+    """From a checked body to a response."""
+
+    def __init__(
+        self, model: MultimodalLM, processor: Processor, settings: ServerSettings, engine: Engine, metrics: Metrics
+    ) -> None:
+        self.model, self.processor, self.settings = model, processor, settings
+        self.engine, self.metrics = engine, metrics
+        self.started = int(time.time())
+
+    async def answer(self, body: ChatCompletionRequest, request: Request) -> Response:
+        begun = time.monotonic()
+        if body.model != self.settings.name:
+            message = f"the model {body.model!r} is not served here; it is {self.settings.name!r}"
+            return error_body(404, message, "model", "model_not_found")
+        events: asyncio.Queue[tuple[int, str] | list[Answer] | Exception] = asyncio.Queue()
+        try:
+            job = await asyncio.to_thread(self._job, body, begun, events, asyncio.get_running_loop())
+            self.engine.submit(job)
+        except FieldError as error:
+            return error_body(400, str(error), error.field)
+        except QueueFullError:
+            return error_body(429, f"{self.settings.max_queue} requests are waiting; try again", code="queue_full")
+        identity = {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": self.settings.name,
+        }
+        if body.stream:
+            stream = self._stream(body, job, events, identity, begun)
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        return await self._whole(body, job, events, identity, begun, request)
+
+    def _job(
+        self, body: ChatCompletionRequest, begun: float, events: asyncio.Queue, loop: asyncio.AbstractEventLoop
+    ) -> Job:
+        """Decode the images and render the prompt. Raises FieldError."""
+        request = body.request(fetch_image if self.settings.allow_remote_images else None)
+        decoding = body.decoding(self.settings.max_new_tokens)
+        try:
+            prompt = prompt_of(request, self.processor)
+            check_context(self.model, len(prompt), decoding.max_new_tokens)
+        except UserError as error:
+            raise FieldError("messages", str(error)) from None
+
+        def send(event: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        rows: list[Row] = []
+        job = Job(prompt, rows, body.seed, begun + self.settings.timeout_s, send)
+        for index in range(body.n):
+            say = partial(_say, send, index) if body.stream else None
+            rows.append(Row(self.processor, decoding, say, lambda: job.is_over, say and partial(say, "")))
+        return job
+
+    async def _whole(
+        self,
+        body: ChatCompletionRequest,
+        job: Job,
+        events: asyncio.Queue,
+        identity: dict[str, Any],
+        begun: float,
+        request: Request,
+    ) -> Response:
+        waiting = asyncio.ensure_future(events.get())
+        while not waiting.done():
+            await asyncio.wait([waiting], timeout=DISCONNECT_POLL_S)
+            if not waiting.done() and await request.is_disconnected():
+                job.cancelled.set()
+                waiting.cancel()
+                return Response(status_code=499)
+        result = waiting.result()
+        if time.monotonic() > job.deadline and not isinstance(result, Exception):
+            result = TimeoutError(f"the answer took longer than {self.settings.timeout_s:g} s")
+        if isinstance(result, TimeoutError):
+            return error_body(504, str(result), code="timeout")
+        if isinstance(result, Exception):
+            return error_body(500, "the answer failed; the server's log says why")
+        self.metrics.latency.observe(time.monotonic() - begun)
+        self.metrics.count(result)
+        return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer))
+
+    async def _stream(
+        self,
+        body: ChatCompletionRequest,
+        job: Job,
+        events: asyncio.Queue,
+        identity: dict[str, Any],
+        begun: float,
+    ) -> AsyncIterator[str]:
+        """Server-sent events. Runs to its end, or is closed when the client goes, which cancels the job."""
+        told = [0] * body.n  # log-probabilities already sent, by choice
+        is_first = True
+        try:
+            for index in range(body.n):
+                yield _event(chunk(identity, index, {"role": "assistant", "content": ""}))
+            while isinstance(event := await events.get(), tuple):
+                index, piece = event
+                if piece and is_first:
+                    self.metrics.first_text.observe(time.monotonic() - begun)
+                    is_first = False
+                row = job.rows[index]
+                fresh = row.logprobs[told[index] :]
+                told[index] += len(fresh)
+                logprobs = logprobs_of(fresh, self.processor.tokenizer) if body.logprobs else None
+                finish = None if piece else FINISH_REASONS[row.finish_reason or "cancelled"]
+                yield _event(chunk(identity, index, {"content": piece} if piece else {}, logprobs, finish))
+            if isinstance(event, Exception) or time.monotonic() > job.deadline:
+                is_late = isinstance(event, TimeoutError) or not isinstance(event, Exception)
+                message = "the answer took too long" if is_late else "the answer failed; the server's log says why"
+                yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
+                return
+            self.metrics.latency.observe(time.monotonic() - begun)
+            self.metrics.count(event)
+            if body.stream_options is not None and body.stream_options.include_usage:
+                yield _event(identity | {"object": "chat.completion.chunk", "choices": [], "usage": usage(event)})
+            yield "data: [DONE]\n\n"
+        finally:
+            job.cancelled.set()
+
+
+def _say(send: Callable[[Any], None], index: int, piece: str) -> None:
+    """A new piece of the text of choice `index`; an empty one when it is finished."""
+    send((index, piece))
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"

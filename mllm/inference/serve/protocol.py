@@ -1,0 +1,202 @@
+"""OpenAI's chat completions as far as they are served: what is asked, checked, and the answers' shapes."""
+
+import base64
+import binascii
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from mllm.conversation.schema import ImagePart, Message, Part, TextPart
+from mllm.errors import UserError
+from mllm.images.decode import DecodeLimits, read_image
+from mllm.inference.answer import Answer, TokenLogprob
+from mllm.inference.decoding import Decoding
+from mllm.inference.remote import is_url
+from mllm.inference.request import ImageSource, Request
+
+IMAGE_LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=50_000_000, max_frames=200)
+MAX_IMAGES = 16
+FINISH_REASONS = {"stop": "stop", "length": "length", "cancelled": "length"}
+
+
+class FieldError(UserError):
+    """A request that can't be served, and the field that is to blame."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _ImageUrl(_Strict):
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class _TextContent(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class _ImageContent(_Strict):
+    type: Literal["image_url"]
+    image_url: _ImageUrl
+
+
+class _ChatMessage(_Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: list[Annotated[_TextContent | _ImageContent, Field(discriminator="type")]]
+    name: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _string_is_one_text_part(cls, value: Any) -> Any:
+        return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(_Strict):
+    """The body of `POST /v1/chat/completions`; a field that isn't here is refused by name."""
+
+    model: str
+    messages: list[_ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    n: int = Field(default=1, ge=1, le=16)
+    stop: list[str] = Field(default=[], max_length=4)
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    seed: int | None = None
+    user: str | None = None
+    frequency_penalty: float = Field(default=0.0, ge=0, le=0)
+    presence_penalty: float = Field(default=0.0, ge=0, le=0)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else (value or [])
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if not all(value):
+            raise ValueError("a stop string can't be empty")
+        return value
+
+    def decoding(self, default_max_new_tokens: int) -> Decoding:
+        """How the answers are written."""
+        return Decoding(
+            max_new_tokens=self.max_completion_tokens or self.max_tokens or default_max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=tuple(self.stop),
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs,
+        )
+
+    def request(self, fetch: Callable[[str], bytes] | None) -> Request:
+        """The conversation with its images, decoded once to know that they can be. Raises FieldError.
+
+        fetch: gets the bytes behind a URL; None where remote images are off.
+        """
+        messages: list[Message] = []
+        images: list[ImageSource] = []
+        for number, message in enumerate(self.messages):
+            parts: list[Part] = []
+            for place, part in enumerate(message.content):
+                if isinstance(part, _TextContent):
+                    parts.append(TextPart(text=part.text))
+                else:
+                    parts.append(ImagePart())
+                    images.append(_image(part.image_url.url, f"messages.{number}.content.{place}.image_url", fetch))
+            role = "system" if message.role == "developer" else message.role
+            messages.append(Message(role=role, content=tuple(parts)))
+        if len(images) > MAX_IMAGES:
+            raise FieldError("messages", f"{len(images)} images; at most {MAX_IMAGES} are taken")
+        request = Request(tuple(messages), tuple(images))
+        try:
+            request.check()
+        except UserError as error:
+            raise FieldError("messages", str(error)) from None
+        if not messages[-1].text.strip() and not messages[-1].image_count:
+            raise FieldError("messages", "the question is empty")
+        return request
+
+
+def _image(url: str, field: str, fetch: Callable[[str], bytes] | None) -> bytes:
+    try:
+        data = _image_bytes(url, fetch)
+        read_image(data, IMAGE_LIMITS)
+    except UserError as error:
+        raise FieldError(field, str(error)) from None
+    return data
+
+
+def _image_bytes(url: str, fetch: Callable[[str], bytes] | None) -> bytes:
+    if is_url(url):
+        if fetch is None:
+            raise UserError("remote images are off on this server; send the image as a data URL")
+        return fetch(url)
+    header, comma, payload = url.partition(",")
+    if not (header.startswith("data:image/") and header.endswith(";base64") and comma):
+        raise UserError("an image is sent as a data URL: data:image/png;base64,…")
+    if len(payload) > IMAGE_LIMITS.max_bytes * 4 / 3 + 4:
+        raise UserError(f"the image has more than {IMAGE_LIMITS.max_bytes} bytes")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise UserError("the data URL is not valid base64") from None
+
+
+def usage(answers: list[Answer]) -> dict[str, int]:
+    """Token counts of one request; the prompt counts once."""
+    prompt, written = answers[0].prompt_token_count, sum(len(answer.token_ids) for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+
+def logprobs_of(tokens: tuple[TokenLogprob, ...] | list[TokenLogprob], tokenizer: Any) -> dict[str, Any]:
+    """Log-probabilities in OpenAI's shape."""
+
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        text = tokenizer.decode([token_id])
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8"))}
+
+    return {
+        "content": [
+            entry(t.token_id, t.logprob) | {"top_logprobs": [entry(token_id, value) for token_id, value in t.top]}
+            for t in tokens
+        ]
+    }
+
+
+def completion(identity: dict[str, Any], answers: list[Answer], with_logprobs: bool, tokenizer: Any) -> dict[str, Any]:
+    """A whole `chat.completion`. identity: its id, model and time."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": answer.text},
+            "logprobs": logprobs_of(answer.logprobs, tokenizer) if with_logprobs else None,
+            "finish_reason": FINISH_REASONS[answer.finish_reason],
+        }
+        for index, answer in enumerate(answers)
+    ]
+    return identity | {"object": "chat.completion", "choices": choices, "usage": usage(answers)}
+
+
+def chunk(
+    identity: dict[str, Any], index: int, delta: dict[str, str], logprobs: dict | None = None, finish: str | None = None
+) -> dict[str, Any]:
+    """A `chat.completion.chunk` with one choice."""
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    return identity | {"object": "chat.completion.chunk", "choices": [choice]}

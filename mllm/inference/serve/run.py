@@ -1,0 +1,32 @@
+"""Starting the server."""
+
+import logging
+import socket
+
+from mllm.errors import UserError
+from mllm.inference.serve.app import ServerSettings, build_app
+from mllm.model.multimodal import MultimodalLM
+from mllm.processor import Processor
+
+logger = logging.getLogger(__name__)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that a port in use is known before the model is loaded. Raises UserError."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"can't listen on {host} port {port}: {error}; choose another --host or --port") from None
+
+
+def serve(model: MultimodalLM, processor: Processor, settings: ServerSettings, listener: socket.socket) -> None:
+    """Answer requests until Ctrl-C or SIGTERM."""
+    import uvicorn
+
+    host, port = listener.getsockname()[:2]
+    if host not in LOOPBACK and settings.api_key is None:
+        logger.warning("listening on %s without an API key: whoever reaches this machine can use the model", host)
+    logger.info("model %r on http://%s:%d, OpenAI's API under /v1, a page at /", settings.name, host, port)
+    config = uvicorn.Config(build_app(model, processor, settings), log_level="warning", timeout_graceful_shutdown=5)
+    uvicorn.Server(config).run([listener])

@@ -1,0 +1,38 @@
+"""Writing a model for others: a layout, a number format, and a card that says what it is."""
+
+from pathlib import Path
+from typing import Literal
+
+from mllm.errors import UserError
+from mllm.files import atomic_directory
+from mllm.model import checkpoint
+from mllm.model.interop.card import model_card
+from mllm.model.interop.llava import write_llava
+from mllm.model.load import DTYPES, load, local_directory
+from mllm.model.lora import merge_lora
+
+Layout = Literal["hf", "mllm"]
+
+
+def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge: bool = False) -> None:
+    """Write the model of `source` to `out`, atomically, with a README.md.
+
+    layout: `hf` is transformers' LLaVA layout, which has no LoRA, so that it is merged; `mllm` is ours, where `merge`
+    says whether it is. dtype: of the weights. Raises UserError for a model that the layout can't hold.
+    """
+    path = checkpoint.model_directory(local_directory(source))
+    model, processor = load(path)
+    card = model_card(path, model, processor, layout)
+    if merge or layout == "hf":
+        merge_lora(model)
+    elif dtype != "float32" and any(adapter["kind"] == "qlora" for adapter in model.adapters.values()):
+        raise UserError("the weights are in 4 bits; merge them (--merge-lora) to write them in another dtype")
+    with atomic_directory(out) as directory:
+        if layout == "hf":
+            write_llava(directory, model, processor, DTYPES[dtype])
+        else:
+            state = model.state_dict()
+            if dtype != "float32":
+                state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
+            checkpoint.write(directory, model, processor, state)
+        (directory / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,66 @@
+"""One door to a model for use: ours, with LoRA or without, or a LLaVA directory of transformers, local or on the hub."""
+
+from pathlib import Path
+
+import torch
+
+from mllm.config import ImageSettings
+from mllm.errors import UserError
+from mllm.model import checkpoint
+from mllm.model.build import require_directory
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.quantize import Quantization, quantize_language_model
+from mllm.processor import Processor
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Never a pickle: what isn't listed is not downloaded.
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def load(
+    source: Path | str,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    quantize: Quantization | None = None,
+) -> tuple[MultimodalLM, Processor]:
+    """The model and processor of `source`, in evaluation mode.
+
+    source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
+    safetensors. prompt_format, image: replace what the source says. dtype: float32, bfloat16 or float16. quantize: the
+    language model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
+    weights are not exactly those that its config asks for, or the device isn't there.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    path = checkpoint.model_directory(local_directory(source))
+    if checkpoint.is_ours(path):
+        model, processor = checkpoint.load(path, prompt_format, image, DTYPES[dtype])
+    else:
+        from mllm.model.interop.llava import read_llava
+
+        model, processor = read_llava(path, prompt_format, None if image is None else image.fit, DTYPES[dtype])
+    if quantize is not None:
+        quantize_language_model(model, quantize)
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from None
+
+
+def local_directory(source: Path | str) -> Path:
+    """`source` if it is a directory, else the local copy of that hub id, downloaded if need be."""
+    if Path(source).expanduser().is_dir():
+        return Path(source).expanduser()
+    require_directory(str(source), "model")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+    # The hub's errors share no base class of their own: they come from its own, httpx's and the file system's families.
+    except Exception as error:
+        raise UserError(
+            f"model {str(source)!r} is neither a directory nor to be had from the hub ({type(error).__name__})"
+        ) from None

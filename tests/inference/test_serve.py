@@ -1,0 +1,341 @@
+"""The server through its real clients: the `openai` package, and what misbehaves."""
+
+import base64
+import http.client
+import json
+import socket
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+import torch
+import uvicorn
+
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.errors import UserError
+from mllm.inference.answer import Row
+from mllm.inference.decoding import Decoding
+from mllm.inference.generate import Request, generate_answers
+from mllm.inference.request import prompt_of
+from mllm.inference.serve.app import ServerSettings, build_app
+from mllm.inference.serve.engine import Engine, Job, QueueFullError
+from mllm.inference.serve.run import bind
+from mllm.model.build import build
+from tests.tiny import save_image, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def assembled(tiny_parts):
+    model, processor = build(tiny_settings(tiny_parts))
+    with torch.no_grad():
+        for parameter in model.language_model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    return model.eval(), processor
+
+
+@contextmanager
+def serving(assembled, **settings):
+    """A server on loopback; yields its port."""
+    listener = bind("127.0.0.1", 0)
+    app = build_app(*assembled, ServerSettings(name="tiny", **({"max_new_tokens": 6} | settings)))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listener.getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def port(assembled):
+    with serving(assembled) as port:
+        yield port
+
+
+def client_of(port, key="none"):
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+
+
+@pytest.fixture
+def client(port):
+    return client_of(port)
+
+
+def data_url(path):
+    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def question(text, *paths):
+    content = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in paths]
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+@pytest.fixture
+def images(tmp_path):
+    return [save_image(tmp_path / f"{i}.png", (60 * i, 200 - 40 * i, 90)) for i in range(3)]
+
+
+def expected(assembled, text, *paths, decoding=None):
+    parts = (*(ImagePart() for _ in paths), TextPart(text=text))
+    request = Request((Message(role="system", content="Be kind."), Message(role="user", content=parts)), paths)
+    return generate_answers(*assembled, [request], decoding or Decoding(max_new_tokens=6))[0]
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+
+
+def test_the_openai_client_gets_the_answers_of_batch_generation(assembled, client, images):
+    for paths in ((), images[:1], images):
+        wanted = expected(assembled, "what is this", *paths)
+        messages = [SYSTEM, question("what is this", *paths)]
+        got = client.chat.completions.create(model="tiny", messages=messages, temperature=0, n=2)
+        assert [choice.message.content for choice in got.choices] == [wanted.text] * 2
+        assert got.choices[0].finish_reason == wanted.finish_reason
+        assert got.usage.prompt_tokens == wanted.prompt_token_count
+        assert got.usage.completion_tokens == 2 * len(wanted.token_ids)
+        pieces = ["", ""]
+        last = None
+        for chunk in client.chat.completions.create(
+            model="tiny", messages=messages, temperature=0, n=2, stream=True, stream_options={"include_usage": True}
+        ):
+            last = chunk
+            for choice in chunk.choices:
+                pieces[choice.index] += choice.delta.content or ""
+        assert pieces == [wanted.text] * 2 and last.usage == got.usage
+    assert [m.id for m in client.models.list()] == ["tiny"]
+
+
+def test_stop_logprobs_and_seed(assembled, client):
+    ask = {"model": "tiny", "messages": [SYSTEM, question("what is this")], "temperature": 0}
+    whole = expected(assembled, "what is this", decoding=Decoding(max_new_tokens=6, logprobs=True, top_logprobs=2))
+    stop = whole.text[2:4]
+    stopped = client.chat.completions.create(**ask, stop=[stop]).choices[0]
+    assert stopped.message.content == whole.text[: whole.text.index(stop)].rstrip() and stopped.finish_reason == "stop"
+    got = client.chat.completions.create(**ask, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert [t.logprob for t in got] == pytest.approx([t.logprob for t in whole.logprobs], abs=1e-4)
+    assert all(len(t.top_logprobs) == 2 for t in got)
+    streamed = client.chat.completions.create(**ask, logprobs=True, stream=True)
+    told = [t.logprob for c in streamed for choice in c.choices if choice.logprobs for t in choice.logprobs.content]
+    assert told == pytest.approx([t.logprob for t in whole.logprobs], abs=1e-4)
+    sampled = ask | {"temperature": 2.0, "seed": 7, "n": 3}
+    first, again = (client.chat.completions.create(**sampled) for _ in range(2))
+    assert [c.message.content for c in first.choices] == [c.message.content for c in again.choices]
+    assert len({c.message.content for c in first.choices}) > 1
+
+
+def bomb():
+    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
+
+    def part(kind, body):
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    header = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
+
+
+def image_message(url):
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+PNG = "data:image/png;base64,"
+BAD_BODIES = [
+    ({"messages": []}, "messages"),
+    ({"messages": "hello"}, "messages"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+    ({"messages": [{"role": "user", "content": " "}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "hello " * 600}]}, "messages"),
+    ({"messages": [image_message(PNG + "%%%")]}, "messages.0.content.0.image_url"),
+    ({"messages": [image_message(PNG + base64.b64encode(b"no image").decode())]}, "messages.0.content.0.image_url"),
+    ({"messages": [image_message(PNG + base64.b64encode(bomb()).decode())]}, "messages.0.content.0.image_url"),
+    ({"messages": [image_message("http://127.0.0.1/x.png")]}, "messages.0.content.0.image_url"),
+    ({"messages": [image_message("/etc/passwd")]}, "messages.0.content.0.image_url"),
+    ({"messages": [image_message("tar:0:10:/etc/passwd")]}, "messages.0.content.0.image_url"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": -1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 0}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"stop": [""]}, "stop"),
+    ({"stream": "maybe"}, "stream"),
+    ({"frequency_penalty": 1}, "frequency_penalty"),
+    ({"tools": []}, "tools"),
+]
+
+
+@pytest.mark.parametrize("change,field", BAD_BODIES)
+def test_a_bad_body_is_a_400_that_names_the_field(client, change, field):
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]} | change
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post("/chat/completions", body=body, cast_to=object)
+    error = caught.value.body
+    assert error["param"].startswith(field) and error["message"]
+
+
+def raw(port, body, path="/v1/chat/completions", headers=()):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", path, body, {"Content-Type": "application/json", **dict(headers)})
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    return response.status, json.loads(text)
+
+
+def test_what_is_no_request_at_all_is_refused_and_the_server_goes_on(port, client):
+    for body in (b"{", b"\xff\xfe", b"[]", b"null"):
+        status, answer = raw(port, body)
+        assert status == 400 and answer["error"]["message"]
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.chat.completions.create(model="other", messages=[question("hello")])
+    assert raw(port, b"{}", "/v1/nothing")[0] == 404
+    assert client.chat.completions.create(model="tiny", messages=[question("hello")]).choices
+
+
+def test_too_long_a_body_and_a_wrong_key_are_refused(assembled):
+    with serving(assembled, api_key="secret", max_body_bytes=2000) as port:
+        for key in ("wrong", "sécret"):
+            with pytest.raises((openai.AuthenticationError, UnicodeEncodeError)):
+                client_of(port, key).models.list()
+        client = client_of(port, "secret")
+        assert client.chat.completions.create(model="tiny", messages=[question("hello")]).choices
+        assert raw(port, b" " * 3000, headers={"Authorization": "Bearer secret"})[0] == 413
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/health")
+        assert json.loads(connection.getresponse().read())["status"] == "ok"
+
+
+def test_many_clients_are_answered_together_and_none_is_lost(assembled, port, images):
+    texts = [f"what is this {'a dog ' * (i % 5)}" for i in range(24)]
+    wanted = [expected(assembled, text, images[i % 3]).text for i, text in enumerate(texts)]
+    got = [None] * len(texts)
+
+    def run(i):
+        messages = [SYSTEM, question(texts[i], images[i % 3])]
+        answer = client_of(port).chat.completions.create(model="tiny", messages=messages, temperature=0)
+        got[i] = answer.choices[0].message.content
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == wanted
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    metrics = dict(
+        line.rsplit(" ", 1) for line in connection.getresponse().read().decode().splitlines() if line[0] != "#"
+    )
+    assert float(metrics['mllm_requests_total{status="200"}']) >= 24
+    assert float(metrics['mllm_tokens_total{kind="computed"}']) < float(metrics['mllm_tokens_total{kind="prompt"}'])
+    assert float(metrics["mllm_batch_rows_sum"]) > float(metrics["mllm_batch_rows_count"])
+    assert float(metrics["mllm_waiting_requests"]) == 0
+
+
+@contextmanager
+def slow(model, seconds):
+    """Each token takes so long more."""
+    handle = model.language_model.get_decoder().register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    yield
+    handle.remove()
+
+
+def test_a_full_queue_is_a_429_a_late_answer_a_504_and_a_vanished_client_frees_its_place(assembled):
+    with (
+        slow(assembled[0], 0.05),
+        serving(assembled, max_batch=1, max_queue=1, max_new_tokens=200, timeout_s=3.0) as port,
+    ):
+        ask = json.dumps({"model": "tiny", "messages": [question("hello")], "stream": True, "temperature": 0})
+        gone = socket.create_connection(("127.0.0.1", port))
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(ask)}\r\n\r\n"
+        gone.sendall((head + ask).encode())
+        assert b"200" in gone.recv(100)
+        results = []
+        clients = [client_of(port) for _ in range(3)]  # making one takes longer than the requests
+
+        def run(client):
+            try:
+                client.chat.completions.create(model="tiny", messages=[question("hello")], temperature=0)
+                results.append(200)
+            except openai.APIStatusError as error:
+                results.append(error.status_code)
+
+        threads = [threading.Thread(target=run, args=(client,)) for client in clients]
+        for thread in threads:
+            thread.start()
+        while len(results) < 2:
+            time.sleep(0.01)
+        assert results == [429, 429]
+        gone.close()
+        for thread in threads:
+            thread.join()
+        assert results == [429, 429, 504]
+        short = client_of(port).chat.completions.create(model="tiny", messages=[question("hello")], max_tokens=2)
+        assert short.usage.completion_tokens == 2
+
+
+def test_a_failing_batch_fails_those_in_it_alone(assembled, port, client, monkeypatch):
+    import mllm.inference.serve.engine as engine
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "generate_rows", fail)
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="tiny", messages=[question("hello")])
+        streamed = client.chat.completions.create(model="tiny", messages=[question("hello")], stream=True)
+        with pytest.raises(openai.APIError, match="failed"):
+            list(streamed)
+    assert client.chat.completions.create(model="tiny", messages=[question("hello")]).choices
+
+
+def test_the_engine_gathers_what_waits_and_runs_seeded_jobs_alone(assembled):
+    model, processor = assembled
+    engine = Engine(model, processor, max_batch=4, max_queue=6)
+    batches = []
+    engine.on_batch = batches.append
+    prompt = prompt_of(Request((Message(role="user", content="hello"),)), processor)
+    done = []
+
+    def job(rows=1, seed=None, deadline=1e9):
+        decoding = Decoding(max_new_tokens=2)
+        return Job(
+            prompt, [Row(processor, decoding) for _ in range(rows)], seed, time.monotonic() + deadline, done.append
+        )
+
+    for waiting in (job(), job(2), job(2), job(seed=1), job(), job(deadline=-1)):
+        engine.submit(waiting)
+    with pytest.raises(QueueFullError):
+        engine.submit(job())
+    engine.start()
+    while len(done) < 6:
+        time.sleep(0.01)
+    engine.stop()
+    assert batches == [3, 2, 1, 1] and sum(isinstance(d, TimeoutError) for d in done) == 1
+
+
+def test_the_page_runs_its_own_script_only(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    policy = response.getheader("Content-Security-Policy")
+    page = response.read().decode()
+    assert "script-src 'sha256-" in policy and "default-src 'none'" in policy
+    assert "innerHTML" not in page and "http://" not in page and 'src="' not in page
+
+
+def test_a_port_in_use_is_said_in_a_line(port):
+    with pytest.raises(UserError, match=f"port {port}"):
+        bind("127.0.0.1", port)
+    with pytest.raises(UserError, match="port 99999"):
+        bind("127.0.0.1", 99999)

@@ -1,0 +1,174 @@
+"""`mllm chat` as a person or a script uses it."""
+
+import http.server
+import io
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from prompt_toolkit.document import Document
+
+from mllm.errors import UserError
+from mllm.inference import terminal
+from mllm.inference.chat import ChatSession
+from mllm.inference.prompting import CommandCompleter
+from mllm.inference.remote import fetch_image, is_public
+from mllm.model.build import build
+from tests.tiny import save_image, tiny_settings
+
+
+@pytest.fixture(scope="module")
+def assembled(tiny_parts):
+    torch.manual_seed(0)
+    return build(tiny_settings(tiny_parts))
+
+
+@pytest.fixture
+def session(assembled):
+    return ChatSession(*assembled, max_new_tokens=4)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Bytes to be read from stdin, which is no terminal."""
+
+    def type_(text):
+        raw = text if isinstance(text, bytes) else text.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+
+    return type_
+
+
+def test_commands_of_the_loop(session, typed, tmp_path, capsys):
+    image = save_image(tmp_path / "i.png")
+    kept = tmp_path / "chat.json"
+    typed(
+        f"/image {image}\nwhat is this\n/undo\n/image gone.png\n/nonsense\n/system Be kind.\nhello\n"
+        f"/save {kept}\n/reset\n/load {kept}\n/help\n/undo\n/undo\n/save\n\n/exit\nnever asked\n"
+    )
+    terminal.chat_in_terminal(session, [])
+    shown = capsys.readouterr().out
+    for words in ("goes with the next question", "'gone.png' does not exist", "unknown command '/nonsense'"):
+        assert words in shown
+    assert "no question to take back" in shown and "user> hello" in shown and "never asked" not in shown
+    assert [m.text for m in session.messages] == ["Be kind."] and session.images == []
+    assert [m["role"] for m in json.loads(kept.read_text())["messages"]] == ["system", "user", "assistant"]
+
+
+def test_answers_as_json_lines_and_a_question_from_stdin(session, typed, tmp_path, capsys):
+    image = save_image(tmp_path / "i.png")
+    typed("what colour\nis it? ünï")
+    terminal.chat_script(session, ["hello", "-"], [image, image], as_json=True)
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["question"] == "hello" and first["computed_tokens"] == first["prompt_tokens"] > 32
+    assert second["question"] == "what colour\nis it? ünï" and second["computed_tokens"] < second["prompt_tokens"]
+    assert second["answer"] == session.messages[-1].text and second["finish_reason"] in ("stop", "length")
+    typed("hello\n/undo\nhello\n")
+    terminal.chat_in_terminal(session, [], as_json=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and len({json.loads(line)["answer"] for line in lines}) == 1
+
+
+def test_what_a_script_cannot_ask_is_an_error(session, typed, tmp_path):
+    for question, raw, words in (("", b"", "empty"), ("-", b"\xff\xfe", "not UTF-8")):
+        typed(raw)
+        with pytest.raises(UserError, match=words):
+            terminal.chat_script(session, [question], [])
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    for image in ("gone.png", str(tmp_path / "torn.png"), "http://127.0.0.1:1/x.png"):
+        with pytest.raises(UserError, match="image"):
+            terminal.chat_script(session, ["hello"], [image])
+    typed(b"fine\n\xff\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        terminal.chat_in_terminal(session, [])
+
+
+def test_ctrl_c_ends_the_answer_and_keeps_the_chat(session, typed, capsys, monkeypatch):
+    session.decoding = type(session.decoding)(max_new_tokens=200)
+    plain_ask = session.ask
+
+    def ask(question, images, on_text, is_stopped):
+        def interrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            return is_stopped()
+
+        return plain_ask(question, images, on_text, interrupted)
+
+    monkeypatch.setattr(session, "ask", ask)
+    before = signal.getsignal(signal.SIGINT)
+    typed("hello\n/save\n")
+    terminal.chat_in_terminal(session, [])
+    assert "stopped; what was written stays" in capsys.readouterr().out
+    assert session.last.finish_reason == "cancelled" and len(session.last.token_ids) == 1 and len(session.messages) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        terminal.chat_script(session, ["hello", "hello"], [])
+
+
+def test_completion_offers_commands_and_paths(tmp_path):
+    save_image(tmp_path / "cat.png")
+    completer = CommandCompleter(terminal.COMMANDS)
+
+    def offered(text):
+        return [c.text for c in completer.get_completions(Document(text, len(text)), None)]
+
+    assert offered("/s") == ["/system", "/save"] and offered("hello /s") == []
+    assert offered(f"/image {tmp_path}/c") == ["at.png"] and offered("/undo x") == []
+
+
+@pytest.mark.parametrize(
+    "address,public",
+    [
+        *((a, False) for a in ("127.0.0.1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "0.0.0.0", "::1", "fe80::1")),
+        *((a, False) for a in ("fd00::1", "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1")),
+        *((a, True) for a in ("8.8.8.8", "2606:4700:4700::1111")),
+    ],
+)
+def test_which_addresses_are_public(address, public):
+    assert is_public(address) is public
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server on loopback that serves an image, a redirect to it, an endless one, a big body and a missing page."""
+    image = Path(save_image(tmp_path / "served.png")).read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            moved = {"/moved": "/image", "/circle": "/circle", "/elsewhere": "file:///etc/passwd"}.get(self.path)
+            self.send_response(302 if moved else 200 if self.path in ("/image", "/big") else 404)
+            if moved:
+                self.send_header("Location", moved)
+            self.end_headers()
+            if not moved:
+                self.wfile.write(image if self.path == "/image" else b"x" * 5000)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", image
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_image_is_fetched_within_limits_and_from_a_private_address_only_if_allowed(web, session):
+    address, image = web
+    assert fetch_image(f"{address}/image", allow_private=True) == image
+    assert fetch_image(f"{address}/moved", allow_private=True) == image
+    for path, words in (("circle", "redirects"), ("gone", "404"), ("big", "bytes"), ("elsewhere", "http")):
+        with pytest.raises(UserError, match=words):
+            fetch_image(f"{address}/{path}", allow_private=True, max_bytes=4000)
+    with pytest.raises(UserError, match=r"private address 127\.0\.0\.1"):
+        fetch_image(f"{address}/image")
+    with pytest.raises(UserError, match="http"):
+        fetch_image("ftp://127.0.0.1/x", allow_private=True)
+    terminal.chat_script(session, ["hello"], [f"{address}/image"])
+    assert session.images == [image]

@@ -1,0 +1,160 @@
+"""`mllm.load`: whatever the source, the model that was saved, or one clear line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mllm
+from mllm.config import LoraSettings
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.errors import UserError
+from mllm.inference.features import ImageFeatures
+from mllm.inference.generate import Request, generate_batch
+from mllm.model.build import build
+from mllm.model.interop.llava import export_llava
+from mllm.model.load import local_directory
+from mllm.model.lora import add_lora
+from tests.tiny import save_image, tiny_settings
+
+
+def make(parts, prompt_format="chatml", fit="crop", encoder="clip", lora=False):
+    settings = tiny_settings(parts, encoder, prompt_format)
+    settings = settings.model_copy(update={"image": settings.image.model_copy(update={"fit": fit})})
+    model, processor = build(settings)
+    torch.manual_seed(1)
+    if lora:
+        add_lora(model, LoraSettings(rank=4, alpha=8, dropout=0.0))
+    for parameter in model.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    return model.eval(), processor
+
+
+def logits(model, processor, path):
+    question = Message(role="user", content=(ImagePart(), TextPart(text="what is this")))
+    ids = torch.tensor([processor.render([question], [(12, 20)], generation=True).input_ids])
+    with torch.inference_mode():
+        embeddings = model.embed_features(ids, ImageFeatures(model, processor).of([path]))
+        return model.language_model(inputs_embeds=embeddings, use_cache=False).logits.float()
+
+
+@pytest.fixture
+def image(tmp_path):
+    return save_image(tmp_path / "i.png")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_our_directory_and_the_run_it_lies_in_load_with_equal_logits(tiny_parts, tmp_path, image, lora):
+    model, processor = make(tiny_parts, fit="pad", lora=lora)
+    mllm.save(tmp_path / "run" / "final", model, processor)
+    for source in (tmp_path / "run" / "final", str(tmp_path / "run")):
+        loaded = mllm.load(source)
+        assert torch.allclose(logits(*loaded, image), logits(model, processor, image), atol=1e-6)
+
+
+@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch")])
+@pytest.mark.parametrize("prompt_format", ["vicuna_v1", "llama_3", "chatml"])
+def test_a_llava_directory_loads_with_its_prompt_format_and_image_fit(
+    tiny_parts, tmp_path, image, encoder, fit, prompt_format
+):
+    model, processor = make(tiny_parts, prompt_format, fit, encoder)
+    expected = logits(model, processor, image)
+    export_llava(model, processor, tmp_path / "hf")
+    loaded, loaded_processor = mllm.load(tmp_path / "hf")
+    assert loaded_processor.format_name == prompt_format and loaded_processor.preparer == processor.preparer
+    assert torch.allclose(logits(loaded, loaded_processor, image), expected, atol=1e-5)
+    assert mllm.load(tmp_path / "hf", prompt_format="plain")[1].format_name == "plain"
+
+
+def test_a_foreign_chat_template_has_to_be_named(tiny_parts, tmp_path):
+    export_llava(*make(tiny_parts), tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").write_text("{{ messages[0]['content'][1]['text'] }}!")
+    with pytest.raises(UserError, match="none of our prompt formats"):
+        mllm.load(tmp_path / "hf")
+    assert mllm.load(tmp_path / "hf", prompt_format="chatml")
+
+
+def change_weights(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    save_file(change(weights), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("layout", ["ours", "hf"])
+def test_missing_unused_misshapen_torn_and_pickled_weights_are_refused(tiny_parts, tmp_path, layout):
+    model, processor = make(tiny_parts)
+    whole = tmp_path / "whole"
+    if layout == "ours":
+        mllm.save(whole, model, processor)
+    else:
+        export_llava(model, processor, whole)
+    name = next(n for n in load_file(whole / "model.safetensors") if n.endswith("linear_1.weight"))
+
+    def broken(number):
+        return shutil.copytree(whole, tmp_path / f"broken{number}")
+
+    change_weights(broken(0), lambda w: {k: v for k, v in w.items() if k != name})
+    change_weights(broken(1), lambda w: w | {"extra.weight": torch.zeros(2)})
+    change_weights(broken(2), lambda w: w | {name: torch.zeros(3, 3)})
+    torn = broken(3) / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (broken(4) / "pytorch_model.bin").write_bytes(b"x")
+    (broken(5) / "config.json").write_text("{")
+    for number in range(6):
+        with pytest.raises(UserError, match=f"broken{number}"):
+            mllm.load(tmp_path / f"broken{number}")
+
+
+def test_what_is_no_model_is_said_in_a_line(tiny_parts, tmp_path):
+    for source, words in (
+        (tmp_path / "gone", "does not exist"),
+        (tiny_parts / "lm", "'llama' model"),
+        ("nobody/nothing", "neither a directory nor to be had from the hub"),
+    ):
+        with pytest.raises(UserError, match=words):
+            mllm.load(source)
+    with pytest.raises(UserError, match="unknown dtype"):
+        mllm.load(tiny_parts / "lm", dtype="int7")
+
+
+def test_a_hub_id_is_the_snapshot_in_the_cache(tiny_parts, tmp_path, monkeypatch):
+    export_llava(*make(tiny_parts), tmp_path / "hf")
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(tmp_path / "hf")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert local_directory("owner/name") == tmp_path / "hf"
+    assert asked["name"] == "owner/name" and not any("bin" in pattern for pattern in asked["patterns"])
+    assert mllm.load("owner/name")[1].format_name == "chatml"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantized_language_model_answers_much_as_the_whole_one(tiny_parts, tmp_path, image, bits, lora):
+    model, processor = make(tiny_parts, lora=lora)
+    mllm.save(tmp_path / "model", model, processor)
+    small, small_processor = mllm.load(tmp_path / "model", quantize=bits)
+    kinds = {type(module).__name__ for module in small.language_model.get_decoder().modules()}
+    assert ("Linear4bit" if bits == "4bit" else "Linear8bitLt") in kinds and "Linear" not in kinds
+    assert not any(
+        "bitsandbytes" in type(m).__module__ for m in (*small.vision_encoder.modules(), *small.projector.modules())
+    )
+    exact, near = logits(model, processor, image), logits(small, small_processor, image)
+    assert 0 < (exact - near).abs().mean() < 0.3 * exact.std()
+    question = Request((Message(role="user", content="hello"),))
+    assert len(generate_batch(small, small_processor, [question], max_new_tokens=3)) == 1
+
+
+def test_dtype_is_that_of_every_part(tiny_parts, tmp_path, image):
+    model, processor = make(tiny_parts)
+    mllm.save(tmp_path / "ours", model, processor)
+    export_llava(model, processor, tmp_path / "hf")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "float32"
+    for source in ("ours", "hf"):
+        loaded, loaded_processor = mllm.load(tmp_path / source, dtype="bfloat16")
+        assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
+        assert torch.isfinite(logits(loaded, loaded_processor, image)).all()
