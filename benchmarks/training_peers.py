@@ -37,6 +37,7 @@ PEER = "transformers + Trainer"
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--global-batch", type=int, default=20, help="samples an optimizer step")
     parser.add_argument("--peer-batch", type=int, default=10, help="samples the peer puts through at once")
+    parser.add_argument("--row", type=int, default=640, help="tokens of our longest row")
     parser.add_argument("--steps", type=int, default=2, help="timed optimizer steps a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "autocast"), default="autocast")
@@ -64,15 +65,8 @@ def compare(script: str, options: argparse.Namespace, trainable: dict[str, str],
 
 
 def _race(script: str, options: argparse.Namespace, root: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    passed = [f"--{key.replace('_', '-')}" for key in ("global_batch", "peer_batch", "steps", "dtype", "layers")]
-    values = [
-        str(options.global_batch),
-        str(options.peer_batch),
-        str(options.steps),
-        options.dtype,
-        str(options.layers),
-    ]
-    common = [part for pair in zip(passed, values, strict=True) for part in pair]
+    passed = ("global_batch", "peer_batch", "row", "steps", "dtype", "layers")
+    common = [part for key in passed for part in (f"--{key.replace('_', '-')}", str(getattr(options, key)))]
     contenders = {}
     for number, name in enumerate(names):
         worker = ["--worker", name, "--root", str(root), *common]
@@ -88,9 +82,8 @@ def _race(script: str, options: argparse.Namespace, root: Path, names: list[str]
 
 
 def _report(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
-    print(
-        f"\n{machine()}, {options.dtype}, {options.global_batch} samples a step, the peer {options.peer_batch} at once\n"
-    )
+    print(f"\n{machine()}, {options.dtype}, {options.global_batch} samples a step")
+    print(f"the peer takes {options.peer_batch} samples at once, ours rows of up to {options.row} tokens\n")
     seconds = {name: [second for r in rounds for second in r["seconds"]] for name, rounds in found.items()}
     peak = {name: rounds[-1]["peak_bytes"] for name, rounds in found.items()}
     rows = []
@@ -114,7 +107,7 @@ def _settings(options: argparse.Namespace, trainable: dict[str, str]) -> Finetun
         options.root / "run",
         trainable=trainable,
         model={"image": {"fit": "crop"}},
-        data={"packing": packing, "group_by_image": True},
+        data={"packing": packing, "group_by_image": True, "max_length_tokens": options.row},
         train={"global_batch_size": options.global_batch, "dtype": options.dtype},
     )
 
