@@ -12,6 +12,8 @@ SHELL := bash
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# oneDNN keeps compiled products of 1,024 shapes, some 160 KB each; rows of many lengths fill that.
+export ONEDNN_PRIMITIVE_CACHE_CAPACITY ?= 128
 
 .PHONY: demo demo-clip test lint gpu-check clean
 
