@@ -10,7 +10,6 @@ from typing import Any
 
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import TimeIsUp, UserError
-from mllm.training.allocator import release_freed_memory
 from mllm.training.callback import Callback
 from mllm.training.engine import Engine
 from mllm.training.gradients import GradientCheck
@@ -139,7 +138,6 @@ class Trainer:
         targets, tokens, flops = self.engine.sum_over_ranks([float(sum(values)) for values in zip(*own, strict=True)])
         scale = 1.0 / max(1.0, targets)
         loss_sum = 0.0
-        release_freed_memory()
         for index, micro_batch in enumerate(window.micro_batches):
             with self.engine.autocast():
                 loss = self.task.loss_sum(self.engine.module, micro_batch)
