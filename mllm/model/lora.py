@@ -2,9 +2,8 @@
 
 import logging
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,6 +11,10 @@ from mllm.config import LoraSettings
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantization import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
+
+# peft brings bitsandbytes and Inductor along, 54 MB a rank that a run without LoRA can do without.
+if TYPE_CHECKING:
+    from peft.tuners.lora import LoraLayer
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,9 @@ def add_lora(model: MultimodalLM, settings: LoraSettings, part: str = "language_
 
     qlora puts every linear layer into 4 bits first, chosen or not, unless they are already.
     """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
     root = adapted_module(model, part)
     layers = linear_layers(model, part)
     targets = choose_targets(layers, settings, part)
@@ -90,7 +96,12 @@ def merge_lora(model: MultimodalLM, part: str | None = None) -> None:
 
     4-bit weights are dequantized: the result holds the rounded weights, not those that the model had before QLoRA.
     """
-    for adapted in [part] if part is not None else list(model.adapters):
+    adapted_parts = [part] if part is not None else list(model.adapters)
+    if not adapted_parts:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    for adapted in adapted_parts:
         root = adapted_module(model, adapted)
         for name, module in list(root.named_modules()):
             if isinstance(module, LoraLayer):
@@ -101,7 +112,7 @@ def merge_lora(model: MultimodalLM, part: str | None = None) -> None:
             logger.info("merged 4-bit weights of %s: what rounding to nf4 lost stays lost", adapted)
 
 
-def _merged(layer: LoraLayer) -> nn.Module:
+def _merged(layer: "LoraLayer") -> nn.Module:
     base = layer.get_base_layer()
     if is_quantized(base):
         plain = dequantized(base)
