@@ -13,24 +13,20 @@ from mllm.evaluation.benchmark import Item
 def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
     """At least `count` items with the type shares of all; None, or more than there are, means all of them.
 
-    Each type's quota is its share of `count`, rounded up. Images come in seeded order and give all their items whose
-    type still has room, so that the sample holds few images with many questions each.
+    Each type's quota is its share of `count`, rounded up, drawn at random from all its items, so that the mean over the
+    sample estimates that over all. Items of one image stand together.
     """
     if count is None or count >= len(items):
         return list(items)
     sizes = Counter(item.type for item in items)
     room = {kind: math.ceil(count * size / len(items)) for kind, size in sizes.items()}
-    by_group: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        by_group[item.group].append(item)
-    groups = list(by_group)
     chosen = []
-    for index in np.random.default_rng(seed).permutation(len(groups)):
-        for item in by_group[groups[index]]:
-            if room[item.type]:
-                room[item.type] -= 1
-                chosen.append(item)
-    return chosen
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        if room[items[index].type]:
+            room[items[index].type] -= 1
+            chosen.append(items[index])
+    place = {group: number for number, group in enumerate(dict.fromkeys(item.group for item in chosen))}
+    return sorted(chosen, key=lambda item: place[item.group])
 
 
 def complete_groups(chosen: Sequence[Item], items: Sequence[Item]) -> list[Item]:

@@ -1,5 +1,8 @@
 """Sampling, controls and intervals of an evaluation."""
 
+from collections import Counter
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,14 @@ def test_stratified_sample_keeps_the_shares_of_types(items):
     assert len(chosen) >= 40
     assert sum(i.type == "shape" for i in chosen) == 10
     assert chosen == stratified_sample(items, 40, seed=1) != stratified_sample(items, 40, seed=2)
+
+
+def test_a_sample_is_drawn_from_all_items_and_keeps_those_of_an_image_together(items):
+    drawn = Counter(i.id for seed in range(300) for i in stratified_sample(items, 20, seed))
+    assert all(0.25 * 0.6 < drawn[i.id] / 300 < 0.25 * 1.5 for i in items)
+    groups = [i.group for i in stratified_sample(items, 40, seed=1)]
+    assert len(set(groups)) > 12
+    assert sum(a != b for a, b in pairwise(groups)) == len(set(groups)) - 1
 
 
 def test_swapped_items_never_keep_their_image_or_answer(items):
