@@ -371,7 +371,9 @@ def _show(options: argparse.Namespace) -> None:
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     console = Console()
     for index in mixture.order(0)[: options.count]:
-        example = render_example(mixture.samples[index], processor, settings.data.max_length_tokens)
+        example = render_example(
+            mixture.samples[index], processor, settings.data.max_length_tokens, settings.data.on_too_long
+        )
         console.print(coloured_tokens(example, processor))
 
 
@@ -393,7 +395,7 @@ def _validate(options: argparse.Namespace) -> None:
         processor = load_processor(settings.model)
 
         def check(sample: Any) -> None:
-            render_example(sample, processor, settings.data.max_length_tokens)
+            render_example(sample, processor, settings.data.max_length_tokens, settings.data.on_too_long)
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

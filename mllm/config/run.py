@@ -8,6 +8,7 @@ from mllm.config.load import Settings
 from mllm.config.model import ModelSettings, TrainableSettings
 
 Packing = Literal["none", "samples", "shared_prefix"]
+OnTooLong = Literal["error", "drop", "truncate_text"]
 Attention = Literal["auto", "sdpa", "flash_attention", "flex_attention"]
 
 
@@ -17,7 +18,9 @@ class DataSettings(Settings):
     `packing`: `none` = a row a sample; `samples` = several samples in a row, each seeing only itself; `shared_prefix` =
     also, samples that open with the same image and tokens store that opening once. `group_by_length`, for `none`: a
     global batch holds samples with images or samples without, of like length. `workers`: threads of each rank that decode
-    the images of the next step (0: its one thread that prepares the step does).
+    the images of the next step (0: its one thread that prepares the step does). `on_too_long`: of a sample of more than
+    `max_length_tokens`; `truncate_text` keeps its first tokens, never a part of an image, and drops it where no answer is
+    among them.
     """
 
     recipe: str
@@ -27,7 +30,7 @@ class DataSettings(Settings):
     group_by_length: bool = False
     workers: int = Field(default=2, ge=0)
     on_bad_sample: Literal["error", "skip"] = "error"
-    on_too_long: Literal["error", "drop"] = "error"
+    on_too_long: OnTooLong = "error"
 
     @model_validator(mode="after")
     def _one_grouping(self) -> "DataSettings":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mllm.config.run import OnTooLong
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import BadSampleError, UserError
@@ -11,19 +12,26 @@ from mllm.processor import Processor
 
 @dataclass(frozen=True)
 class Example:
-    """A rendered sample: its tokens, and its images still on the disk."""
+    """A rendered sample: its tokens, its images still on the disk, and how many of its tokens were cut off."""
 
     sample_id: str
     tokens: Tokens
     images: tuple[str, ...]
+    cut_tokens: int = 0
 
     @property
     def length(self) -> int:
         return len(self.tokens.input_ids)
 
 
-def render_example(sample: Sample, processor: Processor, max_length_tokens: int) -> Example:
-    """Render a sample for training. Raises BadSampleError, with its kind, when it can't be trained on."""
+def render_example(
+    sample: Sample, processor: Processor, max_length_tokens: int, on_too_long: OnTooLong = "error"
+) -> Example:
+    """Render a sample for training. Raises BadSampleError, with its kind, when it can't be trained on.
+
+    A sample that is too long is cut where `on_too_long` is truncate_text and an answer is left; else it is of the kind
+    `too_long`.
+    """
     sample.check()
     try:
         sizes = [read_image_size(path) for path in sample.images]
@@ -32,11 +40,26 @@ def render_example(sample: Sample, processor: Processor, max_length_tokens: int)
     tokens = processor.render(sample.messages, sizes)
     if tokens.supervised_count == 0:
         raise BadSampleError(sample.id, "nothing_supervised", "no token of it would be learned")
-    if len(tokens.input_ids) > max_length_tokens:
+    length = len(tokens.input_ids)
+    if length <= max_length_tokens:
+        return Example(sample.id, tokens, sample.images)
+    reason = f"is {length} tokens long, data.max_length_tokens is {max_length_tokens}; "
+    if on_too_long != "truncate_text":
         raise BadSampleError(
-            sample.id,
-            "too_long",
-            f"is {len(tokens.input_ids)} tokens long, data.max_length_tokens is {max_length_tokens}; "
-            "raise it, or set data.on_too_long: drop",
+            sample.id, "too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text"
         )
-    return Example(sample.id, tokens, sample.images)
+    cut = _truncated(tokens, max_length_tokens)
+    if cut.supervised_count == 0:
+        raise BadSampleError(sample.id, "too_long", f"{reason}none of its answers lies before the cut")
+    images = sample.images[: len(cut.image_spans)]
+    return Example(sample.id, cut, images, cut_tokens=length - len(cut.input_ids))
+
+
+def _truncated(tokens: Tokens, max_length_tokens: int) -> Tokens:
+    """The first tokens; an image that the limit would cut through is left out with all that follows."""
+    end = max_length_tokens
+    for start, length in tokens.image_spans:
+        if start < end < start + length:
+            end = start
+    spans = tuple((start, length) for start, length in tokens.image_spans if start + length <= end)
+    return Tokens(tokens.input_ids[:end], tokens.supervised[:end], spans)

@@ -180,4 +180,4 @@ def _list_skipped(run_dir: Path, skipped: dict[str, tuple[str, str]]) -> None:
         for sample_id, (kind, reason) in skipped.items()
     ]
     write_text_atomically(run_dir / "skipped.jsonl", "\n".join(lines) + "\n")
-    logger.warning("%d sample(s) were skipped; %s lists them", len(skipped), run_dir / "skipped.jsonl")
+    logger.warning("%d sample(s) were skipped or cut; %s lists them", len(skipped), run_dir / "skipped.jsonl")

@@ -81,15 +81,19 @@ class InstructionTask:
         for index in self.sample_indices(step):
             try:
                 sample = self.mixture.samples[index]
-                examples.append(render_example(sample, self.processor, self.data.max_length_tokens))
+                example = render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
             except BadSampleError as error:
-                if error.kind == "too_long" and self.data.on_too_long == "drop":
+                if error.kind == "too_long" and self.data.on_too_long != "error":
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
                 ids.append(error.sample_id)
             else:
                 ids.append(sample.id)
+                examples.append(example)
+                if example.cut_tokens:
+                    used = f"its first {example.length} of {example.length + example.cut_tokens} tokens were used"
+                    skips.found.append((sample.id, "truncated", used))
         if not examples:
             raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)

@@ -14,6 +14,9 @@ from mllm.errors import UserError
 from mllm.files import publish_directory, remove_directory, temporary_name, write_failure, write_json_atomically
 from mllm.training.engine import Engine
 
+# What `Trainer` writes and reads.
+PROGRESS = ("step", "total_steps", "world_size", "skipped", "tokens_seen", "best", "callbacks")
+
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Whole checkpoints of a run, oldest first."""
@@ -109,6 +112,12 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 def load_progress(checkpoint: Path, world_size: int, total_steps: int) -> dict[str, Any]:
     """`progress.json`, held against the run that wants to go on. Raises UserError where they differ."""
     progress = read_progress(checkpoint)
+    missing = [name for name in PROGRESS if name not in progress]
+    if missing:
+        raise UserError(
+            f"{checkpoint} was written by another version of mllm: its progress.json has no {', '.join(missing)}; "
+            f"start in another run_dir, from its weights if you like (model.init_from: {checkpoint / 'model'})"
+        )
     for name, now in (("world_size", world_size), ("total_steps", total_steps)):
         if progress[name] != now:
             raise UserError(

@@ -38,6 +38,15 @@ def test_a_checkpoint_with_a_missing_or_cut_file_is_not_resumed(begun, tmp_path)
         run_here(begun)
 
 
+def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks(begun, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "step_00000003" / "progress.json"
+    progress = json.loads(path.read_text())
+    del progress["best"], progress["callbacks"]
+    path.write_text(json.dumps(progress))
+    with pytest.raises(UserError, match=r"another version of mllm: its progress.json has no best, callbacks; start"):
+        run_here(begun)
+
+
 def test_a_run_whose_language_model_was_exchanged_is_not_resumed(begun, tmp_path):
     values = json.loads((tmp_path / "lm" / "config.json").read_text())
     LlamaForCausalLM(LlamaConfig(**values | {"intermediate_size": 48})).save_pretrained(tmp_path / "lm")

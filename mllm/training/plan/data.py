@@ -112,7 +112,8 @@ def _examples(task: InstructionTask, step: int, processor: Processor, skipped: C
     examples = []
     for index in task.sample_indices(step):
         try:
-            examples.append(render_example(task.mixture.samples[index], processor, task.data.max_length_tokens))
+            sample = task.mixture.samples[index]
+            examples.append(render_example(sample, processor, task.data.max_length_tokens, task.data.on_too_long))
         except BadSampleError as error:
             skipped[error.kind] += 1
     return examples

@@ -1,0 +1,32 @@
+"""What a run does with samples it can't use as they are, and with numbers it can't go on from."""
+
+import json
+
+import pytest
+
+from mllm.errors import UserError
+from tests.training.test_exactness import config, run_here
+
+
+def listed(run_dir):
+    return {line["id"]: line["kind"] for line in map(json.loads, (run_dir / "skipped.jsonl").open())}
+
+
+def test_long_samples_are_refused_dropped_or_cut_and_listed(tiny_parts, recipe, tmp_path):
+    short = {"data__max_length_tokens": 40, "data__packing": "samples", "train__global_batch_size": 12}
+    with pytest.raises(UserError, match=r"tokens long, data.max_length_tokens is 40; raise it"):
+        run_here(config(tiny_parts, recipe, tmp_path / "e", **short))
+    run_here(config(tiny_parts, recipe, tmp_path / "d", **short, data__on_too_long="drop"))
+    run_here(config(tiny_parts, recipe, tmp_path / "t", **short, data__on_too_long="truncate_text"))
+    dropped, cut = listed(tmp_path / "d"), listed(tmp_path / "t")
+    assert dropped and set(dropped.values()) == {"too_long"}
+    assert cut.keys() == dropped.keys() and "truncated" in cut.values()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(tiny_parts, recipe, tmp_path):
+    with pytest.raises(
+        UserError, match=r"(loss|gradient norm) is (nan|inf) at step \d+; samples: s\d+, s\d+"
+    ) as caught:
+        run_here(config(tiny_parts, recipe, tmp_path / "run", optim__lr=1e30))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert f"at step {steps[-1] + 1 if steps else 1};" in str(caught.value)
