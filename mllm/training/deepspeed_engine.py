@@ -42,7 +42,7 @@ def init_distributed() -> None:
 
 
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
-REDUCE_BUCKET_ELEMENTS = 10_000_000
+REDUCE_BUCKET_ELEMENTS = 4_000_000
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
