@@ -37,6 +37,7 @@ from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
 from mllm.training.finetune import start_model
+from mllm.training.flops import unit_flops
 from mllm.training.instruction import InstructionTask
 
 SMOLLM2_135M = {
@@ -147,8 +148,9 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, gpu)
     if settings.train.gradient_checkpointing:
         checkpoint_activations(model.language_model)
+    costs = unit_flops(model)
     engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
-    return InstructionTask(mixture, processor, settings.data, settings.train), engine
+    return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine
 
 
 def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
