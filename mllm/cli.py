@@ -92,9 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     synth = _subparser(
-        commands, "synth", _synth, "make training data from captions", "mllm synth data_recipes/demo/synth.yaml"
+        commands,
+        "synth",
+        _synth,
+        "make training data from captions, boxes and text",
+        "mllm synth data_recipes/demo/synth.yaml\n  mllm synth data_recipes/synth_openai.yaml --set limit=100",
     )
-    synth.add_argument("config")
+    synth.add_argument("config", help="with `sources` (see data_recipes/demo) or with `inputs` (see docs/synthesis.md)")
     add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
@@ -309,10 +313,20 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from mllm.config import load_settings
+    from mllm.config import load_settings, read_yaml
     from mllm.synthesis.config import SynthConfig
+    from mllm.synthesis.instructions.config import InstructionConfig
+    from mllm.synthesis.instructions.run import write_instructions
     from mllm.synthesis.run import synthesize
 
+    if "inputs" in read_yaml(options.config):
+        written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
+        print(
+            f"{written.samples:,} samples of {written.requests:,} requests "
+            f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
+        )
+        print(f"data hash {written.data_hash}")
+        return
     report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
     print(f"data hash {report.data_hash}")
 

@@ -1,0 +1,203 @@
+"""Any endpoint that speaks OpenAI's chat completions, asked by the `openai` client."""
+
+import asyncio
+import base64
+import io
+import json
+import logging
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from mllm.errors import UserError
+from mllm.images.decode import read_image
+from mllm.synthesis.instructions.backends.base import (
+    Answered,
+    Completion,
+    OutOfBudgetError,
+    Prompt,
+    RequestFailedError,
+)
+from mllm.synthesis.instructions.config import OpenAISettings
+from mllm.synthesis.instructions.pace import Pace
+
+log = logging.getLogger(__name__)
+# Errors of the configuration: no other request would fare better.
+HOPELESS = (401, 403, 404)
+RETRIED = (408, 409, 425, 429)
+CHARACTERS_PER_TOKEN = 2.0
+IMAGE_TOKENS = 2000
+
+
+class OpenAIBackend:
+    """Retries by itself, since waiting has to be shared: what one request is told of a busy server holds for all."""
+
+    batch_size = 1
+    kinds: frozenset[str] | None = None
+    languages: frozenset[str] | None = None
+
+    def __init__(self, settings: OpenAISettings) -> None:
+        """Raises UserError when the client or the key is missing."""
+        try:
+            import openai
+        except ImportError:
+            raise UserError("backend openai needs the openai package; pip install 'mllm[synth]'") from None
+        key = os.environ.get(settings.api_key_env)
+        if not key and settings.base_url is None:
+            raise UserError(f"backend openai: the environment variable {settings.api_key_env} holds no key")
+        self._errors = openai
+        self._client = openai.AsyncOpenAI(
+            # A server of one's own seldom asks for a key, but the client insists on one.
+            api_key=key or "none",
+            base_url=settings.base_url,
+            timeout=settings.timeout_s,
+            max_retries=0,
+        )
+        self._settings = settings
+        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
+        self._rng = random.Random()
+        self._paid = [0, 0]
+        self._reserved = [0, 0]
+        self.takes_schema = self._may_structure = settings.structured_output == "auto"
+        self.concurrency = settings.concurrency
+        self.needs_facts = not settings.sends_image
+        asked = (
+            settings.model,
+            settings.temperature,
+            settings.max_tokens,
+            settings.sends_image and settings.image_size_px,
+        )
+        self.identity = json.dumps(["openai", *asked])
+
+    def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self._paid[0] += prompt_tokens
+        self._paid[1] += completion_tokens
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        settings = self._settings
+        return (prompt_tokens * settings.price_prompt + completion_tokens * settings.price_completion) / 1e6
+
+    async def complete(self, prompts: Sequence[Prompt]) -> list[Answered]:
+        return [await self._one(prompt) for prompt in prompts]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _one(self, prompt: Prompt) -> Answered:
+        messages = await self._messages(prompt)
+        reserve = self._reserve(prompt)
+        try:
+            return await self._attempts(prompt, messages)
+        except RequestFailedError as error:
+            return error
+        finally:
+            for index, tokens in enumerate(reserve):
+                self._reserved[index] -= tokens
+
+    def _reserve(self, prompt: Prompt) -> tuple[int, int]:
+        """Set aside what the request may cost at most (the prompt's tokens are estimated, generously)."""
+        settings = self._settings
+        characters = sum(len(message["content"]) for message in prompt.messages)
+        reserve = int(characters / CHARACTERS_PER_TOKEN) + IMAGE_TOKENS * settings.sends_image, settings.max_tokens
+        total = [p + r + new for p, r, new in zip(self._paid, self._reserved, reserve, strict=True)]
+        if settings.budget is not None and self.cost(total[0], total[1]) > settings.budget:
+            raise OutOfBudgetError(
+                f"the budget of {settings.budget:g} would be exceeded ({self.cost(*self._paid):.4g} spent, "
+                f"up to {self.cost(total[0], total[1]):.4g} with the next request); raise backend.budget and go on"
+            )
+        if settings.budget_tokens is not None and sum(total) > settings.budget_tokens:
+            raise OutOfBudgetError(
+                f"the budget of {settings.budget_tokens:,} tokens would be exceeded ({sum(self._paid):,} spent, up to "
+                f"{sum(total):,} with the next request); raise backend.budget_tokens and go on"
+            )
+        for index, tokens in enumerate(reserve):
+            self._reserved[index] += tokens
+        return reserve
+
+    async def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = [dict(message) for message in prompt.messages]
+        if self._settings.sends_image:
+            url = await asyncio.to_thread(image_url, prompt.context.location, self._settings.image_size_px)
+            text = {"type": "text", "text": messages[-1]["content"]}
+            messages[-1]["content"] = [text, {"type": "image_url", "image_url": {"url": url}}]
+        return messages
+
+    async def _attempts(self, prompt: Prompt, messages: list[dict[str, Any]]) -> Completion:
+        failure = RequestFailedError("no_attempt", "")
+        for attempt in range(self._settings.attempts):
+            await self._pace.wait()
+            structured = prompt.schema is not None and self._may_structure
+            try:
+                return await self._request(prompt, messages, structured)
+            except self._errors.APIStatusError as error:
+                failure = RequestFailedError(f"status_{error.status_code}", one_line(error))
+                if error.status_code in HOPELESS:
+                    raise UserError(f"backend openai: the server refuses ({one_line(error)})") from None
+                if structured and error.status_code in (400, 422) and "response_format" in str(error):
+                    log.info("the server takes no JSON schema; asking without one")
+                    self._may_structure = False
+                    continue
+                if error.status_code < 500 and error.status_code not in RETRIED:
+                    raise failure from None
+                asked = retry_after_s(error.response.headers)
+                if error.status_code in (429, 503) and asked is not None:
+                    self._pace.pause(min(asked, self._settings.backoff_max_s))
+            except self._errors.APITimeoutError as error:
+                failure = RequestFailedError("timeout", one_line(error))
+            except self._errors.APIConnectionError as error:
+                failure = RequestFailedError("connection", one_line(error))
+            except (self._errors.APIError, ValueError) as error:
+                failure = RequestFailedError("bad_response", one_line(error))
+            if attempt + 1 < self._settings.attempts:
+                wait = min(self._settings.backoff_s * 2**attempt, self._settings.backoff_max_s)
+                # Between half and all of it, so that those who failed together don't come back together.
+                await asyncio.sleep(wait * self._rng.uniform(0.5, 1))
+        raise failure
+
+    async def _request(self, prompt: Prompt, messages: list[dict[str, Any]], structured: bool) -> Completion:
+        """One attempt. Raises the client's errors, and ValueError for an answer without text."""
+        options: dict[str, Any] = {}
+        if structured:
+            schema = {"name": "turns", "schema": prompt.schema, "strict": True}
+            options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        response = await self._client.chat.completions.create(
+            model=self._settings.model,
+            messages=messages,  # type: ignore[arg-type]
+            temperature=self._settings.temperature,
+            max_tokens=self._settings.max_tokens,
+            seed=prompt.seed,
+            # A server that knows the header gives its first answer again instead of being paid for a second.
+            extra_headers={"Idempotency-Key": prompt.key},
+            **options,
+        )
+        usage = getattr(response, "usage", None)
+        tokens = [getattr(usage, name, None) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        self.spent(*tokens)
+        self._pace.used(sum(tokens))
+        choices = getattr(response, "choices", None)
+        text = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
+        if not isinstance(text, str):
+            raise ValueError("the answer holds no text")
+        return Completion(text, *tokens)
+
+
+def image_url(location: str, size_px: int) -> str:
+    """A JPEG data URL of the image, its longer side at most `size_px`. Raises UserError like `read_image`."""
+    image = read_image(location)
+    image.thumbnail((size_px, size_px))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def retry_after_s(headers: Any) -> float | None:
+    """Seconds of a Retry-After header that gives a number."""
+    try:
+        return max(0.0, float(headers.get("retry-after", "")))
+    except ValueError:
+        return None
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

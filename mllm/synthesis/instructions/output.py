@@ -1,0 +1,152 @@
+"""The files of a run, and its report."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from mllm.config import dump_yaml
+from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
+from mllm.data.readers.vqa import SUFFIX
+from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.data.writers import SampleWriter, open_writer
+from mllm.errors import UserError
+from mllm.files import temporary_name, write_text_atomically
+from mllm.images.stored import is_stored
+from mllm.synthesis.instructions.asking import Asked
+from mllm.synthesis.instructions.backends.base import InstructionBackend
+from mllm.synthesis.instructions.config import InstructionConfig
+from mllm.synthesis.instructions.filters import NAMES, Candidate, ImageFilters
+from mllm.synthesis.instructions.inputs import Refused
+from mllm.synthesis.instructions.journal import Totals
+
+OF_IMAGES = ("bad_record", *ImageFilters.names, "duplicate_id", "no_facts")
+OF_ANSWERS = ("unanswered", "unparsable", *NAMES, "judge")
+
+
+class InstructionReport(BaseModel):
+    """What a run wrote. `funnel`: what each stage refused, in order: of images until no_facts, then of requests.
+
+    `answered_before`: by earlier runs into this output; tokens and cost are of all of them together. `yes_no`: first words
+    of the answers of kind `absent`. `complete` is false where the budget or the server ended the run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    data_hash: str
+    seed: int
+    backend: str
+    complete: bool
+    requests: int
+    answered: int
+    answered_before: int
+    failed: dict[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    samples: int
+    written: dict[str, int]
+    funnel: dict[str, int]
+    yes_no: dict[str, int]
+
+
+@dataclass
+class Output:
+    """Counts of what was written, by kind/language, and refused, by filter; `digest` is over all samples."""
+
+    digest: str = ""
+    written: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    yes_no: Counter[str] = field(default_factory=Counter)
+
+
+def sample_of(candidate: Candidate) -> Sample:
+    """The image comes first, in the first user turn; short answers in English are asked for in LLaVA-1.5's words."""
+    request = candidate.request
+    suffix = SUFFIX if request.kind == "short_vqa" and request.language == "en" else ""
+    messages = []
+    for index, (question, answer) in enumerate(candidate.turns):
+        text = TextPart(text=question + suffix)
+        messages.append(Message(role="user", content=(text,) if index else (ImagePart(), text)))
+        messages.append(Message(role="assistant", content=(TextPart(text=answer),)))
+    context = request.prompt.context
+    return Sample(
+        id=request.id, messages=tuple(messages), images=(context.image,), source=context.source, kind=request.kind
+    )
+
+
+def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]) -> Output:
+    """Write the samples of each input, the rejected, and a recipe; each file has its name only once it is whole.
+
+    An input whose images lie inside its file becomes a parquet file with the images inside, another JSON lines.
+    """
+    root, output, digest = config.output, Output(), hashlib.sha256()
+    rejected = temporary_name(root / "rejected.jsonl")
+    writers: dict[str, SampleWriter] = {}
+    with ExitStack() as stack:
+        refusals = stack.enter_context(open(rejected, "w", encoding="utf-8"))
+        for item in items:
+            if isinstance(item, Refused):
+                output.refused[item.filter] += 1
+                refusals.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
+                continue
+            sample, context = sample_of(item), item.request.prompt.context
+            if context.source not in writers:
+                holds = is_stored(context.location)
+                path = root / f"{context.source}.{'parquet' if holds else 'jsonl'}"
+                writers[context.source] = stack.enter_context(open_writer(path, embed_images=holds))
+            writers[context.source].write(sample, {context.image: context.location}.__getitem__)
+            digest.update(sample.model_dump_json().encode("utf-8", "surrogatepass"))
+            output.written[f"{sample.kind}/{item.request.language}"] += 1
+            if sample.kind == "absent":
+                output.yes_no.update(answer.lower().split()[0].strip(",.!:;") for _, answer in item.turns)
+    rejected.replace(root / "rejected.jsonl")
+    output.digest = digest.hexdigest()
+    _write_recipe(config, {name: writer.path for name, writer in writers.items()})
+    return output
+
+
+def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
+    roots = {source.name: source.image_root for source in config.inputs}
+    sources = tuple(SourceSettings(path=str(path), image_root=roots[name]) for name, path in files.items())
+    if sources:
+        recipe = RecipeSettings(name=config.output.name, stage="instruct", sources=sources)
+        write_text_atomically(config.output / "recipe.yaml", dump_yaml(recipe))
+
+
+def report_of(
+    config: InstructionConfig,
+    output: Output,
+    asked: Asked,
+    complete: bool,
+    totals: Totals,
+    backend: InstructionBackend,
+) -> InstructionReport:
+    """The report, and an error in place of one that has counts of nothing."""
+    samples = sum(output.written.values())
+    requests = samples + sum(output.refused[name] for name in OF_ANSWERS)
+    if not requests:
+        reasons = ", ".join(f"{name} {count}" for name, count in output.refused.items())
+        raise UserError(f"the inputs give nothing to ask about ({reasons or 'they are empty'}); see rejected.jsonl")
+    return InstructionReport(
+        data_hash=output.digest,
+        seed=config.seed,
+        backend=config.backend.kind,
+        complete=complete,
+        requests=requests,
+        answered=requests - output.refused["unanswered"],
+        answered_before=asked.from_before,
+        failed=dict(asked.failed),
+        prompt_tokens=totals.prompt_tokens,
+        completion_tokens=totals.completion_tokens,
+        cost=backend.cost(totals.prompt_tokens, totals.completion_tokens),
+        samples=samples,
+        written=dict(sorted(output.written.items())),
+        funnel={name: output.refused[name] for name in (*OF_IMAGES, *OF_ANSWERS)},
+        yes_no=dict(sorted(output.yes_no.items())),
+    )
