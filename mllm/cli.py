@@ -127,6 +127,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--fix", metavar="DIR", help="write the good samples there, and a recipe.yaml of them")
 
+    survey = _subparser(
+        data,
+        "report",
+        _report_data,
+        "one HTML page of what a recipe's samples are like",
+        "mllm data report data_recipes/demo/instruct.yaml --out report.html",
+    )
+    survey.add_argument("recipe")
+    survey.add_argument("--out", default="report.html")
+
     rewrite = _subparser(
         data,
         "convert",
@@ -431,6 +441,19 @@ def _validate(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.recipe}: {len(findings.problems)} problems; --list writes them all, --fix a clean copy"
         )
+
+
+def _report_data(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from mllm.data.recipe import load_recipe
+    from mllm.data.report.page import write_page
+    from mllm.data.report.survey import survey_recipe
+
+    recipe = load_recipe(options.recipe)
+    survey = survey_recipe(recipe)
+    write_page(Path(options.out), recipe.name, survey)
+    print(f"saved {options.out}: {survey.samples:,} samples")
 
 
 def _convert_data(options: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""`mllm data report`: what a recipe's samples are like, as one HTML page."""
