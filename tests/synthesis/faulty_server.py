@@ -78,6 +78,8 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "timeout":
             time.sleep(0.4)
             self.close_connection = True
+        elif fault == "drip":
+            self._send(200, json.dumps(whole).encode(), drop_s=0.1)
         elif fault == "cut":
             self._send(200, json.dumps(whole).encode(), cut=True)
         elif fault == "malformed":
@@ -87,17 +89,30 @@ class Handler(BaseHTTPRequestHandler):
         else:
             with self.ledger.lock:
                 self.ledger.paid[key] += 1
+            if fault == "refusal":
+                choice["message"] = {"role": "assistant", "content": None, "refusal": "I won't."}
+            if fault == "silence":
+                choice["message"] = {"role": "assistant", "content": None}
+            if fault == "twice":
+                whole["choices"] = [choice, choice | {"index": 1}]
             self._send(200, json.dumps(whole).encode())
 
-    def _send(self, status: int, body: bytes, retry_after: str = "", cut: bool = False) -> None:
+    def _send(self, status: int, body: bytes, retry_after: str = "", cut: bool = False, drop_s: float = 0.0) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         if retry_after:
             self.send_header("Retry-After", retry_after)
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        self.close_connection = cut
+        self.close_connection = cut or drop_s > 0
+        try:
+            for byte in body if drop_s else ():
+                self.wfile.write(bytes([byte]))
+                time.sleep(drop_s)
+            if not drop_s:
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+        except OSError:
+            """The client has given up waiting."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tests.synthesis.conftest import read_lines
 from tests.synthesis.faulty_server import serving
 from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
 
-FAULTS = ("429", "500", "timeout", "cut", "malformed", "no_choices")
+FAULTS = ("429", "500", "timeout", "cut", "drip", "malformed", "no_choices")
 
 
 def test_a_server_with_every_fault_loses_nothing_is_paid_once_and_changes_no_byte(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_server_with_every_fault_loses_nothing_is_paid_once_and_changes_no_byt
         config = make_run(tmp_path, records, "faulty", backend=openai_backend(url))
         report = write_instructions(config)
         assert len(ledger.paid) == 24 and set(ledger.paid.values()) == {1}
-        assert sum(ledger.tried.values()) == 24 * 7
+        assert sum(ledger.tried.values()) == 24 * 8
     assert report.samples == 24 and report.complete and not report.failed
     assert report.data_hash == calm.data_hash
     assert (tmp_path / "faulty/street.jsonl").read_bytes() == (tmp_path / "calm/street.jsonl").read_bytes()
@@ -63,6 +63,25 @@ def test_the_budget_stops_the_run_before_it_is_exceeded_and_more_of_it_goes_on(t
         report = write_instructions(make_run(tmp_path, records, backend=openai_backend(url, **prices, budget=30.0)))
         assert set(ledger.paid.values()) == {1} and len(ledger.paid) == 12
     assert report.cost == pytest.approx(12 * 0.2)
+
+
+@pytest.mark.parametrize("fault", ["refusal", "silence", "twice"])
+def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(tmp_path: Path, fault: str) -> None:
+    with serving(*[fault] * 3) as (url, ledger):
+        config = make_run(tmp_path, fact_records(8), backend=openai_backend(url))
+        report = write_instructions(config)
+        assert write_instructions(config).data_hash == report.data_hash and len(ledger.requests) == 8
+    odd = sum(int(key[:4], 16) % 4 < 3 for key in ledger.paid)
+    assert odd and report.answered == 8 and report.prompt_tokens == 800
+    assert report.funnel["unparsable"] == (0 if fault == "twice" else odd)
+
+
+def test_an_image_that_cannot_be_read_fails_its_own_request(tmp_path: Path) -> None:
+    with serving() as (url, ledger):
+        config = make_run(tmp_path, fact_records(3), backend=openai_backend(url, sends_image=True))
+        (tmp_path / "1.png").write_bytes(b"no image")
+        report = write_instructions(config)
+    assert report.failed == {"bad_image": 1} and report.samples == 2 and len(ledger.requests) == 2
 
 
 def test_a_budget_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:

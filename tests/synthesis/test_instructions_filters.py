@@ -14,7 +14,7 @@ from mllm.synthesis.instructions.filters import Candidate, build_filters
 from mllm.synthesis.instructions.filters.duplicates import NearDuplicate, Seen
 from mllm.synthesis.instructions.filters.images import HashSet
 from mllm.synthesis.instructions.parsing import UnparsableError, as_blocks, as_json, parse_turns
-from mllm.synthesis.instructions.prompts import Request, load_objects
+from mllm.synthesis.instructions.prompts import Request, absent_objects, load_objects, present_objects
 from mllm.synthesis.instructions.run import write_instructions
 from tests.synthesis.conftest import read_lines
 from tests.synthesis.faulty_server import blocks, serving
@@ -57,6 +57,7 @@ def refusals(*candidates: Candidate, sees_image: bool = False, **settings: objec
             "It is at [0.100, 0.200, 0.300, 0.500].",
             "It is at [0.100,0.200, 0.300, 0.400].",
         ),
+        ("unknown_object", "conversation", "There is a “zebra” here.", "There is a “dog” here."),
         ("personal_data", "conversation", "Write to anna.b@example.org about the dog.", "The dog is 5 years old."),
         ("personal_data", "conversation", "Call +49 30 901820 123.", "It was built in 1998 for 1500000 people."),
         ("personal_data", "conversation", "The card is 4111 1111 1111 1111.", "The number is 4111 1111 1111 1112."),
@@ -197,6 +198,7 @@ def test_a_judge_keeps_what_it_scores_high_and_gives_its_reason(tmp_path: Path) 
         ({"boxes": [{"category": "dog", "box": [5, 5, 1, 9]}]}, r"box: \[x1, y1, x2, y2\]"),
         ({"boxes": {"category": "dog"}}, "expected a list"),
         ({"captions": [], "boxes": [], "ocr": []}, "no facts"),
+        ({"boxes": [{"category": "dog", "box": [0, 0, float("inf"), 9]}]}, r"box: \[x1, y1, x2, y2\]"),
     ],
 )
 def test_a_record_that_is_none_is_passed_over_with_a_reason(tmp_path: Path, change: dict, reason: str) -> None:
@@ -206,3 +208,15 @@ def test_a_record_that_is_none_is_passed_over_with_a_reason(tmp_path: Path, chan
     assert len(list(read_contexts(source, bad.append))) == 2
     with pytest.raises(UserError, match=reason):
         raise bad[0]
+
+
+def test_what_a_fact_names_by_another_word_is_not_asked_for_as_absent() -> None:
+    objects = load_objects(PROMPTS)
+    context = Context("1", "s", "a.png", "a.png", ("A kitten on a sofa beside “books” and knives.",))
+    absent = absent_objects(context, objects)
+    assert "couch" in objects and not {"couch", "cat", "book", "knife"} & set(absent) and "zebra" in absent
+    assert present_objects(context, objects) == ["book"]
+
+
+def test_places_stay_inside_the_image() -> None:
+    assert Box("dog", (-3, 20, 104.0, 40)).place((80, 100)) == "[0.000, 0.250, 1.000, 0.500]"

@@ -38,10 +38,7 @@ def write_page(path: Path, title: str, survey: Survey) -> None:
         parts.append(f"<section><h2>by {name}</h2>{_bars(counts)}</section>")
     parts.append("</div><div class=two>")
     parts.append(f"<section><h2>words of an answer</h2>{histogram(survey.words, WORD_EDGES)}</section>")
-    turns = Counter({min(n, 20): 0 for n in survey.turns})
-    for n, count in survey.turns.items():
-        turns[min(n, 20)] += count
-    parts.append(f"<section><h2>turns</h2>{histogram(turns, tuple(range(1, 11)))}</section>")
+    parts.append(f"<section><h2>turns</h2>{histogram(survey.turns, tuple(range(1, 11)))}</section>")
     for name, index in (("height", 0), ("width", 1)):
         sizes = Counter(side[index] for side in survey.sides)
         parts.append(f"<section><h2>image {name} in px</h2>{histogram(sizes, SIDE_EDGES)}</section>")

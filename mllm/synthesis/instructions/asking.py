@@ -33,16 +33,19 @@ class Asked:
 async def ask_all(prompts: Iterable[Prompt], backend: InstructionBackend, journal: Journal, what: str) -> Asked:
     """Ask `backend` every prompt that the journal has no answer to.
 
-    When the budget is used up, the server refuses, or too many requests in a row fail, no more are sent, those under
-    way are waited for, and `ended_by` says why.
+    When the budget is used up, the server refuses, too many requests in a row fail, or an input or the disk fails, no
+    more are sent, those under way are waited for, and `ended_by` says why.
     """
     totals = journal.totals()
     backend.spent(totals.prompt_tokens, totals.completion_tokens)
     asked = Asked()
     queue = _Queue(iter(prompts), journal, asked)
     with tqdm(desc=what, unit="request", disable=None) as bar:
-        await asyncio.gather(*(_work(queue, backend, journal, asked, bar) for _ in range(backend.concurrency)))
-    await journal.flushed()
+        try:
+            await asyncio.gather(*(_work(queue, backend, journal, asked, bar) for _ in range(backend.concurrency)))
+        finally:
+            # Also after Ctrl-C: what has arrived is kept.
+            await journal.flushed()
     return asked
 
 
@@ -68,20 +71,18 @@ class _Queue:
 
 
 async def _work(queue: _Queue, backend: InstructionBackend, journal: Journal, asked: Asked, bar: tqdm) -> None:
-    while asked.ended_by is None and (prompts := await queue.take(backend.batch_size)):
-        try:
-            answers = await backend.complete(prompts)
-        except UserError as error:
-            asked.ended_by = asked.ended_by or error
-            return
-        for prompt, answer in zip(prompts, answers, strict=True):
-            if isinstance(answer, RequestFailedError):
-                _note_failure(asked, answer, max(FEWEST_FAILURES_IN_A_ROW, backend.concurrency))
-            else:
-                await journal.put(prompt.key, answer)
-                asked.answered += 1
-                asked.failures_in_a_row = 0
-        bar.update(len(prompts))
+    try:
+        while asked.ended_by is None and (prompts := await queue.take(backend.batch_size)):
+            for prompt, answer in zip(prompts, await backend.complete(prompts), strict=True):
+                if isinstance(answer, RequestFailedError):
+                    _note_failure(asked, answer, max(FEWEST_FAILURES_IN_A_ROW, backend.concurrency))
+                else:
+                    await journal.put(prompt.key, answer)
+                    asked.answered += 1
+                    asked.failures_in_a_row = 0
+            bar.update(len(prompts))
+    except UserError as error:
+        asked.ended_by = asked.ended_by or error
 
 
 def _note_failure(asked: Asked, failure: RequestFailedError, most_in_a_row: int) -> None:

@@ -1,5 +1,6 @@
 """What is known about one image, read from a record."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ class Box:
 
     category: str
     corners: tuple[float, float, float, float]
+
+    def place(self, size_px: tuple[int, int]) -> str:
+        """`[x1, y1, x2, y2]` as shares of the image's (height, width), 0–1 with 3 decimals, as in LLaVA's prompts."""
+        height, width = size_px
+        shares = (corner / side for corner, side in zip(self.corners, (width, height) * 2, strict=True))
+        return "[" + ", ".join(f"{min(max(share, 0), 1):.3f}" for share in shares) + "]"
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ def _context(place: str, record: dict[str, Any], source: InputSettings) -> Conte
     location = image if is_stored(image) else str(resolve_image(Path(source.image_root), image, place))
     boxes = tuple(_box(place, box) for box in _list(place, record, "boxes"))
     context = Context(
-        str(record.get("id", image)),
+        str(image if record.get("id") is None else record["id"]),
         source.name,
         image,
         location,
@@ -104,11 +111,15 @@ def _texts(place: str, record: dict[str, Any], names: tuple[str, ...]) -> tuple[
 def _box(place: str, value: Any) -> Box:
     if isinstance(value, dict) and isinstance(value.get("category"), str):
         corners = value.get("box")
-        if isinstance(corners, list) and len(corners) == 4 and all(type(c) in (int, float) for c in corners):
+        if isinstance(corners, list) and len(corners) == 4 and all(map(_is_number, corners)):
             x1, y1, x2, y2 = corners
             if x1 < x2 and y1 < y2:
                 return Box(" ".join(value["category"].split()), (x1, y1, x2, y2))
     raise BadRecordError(place, "expected boxes as {category: text, box: [x1, y1, x2, y2]} in pixels")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _size(place: str, record: dict[str, Any], location: str) -> tuple[int, int]:

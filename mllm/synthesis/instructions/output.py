@@ -104,7 +104,8 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
             digest.update(sample.model_dump_json().encode("utf-8", "surrogatepass"))
             output.written[f"{sample.kind}/{item.request.language}"] += 1
             if sample.kind == "absent":
-                output.yes_no.update(answer.lower().split()[0].strip(",.!:;") for _, answer in item.turns)
+                firsts = (answer.lower().split(maxsplit=1)[:1] for _, answer in item.turns)
+                output.yes_no.update(word.strip(",.!:;") for first in firsts for word in first)
     rejected.replace(root / "rejected.jsonl")
     output.digest = digest.hexdigest()
     _write_recipe(config, {name: writer.path for name, writer in writers.items()})

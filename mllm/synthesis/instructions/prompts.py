@@ -30,6 +30,7 @@ BLOCK_FORMAT = (
     "Write each turn as two blocks, `Question:` and `Answer:`, with a line `===` between all blocks, and nothing else."
 )
 JSON_FORMAT = 'Write JSON: {"turns": [{"question": "…", "answer": "…"}]}, and nothing else.'
+Objects = dict[str, tuple[str, ...]]
 NEEDED = {"ocr": "ocr", "grounding": "boxes", "spatial": "boxes"}
 
 
@@ -87,7 +88,7 @@ class Requests:
     config: InstructionConfig
     backend: InstructionBackend
     _kinds: dict[str, KindPrompts] = field(init=False)
-    _objects: tuple[str, ...] = field(init=False)
+    _objects: Objects = field(init=False)
 
     def __post_init__(self) -> None:
         config, backend = self.config, self.backend
@@ -119,7 +120,7 @@ class Requests:
     def _is_possible(self, kind: str, context: Context) -> bool:
         needed = NEEDED.get(kind)
         if kind == "absent":
-            return bool(present_objects(context, self._objects))
+            return bool(present_objects(context, self._objects) and absent_objects(context, self._objects))
         # Boxes can't be seen; words can, by a model that is sent the image.
         if needed == "boxes" or (needed and self.backend.needs_facts):
             return bool(getattr(context, needed))
@@ -131,9 +132,8 @@ class Requests:
         unwanted: tuple[str, ...] = ()
         facts = fact_lines(context)
         if kind == "absent":
-            present = present_objects(context, self._objects)
-            missing = [name for name in self._objects if not mentions(context.words, name)]
-            wanted, unwanted = (rng.choice(present),), (rng.choice(missing),)
+            wanted = (rng.choice(present_objects(context, self._objects)),)
+            unwanted = (rng.choice(absent_objects(context, self._objects)),)
             facts += (
                 f"\nAsk about, to be answered with yes: {wanted[0]}\nAsk about, to be answered with no: {unwanted[0]}"
             )
@@ -165,33 +165,44 @@ def prompt_key(*parts: object) -> str:
 
 
 def fact_lines(context: Context) -> str:
-    """The facts, a line each; boxes normalized to 0–1 with 3 decimals, as LLaVA's prompts have them."""
+    """The facts, a line each."""
     lines = list(context.captions)
     if context.size_px is not None:
-        height, width = context.size_px
-        for box in context.boxes:
-            x1, y1, x2, y2 = box.corners
-            corners = ", ".join(f"{value:.3f}" for value in (x1 / width, y1 / height, x2 / width, y2 / height))
-            lines.append(f"{box.category}: [{corners}]")
+        lines += [f"{box.category}: {box.place(context.size_px)}" for box in context.boxes]
     lines += [f"Text in the image: {text}" for text in context.ocr]
     lines += [f"Alternative text: {context.alt}"] if context.alt else []
     return "\n".join(lines)
 
 
-def load_objects(prompts: Path) -> tuple[str, ...]:
-    """The names of everyday objects that answers are searched for, and absent ones taken from; one a line."""
+def load_objects(prompts: Path) -> Objects:
+    """Everyday objects that answers are searched for, and absent ones taken from; `name` or `name: word, word` a line.
+
+    The words are others that may stand for the object: where a fact has one of them, it isn't said to be absent.
+    """
     path = prompts / "objects.txt"
     if not path.is_file():
         raise UserError(f"{path} does not exist; it lists the objects that absent ones are drawn from, one a line")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    objects = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, words = line.partition(":")
+        if name.strip():
+            objects[name.strip()] = tuple(word.strip() for word in words.split(",") if word.strip())
+    return objects
 
 
 def mentions(text: str, name: str) -> bool:
     """Whether lower-case `text` has the object `name`, in singular or a regular plural."""
-    return f" {name}" in f" {text}" and re.search(rf"\b{re.escape(name)}(s|es)?\b", text) is not None
+    # The first test is the cheap one.
+    return name in text and re.search(rf"\b{re.escape(name)}(s|es)?\b", text) is not None
 
 
-def present_objects(context: Context, objects: tuple[str, ...]) -> list[str]:
+def absent_objects(context: Context, objects: Objects) -> list[str]:
+    """Listed objects that no fact speaks of, by name or by another word."""
+    words = context.words
+    return [name for name, others in objects.items() if not any(mentions(words, word) for word in (name, *others))]
+
+
+def present_objects(context: Context, objects: Objects) -> list[str]:
     """Objects that are certainly there: those of the boxes, and listed ones that a caption names."""
     captions = " ".join(context.captions).lower()
     named = [name for name in objects if mentions(captions, name)]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ HOPELESS = (401, 403, 404)
 RETRIED = (408, 409, 425, 429)
 CHARACTERS_PER_TOKEN = 2.0
 IMAGE_TOKENS = 2000
+# What servers call the thing when they refuse it.
+SCHEMA_WORDS = re.compile(r"response_format|json_schema|guided_json|structured output", re.IGNORECASE)
 
 
 class OpenAIBackend:
@@ -85,7 +88,10 @@ class OpenAIBackend:
         await self._client.close()
 
     async def _one(self, prompt: Prompt) -> Answered:
-        messages = await self._messages(prompt)
+        try:
+            messages = await self._messages(prompt)
+        except UserError as error:
+            return RequestFailedError("bad_image", str(error))
         reserve = self._reserve(prompt)
         try:
             return await self._attempts(prompt, messages)
@@ -129,12 +135,13 @@ class OpenAIBackend:
             await self._pace.wait()
             structured = prompt.schema is not None and self._may_structure
             try:
-                return await self._request(prompt, messages, structured)
+                # The client's own limit is one for each read; a server that sends drop by drop would never reach it.
+                return await asyncio.wait_for(self._request(prompt, messages, structured), self._settings.timeout_s)
             except self._errors.APIStatusError as error:
                 failure = RequestFailedError(f"status_{error.status_code}", one_line(error))
                 if error.status_code in HOPELESS:
                     raise UserError(f"backend openai: the server refuses ({one_line(error)})") from None
-                if structured and error.status_code in (400, 422) and "response_format" in str(error):
+                if structured and error.status_code in (400, 422) and SCHEMA_WORDS.search(str(error)):
                     log.info("the server takes no JSON schema; asking without one")
                     self._may_structure = False
                     continue
@@ -143,7 +150,7 @@ class OpenAIBackend:
                 asked = retry_after_s(error.response.headers)
                 if error.status_code in (429, 503) and asked is not None:
                     self._pace.pause(min(asked, self._settings.backoff_max_s))
-            except self._errors.APITimeoutError as error:
+            except (self._errors.APITimeoutError, asyncio.TimeoutError) as error:
                 failure = RequestFailedError("timeout", one_line(error))
             except self._errors.APIConnectionError as error:
                 failure = RequestFailedError("connection", one_line(error))
@@ -156,7 +163,7 @@ class OpenAIBackend:
         raise failure
 
     async def _request(self, prompt: Prompt, messages: list[dict[str, Any]], structured: bool) -> Completion:
-        """One attempt. Raises the client's errors, and ValueError for an answer without text."""
+        """One attempt. Raises the client's errors, and ValueError for an answer that is none."""
         options: dict[str, Any] = {}
         if structured:
             schema = {"name": "turns", "schema": prompt.schema, "strict": True}
@@ -176,10 +183,13 @@ class OpenAIBackend:
         self.spent(*tokens)
         self._pace.used(sum(tokens))
         choices = getattr(response, "choices", None)
-        text = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
-        if not isinstance(text, str):
+        message = getattr(choices[0], "message", None) if choices else None
+        texts = [getattr(message, name, None) for name in ("content", "refusal")]
+        text = next((text for text in texts if isinstance(text, str)), None)
+        if text is None and not any(tokens):
             raise ValueError("the answer holds no text")
-        return Completion(text, *tokens)
+        # One without text that was paid for is kept as it is: to ask again would be to pay again.
+        return Completion(text or "", *tokens)
 
 
 def image_url(location: str, size_px: int) -> str:

@@ -74,7 +74,7 @@ def _grounding(prompt: Prompt, rng: random.Random) -> Turns:
     alone = [box for box in prompt.context.boxes if counts[box.category.lower()] == 1]
     rng.shuffle(alone)
     return [
-        (f"Where is the {box.category.lower()}?", f"The {box.category.lower()} is at {place(prompt.context, box)}.")
+        (f"Where is the {box.category.lower()}?", f"The {box.category.lower()} is at {_place(prompt.context, box)}.")
         for box in alone[:3]
     ]
 
@@ -129,12 +129,9 @@ def _relations(context: Context, rng: random.Random) -> Turns:
     return turns
 
 
-def place(context: Context, box: Box) -> str:
-    """The box as `[x1, y1, x2, y2]`, 0–1, 3 decimals."""
+def _place(context: Context, box: Box) -> str:
     assert context.size_px is not None, context.id
-    height, width = context.size_px
-    x1, y1, x2, y2 = box.corners
-    return "[" + ", ".join(f"{value:.3f}" for value in (x1 / width, y1 / height, x2 / width, y2 / height)) + "]"
+    return box.place(context.size_px)
 
 
 def sentence(text: str) -> str:

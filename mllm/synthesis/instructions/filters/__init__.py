@@ -10,6 +10,7 @@ from mllm.synthesis.instructions.filters.duplicates import Duplicate, NearDuplic
 from mllm.synthesis.instructions.filters.images import EvaluationQuestion, ImageFilters
 from mllm.synthesis.instructions.filters.language import WrongLanguage
 from mllm.synthesis.instructions.filters.objects import UnknownObject
+from mllm.synthesis.instructions.prompts import Objects
 
 NAMES = (
     "empty_turn",
@@ -26,7 +27,7 @@ NAMES = (
 )
 
 
-def build_filters(settings: FilterSettings, objects: tuple[str, ...], sees_image: bool) -> dict[str, Filter]:
+def build_filters(settings: FilterSettings, objects: Objects, sees_image: bool) -> dict[str, Filter]:
     """The filters that aren't skipped; `sees_image`: the model was sent the image, so the facts aren't all it knew.
 
     Raises UserError for an unknown name and for a missing package.

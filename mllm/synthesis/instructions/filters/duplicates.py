@@ -77,6 +77,7 @@ class NearDuplicate:
             ) from None
         self._seen, self._similarity = seen, similarity
         self._new = MinHash(PERMUTATIONS, seed=1)
+        self._kept = 0
         self._rows = max(r for r in range(1, 65) if 1 - (1 - similarity**r) ** (PERMUTATIONS // r) >= 0.95)
 
     def __call__(self, candidate: Candidate) -> str | None:
@@ -91,12 +92,14 @@ class NearDuplicate:
             f"{start}:{values[start : start + self._rows].tobytes().hex()}"
             for start in range(0, PERMUTATIONS - self._rows + 1, self._rows)
         ]
+        found = [self._seen.value("band", band) for band in bands]
+        for owner in dict.fromkeys(number.decode() for number in found if number is not None):
+            earlier = np.frombuffer(self._seen.value("signature", owner) or b"", np.uint32)
+            alike = float(np.mean(earlier == values))
+            if alike >= self._similarity:
+                return f"{100 * alike:.0f} % like an earlier one"
         for band in bands:
-            earlier = self._seen.value("band", band)
-            if earlier is not None:
-                alike = float(np.mean(np.frombuffer(earlier, np.uint32) == values))
-                if alike >= self._similarity:
-                    return f"{100 * alike:.0f} % like an earlier one"
-        for band in bands:
-            self._seen.add("band", band, values.tobytes())
+            self._seen.add("band", band, str(self._kept).encode())
+        self._seen.add("signature", str(self._kept), values.tobytes())
+        self._kept += 1
         return None

@@ -17,6 +17,8 @@ from mllm.synthesis.instructions.filters.base import Candidate
 from mllm.synthesis.instructions.filters.duplicates import Seen, normalized
 
 COLOR_TOLERANCE = 12
+# How many bits are set in each number of 16 bits (numpy counts them itself only from 2.0 on).
+BITS_SET = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)
 
 
 class HashSet:
@@ -39,8 +41,8 @@ class HashSet:
 
     def holds(self, signature: tuple[np.uint64, np.ndarray]) -> bool:
         bits, color = signature
-        differing = (self._bits[: self._count] ^ bits).view(np.uint8).reshape(-1, 8)
-        near = np.unpackbits(differing, axis=1).sum(axis=1) <= self._distance
+        differing = BITS_SET[(self._bits[: self._count] ^ bits).view(np.uint16).reshape(-1, 4)]
+        near = differing.sum(axis=1, dtype=np.uint8) <= self._distance
         return bool((np.abs(self._colors[: self._count][near] - color).max(axis=1, initial=0) <= COLOR_TOLERANCE).any())
 
     def add(self, signature: tuple[np.uint64, np.ndarray]) -> None:

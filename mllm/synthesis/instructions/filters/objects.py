@@ -3,25 +3,10 @@
 import re
 
 from mllm.synthesis.instructions.filters.base import Candidate
-from mllm.synthesis.instructions.prompts import fact_lines, mentions
+from mllm.synthesis.instructions.prompts import Objects, absent_objects, fact_lines, mentions
 
 NEGATION = re.compile(r"\b(no|not|never|none|neither|nor|without|isn't|aren't|cannot|can't|don't|doesn't)\b")
 BOX = re.compile(r"\[([^\[\]]*)\]")
-# Words of objects that are often not meant as the object.
-SYNONYMS = {
-    "couch": ("sofa",),
-    "television": ("tv", "screen"),
-    "airplane": ("plane", "aircraft", "jet"),
-    "bicycle": ("bike", "cyclist", "cycling"),
-    "motorcycle": ("motorbike",),
-    "cup": ("mug", "coffee", "tea"),
-    "car": ("vehicle", "taxi", "traffic"),
-    "refrigerator": ("fridge",),
-    "laptop": ("computer",),
-    "computer": ("laptop", "desktop", "monitor"),
-    "boat": ("ship", "sail", "canoe"),
-    "bear": ("teddy",),
-}
 
 
 class UnknownObject:
@@ -30,7 +15,7 @@ class UnknownObject:
     A sentence that negates may name anything; of `absent`, the object that was to be asked about too.
     """
 
-    def __init__(self, objects: tuple[str, ...]) -> None:
+    def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
     def __call__(self, candidate: Candidate) -> str | None:
@@ -40,16 +25,14 @@ class UnknownObject:
         if request.language != "en" or request.kind == "reasoning":
             # Elsewhere the list of names doesn't apply; reasoning rightly speaks of what isn't shown.
             return None
-        known = request.prompt.context.words
+        unknown = absent_objects(request.prompt.context, self._objects)
         for _, answer in candidate.turns:
             for sentence in re.split(r"(?<=[.!?;])\s", answer.lower()):
                 if NEGATION.search(sentence):
                     continue
-                for name in self._objects:
-                    if mentions(sentence, name) and not any(
-                        mentions(known, n) for n in (name, *SYNONYMS.get(name, ()))
-                    ):
-                        return f"speaks of a {name}"
+                named = next((name for name in unknown if mentions(sentence, name)), None)
+                if named is not None:
+                    return f"speaks of a {named}"
         return None
 
     def _unknown_place(self, candidate: Candidate) -> str | None:
