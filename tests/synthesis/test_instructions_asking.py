@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,9 +13,13 @@ import pytest
 import yaml
 
 from mllm.errors import UserError
+from mllm.synthesis.instructions.asking import ask_all
 from mllm.synthesis.instructions.backends.base import Completion
+from mllm.synthesis.instructions.backends.template import TemplateBackend
+from mllm.synthesis.instructions.inputs import Inputs
 from mllm.synthesis.instructions.journal import Journal
 from mllm.synthesis.instructions.pace import Pace
+from mllm.synthesis.instructions.prompts import Requests
 from mllm.synthesis.instructions.run import write_instructions
 from tests.synthesis.conftest import read_lines
 from tests.synthesis.faulty_server import serving
@@ -162,6 +167,32 @@ def test_an_answer_is_on_the_disk_when_put_returns_and_the_first_stays(tmp_path:
         asyncio.run(put_all(journal))
     with Journal(tmp_path / "a.sqlite") as journal:
         assert journal.totals() == (50, 50, 100) and journal.get("k7") == "7" and journal.get("k50") is None
+
+
+def test_what_has_arrived_is_kept_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing, write, commits = threading.Event(), Journal._write, []
+
+    def slow_write(journal: Journal, rows: list) -> None:
+        writing.set()
+        time.sleep(0.1)
+        commits.append(len(rows))
+        write(journal, rows)
+
+    async def interrupted() -> None:
+        backend = TemplateBackend()
+        requests = Requests(make_run(tmp_path, fact_records(3)), backend)
+        prompts = [r.prompt for context in Inputs(requests.config) for r in requests.about(context)]
+        with Journal(tmp_path / "a.sqlite") as journal:
+            task = asyncio.create_task(ask_all(prompts, backend, journal, "asking"))
+            await asyncio.to_thread(writing.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    monkeypatch.setattr(Journal, "_write", slow_write)
+    asyncio.run(interrupted())
+    with Journal(tmp_path / "a.sqlite") as journal:
+        assert journal.totals().answers == 3 and commits == [3]  # one batch, one commit
 
 
 def test_the_pace_spaces_requests_makes_up_for_tokens_and_pauses_for_all() -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from mllm.errors import UserError
-from mllm.synthesis.instructions.backends.base import InstructionBackend, Prompt, RequestFailedError
+from mllm.synthesis.instructions.backends.base import Completion, InstructionBackend, Prompt, RequestFailedError
 from mllm.synthesis.instructions.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,14 @@ class _Queue:
 async def _work(queue: _Queue, backend: InstructionBackend, journal: Journal, asked: Asked, bar: tqdm) -> None:
     try:
         while asked.ended_by is None and (prompts := await queue.take(backend.batch_size)):
-            for prompt, answer in zip(prompts, await backend.complete(prompts), strict=True):
+            answers = await backend.complete(prompts)
+            kept = [(prompt.key, a) for prompt, a in zip(prompts, answers, strict=True) if isinstance(a, Completion)]
+            # All of a batch at once, so that they share a commit.
+            await asyncio.gather(*(journal.put(key, completion) for key, completion in kept))
+            for answer in answers:
                 if isinstance(answer, RequestFailedError):
                     _note_failure(asked, answer, max(FEWEST_FAILURES_IN_A_ROW, backend.concurrency))
                 else:
-                    await journal.put(prompt.key, answer)
                     asked.answered += 1
                     asked.failures_in_a_row = 0
             bar.update(len(prompts))

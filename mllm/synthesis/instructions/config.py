@@ -23,7 +23,7 @@ class OpenAISettings(Settings):
     api_key_env: the environment variable that holds the key; sends_image: the image goes with the facts, as JPEG of at most
     image_size_px; structured_output: ask for a JSON schema (`auto`: until the server refuses it).
     concurrency, requests_per_minute, tokens_per_minute: what the server allows; timeout_s: of one attempt; attempts: of one
-    request, with waits of backoff_s · 2ⁿ (jittered, at most backoff_max_s, or what the server says).
+    request, with waits of backoff_s · 2ⁿ (jittered) or what the server says, at most backoff_max_s.
     price_prompt, price_completion: per million tokens; budget: in the same currency, budget_tokens: prompt and completion
     together; no request is sent that could exceed them, answers of earlier runs into the same output included.
     """
@@ -37,7 +37,7 @@ class OpenAISettings(Settings):
     temperature: float = Field(default=0.7, ge=0)
     max_tokens: int = Field(default=1024, ge=1)
     structured_output: Literal["auto", "off"] = "auto"
-    concurrency: int = Field(default=32, ge=1)
+    concurrency: int = Field(default=32, ge=1, le=1000)
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     timeout_s: Positive = 120.0
