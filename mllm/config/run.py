@@ -155,37 +155,3 @@ class FinetuneSettings(Settings):
                     "trainable.language_model: full and trainable.token_embeddings: full"
                 )
         return self
-
-
-class ClipModelSettings(Settings):
-    """Sizes of a dual encoder trained from nothing; widths in features, image size in pixels."""
-
-    image_size_px: int = 64
-    patch_size_px: int = 8
-    vision_width: int = 256
-    vision_layers: int = 6
-    text_width: int = 256
-    text_layers: int = 4
-    embedding_width: int = 256
-    vocabulary_size: int = 4096
-    text_length_tokens: int = 32
-
-
-class ClipDataSettings(Settings):
-    """`pairs` and `heldout`: JSON lines of `{"image", "caption"}`, image paths relative to `image_root`."""
-
-    pairs: str
-    heldout: str | None = None
-    image_root: str
-
-
-class ContrastiveSettings(Settings):
-    """Everything `train/contrastive.py` reads."""
-
-    run_dir: str
-    seed: int = 0
-    model: ClipModelSettings = ClipModelSettings()
-    data: ClipDataSettings
-    optim: OptimizerSettings
-    train: LoopSettings = LoopSettings()
-    engine: EngineSettings = EngineSettings()

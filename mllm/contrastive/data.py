@@ -3,16 +3,19 @@
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from mllm.contrastive.tokenizer import tokenize
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.images.prepare import ImagePreparer
+
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,21 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """pixel_values float32 [B, 3, S, S]; input_ids, attention_mask int64 [B, T]; describes bool [B, B]: see `describes`."""
+    """b pairs of a rank, out of the B of the global batch.
+
+    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; describes, same bool [b, B]: see `describes`
+    and `same`.
+    """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     describes: torch.Tensor
+    same: torch.Tensor
+
+    def rows(self, start: int, end: int) -> "PairBatch":
+        """The pairs from `start` to before `end`."""
+        return PairBatch(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
@@ -53,25 +65,41 @@ def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
     return pairs
 
 
-def jitter(image: Image.Image, rng: random.Random) -> Image.Image:
-    """A random window of 85–110% of the image's size, on white: moves and scales without touching colours."""
+def random_window(rng: random.Random) -> tuple[float, float, float]:
+    """Size of a window as a share of the image's, 85–110%, and where it lies between left and right, top and bottom."""
+    return rng.uniform(0.85, 1.1), rng.uniform(0, 1), rng.uniform(0, 1)
+
+
+def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Image:
+    """The `random_window` of an image, on white: moves and scales without touching colours."""
     width, height = image.size
-    scale = rng.uniform(0.85, 1.1)
-    left = rng.uniform(0, 1) * width * (1 - scale)
-    top = rng.uniform(0, 1) * height * (1 - scale)
+    scale, across, down = window
+    left = across * width * (1 - scale)
+    top = down * height * (1 - scale)
     box = (left, top, left + width * scale, top + height * scale)
     return image.transform(
         image.size, Image.Transform.EXTENT, box, resample=Image.Resampling.BILINEAR, fillcolor=(255, 255, 255)
     )
 
 
-def describes(captions: list[str]) -> torch.Tensor:
-    """bool [B, B], symmetric: true where the words of one caption are all in the other's ("a circle", "a red circle").
+def _words(caption: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", caption.lower()))
 
-    Both then fit the image of the longer one, so neither is evidence against it.
+
+def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
+    """bool [B, B], or its rows `own`; symmetric.
+
+    True where the words of one caption are all in the other's ("a circle", "a red circle"):
+    both then fit the image of the longer one, so neither is evidence against it.
     """
-    words = [frozenset(re.findall(r"\w+", caption.lower())) for caption in captions]
-    return torch.tensor([[a <= b or b <= a for b in words] for a in words])
+    words = [_words(caption) for caption in captions]
+    return torch.tensor([[a <= b or b <= a for b in words] for a in words[own]])
+
+
+def same(pairs: list[Pair], own: slice = ALL) -> torch.Tensor:
+    """bool [B, B], or its rows `own`; symmetric: true where two pairs have the same words or the same image file."""
+    keys = [(pair.image, _words(pair.caption)) for pair in pairs]
+    return torch.tensor([[a[0] == b[0] or a[1] == b[1] for b in keys] for a in keys[own]])
 
 
 class PairBatcher:
@@ -98,12 +126,19 @@ class PairBatcher:
         random.Random(f"{self.seed}/{epoch}").shuffle(order)
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
-    def batch(self, step: int) -> PairBatch:
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
+        """The share of `rank` in the batch of optimizer step `step`."""
         rng = random.Random(f"{self.seed}/augment/{step}")
         pairs = [self.pairs[i] for i in self.indices(step)]
-        return self.collate(pairs, [self.preparer(jitter(read_image(p.image), rng)) for p in pairs])
+        # Drawn for all, so that an image is augmented alike whichever rank it falls to.
+        windows = [random_window(rng) for _ in pairs]
+        share = len(pairs) // world_size
+        own = slice(rank * share, (rank + 1) * share)
+        images = zip(pairs[own], windows[own], strict=True)
+        return self.collate(pairs, [self.preparer(jitter(read_image(p.image), w)) for p, w in images], own)
 
-    def collate(self, pairs: list[Pair], pixels: list[torch.Tensor]) -> PairBatch:
+    def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
+        """Tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
         captions = [pair.caption for pair in pairs]
-        text = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
-        return PairBatch(torch.stack(pixels), text.input_ids, text.attention_mask, describes(captions))
+        input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
+        return PairBatch(torch.stack(pixels), input_ids, attention_mask, describes(captions, own), same(pairs, own))

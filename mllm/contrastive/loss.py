@@ -1,28 +1,117 @@
-"""Symmetric InfoNCE with learned temperature (Radford et al. 2021, arXiv:2103.00020, figure 3).
+"""Contrastive losses over features that may lie on several ranks.
 
-B pairs, E embedding width.
+B pairs of the global batch, b of them on this rank, E embedding width.
 """
+
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from mllm.contrastive.gather import gather_rows
+
 MAX_LOGIT_SCALE = 100.0
+MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
+
+
+class _ClampedExp(torch.autograd.Function):
+    """exp of a log scale, at most MAX_LOGIT_SCALE; at the bound only a gradient that leads back passes.
+
+    CLIP clamps the parameter after each step. A sharded parameter has no one place to clamp, and a plain clamp has no
+    gradient beyond the bound, so a scale that overshot would never return.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, log_scale: torch.Tensor) -> torch.Tensor:
+        scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        ctx.save_for_backward(log_scale, scale)
+        return scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        log_scale, scale = ctx.saved_tensors
+        gradient = gradients[0] * scale
+        return torch.where((log_scale >= MAX_LOG_SCALE) & (gradient < 0), torch.zeros_like(gradient), gradient)
+
+
+def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
+    """The factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
+    return _ClampedExp.apply(log_scale.float())
+
+
+@dataclass(frozen=True)
+class Features:
+    """Normalized float32 features: image, text [b, E] of this rank, all_images, all_texts [B, E] of all, and `first`,
+    the place of this rank's first pair among the B."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+    all_images: torch.Tensor
+    all_texts: torch.Tensor
+    first: int
+
+    def own_diagonal(self) -> torch.Tensor:
+        """bool [b, B]: true where row and column are the same pair."""
+        rows = torch.arange(len(self.image), device=self.image.device) + self.first
+        return rows[:, None] == torch.arange(len(self.all_images), device=self.image.device)[None]
+
+
+def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Features:
+    """Normalize [b, E] features and gather those of all ranks; every rank must bring as many rows."""
+    image = F.normalize(image_features.float(), dim=-1)
+    text = F.normalize(text_features.float(), dim=-1)
+    all_images, first = gather_rows(image)
+    all_texts, _ = gather_rows(text)
+    return Features(image, text, all_images, all_texts, first)
+
+
+def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
+    """Sum over this rank's b pairs of the mean of image→text and text→image cross-entropies, scalar float32.
+
+    Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row.
+    """
+    return multi_positive_sum(features, log_scale, features.own_diagonal(), ignored)
+
+
+def multi_positive_sum(
+    features: Features, log_scale: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
+) -> torch.Tensor:
+    """As `infonce_sum`, the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
+
+    positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
+    both is positive.
+    """
+    positive = positive | features.own_diagonal()
+    target = positive / positive.sum(1, keepdim=True)
+    both = torch.zeros((), device=features.image.device)
+    for rows, columns in ((features.image, features.all_texts), (features.text, features.all_images)):
+        logits = logit_factor(log_scale) * rows @ columns.T
+        log_p = logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
+        both = both - (target * log_p.masked_fill(~positive, 0.0)).sum()
+    return both / 2
+
+
+def sigmoid_sum(
+    features: Features, log_scale: torch.Tensor, bias: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
+) -> torch.Tensor:
+    """Sum over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
+
+    Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
+    """
+    positive = positive | features.own_diagonal()
+    logits = logit_factor(log_scale) * features.image @ features.all_texts.T + bias.float()
+    sign = torch.where(positive, 1.0, -1.0)
+    return -F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0).sum()
 
 
 def symmetric_infonce_sum(
     image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, describes: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over the B pairs of the mean of the image→text and text→image cross-entropies, scalar float32.
+    """`infonce_sum` of features [B, E] that aren't normalized yet; logit_scale is the log of the inverse temperature.
 
-    image_features, text_features: [B, E], normalized here. logit_scale: the log of the inverse temperature, clamped so
-    that logits are scaled by at most 100, as in the paper. describes: bool [B, B], true where the caption of one
-    pair may well describe the image of the other: no negative, so left out.
+    describes: bool [B, B], true where the caption of one pair may well describe the image of the other: no negative, so
+    left out.
     """
-    image = F.normalize(image_features.float(), dim=-1)
-    text = F.normalize(text_features.float(), dim=-1)
-    logits = logit_scale.exp().clamp(max=MAX_LOGIT_SCALE) * image @ text.T  # [B, B]
-    diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-    logits = logits.masked_fill(describes & ~diagonal, float("-inf"))
-    target = torch.arange(len(logits), device=logits.device)
-    both = F.cross_entropy(logits, target, reduction="sum") + F.cross_entropy(logits.T, target, reduction="sum")
-    return both / 2
+    return infonce_sum(gathered(image_features, text_features), logit_scale, describes)

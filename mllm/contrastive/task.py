@@ -1,50 +1,128 @@
-"""Contrastive training as a task of the loop: the batch is the window, since negatives don't add up over parts."""
+"""Contrastive training as a task of the loop: the loss is that of the whole global batch, over ranks and chunks.
 
-import math
+b pairs of this rank out of the global batch's B, E embedding width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
-from mllm.contrastive.loss import symmetric_infonce_sum
+from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.model import initial_logit_scale
 from mllm.errors import UserError
 from mllm.training.task import MicroBatch, StepWindow
 
+__all__ = ["Chunk", "ContrastiveTask", "initial_logit_scale"]
+
+LossKind = Literal["infonce", "multi_positive", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The pairs `start` to `end` (exclusive) of a rank's share of a step: `share` is the same in all its chunks."""
+
+    share: PairBatch
+    start: int
+    end: int
+
+
+@dataclass
+class _Cached:
+    """What GradCache keeps between the chunks of a step: the loss sum, and its gradients with respect to the features
+    [b, E] and the temperature's parameters."""
+
+    loss_sum: torch.Tensor
+    image: torch.Tensor
+    text: torch.Tensor
+    scalars: dict[str, torch.Tensor]
+
 
 class ContrastiveTask:
-    """CLIP training in one process, the whole global batch at once."""
+    """CLIP and SigLIP training. With `chunk_size` less than a rank's share, by cached gradients (Gao et al. 2021,
+    arXiv:2101.06983): features of all chunks first, without a graph; the loss and its gradient with respect to them;
+    then each chunk again, with a graph, whose backward starts from the cached gradient."""
 
-    def __init__(self, batcher: PairBatcher) -> None:
-        self.batcher = batcher
+    def __init__(self, batcher: PairBatcher, kind: LossKind = "infonce", chunk_size: int | None = None) -> None:
+        self.batcher, self.kind, self.chunk_size = batcher, kind, chunk_size
+        self._cached: _Cached | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return self.batcher.batches_per_epoch
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
-        if world_size > 1:
+        if self.batcher.batch_size % world_size:
             raise UserError(
-                f"contrastive training runs in one process for now ({world_size} were launched): splitting a batch "
-                "over ranks without gathering features would change its negatives"
+                f"global_batch_size {self.batcher.batch_size} can't be shared evenly by {world_size} ranks; "
+                f"choose a multiple of {world_size}"
             )
-        batch = self.batcher.batch(step)
+        batch = self.batcher.batch(step, rank, world_size)
         ids = tuple(str(index) for index in self.batcher.indices(step))
-        count = len(ids)
-        return StepWindow(ids, [MicroBatch(batch, target_count=count, token_count=batch.input_ids.numel())])
+        share = len(batch.pixel_values)
+        size = self.chunk_size or share
+        bounds = [(start, min(start + size, share)) for start in range(0, share, size)]
+        chunks = [
+            MicroBatch(Chunk(batch, *bound), bound[1] - bound[0], batch.input_ids[slice(*bound)].numel())
+            for bound in bounds
+        ]
+        return StepWindow(ids, chunks)
 
     def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        batch: PairBatch = micro_batch.inputs
-        device = next(module.parameters()).device
-        output = module(
-            input_ids=batch.input_ids.to(device),
-            attention_mask=batch.attention_mask.to(device),
-            pixel_values=batch.pixel_values.to(device),
-        )
-        return symmetric_infonce_sum(
-            output.image_embeds, output.text_embeds, module.get_parameter("logit_scale"), batch.describes.to(device)
-        )
+        chunk: Chunk = micro_batch.inputs
+        size, share = chunk.end - chunk.start, len(chunk.share.pixel_values)
+        scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
+        if size == share:
+            return self._loss(*_features(module, chunk.share), scalars, chunk.share)
+        if chunk.start == 0:
+            self._cached = self._cache(module, chunk.share, self.chunk_size or share)
+        cached = self._cached
+        assert cached is not None, "the chunks of a step come in order"
+        image, text = _features(module, chunk.share.rows(chunk.start, chunk.end))
+        surrogate = (image * cached.image[chunk.start : chunk.end]).sum()
+        surrogate = surrogate + (text * cached.text[chunk.start : chunk.end]).sum()
+        if chunk.start == 0:
+            surrogate = surrogate + sum((scalars[name] * g).sum() for name, g in cached.scalars.items())
+        # Its gradient is the surrogate's, its value this chunk's part of the loss.
+        return surrogate - surrogate.detach() + cached.loss_sum * (size / share)
+
+    def _scalar_names(self, module: nn.Module) -> Sequence[str]:
+        return ("logit_scale", "logit_bias") if self.kind == "sigmoid" else ("logit_scale",)
+
+    def _loss(
+        self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
+    ) -> torch.Tensor:
+        features = gathered(image, text)
+        same, describes = share.same.to(image.device), share.describes.to(image.device)
+        if self.kind == "infonce":
+            return infonce_sum(features, scalars["logit_scale"], describes)
+        if self.kind == "multi_positive":
+            return multi_positive_sum(features, scalars["logit_scale"], same, describes)
+        own = features.own_diagonal()
+        return sigmoid_sum(features, scalars["logit_scale"], scalars["logit_bias"], own, describes | same)
+
+    def _cache(self, module: nn.Module, share: PairBatch, size: int) -> _Cached:
+        with torch.no_grad():
+            starts = range(0, len(share.pixel_values), size)
+            pairs = [_features(module, share.rows(start, start + size)) for start in starts]
+        # Autocast keeps low-precision copies of weights; those made without a graph would hide the weights from it.
+        torch.clear_autocast_cache()
+        image, text = (torch.cat(parts).requires_grad_() for parts in zip(*pairs, strict=True))
+        leaves = {n: module.get_parameter(n).detach().clone().requires_grad_() for n in self._scalar_names(module)}
+        loss = self._loss(image, text, leaves, share)
+        gradients = torch.autograd.grad(loss, [image, text, *leaves.values()])
+        return _Cached(loss.detach(), gradients[0], gradients[1], dict(zip(leaves, gradients[2:], strict=True)))
 
 
-def initial_logit_scale() -> float:
-    """ln(1 / 0.07), as in the CLIP paper."""
-    return math.log(1 / 0.07)
+def _features(module: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and text features [b, E] of a dual encoder in either layout."""
+    device = next(module.parameters()).device
+    output = module(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        pixel_values=batch.pixel_values.to(device),
+    )
+    return output.image_embeds, output.text_embeds

@@ -1,0 +1,229 @@
+"""Losses, chunks, ranks and layouts of contrastive training."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel, SiglipModel
+
+from mllm.config import CaptionNoiseSettings, ContrastiveSettings, ModelSettings, validate_settings
+from mllm.contrastive.data import Pair, same
+from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.model import build_dual, load_dual
+from mllm.contrastive.noise import BOILERPLATE, spoil_captions
+from mllm.contrastive.run import _build_batcher, train_clip
+from mllm.contrastive.task import ContrastiveTask
+from mllm.contrastive.tokenizer import tokenize, too_long
+from mllm.errors import UserError
+from mllm.model.build import build
+from tests.contrastive.test_clip import pairs, settings  # noqa: F401 (a fixture)
+from tests.training.test_exactness import launch, series
+
+KINDS = ["infonce", "multi_positive", "sigmoid"]
+
+
+def values_of(pairs, run_dir, **changes):  # noqa: F811
+    values = settings(pairs, run_dir, epochs=2).model_dump(exclude_unset=True)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    return values
+
+
+def train(values):
+    return train_clip(validate_settings(ContrastiveSettings, values, "test"))
+
+
+def some_features(count=6, width=8):
+    torch.manual_seed(0)
+    return torch.randn(count, width), torch.randn(count, width), torch.tensor(2.0), torch.tensor([-3.0])
+
+
+def nothing(count=6):
+    return torch.zeros(count, count, dtype=torch.bool)
+
+
+def test_losses_equal_open_clips():
+    found = importlib.util.find_spec("open_clip")
+    if found is None:
+        pytest.skip("open_clip_torch is not installed")
+    # Its package imports torchvision; the losses are one file that doesn't.
+    spec = importlib.util.spec_from_file_location("open_clip_loss", Path(found.origin).parent / "loss.py")
+    theirs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(theirs)
+    image, text, scale, bias = some_features(32, 16)
+    normal = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    mine = infonce_sum(gathered(image, text), scale, nothing(32)) / 32
+    assert mine.item() == pytest.approx(theirs.ClipLoss()(*normal, scale.exp()).item(), abs=1e-6)
+    mine = sigmoid_sum(gathered(image, text), scale, bias, nothing(32), nothing(32)) / 32
+    assert mine.item() == pytest.approx(theirs.SigLipLoss()(*normal, scale.exp(), bias).item(), abs=1e-6)
+
+
+def test_sigmoid_loss_asks_a_question_a_pair_and_leaves_out_the_ignored():
+    image, text, scale, bias = some_features()
+    ignored = nothing()
+    ignored[0, 1] = True
+    expected = 0.0
+    for i in range(6):
+        for j in range(6):
+            z = math.exp(2.0) * F.cosine_similarity(image[i], text[j], dim=0).item() - 3.0
+            expected += 0.0 if (i, j) == (0, 1) else math.log1p(math.exp(-z if i == j else z))
+    loss = sigmoid_sum(gathered(image, text), scale, bias, nothing(), ignored)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_multi_positive_loss_is_the_mean_over_a_rows_positives():
+    image, text, scale, _ = some_features()
+    positive = torch.eye(6, dtype=torch.bool)
+    positive[0, 3] = positive[3, 0] = True
+    expected = 0.0
+    for a, b in ((image, text), (text, image)):
+        log_p = (math.exp(2.0) * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).log_softmax(1)
+        expected -= sum(log_p[i][positive[i]].mean().item() for i in range(6)) / 2
+    features = gathered(image, text)
+    assert multi_positive_sum(features, scale, positive, positive).item() == pytest.approx(expected, rel=1e-5)
+    one = infonce_sum(features, scale, nothing())
+    assert multi_positive_sum(features, scale, nothing(), nothing()).item() == pytest.approx(one.item())
+
+
+def test_a_scale_beyond_its_bound_can_only_come_back():
+    log_scale = torch.tensor(6.0, requires_grad=True)
+    factor = logit_factor(log_scale)
+    assert factor.item() == pytest.approx(100.0)
+    (up,) = torch.autograd.grad(-factor, log_scale, retain_graph=True)
+    (down,) = torch.autograd.grad(factor, log_scale)
+    assert up == 0 and down > 0
+
+
+def test_pairs_of_one_image_or_of_the_same_words_are_the_same():
+    pairs = [Pair(Path("a"), "a red dog"), Pair(Path("b"), "A red dog!"), Pair(Path("a"), "it barks")]  # noqa: F811
+    assert same(pairs).tolist() == [[True, True, True], [True, True, False], [True, False, True]]
+    assert same(pairs, slice(1, 2)).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, kind, dtype):  # noqa: F811
+    layout = "siglip" if kind == "sigmoid" else "clip"
+    values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64, loss__kind=kind)
+    checked = validate_settings(ContrastiveSettings, values, "test")
+    batcher, _ = _build_batcher(checked)
+    torch.manual_seed(0)
+    model = build_dual(checked.model, batcher.tokenizer, kind == "sigmoid")
+    results = []
+    for chunk_size in (None, 3):
+        task = ContrastiveTask(batcher, kind, chunk_size)
+        window = task.window(0, 0, 1)
+        model.zero_grad()
+        total = 0.0
+        for micro_batch in window.micro_batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = task.loss_sum(model, micro_batch)
+            loss.backward()
+            total += loss.item()
+        results.append((total, {n: p.grad.clone() for n, p in model.named_parameters()}, len(window.micro_batches)))
+    (whole, gradients, one), (parts, cached, chunks) = results
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert (one, chunks) == (1, 3) and parts == pytest.approx(whole, rel=tolerance)
+    largest = max(g.abs().max() for g in gradients.values())
+    assert all((cached[n] - g).abs().max() < tolerance * largest for n, g in gradients.items())
+    assert cached["logit_scale"].abs() > 0 and whole > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "grad_cache"), [("infonce", False), ("sigmoid", True)])
+def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache):  # noqa: F811
+    layout = {"model__layout": "siglip", "model__embedding_width": 64} if kind == "sigmoid" else {}
+    train(values_of(pairs, tmp_path / "one", loss__kind=kind, **layout))
+    two = values_of(pairs, tmp_path / "two", loss__kind=kind, loss__grad_cache=grad_cache, **layout)
+    if grad_cache:
+        two["train"]["micro_batch_size"] = 3
+    launch(two, tmp_path, ranks=2, stage=2, script="train/contrastive.py")
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(tmp_path / "two")
+    assert ids_a == ids_b and len(ids_a) == 4
+    assert loss_b == pytest.approx(loss_a, rel=1e-5) and norm_b == pytest.approx(norm_a, rel=1e-4)
+    logs = [json.loads((tmp_path / n / "final" / "training_log.json").read_text()) for n in ("one", "two")]
+    assert logs[0]["heldout"] == logs[1]["heldout"] and logs[0]["parameters"] == logs[1]["parameters"]
+
+
+def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):  # noqa: F811
+    with pytest.raises(UserError, match=r"micro_batch_size 4 of 8 pairs a rank.*grad_cache: true"):
+        train(values_of(pairs, tmp_path, train__micro_batch_size=4))
+    with pytest.raises(UserError, match=r"can't be shared evenly by 3 ranks"):
+        checked = validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test")
+        ContrastiveTask(_build_batcher(checked)[0]).window(0, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss__kind": "sigmoid"}, "set model.layout: siglip"),
+        ({"model__lock_image": True}, "lock_image needs image_encoder"),
+        ({"model__layout": "siglip"}, "embedding_width 16 must be vision_width 64"),
+        ({"loss__grad_cache": True}, "grad_cache needs train.micro_batch_size"),
+        ({"data__noise": {"mismatched": 0.7, "truncated": 0.7}}, "is over 1"),
+        ({"train__global_batch_size": 1}, "global_batch_size 1: contrastive training of 16 pairs needs 2"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(pairs, tmp_path, changes, message):  # noqa: F811
+    with pytest.raises(UserError, match=message):
+        train(values_of(pairs, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("layout", ["clip", "siglip"])
+def test_the_image_side_of_a_run_is_locked_in_the_next_and_sees_for_a_language_model(
+    pairs,  # noqa: F811
+    tmp_path,
+    tiny_parts,
+    layout,
+):
+    sizes = {"model__layout": layout, "model__embedding_width": 64}
+    first = train(values_of(pairs, tmp_path / "first", loss__kind="multi_positive", **sizes))
+    locked = {"model__image_encoder": str(first), "model__lock_image": True}
+    second = train(values_of(pairs, tmp_path / "second", **sizes, **locked))
+    before, after = (load_dual(directory)[0] for directory in (first, second))
+    for (name, old), (_, new) in zip(before.named_parameters(), after.named_parameters(), strict=True):
+        if name.startswith("vision_model."):
+            assert torch.equal(old, new), name
+    assert not torch.equal(before.text_model.final_layer_norm.weight, after.text_model.final_layer_norm.weight)
+    parts = {"vision_encoder": {"path": str(second)}, "language_model": {"path": str(tiny_parts / "lm")}}
+    model, _ = build(validate_settings(ModelSettings, parts | {"prompt_format": "chatml"}, "test"))
+    features = model.vision_encoder(torch.zeros(1, 3, 16, 16))
+    expected = after.vision_model(torch.zeros(1, 3, 16, 16), output_hidden_states=True).hidden_states[-2]
+    assert torch.allclose(features, expected[:, -4:], atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["clip", "siglip"])
+def test_transformers_gives_the_trained_models_logits(pairs, tmp_path, layout):  # noqa: F811
+    kind = "sigmoid" if layout == "siglip" else "infonce"
+    values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64, loss__kind=kind)
+    final = train(values)
+    cls = SiglipModel if layout == "siglip" else CLIPModel
+    ids, mask = tokenize(AutoTokenizer.from_pretrained(final), ["a red square", "a blue square"])
+    pixels = torch.randn(2, 3, 16, 16)
+    output = cls.from_pretrained(final, dtype=torch.float32)(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+    features = gathered(output.image_embeds, output.text_embeds)
+    model = load_dual(tmp_path)[0]
+    logits = logit_factor(model.logit_scale) * features.image @ features.text.T + getattr(model, "logit_bias", 0.0)
+    assert torch.allclose(output.logits_per_image, logits, atol=1e-5)
+
+
+def test_captions_are_spoilt_in_the_shares_asked_for_and_the_same_way_each_time():
+    clean = [Pair(Path(f"{n}.png"), f"one two three number{n}") for n in range(20)]
+    noise = CaptionNoiseSettings(mismatched=0.25, truncated=0.2, boilerplate=0.15)
+    spoilt, counts = spoil_captions(clean, noise, seed=1)
+    changed = [(a.caption, b.caption) for a, b in zip(clean, spoilt, strict=True) if a != b]
+    assert counts == {"mismatched": 5, "truncated": 4, "boilerplate": 3} and len(changed) == 12
+    assert sum(b == "one two" for _, b in changed) == 4 and sum(b in BOILERPLATE for _, b in changed) == 3
+    assert spoil_captions(clean, noise, seed=1)[0] == spoilt != spoil_captions(clean, noise, seed=2)[0]
+
+
+def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):  # noqa: F811
+    batcher, _ = _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test"))
+    texts = ["a red square", "a red square " * 20]
+    assert too_long(batcher.tokenizer, texts) == 1
+    assert tokenize(batcher.tokenizer, texts)[0].shape[1] == 12
