@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mllm.command import add_overrides, configure_logging, run_command
+from mllm.contrastive.command import add_clip_commands
 from mllm.errors import UserError
 from mllm.evaluation.command import add_eval_arguments, run_eval
 
@@ -269,6 +270,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", action="store_true", help="print JSON instead of tables; bytes, FLOPs, hours")
     add_overrides(plan)
+
+    add_clip_commands(commands)
 
     schema = commands.add_parser("schema", help="print the JSON schema of the training config, for editors")
     schema.set_defaults(run=_schema)

@@ -1,8 +1,10 @@
 """Held-out retrieval of a dual encoder."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch.nn import functional as F
-from transformers import CLIPModel
+from transformers import PreTrainedModel
 
 from mllm.contrastive.data import Pair, PairBatcher
 from mllm.images.decode import read_image
@@ -12,7 +14,7 @@ CHUNK = 128
 
 @torch.no_grad()
 def retrieval_recall(
-    model: CLIPModel, pairs: list[Pair], batcher: PairBatcher, ks: tuple[int, ...] = (1, 5)
+    model: PreTrainedModel, pairs: list[Pair], batcher: PairBatcher, ks: tuple[int, ...] = (1, 5)
 ) -> dict[str, float]:
     """Recall@k both ways: 1 for a query if any positive (same caption) is among its k nearest, averaged; plus chance."""
     model.eval()
@@ -25,19 +27,39 @@ def retrieval_recall(
         texts.append(output.text_embeds)
     model.train()
     image, text = F.normalize(torch.cat(images), dim=-1), F.normalize(torch.cat(texts), dim=-1)
-    captions = list(dict.fromkeys(pair.caption for pair in pairs))
-    first = {caption: next(i for i, p in enumerate(pairs) if p.caption == caption) for caption in captions}
-    text = text[[first[caption] for caption in captions]]  # one query per different caption
-    owner = torch.tensor([captions.index(pair.caption) for pair in pairs])
-    similarity = image @ text.T  # [images, captions]
-    positive = owner[:, None] == torch.arange(len(captions))[None, :]
-    result = {"images": float(len(pairs)), "captions": float(len(captions))}
+    return recall(image, text, [pair.caption for pair in pairs], ks)
+
+
+def recall(
+    image_features: torch.Tensor, text_features: torch.Tensor, captions: Sequence[str], ks: Sequence[int]
+) -> dict[str, float]:
+    """Recall@k both ways of N pairs, normalized features [N, E]; equal captions are one query and all are positives."""
+    first: dict[str, int] = {}
+    for index, caption in enumerate(captions):
+        first.setdefault(caption, index)
+    different = list(first)
+    place = {caption: n for n, caption in enumerate(different)}
+    owner = torch.tensor([place[caption] for caption in captions])  # [N]
+    text = text_features[list(first.values())]  # one query per different caption
+    result = {"images": float(len(captions)), "captions": float(len(different))}
+    columns = torch.arange(len(different))
     for k in ks:
-        for name, scores, hits in (
-            ("image_to_text", similarity, positive),
-            ("text_to_image", similarity.T, positive.T),
-        ):
-            top = scores.topk(min(k, scores.shape[1]), dim=1).indices
-            result[f"{name}_recall@{k}"] = hits.gather(1, top).any(1).float().mean().item()
-    result["chance_image_to_text_recall@1"] = 1 / len(captions)
+        hits = [
+            (owner[start : start + CHUNK, None] == (rows @ text.T).topk(min(k, len(text)), dim=1).indices).any(1)
+            for start, rows in _chunks(image_features)
+        ]
+        result[f"image_to_text_recall@{k}"] = torch.cat(hits).float().mean().item()
+        hits = [
+            (
+                columns[start : start + CHUNK, None]
+                == owner[(rows @ image_features.T).topk(min(k, len(owner)), dim=1).indices]
+            ).any(1)
+            for start, rows in _chunks(text)
+        ]
+        result[f"text_to_image_recall@{k}"] = torch.cat(hits).float().mean().item()
+    result["chance_image_to_text_recall@1"] = 1 / len(different)
     return result
+
+
+def _chunks(features: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    return ((start, features[start : start + CHUNK]) for start in range(0, len(features), CHUNK))

@@ -1,0 +1,200 @@
+"""The commands `mllm clip …`: arguments, and one call each."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_clip_commands(commands: Any) -> None:
+    """The subcommands of `mllm clip`; each parser's default `run` does the work."""
+    clip = commands.add_parser("clip", help="classify, retrieve, search and study with a CLIP or SigLIP")
+    parts = clip.add_subparsers(dest="clip_command", required=True)
+
+    classify = _parser(
+        parts, "classify", _classify, "name images, without training",
+        "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes 'a circle,a rectangle'",
+    )  # fmt: skip
+    classify.add_argument("model", help="a directory of a CLIPModel or SiglipModel, or a run's")
+    classify.add_argument("images", nargs="+", metavar="IMAGE")
+    _add_classes(classify)
+    classify.add_argument("-k", type=int, default=3, help="name the k likeliest (default 3)")
+
+    retrieve = _parser(
+        parts, "retrieve", _retrieve, "the images of a folder that are nearest to a text or an image",
+        "mllm clip retrieve data_recipes/demo/clip runs/demo/data/images --text 'a dog' --sheet dogs.png",
+    )  # fmt: skip
+    retrieve.add_argument("model")
+    retrieve.add_argument("folder")
+    _add_query(retrieve)
+
+    evaluate = _parser(
+        parts, "eval", _evaluate, "recall@k of pairs both ways, or zero-shot accuracy of a folder of class folders",
+        "mllm clip eval runs/demo/clip --pairs runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data\n"
+        "  mllm clip eval runs/demo/clip --folder pets --ensemble",
+    )  # fmt: skip
+    evaluate.add_argument("model")
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--pairs", metavar="FILE", help='JSON lines {"image": …, "caption": …}')
+    what.add_argument("--folder", help="its folders are classes")
+    evaluate.add_argument("--image-root", default=".", help="where the paths of --pairs start from")
+    evaluate.add_argument("-k", type=int, nargs="+", default=[1, 5, 10])
+    _add_templates(evaluate)
+    _add_fit(evaluate)
+
+    index = _parser(
+        parts, "index", _index, "make a FAISS index of a folder's images",
+        "mllm clip index data_recipes/demo/clip runs/demo/data/images runs/demo/index",
+    )  # fmt: skip
+    index.add_argument("model")
+    index.add_argument("folder")
+    index.add_argument("out")
+    _add_fit(index)
+
+    search = _parser(
+        parts, "search", _search, "search an index by text or by image",
+        "mllm clip search runs/demo/index --text 'a red fruit' --sheet fruit.png",
+    )  # fmt: skip
+    search.add_argument("index")
+    _add_query(search, fit=False)
+
+
+def _parser(
+    parts: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = parts.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fit", choices=["pad", "crop", "stretch"], help="how images become square (as trained)")
+
+
+def _add_templates(parser: argparse.ArgumentParser) -> None:
+    templates = parser.add_mutually_exclusive_group()
+    templates.add_argument("--template", action="append", default=[], help="with {} for the name; more are an ensemble")
+    templates.add_argument("--templates", metavar="FILE", help="a template a line")
+    templates.add_argument("--ensemble", action="store_true", help="average over eight templates")
+
+
+def _add_classes(parser: argparse.ArgumentParser) -> None:
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument("--classes", help="names, with commas between")
+    classes.add_argument("--class-file", metavar="FILE", help="a name a line")
+    _add_templates(parser)
+    _add_fit(parser)
+
+
+def _add_query(parser: argparse.ArgumentParser, fit: bool = True) -> None:
+    query = parser.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text")
+    query.add_argument("--image", metavar="FILE")
+    parser.add_argument("-k", type=int, default=10)
+    parser.add_argument("--sheet", metavar="OUT.png", help="draw what was found")
+    if fit:
+        _add_fit(parser)
+
+
+def _check_k(k: int) -> None:
+    from mllm.errors import UserError
+
+    if k < 1:
+        raise UserError(f"-k {k}: give at least 1")
+
+
+def _templates(options: argparse.Namespace) -> list[str]:
+    from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, ENSEMBLE, read_lines
+
+    if options.templates:
+        return read_lines(options.templates, "template")
+    return options.template or list(ENSEMBLE if options.ensemble else DEFAULT_TEMPLATES)
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from mllm.contrastive.encode import load_encoder
+    from mllm.contrastive.zeroshot import class_features, read_lines
+
+    _check_k(options.k)
+    names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes)
+    encoder = load_encoder(options.model, options.fit)
+    classes = class_features(encoder, names, _templates(options))
+    probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
+    for path, row in zip(options.images, probabilities, strict=True):
+        top = row.topk(min(options.k, len(names)))
+        named = (f"{names[i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
+        print(f"{path}: {', '.join(named)}")
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _retrieve(options: argparse.Namespace) -> None:
+    from mllm.contrastive.encode import image_files, load_encoder
+    from mllm.contrastive.index import nearest
+
+    _check_k(options.k)
+    files = image_files(options.folder)
+    encoder = load_encoder(options.model, options.fit)
+    _show(options, nearest(encoder.images(files), files, _query(encoder, options), options.k))
+
+
+def _query(encoder: Any, options: argparse.Namespace) -> Any:
+    return (encoder.images([options.image]) if options.image else encoder.texts([options.text]))[0]
+
+
+def _show(options: argparse.Namespace, hits: list[Any]) -> None:
+    for hit in hits:
+        print(f"{hit.score:.4f}  {hit.path}")
+    if options.sheet:
+        from mllm.contrastive.sheet import save_sheet
+
+        save_sheet(hits, options.text or options.image, options.sheet)
+        print(f"saved {options.sheet}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    import json
+
+    import torch
+
+    from mllm.contrastive.data import read_pairs
+    from mllm.contrastive.encode import load_encoder
+    from mllm.contrastive.retrieval import recall
+    from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
+
+    for k in options.k:
+        _check_k(k)
+    encoder = load_encoder(options.model, options.fit)
+    if options.pairs:
+        pairs = read_pairs(options.pairs, options.image_root)
+        captions = [pair.caption for pair in pairs]
+        result = recall(encoder.images([p.image for p in pairs]), encoder.texts(captions), captions, options.k)
+    else:
+        files, labels, names = class_folders(options.folder)
+        scores = encoder.images(files) @ class_features(encoder, names, _templates(options)).T
+        result = {"images": len(files), "classes": len(names), "chance@1": 1 / len(names)}
+        result |= {f"accuracy@{k}": top_k_accuracy(scores, torch.tensor(labels), k) for k in options.k}
+    print(json.dumps(result, indent=2))
+
+
+def _index(options: argparse.Namespace) -> None:
+    from mllm.contrastive.encode import load_encoder
+    from mllm.contrastive.index import build_index
+
+    encoder = load_encoder(options.model, options.fit)
+    model = Path(options.model) / "final" if (Path(options.model) / "final").is_dir() else Path(options.model)
+    count, skipped = build_index(encoder, str(model), options.folder, options.out)
+    print(f"saved {options.out}: {count:,} images" + (f", {skipped:,} unreadable left out" if skipped else ""))
+
+
+def _search(options: argparse.Namespace) -> None:
+    from mllm.contrastive.encode import load_encoder
+    from mllm.contrastive.index import open_index
+
+    _check_k(options.k)
+    index = open_index(options.index)
+    encoder = load_encoder(index.model, index.fit)
+    _show(options, index.search(_query(encoder, options), options.k))
