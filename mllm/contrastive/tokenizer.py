@@ -22,7 +22,8 @@ def train_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
-        special_tokens=[PAD, START, END],
+        # Not END third: for an end token of id 2, transformers reads the text's feature at its highest id instead.
+        special_tokens=[PAD, END, START],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -222,6 +222,15 @@ def test_captions_are_spoilt_in_the_shares_asked_for_and_the_same_way_each_time(
     assert spoil_captions(clean, noise, seed=1)[0] == spoilt != spoil_captions(clean, noise, seed=2)[0]
 
 
+def test_the_text_feature_is_read_at_the_end_so_the_last_word_counts(pairs, tmp_path):  # noqa: F811
+    batcher, _ = _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test"))
+    torch.manual_seed(0)
+    model = build_dual(settings(pairs, tmp_path, 1).model, batcher.tokenizer, False).eval()
+    ids, mask = tokenize(batcher.tokenizer, ["square red blue", "square red green", "square red black"])
+    features = model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    assert torch.pdist(features).min() > 1e-3
+
+
 def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):  # noqa: F811
     batcher, _ = _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test"))
     texts = ["a red square", "a red square " * 20]
