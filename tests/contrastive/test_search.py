@@ -31,6 +31,7 @@ def trained(tmp_path_factory):
         lines += [{"image": f"images/{name}.png", "caption": f"a {name} square"}] * 4
     (root / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     values = settings(root / "pairs.jsonl", root / "run", epochs=25).model_dump(exclude_unset=True)
+    values["model"]["text_length_tokens"] = 48
     train_clip(validate_settings(ContrastiveSettings, values, "test"))
     return root
 
