@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mllm.contrastive.adapt.command import EXAMPLE, add_adapt_arguments, run_adapt
+
 
 def add_clip_commands(commands: Any) -> None:
     """The subcommands of `mllm clip`; each parser's default `run` does the work."""
@@ -57,6 +59,31 @@ def add_clip_commands(commands: Any) -> None:
     )  # fmt: skip
     search.add_argument("index")
     _add_query(search, fit=False)
+
+    adapt = _parser(parts, "adapt", run_adapt, "learn a few labelled images on frozen, cached features", EXAMPLE)
+    add_adapt_arguments(adapt)
+
+    diagnosis = _parser(
+        parts, "diagnose", _diagnose, "alignment, uniformity and modality gap of a model on pairs, with a picture",
+        "mllm clip diagnose data_recipes/demo/clip runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data "
+        "--picture space.png",
+    )  # fmt: skip
+    diagnosis.add_argument("model")
+    diagnosis.add_argument("pairs", help='JSON lines {"image": …, "caption": …}')
+    diagnosis.add_argument("--image-root", default=".")
+    diagnosis.add_argument("--folder", help="class folders: measure also how much hangs on the choice of a prompt")
+    diagnosis.add_argument("--picture", metavar="OUT.png")
+    _add_fit(diagnosis)
+
+    simulation = _parser(
+        parts, "misalignment", _misalignment, "simulate which latent factors survive omitted and altered semantics",
+        "mllm clip misalignment runs/misalignment --omitted 3 --perturbed 3",
+    )  # fmt: skip
+    simulation.add_argument("out", help="a directory for table.json and picture.png")
+    simulation.add_argument("--omitted", type=int, default=3, help="semantic factors that no text mentions (default 3)")
+    simulation.add_argument("--perturbed", type=int, default=3, help="factors that texts often get wrong (default 3)")
+    simulation.add_argument("--steps", type=int, default=3000)
+    simulation.add_argument("--seeds", type=int, default=3)
 
 
 def _parser(
@@ -198,3 +225,41 @@ def _search(options: argparse.Namespace) -> None:
     index = open_index(options.index)
     encoder = load_encoder(index.model, index.fit)
     _show(options, index.search(_query(encoder, options), options.k))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    import torch
+
+    from mllm.contrastive.data import read_pairs
+    from mllm.contrastive.diagnose import diagnose, draw_diagnosis, prompt_sensitivity
+    from mllm.contrastive.encode import load_encoder
+    from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
+
+    pairs = read_pairs(options.pairs, options.image_root)
+    encoder = load_encoder(options.model, options.fit)
+    images, texts = encoder.images([p.image for p in pairs]), encoder.texts([p.caption for p in pairs])
+    result = asdict(diagnose(images, texts))
+    if options.folder:
+        files, labels, names = class_folders(options.folder)
+        prompts = torch.stack([class_features(encoder, names, [template]) for template in ENSEMBLE])
+        lowest, mean, highest = prompt_sensitivity(encoder.images(files), torch.tensor(labels), prompts)
+        result |= {"accuracy_of_worst_prompt": lowest, "accuracy_of_prompts": mean, "accuracy_of_best_prompt": highest}
+    print(json.dumps(result, indent=2))
+    if options.picture:
+        draw_diagnosis(images, texts, options.picture)
+        print(f"saved {options.picture}")
+
+
+def _misalignment(options: argparse.Namespace) -> None:
+    from mllm.contrastive.misalignment import Simulation, study
+
+    rows = study(Simulation(omitted=options.omitted, perturbed=options.perturbed, steps=options.steps), options.seeds,
+                 Path(options.out))  # fmt: skip
+    for row in rows:
+        print(
+            f"{row.structure:12} {row.kind:10} R2 {row.r2:5.2f}, from the unbiased factors themselves {row.ceiling:5.2f}"
+        )
+    print(f"saved {options.out}")

@@ -1,0 +1,109 @@
+"""The frozen text side read with learned vectors in place of words.
+
+C prompts, M context vectors, T tokens, W text width, E embedding width.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional as F
+
+from mllm.contrastive.encode import DualEncoder
+from mllm.errors import UserError
+
+Position = Literal["end", "middle"]
+
+
+class LearnedPrompts:
+    """Class names among M learned vectors: `[V]…[V] name.` (position end) or `[V]… name. …[V]` (middle, CoOp section 3.2).
+
+    The vectors come with each call, so that they may be shared, one set a class, or one set an image. cut: names that
+    are too long lose their end; else they raise UserError.
+    """
+
+    def __init__(
+        self, encoder: DualEncoder, names: Sequence[str], context_count: int, position: Position, cut: bool = False
+    ) -> None:
+        self.encoder, self.position = encoder, position
+        self.context_count = context_count
+        words = [self._words(name) for name in names]
+        bos, eos = self._ends()
+        limit = encoder.tokenizer.model_max_length
+        before = context_count if position == "end" else context_count // 2
+        rows, places = [], []
+        for name, ids in zip(names, words, strict=True):
+            if cut:
+                ids = ids[: limit - len(bos) - context_count - len(eos)]
+            length = len(bos) + context_count + len(ids) + len(eos)
+            if length > limit:
+                raise UserError(
+                    f"{context_count} context vectors and class {name!r} make {length} tokens; the text side takes "
+                    f"{limit}: use fewer with --context"
+                )
+            # What stands where a vector will: not the end token, nor one of a high id, at which CLIPs read the feature.
+            filler = bos[:1] or ids[:1]
+            rows.append([*bos, *filler * before, *ids, *filler * (context_count - before), *eos])
+            start, after = len(bos), len(bos) + before + len(ids)
+            places.append([*range(start, start + before), *range(after, after + context_count - before)])
+        longest = limit if encoder.is_siglip else max(map(len, rows))
+        pad = encoder.tokenizer.pad_token_id
+        self.ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
+        lengths = torch.tensor([longest if encoder.is_siglip else len(row) for row in rows])
+        self.mask = (torch.arange(longest)[None] < lengths[:, None]).long()
+        self.places = torch.tensor(places)  # [C, M]
+
+    def _words(self, name: str) -> list[int]:
+        """The ids of `name.` as they are behind another word: byte-level tokenizers put the space into the token."""
+        tokenizer = self.encoder.tokenizer
+        before = tokenizer("a", add_special_tokens=False)["input_ids"]
+        return tokenizer(f"a {name}.", add_special_tokens=False)["input_ids"][len(before) :]
+
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and after a text."""
+        inner = self.encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.encoder.tokenizer("a")["input_ids"]
+        start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+        return whole[:start], whole[start + len(inner) :]
+
+    def features(self, context: torch.Tensor) -> torch.Tensor:
+        """context [M, W], or [C, M, W] one set a class → normalized features [C, E], differentiable in the context.
+
+        Vectors for several images are several calls.
+        """
+        device = self.encoder.device
+        context = context if context.dim() == 3 else context[None].expand(len(self.ids), -1, -1)
+        rows = torch.arange(len(self.ids))[:, None]
+
+        def put_in(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return output.index_put((rows.to(device), self.places.to(device)), context.to(output))
+
+        hook = _token_embedding(self.encoder).register_forward_hook(put_in)
+        try:
+            ids, mask = self.ids.to(device), self.mask.to(device)
+            output = self.encoder.model.get_text_features(input_ids=ids, attention_mask=mask)
+        finally:
+            hook.remove()
+        return F.normalize(output.pooler_output.float(), dim=-1).cpu()
+
+
+def _token_embedding(encoder: DualEncoder) -> torch.nn.Module:
+    return encoder.model.text_model.embeddings.token_embedding
+
+
+def text_width(encoder: DualEncoder) -> int:
+    return encoder.model.config.text_config.hidden_size
+
+
+def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
+    """The token embeddings [M, W] of a text, to start contexts from; M is the number of its tokens."""
+    ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return _token_embedding(encoder)(torch.tensor(ids, device=encoder.device)).detach().cpu().clone()
+
+
+def noisy_text_features(encoder: DualEncoder, texts: Sequence[str], noise_count: int, std: float) -> torch.Tensor:
+    """Features [N, E] of texts with `noise_count` Gaussian vectors before their first word (CLAP's inserted noise)."""
+    prompts = LearnedPrompts(encoder, texts, noise_count, "end", cut=True)
+    width = text_width(encoder)
+    with torch.no_grad():
+        return prompts.features(std * torch.randn(len(texts), noise_count, width))

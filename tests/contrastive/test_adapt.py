@@ -1,0 +1,145 @@
+"""Adapting on frozen features: prompts with learned vectors, the methods, the protocols, the refusals."""
+
+import random
+
+import pytest
+import torch
+
+from mllm.cli import build_parser
+from mllm.contrastive.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
+from mllm.contrastive.adapt.clap import Clap, DisentanglingHead, PromptParts, random_parts
+from mllm.contrastive.adapt.coop import CoCoOp, CoOp
+from mllm.contrastive.adapt.problem import LabelledFeatures, encode_labelled, labelled_files
+from mllm.contrastive.adapt.prompts import LearnedPrompts, text_width, word_vectors
+from mllm.contrastive.adapt.run import accuracy, base_to_new, few_shot
+from mllm.contrastive.encode import load_encoder
+from mllm.errors import UserError
+from tests.contrastive.test_search import trained  # noqa: F401 (a fixture)
+
+NAMES = ("alpha", "beta", "gamma", "delta")
+
+
+@pytest.fixture(scope="module")
+def encoder(trained):  # noqa: F811
+    return load_encoder(trained / "run")
+
+
+@pytest.fixture(scope="module")
+def problem(encoder):
+    """Four classes around random directions that no text is near to, 8 training and 20 test images each."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 16, generator=generator)
+    sets = []
+    for count in (8, 20):
+        labels = torch.arange(4).repeat_interleave(count)
+        noisy = centres[labels] + 0.5 * torch.randn(len(labels), 16, generator=generator)
+        sets.append(LabelledFeatures(torch.nn.functional.normalize(noisy, dim=1), labels, NAMES))
+    return sets
+
+
+@pytest.mark.parametrize("position", ["end", "middle"])
+def test_vectors_of_words_give_the_features_of_those_words(encoder, position):
+    context = word_vectors(encoder, "a red")
+    prompts = LearnedPrompts(encoder, ["blue"], len(context), position)
+    if position == "end":
+        assert torch.allclose(prompts.features(context), encoder.texts(["a red blue."]), atol=1e-5)
+    else:
+        assert prompts.places[0, -1] > prompts.places[0, 0] + 1  # the name is between
+
+
+def test_the_encoder_is_as_before_after_a_fit(encoder, problem):
+    before = {n: p.clone() for n, p in encoder.model.named_parameters()}
+    feature = encoder.texts(["red"])
+    CoOp(context_count=2, epochs=2).fit(encoder, problem[0].shots(1, 0), 0)
+    assert all(torch.equal(p, before[n]) and p.grad is None for n, p in encoder.model.named_parameters())
+    assert torch.equal(encoder.texts(["red"]), feature)
+
+
+def test_learned_from_shots_beats_zero_shot_and_more_shots_beat_one(encoder, problem):
+    train, test = problem
+    base = accuracy(ZeroShot().fit(encoder, train, 0), test)
+    for method in (LinearProbe(), TipAdapter(residual_ratio=50.0), CoOp(context_count=4, epochs=40)):
+        rows = few_shot("m", method, encoder, train, {"test": test}, [1, 8], [0, 1])
+        assert rows[1].accuracy > base + 0.2, method
+        assert rows[1].accuracy >= rows[0].accuracy - 0.05, method
+    assert rows[0].shots == 1 and rows[0].deviation >= 0
+
+
+def test_class_specific_contexts_have_a_set_a_class_and_know_no_others(encoder, problem):
+    train, test = problem
+    fitted = CoOp(context_count=2, class_specific=True, epochs=3).fit(encoder, train, 0)
+    assert fitted.context.shape == (4, 2, text_width(encoder))
+    with pytest.raises(UserError, match="know only the classes"):
+        fitted.scores(test.features, ["other", "names"])
+
+
+def test_cocoops_contexts_depend_on_the_image(encoder, problem):
+    train, test = problem
+    fitted = CoCoOp(start="a", epochs=2).fit(encoder, train.shots(1, 0), 0)
+    shifts = fitted.network(test.features[[0, 30]])
+    assert not torch.allclose(shifts[0], shifts[1])
+    prompts = LearnedPrompts(encoder, NAMES, 1, "end")
+    one = encoder.factor * prompts.features(fitted.context + shifts[1]) @ test.features[30]
+    assert torch.allclose(fitted.scores(test.features, NAMES)[30], one, atol=1e-4)
+
+
+def test_claps_head_starts_as_nothing_and_brings_the_views_of_a_class_together(encoder):
+    features = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
+    assert torch.allclose(DisentanglingHead(16)(features), features, atol=1e-6)
+    parts = PromptParts("plain", "photo", "large", "red", "dog")
+    assert parts.text() == "a plain photo of a large red dog"
+    assert parts.text(swapped=True) == "a large red dog in a plain photo"
+    method = Clap(steps=800, lr=3e-3, prompts_per_class=24, noise_count=1)
+    train = LabelledFeatures(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), NAMES)
+    head = method.fit(encoder, train, 0).head
+    rng = random.Random(1)
+    one, two = ([random_parts(name, rng).text() for _ in range(8)] for name in NAMES[:2])
+    before = _spread(encoder.texts(one), encoder.texts(two))
+    assert _spread(head(encoder.texts(one)), head(encoder.texts(two))) < 0.97 * before
+
+
+def _spread(same, other):
+    """Mean distance within a class over the mean distance to another."""
+    return (torch.pdist(same).mean() / torch.cdist(same, other).mean()).item()
+
+
+def test_base_to_new_scores_new_classes_only_where_the_method_can(encoder, problem):
+    train, test = problem
+    rows = base_to_new("coop", CoOp(context_count=2, epochs=2), encoder, train, test, 2, [0])
+    assert [row.test for row in rows] == ["base", "new"]
+    rows = base_to_new("linear_probe", LinearProbe(), encoder, train, test, 2, [0])
+    assert [row.test for row in rows] == ["base"]
+    base, new = train.base_and_new()
+    assert base.names == NAMES[:2] and new.names == NAMES[2:] and set(new.labels.tolist()) == {0, 1}
+
+
+def test_features_are_cached_and_computed_anew_when_an_image_changes(trained, encoder, tmp_path):  # noqa: F811
+    names = ["red square", "blue square"]
+    files, labels = labelled_files(trained / "pairs.jsonl", trained, names)
+    assert len(files) == 8 and set(labels) == {0, 1}
+    arguments = (encoder, files, labels, names, str(trained / "run"), tmp_path)
+    first = encode_labelled(*arguments)
+    (cached,) = tmp_path.iterdir()
+    written = cached.stat().st_mtime_ns
+    assert torch.equal(encode_labelled(*arguments).features, first.features)
+    assert cached.stat().st_mtime_ns == written
+    files[0].touch()
+    encode_labelled(*arguments)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_command_prints_a_table_and_refuses_too_few_images(trained, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "classes.txt").write_text("red square\nblue square\n")
+
+    def run(*extra):
+        source = ["--train", trained / "pairs.jsonl", "--test", trained / "pairs.jsonl", "--image-root", trained]
+        common = ["--class-file", tmp_path / "classes.txt", "--cache", tmp_path / "cache", "--seeds", "1"]
+        options = build_parser().parse_args(["clip", "adapt", *map(str, [*extra, *source, *common])])
+        options.run(options)
+
+    run("tip_adapter", trained / "run", "--shots", "1", "2")
+    assert capsys.readouterr().out.count("100.0") == 2
+    with pytest.raises(UserError, match="class 'red square' has 4 training images, fewer than 16 shots"):
+        run("coop", trained / "run", "--shots", "16")
+    with pytest.raises(UserError, match=r"60 context vectors and class 'red square' make .* takes 48"):
+        run("coop", trained / "run", "--shots", "1", "--context", "60")
