@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Imag
 
 
 def _words(caption: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", caption.lower()))
+    """The different words of a caption; one without any ("???", an emoji) is itself a word."""
+    return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
 
 
 def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
@@ -93,13 +95,32 @@ def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
     both then fit the image of the longer one, so neither is evidence against it.
     """
     words = [_words(caption) for caption in captions]
-    return torch.tensor([[a <= b or b <= a for b in words] for a in words[own]])
+    ids = _numbered(words)
+    different = list(dict.fromkeys(words))
+    holders: dict[str, set[int]] = {}
+    for number, group in enumerate(different):
+        for word in group:
+            holders.setdefault(word, set()).add(number)
+    related = torch.zeros(len(different), len(different), dtype=torch.bool)
+    for number, group in enumerate(different):
+        # Captions with all of these words: few hold the rarest, so large batches stay cheap.
+        longer = set.intersection(*sorted((holders[word] for word in group), key=len))
+        related[number, list(longer)] = True
+    related |= related.T
+    return related[ids[own]][:, ids]
 
 
 def same(pairs: list[Pair], own: slice = ALL) -> torch.Tensor:
     """bool [B, B], or its rows `own`; symmetric: true where two pairs have the same words or the same image file."""
-    keys = [(pair.image, _words(pair.caption)) for pair in pairs]
-    return torch.tensor([[a[0] == b[0] or a[1] == b[1] for b in keys] for a in keys[own]])
+    images = _numbered([pair.image for pair in pairs])
+    words = _numbered([_words(pair.caption) for pair in pairs])
+    return (images[own, None] == images) | (words[own, None] == words)
+
+
+def _numbered(keys: Sequence[Hashable]) -> torch.Tensor:
+    """int64 [B]: equal keys have equal numbers, given in the order of their first place."""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 class PairBatcher:
@@ -114,6 +135,7 @@ class PairBatcher:
             )
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
         self.batch_size, self.seed = batch_size, seed
+        self._epoch_order: tuple[int, list[int]] = -1, []
 
     @property
     def batches_per_epoch(self) -> int:
@@ -122,8 +144,11 @@ class PairBatcher:
 
     def indices(self, step: int) -> list[int]:
         epoch, index = divmod(step, self.batches_per_epoch)
-        order = list(range(len(self.pairs)))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)
+        known, order = self._epoch_order
+        if known != epoch:
+            order = list(range(len(self.pairs)))
+            random.Random(f"{self.seed}/{epoch}").shuffle(order)
+            self._epoch_order = epoch, order
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:

@@ -16,9 +16,17 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         # Every rank's loss depends on our rows; the gradient of their sum is the sum of the ranks' gradients.
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
+        total = sum_over_ranks(gradients[0].contiguous())
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over ranks, without a gradient; every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:

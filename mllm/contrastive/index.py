@@ -56,7 +56,9 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
         raise UserError(f"{folder}: none of {len(files)} images could be read")
     with atomic_directory(out) as directory:
         faiss.write_index(index, str(directory / "index.faiss"))
-        record = {"model": str(Path(model).resolve()), "fit": encoder.preparer.fit, "images": paths}
+        # A name of the hub stays one; a directory is found from wherever the search is run.
+        found = str(Path(model).resolve()) if Path(model).exists() else model
+        record = {"model": found, "fit": encoder.preparer.fit, "images": paths}
         (directory / "index.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
     return len(paths), len(skipped)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from mllm.contrastive.gather import gather_rows
+from mllm.contrastive.gather import gather_rows, sum_over_ranks
 
 MAX_LOGIT_SCALE = 100.0
 MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
@@ -33,7 +33,9 @@ class _ClampedExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         log_scale, scale = ctx.saved_tensors
         gradient = gradients[0] * scale
-        return torch.where((log_scale >= MAX_LOG_SCALE) & (gradient < 0), torch.zeros_like(gradient), gradient)
+        # The whole batch's gradient decides, so that ranks stop or pass together.
+        leads_on = sum_over_ranks(gradient) < 0
+        return torch.where((log_scale >= MAX_LOG_SCALE) & leads_on, torch.zeros_like(gradient), gradient)
 
 
 def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
@@ -85,9 +87,10 @@ def multi_positive_sum(
     """
     positive = positive | features.own_diagonal()
     target = positive / positive.sum(1, keepdim=True)
+    factor = logit_factor(log_scale)
     both = torch.zeros((), device=features.image.device)
     for rows, columns in ((features.image, features.all_texts), (features.text, features.all_images)):
-        logits = logit_factor(log_scale) * rows @ columns.T
+        logits = factor * rows @ columns.T
         log_p = logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
         both = both - (target * log_p.masked_fill(~positive, 0.0)).sum()
     return both / 2

@@ -1,6 +1,5 @@
 """Building, saving and loading a dual encoder in transformers' `CLIPModel` or `SiglipModel` layout."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -149,15 +148,15 @@ def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBas
     `path`: its directory, or a finished run's. Raises UserError for anything else.
     """
     directory = Path(path) / "final" if (Path(path) / "final").is_dir() else Path(path)
+    classes: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "siglip": SiglipModel}
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+        if config.model_type not in classes:
+            raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(classes)}")
+        model = classes[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no model with a tokenizer: {str(error).splitlines()[0]}") from None
-    classes: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "siglip": SiglipModel}
-    if config.model_type not in classes:
-        raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(classes)}")
-    model = classes[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     if not 0 < tokenizer.model_max_length <= config.text_config.max_position_embeddings:
         tokenizer.model_max_length = config.text_config.max_position_embeddings
     return model.eval(), tokenizer

@@ -14,9 +14,10 @@ BOILERPLATE = (
 
 
 def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
-    """A copy of `pairs` with shares of captions spoilt, a pure function of the seed, and how many of each kind were.
+    """A copy of `pairs` with shares of captions spoilt, a pure function of the seed, and how many of each kind came out
+    other than they were: fewer than the share where a caption is one word, or a mismatched one is like its own.
 
-    A mismatched caption comes from the next mismatched pair, so that each still occurs as often; at least two are needed.
+    A mismatched caption comes from the next mismatched pair, so that each still occurs as often.
     """
     rng = random.Random(f"{seed}/noise")
     order = list(range(len(pairs)))
@@ -26,7 +27,7 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
         count = round(getattr(noise, kind) * len(pairs))
         chosen = order[start : start + count]
         start += count
-        counts[kind] = len(chosen)
+        counts[kind] = 0
         for place, index in enumerate(chosen):
             words = pairs[index].caption.split()
             if kind == "mismatched":
@@ -36,4 +37,5 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
             else:
                 caption = rng.choice(BOILERPLATE)
             spoilt[index] = replace(pairs[index], caption=caption)
+            counts[kind] += caption != pairs[index].caption
     return spoilt, counts

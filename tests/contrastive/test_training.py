@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
 from mllm.config import CaptionNoiseSettings, ContrastiveSettings, ModelSettings, validate_settings
-from mllm.contrastive.data import Pair, same
+from mllm.contrastive.data import Pair, describes, same
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
 from mllm.contrastive.model import build_dual, load_dual
 from mllm.contrastive.noise import BOILERPLATE, spoil_captions
@@ -97,6 +97,22 @@ def test_a_scale_beyond_its_bound_can_only_come_back():
     (up,) = torch.autograd.grad(-factor, log_scale, retain_graph=True)
     (down,) = torch.autograd.grad(factor, log_scale)
     assert up == 0 and down > 0
+
+
+def test_the_gradient_of_all_ranks_decides_whether_a_scale_at_its_bound_moves(monkeypatch):
+    log_scale = torch.tensor(6.0, requires_grad=True)
+    for others, passes in ((500.0, True), (50.0, False)):
+        monkeypatch.setattr("mllm.contrastive.loss.sum_over_ranks", lambda own, others=others: own + others)
+        (own,) = torch.autograd.grad(-logit_factor(log_scale), log_scale)
+        assert own == (-100.0 if passes else 0.0)
+
+
+def test_captions_without_words_are_words_themselves():
+    captions = ["?!", "a dog", "🐶", "🐶 ", "dog"]
+    expected = [[n == m for m in range(5)] for n in range(5)]
+    expected[2][3] = expected[3][2] = expected[1][4] = expected[4][1] = True
+    assert describes(captions).tolist() == expected
+    assert describes(captions, slice(1, 3)).tolist() == expected[1:3]
 
 
 def test_pairs_of_one_image_or_of_the_same_words_are_the_same():
@@ -220,6 +236,9 @@ def test_captions_are_spoilt_in_the_shares_asked_for_and_the_same_way_each_time(
     assert counts == {"mismatched": 5, "truncated": 4, "boilerplate": 3} and len(changed) == 12
     assert sum(b == "one two" for _, b in changed) == 4 and sum(b in BOILERPLATE for _, b in changed) == 3
     assert spoil_captions(clean, noise, seed=1)[0] == spoilt != spoil_captions(clean, noise, seed=2)[0]
+    alike = [Pair(Path(f"{n}.png"), "circle") for n in range(4)]
+    noise = CaptionNoiseSettings(mismatched=0.5, truncated=0.5)
+    assert spoil_captions(alike, noise, seed=1) == (alike, {"mismatched": 0, "truncated": 0, "boilerplate": 0})
 
 
 def test_the_text_feature_is_read_at_the_end_so_the_last_word_counts(pairs, tmp_path):  # noqa: F811

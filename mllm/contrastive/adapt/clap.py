@@ -56,8 +56,9 @@ class DisentanglingHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width, bias=False))
-        nn.init.zeros_(self.layers[2].weight)
+        last = nn.Linear(width, width, bias=False)
+        nn.init.zeros_(last.weight)
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), last)
 
     def forward(self, features: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         return F.normalize(features + scale * self.layers(features), dim=-1)
@@ -100,12 +101,20 @@ class Clap:
     templates: Sequence[str] = DEFAULT_TEMPLATES
 
     def fit(self, encoder: DualEncoder, train: LabelledFeatures, seed: int) -> Classifier:
-        generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plain, changed = self._views(encoder, train.names, random.Random(seed))
-            head = DisentanglingHead(plain.shape[-1])
-        names = encoder.texts(list(train.names))
+            head = self.learn_head(plain, changed, encoder.texts(train.names), torch.Generator().manual_seed(seed))
+        return _Clap(encoder, head.requires_grad_(False), self.scale, self.templates)
+
+    def learn_head(
+        self, plain: torch.Tensor, changed: torch.Tensor, names: torch.Tensor, generator: torch.Generator
+    ) -> DisentanglingHead:
+        """Draw together the views of a class, and those and its bare name, away from the other classes'.
+
+        plain, changed: prompt features [C, P, E] and those of the same prompts augmented; names: [C, E].
+        """
+        head = DisentanglingHead(plain.shape[-1])
         optimizer = torch.optim.Adam(head.parameters(), lr=self.lr)
         classes, target = torch.arange(len(names)), torch.arange(len(names))
         best, since, total = float("inf"), 0, 0.0
@@ -123,7 +132,7 @@ class Clap:
                 best, since = (mean, 0) if mean < best - self.min_gain else (best, since + 1)
                 if since >= self.patience:
                     break
-        return _Clap(encoder, head.requires_grad_(False), self.scale, self.templates)
+        return head
 
     def _views(
         self, encoder: DualEncoder, names: Sequence[str], rng: random.Random

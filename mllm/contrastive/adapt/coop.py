@@ -70,8 +70,8 @@ class CoOp:
     def fit(self, encoder: DualEncoder, train: LabelledFeatures, seed: int) -> Classifier:
         generator = torch.Generator().manual_seed(seed)
         prompts = LearnedPrompts(encoder, train.names, self.context_count, self.position)
-        shape = (self.context_count, text_width(encoder))
-        shape = (len(train.names), *shape) if self.class_specific else shape
+        sets = (len(train.names),) if self.class_specific else ()
+        shape = (*sets, self.context_count, text_width(encoder))
         context = (INIT_STD * torch.randn(shape, generator=generator)).requires_grad_()
         optimizer = torch.optim.SGD([context], lr=LR, momentum=0.9, weight_decay=5e-4)
         epochs = self.epochs or _coop_epochs(len(train.labels) // len(train.names))

@@ -81,7 +81,7 @@ def encode_labelled(
 ) -> LabelledFeatures:  # fmt: skip
     """Features of labelled images, read from `cache` (a directory) if they are there, else written there.
 
-    The key of the cache holds the model's weights file, image paths, sizes and times, so a change computes them anew.
+    The key of the cache holds the model's name and weights files, image paths, sizes and times: a change computes anew.
     """
     path = cache / f"{_key(Path(model), files, encoder.preparer.fit)}.safetensors" if cache else None
     if path is not None and path.is_file():
@@ -99,4 +99,4 @@ def encode_labelled(
 def _key(model: Path, files: Sequence[Path], fit: str) -> str:
     weights = sorted(model.rglob("*.safetensors"))
     stats = ((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in [*weights, *files])
-    return hashlib.sha256(repr((fit, list(stats))).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((str(model), fit, list(stats))).encode()).hexdigest()[:24]
