@@ -99,6 +99,11 @@ class ContrastiveSettings(Settings):
     def _one_loss_a_batch(self) -> "ContrastiveSettings":
         if self.loss.kind == "sigmoid" and self.model.layout != "siglip":
             raise ValueError("loss.kind: sigmoid learns a bias, which the clip layout lacks; set model.layout: siglip")
+        if self.train.gradient_checkpointing or self.train.neftune_alpha:
+            raise ValueError(
+                "train.gradient_checkpointing and train.neftune_alpha are for language models; loss.grad_cache: true "
+                "bounds memory here"
+            )
         if self.loss.grad_cache and "micro_batch_size" not in self.train.model_fields_set:
             raise ValueError("loss.grad_cache needs train.micro_batch_size: the pairs that go through at once")
         return self

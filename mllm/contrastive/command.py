@@ -255,7 +255,10 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 def _misalignment(options: argparse.Namespace) -> None:
     from mllm.contrastive.misalignment import Simulation, study
+    from mllm.errors import UserError
 
+    if min(options.steps, options.seeds) < 1:
+        raise UserError("--steps and --seeds: give at least 1")
     rows = study(Simulation(omitted=options.omitted, perturbed=options.perturbed, steps=options.steps), options.seeds,
                  Path(options.out))  # fmt: skip
     for row in rows:

@@ -142,15 +142,18 @@ def test_features_are_cached_and_computed_anew_when_an_image_changes(trained, en
 def test_the_command_prints_a_table_and_refuses_too_few_images(trained, tmp_path, capsys):  # noqa: F811
     (tmp_path / "classes.txt").write_text("red square\nblue square\n")
 
-    def run(*extra):
+    def run(method, *extra):
         source = ["--train", trained / "pairs.jsonl", "--test", trained / "pairs.jsonl", "--image-root", trained]
         common = ["--class-file", tmp_path / "classes.txt", "--cache", tmp_path / "cache", "--seeds", "1"]
-        options = build_parser().parse_args(["clip", "adapt", *map(str, [*extra, *source, *common])])
+        arguments = ["clip", "adapt", method, trained / "run", *source, *common, *extra]
+        options = build_parser().parse_args([str(argument) for argument in arguments])
         options.run(options)
 
-    run("tip_adapter", trained / "run", "--shots", "1", "2")
+    run("tip_adapter", "--shots", "1", "2")
     assert capsys.readouterr().out.count("100.0") == 2
     with pytest.raises(UserError, match="class 'red square' has 4 training images, fewer than 16 shots"):
-        run("coop", trained / "run", "--shots", "16")
+        run("coop", "--shots", "16")
+    with pytest.raises(UserError, match="--base-to-new scores one --test, not 2"):
+        run("coop", "--base-to-new", "--test", "one.jsonl", "two.jsonl")
     with pytest.raises(UserError, match=r"60 context vectors and class 'red square' make .* takes 48"):
-        run("coop", trained / "run", "--shots", "1", "--context", "60")
+        run("coop", "--shots", "1", "--context", "60")

@@ -71,5 +71,7 @@ def test_the_commands_write_tables_and_pictures(trained, tmp_path, capsys):  # n
     clip("misalignment", tmp_path / "out", "--steps", "3", "--seeds", "1")
     assert len(json.loads((tmp_path / "out" / "table.json").read_text())["rows"]) == 9
     assert (tmp_path / "out" / "picture.png").stat().st_size > 1000
+    with pytest.raises(UserError, match="--steps and --seeds: give at least 1"):
+        clip("misalignment", tmp_path / "out", "--seeds", "0")
     with pytest.raises(UserError, match="9 omitted and 3 perturbed of 10 semantic factors leave none"):
         clip("misalignment", tmp_path / "out", "--omitted", "9")

@@ -180,6 +180,7 @@ def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):  #
         ({"loss__kind": "sigmoid"}, "set model.layout: siglip"),
         ({"model__lock_image": True}, "lock_image needs image_encoder"),
         ({"model__layout": "siglip"}, "embedding_width 16 must be vision_width 64"),
+        ({"train__gradient_checkpointing": True}, "are for language models"),
         ({"loss__grad_cache": True}, "grad_cache needs train.micro_batch_size"),
         ({"data__noise": {"mismatched": 0.7, "truncated": 0.7}}, "is over 1"),
         ({"train__global_batch_size": 1}, "global_batch_size 1: contrastive training of 16 pairs needs 2"),

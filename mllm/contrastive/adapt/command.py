@@ -44,6 +44,8 @@ def run_adapt(options: argparse.Namespace) -> None:
 
     if min(options.shots) < 1 or options.seeds < 1 or options.context < 1:
         raise UserError("--shots, --seeds and --context: give at least 1")
+    if options.base_to_new and len(options.test) > 1:
+        raise UserError(f"--base-to-new scores one --test, not {len(options.test)}")
     names = read_lines(options.class_file, "class") if options.class_file else class_folders(options.train)[2]
     encoder = load_encoder(options.model, options.fit)
 
