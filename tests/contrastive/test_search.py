@@ -1,6 +1,7 @@
 """`mllm clip classify | retrieve | eval | index | search`, and what they refuse."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -111,6 +112,18 @@ def test_bad_classes_are_one_clear_line(trained, tmp_path, arguments, message):
     arguments = [str(tmp_path / "classes.txt") if a == "CLASSES" else a for a in arguments]
     with pytest.raises(UserError, match=message):
         clip("classify", trained / "run", trained / "images" / "red.png", *arguments)
+
+
+COMMANDS = ("classify", "retrieve", "eval", "index", "search", "adapt", "diagnose", "misalignment")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["clip", command, "--help"])
+    _, _, example = capsys.readouterr().out.partition("example:\n")
+    for line in example.replace("\\\n", " ").strip().splitlines():
+        assert build_parser().parse_args(shlex.split(line)[1:]).clip_command == command
 
 
 def test_bad_queries_and_models_are_one_clear_line(trained, tmp_path, tiny_parts):
