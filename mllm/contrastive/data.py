@@ -106,7 +106,7 @@ def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
         # Captions with all of these words: few hold the rarest, so large batches stay cheap.
         longer = set.intersection(*sorted((holders[word] for word in group), key=len))
         related[number, list(longer)] = True
-    related |= related.T
+    related = related | related.T
     return related[ids[own]][:, ids]
 
 

@@ -104,7 +104,7 @@ def test_the_gradient_of_all_ranks_decides_whether_a_scale_at_its_bound_moves(mo
     for others, passes in ((500.0, True), (50.0, False)):
         monkeypatch.setattr("mllm.contrastive.loss.sum_over_ranks", lambda own, others=others: own + others)
         (own,) = torch.autograd.grad(-logit_factor(log_scale), log_scale)
-        assert own == (-100.0 if passes else 0.0)
+        assert own.item() == pytest.approx(-100.0 if passes else 0.0)
 
 
 def test_captions_without_words_are_words_themselves():
@@ -161,7 +161,9 @@ def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache):  # noqa: F81
     launch(two, tmp_path, ranks=2, stage=2, script="train/contrastive.py")
     (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(tmp_path / "two")
     assert ids_a == ids_b and len(ids_a) == 4
-    assert loss_b == pytest.approx(loss_a, rel=1e-5) and norm_b == pytest.approx(norm_a, rel=1e-4)
+    # The first step is the losses and gradients themselves; Adam then enlarges what rounding makes of small ones.
+    assert loss_b[0] == pytest.approx(loss_a[0], rel=1e-6) and norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
+    assert loss_b == pytest.approx(loss_a, rel=1e-4) and norm_b == pytest.approx(norm_a, rel=1e-3)
     logs = [json.loads((tmp_path / n / "final" / "training_log.json").read_text()) for n in ("one", "two")]
     assert logs[0]["heldout"] == logs[1]["heldout"] and logs[0]["parameters"] == logs[1]["parameters"]
 
