@@ -3,7 +3,7 @@
     python benchmarks/contrastive_studies.py train --steps 400   # from nothing, and on shuffled captions
     python benchmarks/contrastive_studies.py adapt               # few shots, base to new, prompts and styles
 
-`adapt` reads what `train` wrote. A seed is a CLIP and a draw of the shots. Rows are printed as they come, then tables.
+A seed of `train` is a CLIP, a seed of `adapt` a draw of the shots for one CLIP. Rows are printed as they come, then tables.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=["train", "adapt"])
     parser.add_argument("--root", type=Path, default=Path("runs/studies"))
+    parser.add_argument("--model", default="data_recipes/demo/clip", help="what adapt adapts")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400, help="of training, 128 pairs each")
     options = parser.parse_args()
@@ -109,9 +110,13 @@ def _adapt(options: argparse.Namespace) -> None:
     shots: dict[str, list[float]] = {}
     split: dict[str, list[tuple[float, float]]] = {}
     changed: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    encoder = load_encoder(options.model)
+    train, test = (_labelled(encoder, pairs, data.image_root, COLOURED) for pairs in (data.pairs, data.heldout))
+    styled = {
+        what: [_labelled(encoder, data.heldout, data.image_root, names, change) for change in STYLES.values()]
+        for what, names in (("shapes", SHAPES), ("drawings", DRAWINGS))
+    }
     for seed in range(options.seeds):
-        encoder = load_encoder(_run_dir(options.root, "true", seed))
-        train, test = (_labelled(encoder, pairs, data.image_root, COLOURED) for pairs in (data.pairs, data.heldout))
         for name, method in METHODS.items():
             fitted = method().fit(encoder, train.shots(SHOTS, seed), seed)
             shots.setdefault(name, []).append(accuracy(fitted, test))
@@ -121,8 +126,7 @@ def _adapt(options: argparse.Namespace) -> None:
             fitted = METHODS[name]().fit(encoder, base.shots(SHOTS, seed), seed)
             split.setdefault(name, []).append((accuracy(fitted, test_base), accuracy(fitted, test_new)))
             print(f"base to new, {name} {seed}: {split[name][-1]}", flush=True)
-        for what, names in (("shapes", SHAPES), ("drawings", DRAWINGS)):
-            tests = [_labelled(encoder, data.heldout, data.image_root, names, change) for change in STYLES.values()]
+        for what, tests in styled.items():
             for name, method in (("zero_shot", ZeroShot()), ("clap", Clap())):
                 fitted = method.fit(encoder, tests[0], seed)  # both learn from the names alone
                 changed.setdefault((what, name), []).append(_under_change(fitted, tests))
