@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+JSON = "application/json"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
@@ -29,6 +30,7 @@ class Ledger:
         self.tried: Counter[str] = Counter()
         self.paid: Counter[str] = Counter()
         self.requests: list[dict] = []
+        self.authorizations: set[str] = set()
         self.now = self.most_at_once = 0
         self.lock = threading.Lock()
 
@@ -48,6 +50,7 @@ class Handler(BaseHTTPRequestHandler):
             attempt = ledger.tried[key]
             ledger.tried[key] += 1
             ledger.requests.append(request)
+            ledger.authorizations.add(self.headers["Authorization"])
             ledger.now += 1
             ledger.most_at_once = max(ledger.most_at_once, ledger.now)
         try:
@@ -95,11 +98,19 @@ class Handler(BaseHTTPRequestHandler):
                 choice["message"] = {"role": "assistant", "content": None}
             if fault == "twice":
                 whole["choices"] = [choice, choice | {"index": 1}]
-            self._send(200, json.dumps(whole).encode())
+            self._send(200, json.dumps(whole).encode(), content_type="text/plain" if fault == "plain" else JSON)
 
-    def _send(self, status: int, body: bytes, retry_after: str = "", cut: bool = False, drop_s: float = 0.0) -> None:
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        retry_after: str = "",
+        cut: bool = False,
+        drop_s: float = 0.0,
+        content_type: str = JSON,
+    ) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         if retry_after:
             self.send_header("Retry-After", retry_after)

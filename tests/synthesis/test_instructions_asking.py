@@ -70,14 +70,17 @@ def test_the_budget_stops_the_run_before_it_is_exceeded_and_more_of_it_goes_on(t
     assert report.cost == pytest.approx(12 * 0.2)
 
 
-@pytest.mark.parametrize("fault", ["refusal", "silence", "twice"])
-def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize("fault", ["refusal", "silence", "twice", "plain"])
+def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     with serving(fault) as (url, ledger):
         config = make_run(tmp_path, fact_records(8), backend=openai_backend(url))
         report = write_instructions(config)
         assert write_instructions(config).data_hash == report.data_hash and len(ledger.requests) == 8
-    assert report.answered == 8 and report.prompt_tokens == 800
-    assert report.funnel["unparsable"] == (0 if fault == "twice" else 8)
+    assert report.answered == 8 and report.prompt_tokens == 800 and ledger.authorizations == {"Bearer a-key"}
+    assert report.funnel["unparsable"] == (8 if fault in ("refusal", "silence") else 0)
 
 
 def test_an_image_that_cannot_be_read_fails_its_own_request(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ SIDE_EDGES = (64, 128, 224, 336, 448, 640, 1024, 2048, 4096)
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
 table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.15rem .7rem;text-align:left;border-bottom:1px solid #e2e2e2}
-td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;height:.7rem;background:#4a78b5}
-.lost{background:#b3563f}.two{display:flex;flex-wrap:wrap;gap:2.5rem}.grid{display:grid;gap:.8rem;
+td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.bar{display:inline-block;height:.7rem;background:#4a78b5}
+.lost{background:#b3563f}.two{display:flex;flex-wrap:wrap;gap:2.5rem}
+.two>*{max-width:100%;overflow-x:auto}svg{max-width:100%;height:auto}.grid{display:grid;gap:.8rem;
 grid-template-columns:repeat(auto-fill,minmax(15rem,1fr))}.card{background:#fff;border:1px solid #ddd;border-radius:.4rem;
 padding:.6rem;font-size:13px;overflow-wrap:anywhere}.card img{display:block;max-width:100%;margin:0 auto .4rem}
 .card b{color:#2a5d8f}small{color:#666}svg text{font:11px system-ui,sans-serif;fill:#444}
@@ -46,7 +48,8 @@ def write_page(path: Path, title: str, survey: Survey) -> None:
     for name, funnel in survey.funnels.items():
         parts.append(f"<h2>losses of the synthesis</h2><p><small>{escape(name)}</small></p>{_funnel(funnel)}")
     parts.append(f"<h2>samples</h2><div class=grid>{''.join(map(_card, survey.shown))}</div>")
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
     write_text_atomically(path, head + "".join(parts) + "</html>\n")
 
 
@@ -80,7 +83,7 @@ def histogram(counts: Mapping[int, int], edges: tuple[int, ...]) -> str:
         f"<text x='{n * step + step / 2}' y='{116 - 100 * count / most:.1f}' text-anchor='middle'>{count:,}</text>"
         for n, (count, label) in enumerate(zip(bins, labels, strict=True))
     )
-    return f"<svg width='{len(bins) * step}' height='140' role=img>{bars}</svg>"
+    return f"<svg viewBox='0 0 {len(bins) * step} 140' width='{len(bins) * step}' role=img>{bars}</svg>"
 
 
 def _balance(survey: Survey) -> str:
