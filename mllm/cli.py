@@ -173,10 +173,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("model")
     export.add_argument("out")
     export.add_argument(
-        "--layout", choices=["hf", "mllm"], default="hf", help="hf: LlavaForConditionalGeneration; mllm: ours"
+        "--layout",
+        choices=["hf", "gguf", "mllm"],
+        default="hf",
+        help="hf: LlavaForConditionalGeneration; gguf: that, and llama.cpp's mmproj.gguf; mllm: ours",
     )
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
-    export.add_argument("--merge-lora", action="store_true", help="in layout mllm; hf always merges it")
+    export.add_argument("--merge-lora", action="store_true", help="in layout mllm; the others always merge it")
 
     bring = _subparser(
         commands,
@@ -185,7 +188,7 @@ def build_parser() -> argparse.ArgumentParser:
         "convert a Hugging Face LLaVA directory to one of ours",
         "mllm import llava-1.5-7b-hf runs/llava15 --prompt-format vicuna_v1 --fit pad",
     )
-    bring.add_argument("source", help="a local directory in safetensors")
+    bring.add_argument("source", help="a directory in safetensors, or a hub id")
     bring.add_argument("out")
     bring.add_argument("--prompt-format", help="the one it was trained with; else told by its chat template")
     bring.add_argument(
@@ -312,7 +315,7 @@ def _serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise UserError(f"mllm serve needs {error.name}; install the extra: pip install 'mllm[serve]'") from None
     settings = ServerSettings(
-        name=options.name or Path(options.model).name,
+        name=options.name or Path(options.model).resolve().name,
         max_new_tokens=options.max_new_tokens,
         max_batch=options.max_batch,
         max_queue=options.max_queue,
@@ -492,8 +495,9 @@ def _import(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from mllm.model.interop.llava import import_llava
+    from mllm.model.load import local_directory
 
-    import_llava(Path(options.source), Path(options.out), options.prompt_format, options.fit)
+    import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
 
 

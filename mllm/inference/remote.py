@@ -8,7 +8,10 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from mllm.errors import UserError
@@ -17,6 +20,7 @@ MAX_BYTES = 20 * 2**20
 TIMEOUT_S = 10.0
 MAX_REDIRECTS = 3
 CHUNK_BYTES = 64 * 1024
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 def is_url(source: str) -> bool:
@@ -26,8 +30,12 @@ def is_url(source: str) -> bool:
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet: not private, loopback, link-local, or of another special use."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv6Address):
+        # Gateways pass these on to the IPv4 address inside.
+        inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if inside is not None:
+            ip = inside
+    return ip.is_global and not ip.is_multicast
 
 
 def fetch_image(
@@ -41,7 +49,8 @@ def fetch_image(
         try:
             status, location, body = _get(target, allow_private, deadline, max_bytes)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise UserError(f"image URL {url!r} can't be fetched: {error or type(error).__name__}") from None
+            reason = "it takes too long" if time.monotonic() >= deadline else error or type(error).__name__
+            raise UserError(f"image URL {url!r} can't be fetched: {reason}") from None
         if location is None:
             if status != 200:
                 raise UserError(f"image URL {url!r} can't be fetched: status {status}")
@@ -50,11 +59,30 @@ def fetch_image(
     raise UserError(f"image URL {url!r} can't be fetched: more than {MAX_REDIRECTS} redirects")
 
 
-def _connect(parts: SplitResult, address: str, port: int, deadline: float) -> socket.socket:
+@contextmanager
+def _connected(parts: SplitResult, address: str, port: int, deadline: float) -> Iterator[socket.socket]:
+    """A connection that is cut at the deadline: a socket's own timeout starts anew with each byte that trickles in."""
     wire = socket.create_connection((address, port), timeout=_left(deadline))
     if parts.scheme == "https":
-        return ssl.create_default_context().wrap_socket(wire, server_hostname=parts.hostname)
-    return wire
+        context = ssl.create_default_context()
+        wire = context.wrap_socket(wire, server_hostname=parts.hostname, do_handshake_on_connect=False)
+    watchdog = threading.Timer(_left(deadline), _cut, [wire])
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        if isinstance(wire, ssl.SSLSocket):
+            wire.do_handshake()
+        yield wire
+        _left(deadline)  # what was read from a connection that was cut looks like a whole answer
+    finally:
+        watchdog.cancel()
+        wire.close()
+
+
+def _cut(wire: socket.socket) -> None:
+    with suppress(OSError):
+        # Of the plain class: an SSLSocket's own takes away what another thread is reading from.
+        socket.socket.shutdown(wire, socket.SHUT_RDWR)
 
 
 def _get(url: str, allow_private: bool, deadline: float, max_bytes: int) -> tuple[int, str | None, bytes]:
@@ -64,25 +92,19 @@ def _get(url: str, allow_private: bool, deadline: float, max_bytes: int) -> tupl
         raise ValueError("only http and https URLs with a host are fetched")
     port = parts.port or (443 if parts.scheme == "https" else 80)
     address = _address(parts.hostname, port, allow_private)
-    connection = http.client.HTTPConnection(parts.hostname, port)
-    try:
-        connection.sock = wire = _connect(parts, address, port, deadline)
+    with _connected(parts, address, port, deadline) as wire:
+        connection = http.client.HTTPConnection(parts.hostname, port)
+        connection.sock = wire
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", path, headers={"Host": parts.netloc.rpartition("@")[2], "User-Agent": "mllm"})
         response = connection.getresponse()
         location = response.getheader("Location") if response.status in (301, 302, 303, 307, 308) else None
         body = b""
-        while response.status == 200 and len(body) <= max_bytes:
-            wire.settimeout(_left(deadline))
-            chunk = response.read1(CHUNK_BYTES)
-            if not chunk:
-                break
+        while response.status == 200 and len(body) <= max_bytes and (chunk := response.read1(CHUNK_BYTES)):
             body += chunk
         if len(body) > max_bytes:
             raise ValueError(f"it has more than {max_bytes} bytes")
         return response.status, location, body
-    finally:
-        connection.close()
 
 
 def _left(deadline: float) -> float:

@@ -24,10 +24,16 @@ class Request:
     images: tuple[ImageSource, ...] = ()
 
     def check(self) -> None:
-        """Raise UserError unless the turns alternate, the last is the user's, and images match."""
+        """Raise UserError unless the turns alternate, the last is the user's, images match, and the words are text."""
         check_turns("request", self.messages, len(self.images))
         if not self.messages or self.messages[-1].role != "user":
             raise UserError("a request has to end with a user turn")
+        for number, message in enumerate(self.messages):
+            try:
+                message.text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                where = f"at character {error.start} of message {number}"
+                raise UserError(f"the words are no valid Unicode ({error.reason}, {where})") from None
 
 
 def render_request(request: Request, processor: Processor) -> Tokens:

@@ -1,54 +1,139 @@
 """The page in a real browser, where there is one: Chromium and the package `playwright`."""
 
+import base64
 import shutil
+from pathlib import Path
 
 import pytest
 
-from tests.inference.test_serve import assembled, expected, images, port  # noqa: F401 (fixtures)
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.inference.decoding import Decoding
+from mllm.inference.generate import Request, generate_answers
+from tests.inference.test_serve import assembled, images, port, serving, slow  # noqa: F401 (fixtures)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture
-def page(port):  # noqa: F811
+@pytest.fixture(scope="module")
+def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
     if CHROMIUM is None:
         pytest.skip("needs Chromium")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 700})
-        errors = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(f"http://127.0.0.1:{port}/")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens the page of the server at a port; none may have said an error but those that `allowed` is in."""
+    opened, errors = [], []
+
+    def open_(port, allowed="\0"):  # noqa: F811
+        page = browser.new_page(viewport={"width": 900, "height": 700})
+        page.set_default_timeout(20_000)
+        note = lambda text: errors.append(text) if allowed not in text else None  # noqa: E731
+        page.on("pageerror", lambda error: note(str(error)))
+        page.on("console", lambda message: note(message.text) if message.type == "error" else None)
+        page.goto(f"http://127.0.0.1:{port}/")
+        opened.append(page)
+        return page
+
+    yield open_
+    for page in opened:
+        page.close()
     assert not errors
 
 
-def test_a_chat_with_a_dropped_image_streams_the_answer(assembled, page, images, tmp_path):  # noqa: F811
-    page.wait_for_function("document.getElementById('model').textContent === 'tiny'")
+def answer_of(assembled, text, path):  # noqa: F811
+    message = Message(role="user", content=(ImagePart(), TextPart(text=text)))
+    return generate_answers(*assembled, [Request((message,), (path,))], Decoding(max_new_tokens=6))[0].text
+
+
+def until(page, expression):
+    """Wait until a JavaScript expression holds. Playwright's own wait evaluates in the page, whose policy forbids it."""
+    for _ in range(400):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never true: {expression}")
+
+
+def drop(page, path):
+    """Drop a file on the page, as a file manager does."""
+    encoded = base64.b64encode(Path(path).read_bytes()).decode()
+    make = """data => { const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), transfer = new DataTransfer();
+              transfer.items.add(new File([bytes], "dropped.png", { type: "image/png" })); return transfer; }"""
+    page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(make, encoded)})
+
+
+def test_images_are_chosen_dropped_and_removed_and_the_answers_are_the_models(
+    assembled,  # noqa: F811
+    port,  # noqa: F811
+    open_page,
+    images,  # noqa: F811
+    tmp_path,
+):
+    page = open_page(port)
+    until(page, "document.getElementById('model').textContent === 'tiny'")
     page.set_input_files("#file", images[:2])
     page.wait_for_selector("#waiting img >> nth=1")
-    page.click("#waiting img >> nth=1")
+    page.click("#waiting img >> nth=0")
+    page.click("#waiting img >> nth=0")
+    assert page.locator("#waiting img").count() == 0
+    drop(page, images[2])
+    page.wait_for_selector("#waiting img")
     page.fill("#question", "what is this")
     page.press("#question", "Enter")
-    page.wait_for_function("document.querySelector('#send').textContent === 'Send' && messages.length === 2")
+    until(page, "document.querySelector('#send').textContent === 'Send' && messages.length === 2")
     assert page.locator(".user img").count() == 1 and page.locator("#waiting img").count() == 0
-    answer = page.evaluate("messages[1].content")
+    assert page.evaluate("messages[1].content") == answer_of(assembled, "what is this", images[2])
     page.fill("#question", "and now?")
     page.click("#send")
-    page.wait_for_function("messages.length === 4")
-    assert page.locator(".assistant").count() == 2 and answer
+    until(page, "messages.length === 4")
+    assert page.locator(".assistant").count() == 2
     page.screenshot(path=str(tmp_path / "page.png"))
     page.click("#reset")
     assert page.locator(".turn").count() == 0
 
 
-def test_markdown_is_shown_and_brings_no_elements_of_its_own(page):
+def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(assembled, open_page):  # noqa: F811
+    with slow(assembled[0], 0.03) as passes, serving(assembled, max_new_tokens=400) as port:  # noqa: F811
+        page = open_page(port)
+        until(page, "model === 'tiny'")
+        page.fill("#question", "hello")
+        page.click("#send")
+        until(page, "document.querySelector('.assistant')?.textContent.length > 3")
+        assert page.text_content("#send") == "Stop"
+        page.click("#send")
+        until(page, "document.querySelector('#send').textContent === 'Send'")
+        assert page.evaluate("messages.length") == 2
+        page.close()
+    assert len(passes) < 300
+
+
+def test_the_page_asks_for_the_key_and_shows_what_the_server_refuses(assembled, open_page):  # noqa: F811
+    with serving(assembled, api_key="secret") as port:  # noqa: F811
+        page = open_page(port, allowed="Failed to load resource")
+        page.wait_for_selector("#key")
+        page.fill("#key", "secret")
+        page.press("#key", "Tab")
+        until(page, "model === 'tiny'")
+        page.fill("#question", "hello " * 600)
+        page.click("#send")
+        page.wait_for_selector(".error")
+        assert "exceed the model's context of 512" in page.text_content(".error")
+        page.fill("#question", "hello")
+        page.click("#send")
+        until(page, "messages.length === 2")
+        page.close()
+
+
+def test_markdown_is_shown_and_brings_no_elements_of_its_own(port, open_page):  # noqa: F811
     text = "# Title\n**bold** `code` <img src=x onerror=alert(1)>\n- one\n- two\n```\na < b\n```"
     shown = 'const d = document.createElement("div"); d.append(markdown(text)); return d.innerHTML;'
-    html = page.evaluate(f"text => {{ {shown} }}", text)
+    html = open_page(port).evaluate(f"text => {{ {shown} }}", text)
     for piece in ("<h2>Title</h2>", "<strong>bold</strong>", "<code>code</code>", "<ul><li>one</li><li>two</li></ul>"):
         assert piece in html
     assert "<img" not in html and "a &lt; b" in html

@@ -15,6 +15,7 @@ import pytest
 import torch
 import uvicorn
 
+from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.answer import Row
@@ -43,7 +44,7 @@ def serving(assembled, **settings):
     """A server on loopback; yields its port."""
     listener = bind("127.0.0.1", 0)
     app = build_app(*assembled, ServerSettings(name="tiny", **({"max_new_tokens": 6} | settings)))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:
@@ -131,14 +132,14 @@ def test_stop_logprobs_and_seed(assembled, client):
     assert len({c.message.content for c in first.choices}) > 1
 
 
-def bomb():
-    """A PNG of 60,000 × 60,000 pixels in a few bytes."""
+def png(side, rows):
+    """A PNG that says it is side × side pixels, whatever `rows` hold."""
 
     def part(kind, body):
         return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
-    header = (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(b"")) + part(b"IEND", b"")
+    header = side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
 
 
 def image_message(url):
@@ -146,6 +147,7 @@ def image_message(url):
 
 
 PNG = "data:image/png;base64,"
+RED = PNG + base64.b64encode(png(2, (b"\0" + b"\xff\0\0" * 2) * 2)).decode()
 BAD_BODIES = [
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
@@ -156,7 +158,10 @@ BAD_BODIES = [
     ({"messages": [{"role": "user", "content": "hello " * 600}]}, "messages"),
     ({"messages": [image_message(PNG + "%%%")]}, "messages.0.content.0.image_url"),
     ({"messages": [image_message(PNG + base64.b64encode(b"no image").decode())]}, "messages.0.content.0.image_url"),
-    ({"messages": [image_message(PNG + base64.b64encode(bomb()).decode())]}, "messages.0.content.0.image_url"),
+    (
+        {"messages": [image_message(PNG + base64.b64encode(png(60_000, b"")).decode())]},
+        "messages.0.content.0.image_url",
+    ),
     ({"messages": [image_message("http://127.0.0.1/x.png")]}, "messages.0.content.0.image_url"),
     ({"messages": [image_message("/etc/passwd")]}, "messages.0.content.0.image_url"),
     ({"messages": [image_message("tar:0:10:/etc/passwd")]}, "messages.0.content.0.image_url"),
@@ -167,6 +172,23 @@ BAD_BODIES = [
     ({"max_tokens": 0}, "max_tokens"),
     ({"stop": [""]}, "stop"),
     ({"stream": "maybe"}, "stream"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "hello"}, {"role": "user", "content": "hello"}]}, "messages"),
+    ({"messages": [{"role": "system"} | image_message(RED), {"role": "user", "content": "hello"}]}, "messages"),
+    ({"messages": [image_message(RED) for _ in range(2)]}, "messages"),
+    ({"messages": [{"role": "user", "content": image_message(RED)["content"] * 17}]}, "messages"),
+    ({"model": 5}, "model"),
+    ({"max_tokens": "5"}, "max_tokens"),
+    ({"max_tokens": 10**30}, "messages"),
+    ({"n": 17}, "n"),
+    ({"seed": 2**64}, "seed"),
+    ({"seed": True}, "seed"),
+    ({"stop": 0}, "stop"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"logprobs": "yes"}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"stream_options": {"more": 1}}, "stream_options.more"),
     ({"frequency_penalty": 1}, "frequency_penalty"),
     ({"tools": []}, "tools"),
 ]
@@ -191,7 +213,12 @@ def raw(port, body, path="/v1/chat/completions", headers=()):
 
 
 def test_what_is_no_request_at_all_is_refused_and_the_server_goes_on(port, client):
-    for body in (b"{", b"\xff\xfe", b"[]", b"null"):
+    half = b'{"model": "tiny", "messages": [{"role": "user", "content": %s}]}'
+    for body in (
+        *(b"{", b"\xff\xfe", b"[]", b"null", b"", b"[" * 100_000, b'{"\\ud800": 1}', half % b'"\\ud800"'),
+        half % b'[{"type": "\\ud800"}]',
+        half % b'[{"type": "image_url", "image_url": {"url": "\\ud800"}}]',
+    ):
         status, answer = raw(port, body)
         assert status == 400 and answer["error"]["message"]
     with pytest.raises(openai.NotFoundError, match="is not served here"):
@@ -242,9 +269,15 @@ def test_many_clients_are_answered_together_and_none_is_lost(assembled, port, im
 
 @contextmanager
 def slow(model, seconds):
-    """Each token takes so long more."""
-    handle = model.language_model.get_decoder().register_forward_pre_hook(lambda *_: time.sleep(seconds))
-    yield
+    """Each token takes so long more. Yields a list that grows with each pass over the model."""
+    passes = []
+
+    def wait(*_):
+        passes.append(1)
+        time.sleep(seconds)
+
+    handle = model.language_model.get_decoder().register_forward_pre_hook(wait)
+    yield passes
     handle.remove()
 
 
@@ -283,6 +316,63 @@ def test_a_full_queue_is_a_429_a_late_answer_a_504_and_a_vanished_client_frees_i
         assert short.usage.completion_tokens == 2
 
 
+def test_an_answer_that_nobody_waits_for_is_given_up_when_the_client_goes_or_the_server_stops(assembled):
+    ask = {"model": "tiny", "messages": [question("hello")], "temperature": 0, "max_tokens": 400}
+    with slow(assembled[0], 0.05) as passes, serving(assembled, max_batch=1) as port:
+        with pytest.raises(openai.APITimeoutError):
+            client_of(port).with_options(timeout=0.5).chat.completions.create(**ask)
+        client = client_of(port)
+        assert client.chat.completions.create(**ask | {"max_tokens": 2}).usage.completion_tokens == 2
+        assert len(passes) < 200
+        passes.clear()
+        ends = []
+
+        def run():
+            with pytest.raises(openai.OpenAIError):
+                client.chat.completions.create(**ask)
+            ends.append(1)
+
+        waiting = threading.Thread(target=run)
+        waiting.start()
+        while not passes:
+            time.sleep(0.01)
+    waiting.join()
+    assert ends and len(passes) < 200
+
+
+def test_who_went_away_while_waiting_gives_up_the_place(assembled):
+    model, processor = assembled
+    engine = Engine(model, processor, max_batch=1, max_queue=1)
+    prompt = prompt_of(Request((Message(role="user", content="hello"),)), processor)
+    done = []
+    first, second = (
+        Job(prompt, [Row(processor, Decoding(max_new_tokens=1))], None, time.monotonic() + 1e9, done.append)
+        for _ in range(2)
+    )
+    engine.submit(first)
+    with pytest.raises(QueueFullError):
+        engine.submit(second)
+    first.cancelled.set()
+    engine.submit(second)
+    assert engine.waiting == 1 and isinstance(done[0], TimeoutError)
+
+
+def test_an_image_url_is_fetched_only_where_allowed_and_never_from_a_private_address(assembled, port, monkeypatch):
+    from mllm.inference.serve import app
+
+    ask = {"model": "tiny", "messages": [image_message("http://127.0.0.1:9/x.png")], "temperature": 0}
+    with pytest.raises(openai.BadRequestError, match="remote images are off"):
+        client_of(port).chat.completions.create(**ask)
+    with serving(assembled, allow_remote_images=True) as open_port:
+        client = client_of(open_port)
+        with pytest.raises(openai.BadRequestError, match=r"private address 127\.0\.0\.1"):
+            client.chat.completions.create(**ask)
+        monkeypatch.setattr(app, "fetch_image", lambda url: base64.b64decode(RED.removeprefix(PNG)))
+        fetched = client.chat.completions.create(**ask).choices[0].message.content
+        sent = client.chat.completions.create(**ask | {"messages": [image_message(RED)]}).choices[0].message.content
+        assert fetched == sent
+
+
 def test_a_failing_batch_fails_those_in_it_alone(assembled, port, client, monkeypatch):
     import mllm.inference.serve.engine as engine
 
@@ -315,8 +405,6 @@ def test_the_engine_gathers_what_waits_and_runs_seeded_jobs_alone(assembled):
 
     for waiting in (job(), job(2), job(2), job(seed=1), job(), job(deadline=-1)):
         engine.submit(waiting)
-    with pytest.raises(QueueFullError):
-        engine.submit(job())
     engine.start()
     while len(done) < 6:
         time.sleep(0.01)
@@ -339,3 +427,24 @@ def test_a_port_in_use_is_said_in_a_line(port):
         bind("127.0.0.1", port)
     with pytest.raises(UserError, match="port 99999"):
         bind("127.0.0.1", 99999)
+
+
+def test_what_the_command_cannot_start_is_said_in_a_line(port, tmp_path, monkeypatch):
+    for arguments, words in (
+        (["--port", str(port)], f"port {port}"),
+        (["--port", "0"], "does not exist"),
+        (["--port", "0", "--host", "203.0.113.7"], "203.0.113.7"),
+        *(([option, "0"], option[2:].replace("-", "_")) for option in ("--max-batch", "--max-queue", "--timeout-s")),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
+        (["--timeout-s", "nan"], "timeout_s"),
+    ):
+        options = build_parser().parse_args(["serve", str(tmp_path / "gone"), *arguments])
+        with pytest.raises(UserError, match=words):
+            options.run(options)
+    named = []
+    monkeypatch.setattr("mllm.inference.serve.run.serve", lambda model, processor, settings, _: named.append(settings))
+    monkeypatch.setattr("mllm.cli._load", lambda options: (None, None))
+    monkeypatch.chdir(tmp_path)
+    options = build_parser().parse_args(["serve", ".", "--port", "0"])
+    options.run(options)
+    assert named[0].name == tmp_path.name

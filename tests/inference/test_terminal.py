@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,12 @@ def test_answers_as_json_lines_and_a_question_from_stdin(session, typed, tmp_pat
 
 
 def test_what_a_script_cannot_ask_is_an_error(session, typed, tmp_path):
-    for question, raw, words in (("", b"", "empty"), ("-", b"\xff\xfe", "not UTF-8")):
+    not_utf8 = os.fsdecode(b"what \xff")  # as a shell hands it on
+    for question, raw, words in (
+        ("", b"", "empty"),
+        ("-", b"\xff\xfe", "not UTF-8"),
+        (not_utf8, b"", "no valid Unicode"),
+    ):
         typed(raw)
         with pytest.raises(UserError, match=words):
             terminal.chat_script(session, [question], [])
@@ -125,7 +132,10 @@ def test_completion_offers_commands_and_paths(tmp_path):
     "address,public",
     [
         *((a, False) for a in ("127.0.0.1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "0.0.0.0", "::1", "fe80::1")),
-        *((a, False) for a in ("fd00::1", "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1")),
+        *(
+            (a, False)
+            for a in ("fd00::1", "::ffff:10.0.0.1", "100.64.0.1", "224.0.0.1", "2002:a00:1::", "64:ff9b::a00:1")
+        ),
         *((a, True) for a in ("8.8.8.8", "2606:4700:4700::1111")),
     ],
 )
@@ -140,6 +150,8 @@ def web(tmp_path):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/trickle":
+                return self.trickle()
             moved = {"/moved": "/image", "/circle": "/circle", "/elsewhere": "file:///etc/passwd"}.get(self.path)
             self.send_response(302 if moved else 200 if self.path in ("/image", "/big") else 404)
             if moved:
@@ -147,6 +159,16 @@ def web(tmp_path):
             self.end_headers()
             if not moved:
                 self.wfile.write(image if self.path == "/image" else b"x" * 5000)
+
+        def trickle(self):
+            """The image, but after a header of which a byte comes now and then."""
+            self.send_response(200)
+            self.flush_headers()
+            with suppress(OSError):
+                for byte in b"X-Slow: " + b"x" * 30 + b"\r\n\r\n":
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+                self.wfile.write(image)
 
         def log_message(self, *_):
             pass
@@ -166,6 +188,8 @@ def test_an_image_is_fetched_within_limits_and_from_a_private_address_only_if_al
     for path, words in (("circle", "redirects"), ("gone", "404"), ("big", "bytes"), ("elsewhere", "http")):
         with pytest.raises(UserError, match=words):
             fetch_image(f"{address}/{path}", allow_private=True, max_bytes=4000)
+    with pytest.raises(UserError, match="takes too long"):
+        fetch_image(f"{address}/trickle", allow_private=True, timeout_s=0.5)
     with pytest.raises(UserError, match=r"private address 127\.0\.0\.1"):
         fetch_image(f"{address}/image")
     with pytest.raises(UserError, match="http"):

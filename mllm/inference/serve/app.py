@@ -40,6 +40,9 @@ from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
 DISCONNECT_POLL_S = 0.25
+# A piece of the text of a choice; at the end all answers, or what went wrong.
+_Event = tuple[int, str] | list[Answer] | Exception
+_Events = asyncio.Queue[_Event]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,16 @@ class ServerSettings:
     allow_remote_images: bool = False
     api_key: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a name that is empty, or a bound that nothing keeps to."""
+        if not self.name:
+            raise UserError("the model needs a name for clients (--name)")
+        for field in ("max_new_tokens", "max_batch", "max_queue", "max_body_bytes"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} is {getattr(self, field)}; give at least 1")
+        if not 0 < self.timeout_s < float("inf"):
+            raise UserError(f"timeout_s is {self.timeout_s}; give seconds above 0")
+
 
 def build_app(model: MultimodalLM, processor: Processor, settings: ServerSettings) -> FastAPI:
     """The application. Its engine starts and stops with it."""
@@ -67,7 +80,8 @@ def build_app(model: MultimodalLM, processor: Processor, settings: ServerSetting
         yield
         await asyncio.to_thread(engine.stop)
 
-    app = FastAPI(title="mllm", lifespan=lifespan)
+    # FastAPI's own pages of documentation load scripts from elsewhere.
+    app = FastAPI(title="mllm", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key)
@@ -139,7 +153,7 @@ class _Service:
         if body.model != self.settings.name:
             message = f"the model {body.model!r} is not served here; it is {self.settings.name!r}"
             return error_body(404, message, "model", "model_not_found")
-        events: asyncio.Queue[tuple[int, str] | list[Answer] | Exception] = asyncio.Queue()
+        events: _Events = asyncio.Queue()
         try:
             job = await asyncio.to_thread(self._job, body, begun, events, asyncio.get_running_loop())
             self.engine.submit(job)
@@ -157,9 +171,7 @@ class _Service:
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return await self._whole(body, job, events, identity, begun, request)
 
-    def _job(
-        self, body: ChatCompletionRequest, begun: float, events: asyncio.Queue, loop: asyncio.AbstractEventLoop
-    ) -> Job:
+    def _job(self, body: ChatCompletionRequest, begun: float, events: _Events, loop: asyncio.AbstractEventLoop) -> Job:
         """Decode the images and render the prompt. Raises FieldError."""
         request = body.request(fetch_image if self.settings.allow_remote_images else None)
         decoding = body.decoding(self.settings.max_new_tokens)
@@ -184,23 +196,23 @@ class _Service:
         self,
         body: ChatCompletionRequest,
         job: Job,
-        events: asyncio.Queue,
+        events: _Events,
         identity: dict[str, Any],
         begun: float,
         request: Request,
     ) -> Response:
         waiting = asyncio.ensure_future(events.get())
-        while not waiting.done():
-            await asyncio.wait([waiting], timeout=DISCONNECT_POLL_S)
-            if not waiting.done() and await request.is_disconnected():
-                job.cancelled.set()
-                waiting.cancel()
-                return Response(status_code=499)
-        result = waiting.result()
-        if time.monotonic() > job.deadline and not isinstance(result, Exception):
-            result = TimeoutError(f"the answer took longer than {self.settings.timeout_s:g} s")
-        if isinstance(result, TimeoutError):
-            return error_body(504, str(result), code="timeout")
+        try:
+            while not waiting.done() and (left := job.deadline - time.monotonic()) > 0:
+                await asyncio.wait([waiting], timeout=min(DISCONNECT_POLL_S, left))
+                if not waiting.done() and await request.is_disconnected():
+                    return Response(status_code=499)
+            if not waiting.done() or time.monotonic() > job.deadline:
+                return error_body(504, f"the answer took longer than {self.settings.timeout_s:g} s", code="timeout")
+            result = waiting.result()
+        finally:  # also when the server stops and cancels this task
+            job.cancelled.set()
+            waiting.cancel()
         if isinstance(result, Exception):
             return error_body(500, "the answer failed; the server's log says why")
         self.metrics.latency.observe(time.monotonic() - begun)
@@ -211,7 +223,7 @@ class _Service:
         self,
         body: ChatCompletionRequest,
         job: Job,
-        events: asyncio.Queue,
+        events: _Events,
         identity: dict[str, Any],
         begun: float,
     ) -> AsyncIterator[str]:
@@ -221,7 +233,7 @@ class _Service:
         try:
             for index in range(body.n):
                 yield _event(chunk(identity, index, {"role": "assistant", "content": ""}))
-            while isinstance(event := await events.get(), tuple):
+            while isinstance(event := await _next(events, job), tuple):
                 index, piece = event
                 if piece and is_first:
                     self.metrics.first_text.observe(time.monotonic() - begun)
@@ -232,8 +244,8 @@ class _Service:
                 logprobs = logprobs_of(fresh, self.processor.tokenizer) if body.logprobs else None
                 finish = None if piece else FINISH_REASONS[row.finish_reason or "cancelled"]
                 yield _event(chunk(identity, index, {"content": piece} if piece else {}, logprobs, finish))
-            if isinstance(event, Exception) or time.monotonic() > job.deadline:
-                is_late = isinstance(event, TimeoutError) or not isinstance(event, Exception)
+            is_late = time.monotonic() > job.deadline
+            if is_late or isinstance(event, Exception):
                 message = "the answer took too long" if is_late else "the answer failed; the server's log says why"
                 yield _event({"error": {"message": message, "type": "server_error", "param": None, "code": None}})
                 return
@@ -244,6 +256,14 @@ class _Service:
             yield "data: [DONE]\n\n"
         finally:
             job.cancelled.set()
+
+
+async def _next(events: _Events, job: Job) -> _Event:
+    """The job's next event, or a TimeoutError at its deadline."""
+    try:
+        return await asyncio.wait_for(events.get(), max(0.0, job.deadline - time.monotonic()))
+    except asyncio.TimeoutError:  # before Python 3.11 not the TimeoutError
+        return TimeoutError()
 
 
 def _say(send: Callable[[Any], None], index: int, piece: str) -> None:

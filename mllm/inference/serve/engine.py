@@ -1,10 +1,10 @@
 """Dynamic batching: one thread owns the model and answers together what waits together."""
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,61 +53,61 @@ class Engine:
         self.max_batch = max_batch
         self.on_batch: Callable[[int], None] = lambda rows: None
         self.running_rows = 0
+        self.max_queue = max_queue
         self._features = ImageFeatures(model, processor)
-        self._queue: queue.Queue[Job | None] = queue.Queue(max_queue)
-        self._postponed: Job | None = None
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()  # held wherever `_waiting` or `_is_stopping` is touched
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="mllm-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
-        return self._queue.qsize()
+        return len(self._waiting)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Answer what was begun, and end the thread."""
-        self._queue.put(None)
+        """Answer what somebody still waits for, and end the thread."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
         self._thread.join()
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises QueueFullError."""
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            raise QueueFullError from None
+        """Queue a job. Raises QueueFullError when `max_queue` wait already; who went away gives up the place."""
+        with self._changed:
+            if len(self._waiting) >= self.max_queue:
+                self._waiting = deque(_without_abandoned(self._waiting))
+            if len(self._waiting) >= self.max_queue:
+                raise QueueFullError
+            self._waiting.append(job)
+            self._changed.notify()
 
     def _run(self) -> None:
         while (jobs := self._gather()) is not None:
-            waited = [job for job in jobs if not job.is_over]
-            for job in jobs:
-                if job not in waited:
-                    job.on_done(TimeoutError("it waited for its turn for too long"))
-            if waited:
-                self._answer(waited)
+            wanted = _without_abandoned(jobs)
+            if wanted:
+                self._answer(wanted)
 
     def _gather(self) -> list[Job] | None:
         """The jobs that are answered next; None at the end."""
-        first = self._postponed or self._queue.get()
-        self._postponed = None
-        if first is None:
-            return None
-        jobs, rows = [first], len(first.rows)
-        until = time.monotonic() + GATHERING_S
-        while first.seed is None:
-            try:
-                job = self._queue.get(timeout=max(0.0, until - time.monotonic()))
-            except queue.Empty:
-                break
-            if job is None:
-                self._queue.put(None)
-                break
-            if job.seed is not None or rows + len(job.rows) > self.max_batch:
-                self._postponed = job
-                break
-            jobs.append(job)
-            rows += len(job.rows)
-        return jobs
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_stopping)
+            if not self._waiting:
+                return None
+            first = self._waiting.popleft()
+            jobs, rows = [first], len(first.rows)
+            until = time.monotonic() + GATHERING_S
+            while first.seed is None and self._changed.wait_for(
+                lambda: self._waiting or self._is_stopping, max(0.0, until - time.monotonic())
+            ):
+                job = self._waiting[0] if self._waiting else None
+                if job is None or job.seed is not None or rows + len(job.rows) > self.max_batch:
+                    break
+                jobs.append(self._waiting.popleft())
+                rows += len(job.rows)
+            return jobs
 
     def _answer(self, jobs: list[Job]) -> None:
         prompts = [job.prompt for job in jobs for _ in job.rows]
@@ -132,3 +132,14 @@ class Engine:
         for job in jobs:
             own, answers = answers[: len(job.rows)], answers[len(job.rows) :]
             job.on_done(own)
+
+
+def _without_abandoned(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs that somebody waits for; the others are told that they are over."""
+    wanted = []
+    for job in jobs:
+        if job.is_over:
+            job.on_done(TimeoutError("it waited for its turn for too long"))
+        else:
+            wanted.append(job)
+    return wanted

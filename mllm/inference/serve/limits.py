@@ -13,6 +13,8 @@ def error_body(status: int, message: str, field: str | None = None, code: str | 
     """An error in OpenAI's shape."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     headers = {"Retry-After": "1"} if status == 429 else None
+    # A message may quote what came, and JSON can spell half a surrogate pair.
+    message = message.encode("utf-8", "replace").decode("utf-8")
     body = {"error": {"message": message, "type": kind, "param": field, "code": code}}
     return JSONResponse(body, status, headers)
 

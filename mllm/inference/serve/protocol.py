@@ -5,7 +5,7 @@ import binascii
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
@@ -29,7 +29,7 @@ class FieldError(UserError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class _ImageUrl(_Strict):
@@ -77,7 +77,7 @@ class ChatCompletionRequest(_Strict):
     stream_options: _StreamOptions | None = None
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
     user: str | None = None
     frequency_penalty: float = Field(default=0.0, ge=0, le=0)
     presence_penalty: float = Field(default=0.0, ge=0, le=0)
@@ -85,13 +85,20 @@ class ChatCompletionRequest(_Strict):
     @field_validator("stop", mode="before")
     @classmethod
     def _one_or_none(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else (value or [])
+        return [value] if isinstance(value, str) else [] if value is None else value
 
     @field_validator("stop")
     @classmethod
     def _not_empty(cls, value: list[str]) -> list[str]:
         if not all(value):
             raise ValueError("a stop string can't be empty")
+        return value
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int, others: ValidationInfo) -> int:
+        if value and not others.data.get("logprobs"):
+            raise ValueError("goes with logprobs: true")
         return value
 
     def decoding(self, default_max_new_tokens: int) -> Decoding:
