@@ -39,7 +39,7 @@ class NativeFormat:
         tokens = sorted({*tokenizer.all_special_tokens, image_token}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(t) for t in tokens))
         self._structures: dict[tuple[Shape, bool], list[Segment | int]] = {}
-        self._takes_parts = self._probe_parts()
+        self.takes_parts = self._probe_parts()
 
     def special_tokens(self) -> tuple[str, ...]:
         return ()
@@ -100,13 +100,13 @@ class NativeFormat:
             ) from None
 
     def _content(self, parts: list[str | None]) -> Any:
-        if self._takes_parts:
+        if self.takes_parts:
             return [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
         return "".join(f"{self.image_token}\n" if part is None else part for part in parts)
 
     def _probe_parts(self) -> bool:
         """Whether the template takes a list of parts and renders an image as the image token."""
-        self._takes_parts = True
+        self.takes_parts = True
         try:
             text = self._render([("user", [None, _marker(0)])], generation=False)
         except UserError:

@@ -9,6 +9,10 @@ from safetensors.torch import load_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PhiConfig,
@@ -41,6 +45,8 @@ SIZES = {
     "max_position_embeddings": 256,
 }
 FAMILIES = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 8}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 8}),
     "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 8}),
@@ -79,8 +85,18 @@ def run_export(*arguments):
     options.run(options)
 
 
-@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch")])
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    "family,encoder,fit",
+    [
+        *(
+            (family, *kind)
+            for family in ("llama", "qwen2", "mistral")
+            for kind in (("clip", "crop"), ("siglip", "pad"))
+        ),
+        ("qwen3", "siglip", "stretch"),
+        ("gemma", "clip", "pad"),
+    ],
+)
 def test_padded_batches_have_our_ids_and_logits_on_both_sides(tiny_parts, tmp_path, encoder, fit, family):
     model, processor = assemble(tiny_parts, tmp_path, family, encoder, fit)
     mllm.save(tmp_path / "ours", model, processor)

@@ -54,7 +54,7 @@ def test_our_directory_and_the_run_it_lies_in_load_with_equal_logits(tiny_parts,
         assert torch.allclose(logits(*loaded, image), logits(model, processor, image), atol=1e-6)
 
 
-@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch")])
+@pytest.mark.parametrize("encoder,fit", [("clip", "crop"), ("siglip", "stretch"), ("clip", "pad")])
 @pytest.mark.parametrize("prompt_format", ["vicuna_v1", "llama_3", "chatml"])
 def test_a_llava_directory_loads_with_its_prompt_format_and_image_fit(
     tiny_parts, tmp_path, image, encoder, fit, prompt_format

@@ -14,6 +14,8 @@ _USE = {
     ask = pipeline("image-text-to-text", model="THIS DIRECTORY")
     parts = [{"type": "image", "url": "cat.png"}, {"type": "text", "text": "What is this?"}]
     print(ask(text=[{"role": "user", "content": parts}], max_new_tokens=64))""",
+    "gguf": """    python convert_hf_to_gguf.py "THIS DIRECTORY" --outfile model.gguf        # a script of llama.cpp
+    llama-server -m model.gguf --mmproj "THIS DIRECTORY/mmproj.gguf\"""",
     "mllm": """    mllm chat "THIS DIRECTORY" --image cat.png -p "What is this?\"""",
 }
 

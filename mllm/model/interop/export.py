@@ -8,28 +8,33 @@ from mllm.files import atomic_directory
 from mllm.model import checkpoint
 from mllm.model.interop.card import model_card
 from mllm.model.interop.llava import write_llava
+from mllm.model.interop.mmproj import FILE_NAME, write_mmproj
 from mllm.model.load import DTYPES, load, local_directory
 from mllm.model.lora import merge_lora
 
-Layout = Literal["hf", "mllm"]
+Layout = Literal["hf", "gguf", "mllm"]
 
 
 def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge: bool = False) -> None:
     """Write the model of `source` to `out`, atomically, with a README.md.
 
-    layout: `hf` is transformers' LLaVA layout, which has no LoRA, so that it is merged; `mllm` is ours, where `merge`
-    says whether it is. dtype: of the weights. Raises UserError for a model that the layout can't hold.
+    layout: `hf` is transformers' LLaVA layout, which has no LoRA, so that it is merged; `gguf` is the same with encoder and
+    projector as llama.cpp's `mmproj.gguf` beside it, for llama.cpp's own script to convert the language model from; `mllm`
+    is ours, where `merge` says whether LoRA is merged. dtype: of the weights.
+    Raises UserError for a model that the layout can't hold.
     """
     path = checkpoint.model_directory(local_directory(source))
     model, processor = load(path)
     card = model_card(path, model, processor, layout)
-    if merge or layout == "hf":
+    if merge or layout != "mllm":
         merge_lora(model)
     elif dtype != "float32" and any(adapter["kind"] == "qlora" for adapter in model.adapters.values()):
         raise UserError("the weights are in 4 bits; merge them (--merge-lora) to write them in another dtype")
     with atomic_directory(out) as directory:
-        if layout == "hf":
+        if layout != "mllm":
             write_llava(directory, model, processor, DTYPES[dtype])
+            if layout == "gguf":
+                write_mmproj(directory / FILE_NAME, model, processor)
         else:
             state = model.state_dict()
             if dtype != "float32":

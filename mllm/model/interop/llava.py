@@ -16,6 +16,7 @@ from transformers import (
     CLIPImageProcessor,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessor,
     LlavaProcessor,
     SiglipImageProcessor,
 )
@@ -23,6 +24,7 @@ from transformers.initialization import no_init_weights
 
 from mllm.config import ImageSettings, ProjectorSettings
 from mllm.conversation.formats import PROMPT_FORMATS
+from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.files import atomic_directory
@@ -41,7 +43,8 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
     if model.projector_settings.kind != "mlp2x_gelu" or model.projector_settings.shuffle != 1:
         raise UserError(
             f"the Hugging Face LLaVA layout has a two-layer projector without pixel shuffle; this model has "
-            f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}"
+            f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}: train with "
+            "model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
         )
     encoder = model.vision_encoder
     config = LlavaConfig(
@@ -86,11 +89,6 @@ def export_llava(model: MultimodalLM, processor: Processor, out: Path) -> None:
 
 def write_llava(directory: Path, model: MultimodalLM, processor: Processor, dtype: torch.dtype = torch.float32) -> None:
     """Write the files of the layout into `directory`, the weights in `dtype`; LoRA is merged first."""
-    if processor.preparer.fit == "pad":
-        raise UserError(
-            "the Hugging Face image processors don't pad to a square: images that aren't square would be prepared in "
-            "another way than in training; train with model.image.fit crop or stretch, or pad images before"
-        )
     merge_lora(model)
     config = llava_config(model, processor)
     with torch.device("meta"):
@@ -112,6 +110,8 @@ def llava_processor(model: MultimodalLM, processor: Processor) -> LlavaProcessor
     statistics = {"image_mean": list(prepare.mean), "image_std": list(prepare.std), "resample": 3}
     if fit == "crop":
         image = CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, **statistics)
+    elif fit == "pad":
+        image = LlavaImageProcessor(do_pad=True, size=square, do_center_crop=False, **statistics)
     else:
         image = SiglipImageProcessor(size=square, **statistics)
     encoder = model.vision_encoder
@@ -141,12 +141,31 @@ _TEMPLATE = """{{%- for message in messages -%}}
 {{%- if add_generation_prompt -%}}{{{{ {generation} }}}}{{%- endif -%}}"""
 
 
+# Set before a template that takes strings, it makes one string of each turn's parts, as the native format does.
+_JOIN_PARTS = (
+    """{%- set joined = namespace(turns=[]) -%}
+{%- for message in messages -%}
+{%- set body = namespace(text='') -%}
+{%- if message.content is string -%}{%- set body.text = message.content -%}
+{%- else -%}{%- for part in message.content -%}
+{%- set body.text = body.text + ('"""
+    + IMAGE_TOKEN
+    + """\\n' if part.type == 'image' else part.text) -%}
+{%- endfor -%}{%- endif -%}
+{%- set joined.turns = joined.turns + [dict(role=message.role, content=body.text)] -%}
+{%- endfor -%}
+{%- set messages = joined.turns -%}{{ '' }}"""
+)
+
+
 def chat_template(processor: Processor) -> str:
     """A Jinja template over content parts that renders as our prompt format does, read off the format itself."""
-    if processor.format_name in ("native", "plain"):
+    if isinstance(processor.format, NativeFormat):
+        template: str = processor.tokenizer.chat_template
+        return template if processor.format.takes_parts else _JOIN_PARTS + template
+    if processor.format_name == "plain":
         raise UserError(
-            f"prompt format {processor.format_name} can't be exported as a chat template yet; "
-            "finish with vicuna_v1, llama_3 or chatml"
+            "prompt format plain has no turns to make a chat template of; finish with vicuna_v1, llama_3, chatml or native"
         )
     opening = processor.tokenizer.decode(processor.render([]).input_ids[:1]) if processor.opens_with_bos else ""
 
