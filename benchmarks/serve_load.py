@@ -1,6 +1,7 @@
 """`mllm serve` under load on loopback: throughput, latency, lost requests, and memory over many requests.
 
-python benchmarks/serve_load.py --clients 1 8 32 --requests 200 --soak 1000
+python benchmarks/serve_load.py --clients 1 8 32 --requests 64 --soak 0
+python benchmarks/serve_load.py --clients --soak 1000
 """
 
 import argparse
@@ -20,6 +21,8 @@ from common import machine, markdown_table
 from inference_peers import make_pair, picture, words
 
 PORT = 18431
+IMAGES = 8  # of the measured load, drawn at random
+SOAK_PARTS = 10
 
 
 def resident_mib(process: subprocess.Popen) -> float:
@@ -52,21 +55,22 @@ async def load(bodies: list[dict], clients: int) -> tuple[float, list[float], in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--clients", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--requests", type=int, default=64, help="with each number of clients")
     parser.add_argument("--soak", type=int, default=1000, help="requests of one token, over which memory is watched")
+    parser.add_argument("--soak-images", type=int, default=40, help="distinct ones in the soak, asked about one by one")
     parser.add_argument("--answer-tokens", type=int, default=8)
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         pair = make_pair(Path(folder))
         urls = []
-        for number in range(8):
+        for number in range(max(IMAGES, options.soak_images)):
             data = Path(picture(Path(folder) / f"{number}.png", rng)).read_bytes()
             urls.append("data:image/png;base64," + base64.b64encode(data).decode())
 
-        def body(answer_tokens: int) -> dict:
-            image = {"type": "image_url", "image_url": {"url": rng.choice(urls)}}
+        def body(answer_tokens: int, url: str) -> dict:
+            image = {"type": "image_url", "image_url": {"url": url}}
             content = [image, {"type": "text", "text": words(rng, 12)}]
             messages = [{"role": "user", "content": content}]
             return {"model": "hf", "messages": messages, "temperature": 0, "max_tokens": answer_tokens}
@@ -87,21 +91,26 @@ def main() -> None:
             _wait_for(f"http://127.0.0.1:{PORT}/health")
             rows = []
             for clients in options.clients:
-                seconds, latencies, lost = asyncio.run(
-                    load([body(options.answer_tokens) for _ in range(options.requests)], clients)
-                )
+                bodies = [body(options.answer_tokens, rng.choice(urls[:IMAGES])) for _ in range(options.requests)]
+                seconds, latencies, lost = asyncio.run(load(bodies, clients))
                 p50, p95 = np.percentile(latencies, [50, 95])
                 rows.append([clients, f"{options.requests / seconds:.2f}", f"{p50:.2f}", f"{p95:.2f}", lost])
             memory = [resident_mib(server)]
-            for _ in range(5):
-                asyncio.run(load([body(1) for _ in range(options.soak // 5)], 8))
+            bodies = [body(1, urls[number * options.soak_images // options.soak]) for number in range(options.soak)]
+            lost_in_soak = 0
+            for part in range(SOAK_PARTS):
+                chosen = bodies[part * options.soak // SOAK_PARTS : (part + 1) * options.soak // SOAK_PARTS]
+                lost_in_soak += asyncio.run(load(chosen, 8))[2]
                 memory.append(resident_mib(server))
         finally:
             server.terminate()
             server.wait()
     print(machine())
-    print(markdown_table(["clients", "requests/s", "p50, s", "p95, s", "lost"], rows))
-    print(f"server's memory over {options.soak} requests, MiB: {', '.join(f'{m:.0f}' for m in memory)}")
+    if options.clients:
+        print(markdown_table(["clients", "requests/s", "p50, s", "p95, s", "lost"], rows))
+    if options.soak:
+        told = ", ".join(f"{m:.0f}" for m in memory)
+        print(f"server's memory over {options.soak} requests of 8 clients, {lost_in_soak} lost, MiB: {told}")
 
 
 def _wait_for(url: str) -> None:
