@@ -100,17 +100,25 @@ class VisionEncoder(nn.Module):
         """Parameters behind the feature layer: they take no part in the forward's result."""
         used = self.used_layers
         unused: list[nn.Parameter] = []
+        norm_is_used = self._norm_is_used(used)
         for name, parameter in self.model.named_parameters():
             parts = name.split(".")
             behind = layer_index(name) >= used
-            head = "head" in parts or ("post_layernorm" in parts and not self._norm_is_used(used))
+            head = "head" in parts or ("post_layernorm" in parts and not norm_is_used)
             if behind or head:
                 unused.append(parameter)
         return unused
 
     def _norm_is_used(self, used_layers: int) -> bool:
-        """SigLIP's last hidden state comes normalized; CLIP's doesn't."""
-        return not self.family.has_class_token and used_layers == self.model.config.num_hidden_layers
+        """Whether the features are the normalized ones: SigLIP's last hidden state is in some releases of transformers."""
+        if self.family.has_class_token or used_layers < self.model.config.num_hidden_layers:
+            return False
+        side = self.model.config.image_size
+        with torch.no_grad():
+            parameter = next(self.model.parameters())
+            blank = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
+            output = self.model(blank, output_hidden_states=True)
+        return output.hidden_states[-1] is output.last_hidden_state
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values.to(self.dtype), output_hidden_states=True)

@@ -41,8 +41,8 @@ from mllm.processor import Processor
 
 DISCONNECT_POLL_S = 0.25
 # A piece of the text of a choice; at the end all answers, or what went wrong.
-_Event = tuple[int, str] | list[Answer] | Exception
-_Events = asyncio.Queue[_Event]
+_Progress = tuple[int, str] | list[Answer] | Exception
+_Events = asyncio.Queue[_Progress]
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,7 @@ class _Service:
             waiting.cancel()
         if isinstance(result, Exception):
             return error_body(500, "the answer failed; the server's log says why")
+        assert isinstance(result, list)  # of a job that isn't streamed there are no pieces
         self.metrics.latency.observe(time.monotonic() - begun)
         self.metrics.count(result)
         return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer))
@@ -258,7 +259,7 @@ class _Service:
             job.cancelled.set()
 
 
-async def _next(events: _Events, job: Job) -> _Event:
+async def _next(events: _Events, job: Job) -> _Progress:
     """The job's next event, or a TimeoutError at its deadline."""
     try:
         return await asyncio.wait_for(events.get(), max(0.0, job.deadline - time.monotonic()))
