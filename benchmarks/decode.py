@@ -1,7 +1,6 @@
 """Tokens a second of one answer about one image: ours against transformers' `generate` with each of its caches.
 
 python benchmarks/decode.py --answer-tokens 128 --rounds 5
-python benchmarks/decode.py --answer-tokens 128 --rounds 5 --compile
 """
 
 import argparse
@@ -23,9 +22,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--compile", action="store_true", help="also the peer through torch.compile, with a static cache"
-    )
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -39,25 +35,17 @@ def main() -> None:
             answer = generate_answers(pair.model, pair.processor, [Request(messages, (image,))], decoding)[0]
             written["ours"] = list(answer.token_ids)
 
-        def peer(name: str, cache: str) -> None:
+        def peer(cache: str) -> None:
             inputs = pair.inputs([messages], [image])
             with torch.inference_mode():
                 out = pair.peer.generate(
                     **inputs, max_new_tokens=options.answer_tokens, do_sample=False, cache_implementation=cache
                 )
-            written[name] = out[0, inputs["input_ids"].shape[1] :].tolist()
-
-        def compiled() -> None:
-            pair.peer.forward = fast
-            peer("peer, static cache, compiled", "static")
-            del pair.peer.forward
+            written[f"peer, {cache} cache"] = out[0, inputs["input_ids"].shape[1] :].tolist()
 
         contenders = {"ours": ours}
         for cache in ("dynamic", "static"):
-            contenders[f"peer, {cache} cache"] = lambda cache=cache: peer(f"peer, {cache} cache", cache)
-        if options.compile:
-            fast = torch.compile(pair.peer.forward)
-            contenders["peer, static cache, compiled"] = compiled
+            contenders[f"peer, {cache} cache"] = lambda cache=cache: peer(cache)
         taken = in_turn(contenders, options.rounds)
     best = min(median(seconds) for name, seconds in taken.items() if name != "ours")
     rows = [
