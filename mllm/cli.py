@@ -210,9 +210,12 @@ def build_parser() -> argparse.ArgumentParser:
         "eval",
         run_eval,
         "score a model on benchmarks, beside its blind controls",
-        "mllm eval runs/demo/stage2 --benchmarks easyvqa,clipart --limit 200\n  mllm eval --list",
+        "mllm eval runs/demo/stage2 --benchmarks easyvqa,clipart --limit 200\n  mllm eval --list\n"
+        "  mllm eval openai:gpt-4o --base-url https://api.openai.com/v1 --benchmarks pope --data data --output runs/gpt-4o",
     )
-    evaluate.add_argument("model", nargs="?", help="a model directory, or a finished run's")
+    evaluate.add_argument(
+        "model", nargs="?", help="a model directory, a run's, a LLaVA directory or hub id, or openai:NAME"
+    )
     add_eval_arguments(evaluate)
 
     comparison = _subparser(

@@ -1,8 +1,10 @@
 """The arguments and the work of `mllm eval` and `eval/run.py`."""
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mllm.errors import UserError
 
@@ -16,6 +18,23 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="questions per benchmark")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint, for a MODEL openai:NAME")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, help="requests to an endpoint that are under way at a time"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+    parser.add_argument(
+        "--on-missing",
+        choices=["error", "skip"],
+        default="error",
+        help="questions whose image isn't there: end before anything is asked, or list and leave out",
+    )
+    parser.add_argument(
+        "--choice-by",
+        choices=["generation", "likelihood"],
+        default="generation",
+        help="multiple choice: what the model writes, or the likeliest of the options",
+    )
     parser.add_argument("--list", action="store_true", help="say which benchmarks there are, and where to get them")
 
 
@@ -27,17 +46,38 @@ def run_eval(options: argparse.Namespace) -> None:
     if not options.model or not options.benchmarks:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
-    from mllm.evaluation.run import evaluate_directory, print_scores
+    from mllm.evaluation.run import Setup, evaluate_subject, print_scores
 
-    output = options.output or Path(options.model) / "eval"
-    names = _names(options.benchmarks)
-    print_scores(
-        evaluate_directory(options.model, names, options.data, output, options.limit, options.seed, options.batch_size)
+    names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
+    setup = Setup(
+        names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
     )
+    scores = evaluate_subject(setup, _subject(options))
+    if os.environ.get("RANK", "0") == "0":
+        print_scores(scores)
 
 
-def _names(text: str) -> Sequence[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _subject(options: argparse.Namespace) -> Callable[[], Any]:
+    """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
+    from mllm.evaluation.endpoint import PREFIX, Endpoint
+    from mllm.evaluation.run import open_directory
+
+    if not options.model.startswith(PREFIX):
+        if options.base_url:
+            raise UserError(f"--base-url goes with a model {PREFIX}NAME, not with {options.model}")
+        return lambda: open_directory(options.model, options.dtype, options.batch_size)
+    if not options.base_url:
+        raise UserError(f"{options.model} needs --base-url, such as http://127.0.0.1:8000/v1")
+    name = options.model.removeprefix(PREFIX)
+    return lambda: (Endpoint(name, options.base_url, options.concurrency), options.model, [])
+
+
+def _output(options: argparse.Namespace) -> Path:
+    if options.output:
+        return options.output
+    if not Path(options.model).is_dir():
+        raise UserError(f"{options.model} is no directory that results could go into; say --output DIRECTORY")
+    return Path(options.model) / "eval"
 
 
 def list_benchmarks() -> None:

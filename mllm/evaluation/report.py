@@ -23,6 +23,7 @@ td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;ve
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
 .card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
 .curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
+.note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}
 .right b{color:#2a7d3c}.wrong b{color:#b3372f}
 """
 
@@ -33,9 +34,14 @@ def write_report(
     scores: Mapping[str, Sequence[Score]],
     answers: Mapping[str, Sequence[Answer]],
     runs: Sequence[TrainingRun] = (),
+    note: str | None = None,
 ) -> None:
-    """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped."""
-    body = [f"<h1>{escape(title)}</h1>", "<p>Mean scores in %, with 95% bootstrap intervals over images. "]
+    """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped. `note` stands above all."""
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p class=note>{escape(note)}</p>" if note else "",
+        "<p>Mean scores in %, with 95% bootstrap intervals over images. ",
+    ]
     body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     for name, entries in scores.items():

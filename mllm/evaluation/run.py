@@ -3,75 +3,141 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+import mllm
 from mllm.errors import UserError
+from mllm.evaluation.answer_log import AnswerLog
+from mllm.evaluation.asking import answer_all
 from mllm.evaluation.benchmark import Benchmark, Item
-from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.curves import TrainingRun, training_runs
 from mllm.evaluation.official import OfficialBenchmark
+from mllm.evaluation.plan import Chosen, plan_run
+from mllm.evaluation.question import Question, Reply, Subject
+from mllm.evaluation.ranks import launched_ranks
 from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
-from mllm.evaluation.sampling import complete_groups, stratified_sample
+from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
-from mllm.inference.generate import Request, generate_batch
-from mllm.model.checkpoint import directory_hash, load, model_directory
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers, their scores and the official numbers (by condition), each by benchmark."""
+
+    answers: dict[str, list[Answer]]
+    scores: dict[str, list[Score]]
+    official: dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is asked, and where results go.
+
+    limit: questions per benchmark (None = the benchmark's own default). on_missing: `error`, or `skip` for questions
+    whose image isn't there. choice_by: `generation`, or `likelihood` where a question has options.
+    """
+
+    benchmarks: Sequence[str]
+    data: Path
+    output: Path
+    limit: int | None = None
+    seed: int = 0
+    on_missing: str = "error"
+    choice_by: str = "generation"
+
+    @property
+    def by_likelihood(self) -> bool:
+        return self.choice_by == "likelihood"
+
+    def plan(self) -> list[Chosen]:
+        return plan_run(self.benchmarks, self.data, self.limit, self.seed, self.on_missing, self.by_likelihood)
+
 
 def evaluate_directory(
-    model: str, benchmarks: Sequence[str], data: Path, output: Path, limit: int | None, seed: int, batch_size: int
+    model: str,
+    benchmarks: Sequence[str],
+    data: Path,
+    output: Path,
+    limit: int | None,
+    seed: int,
+    batch_size: int,
+    *,
+    dtype: str = "float32",
+    on_missing: str = "error",
+    choice_by: str = "generation",
 ) -> dict[str, list[Score]]:
-    """Score a model directory (or a finished run's) and write `results.json`, `answers.jsonl`, `report.html` to `output`.
+    """Score a model (see `mllm.load`); `Setup` and `evaluate_subject` say what the rest means."""
+    setup = Setup(benchmarks, data, output, limit, seed, on_missing, choice_by)
+    return evaluate_subject(setup, lambda: open_directory(model, dtype, batch_size))
 
-    limit: questions per benchmark (None = the benchmark's own default). Raises UserError for an unknown benchmark or
-    missing files, before the model is loaded.
+
+Opened = tuple[Subject, str, list[TrainingRun]]
+
+
+def open_directory(model: str, dtype: str, batch_size: int) -> Opened:
+    """The model under test of a directory or hub id (see `mllm.load`), where it lies, and the training behind it."""
+    subject, path = load_local(model, dtype, batch_size)
+    return subject, str(path), training_runs(path)
+
+
+def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[str, list[Score]]:
+    """Ask a model and write `results.json`, `answers.jsonl`, `skipped.jsonl`, `report.html` to the output directory.
+
+    open_subject: the model under test, its name, and the training behind it; called when the benchmarks are read.
+    Answers are kept in `asked/` of the output directory as they come, and the same call goes on from there. Under a
+    launcher the ranks share the questions, and rank 0 writes. Raises UserError for an unknown benchmark or missing files.
     """
-    chosen = {name: find_benchmark(name) for name in benchmarks}
-    items = {name: _sample(benchmark, benchmark.items(data), limit, seed) for name, benchmark in chosen.items()}
-    if any(not entries for entries in items.values()):
-        raise UserError(f"benchmark(s) without a single question: {[n for n, e in items.items() if not e]}")
-    path = model_directory(model)
-    network, processor = load(path)
-    scores: dict[str, list[Score]] = {}
-    answers: dict[str, list[Answer]] = {}
-    official: dict[str, dict[str, dict[str, Any]]] = {}
-    with Progress() as progress:
-        for name, benchmark in chosen.items():
-            task = progress.add_task(name, total=len(CONDITIONS) * len(items[name]))
-
-            def generate(requests: Sequence[Request], max_new_tokens: int, task: Any = task) -> list[str]:
-                def advance(count: int) -> None:
-                    progress.advance(task, count)
-
-                return generate_batch(network, processor, requests, max_new_tokens, batch_size, advance)
-
-            found = [a for c in CONDITIONS for a in ask(benchmark, items[name], c, generate, seed)]
-            majority = benchmark.majority(data)
-            if majority is not None:
-                found += ask_majority(benchmark, items[name], majority)
-            progress.update(task, completed=len(CONDITIONS) * len(items[name]))
-            answers[name], scores[name] = found, summarize(found, seed)
-            official[name] = _official(benchmark, items[name], found)
-    provenance = _provenance(path, processor.format_name, answers, seed)
-    _write(output, provenance | {"official": official}, scores, answers, training_runs(path))
-    return scores
+    with launched_ranks() as ranks:
+        plan = ranks.first_on_0(setup.plan)
+        subject, name, runs = open_subject()
+        hash_of = cache(_file_hash)
+        log = AnswerLog(setup.output / "asked", ranks.rank, subject.identity, hash_of)
+        questions = [question for chosen in plan for question in chosen.questions(setup.seed, setup.by_likelihood)]
+        replies = answer_all(questions, subject, log, ranks)
+        log.close()
+        if not any(reply.text for reply in replies.values()):
+            raise UserError(f"{name} answered nothing to {len(replies)} question(s); {setup.output / 'asked'} has them")
+        outcome = score_replies(plan, replies, setup)
+        if ranks.rank == 0:
+            provenance = {"model": name} | _provenance(plan, subject, setup, hash_of) | {"official": outcome.official}
+            _write(setup.output, provenance, plan, outcome, runs)
+        ranks.gather(None)  # no rank leaves before the files are there
+    return outcome.scores
 
 
-def _sample(benchmark: Benchmark, items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
-    sample = stratified_sample(items, limit or benchmark.default_limit, seed)
-    if isinstance(benchmark, OfficialBenchmark) and benchmark.needs_whole_groups:
-        return complete_groups(sample, items)
-    return sample
+def score_replies(plan: Sequence[Chosen], replies: Mapping[Question, Reply], setup: Setup) -> Outcome:
+    """Replies to the questions of a plan → answers and scores under all conditions, with the majority's beside them."""
+    outcome = Outcome({}, {}, {})
+
+    def generate(questions: Sequence[Question]) -> list[Reply]:
+        return [replies[question] for question in questions]
+
+    for chosen in plan:
+        benchmark, items = chosen.benchmark, chosen.items
+        found = [
+            answer
+            for condition in CONDITIONS
+            for answer in ask(benchmark, items, condition, generate, setup.seed, setup.by_likelihood)
+        ]
+        majority = benchmark.majority(setup.data)
+        if majority is not None:
+            found += ask_majority(benchmark, items, majority)
+        outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, setup.seed)
+        outcome.official[chosen.name] = _official(benchmark, items, found)
+    return outcome
 
 
 def _official(benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
@@ -82,36 +148,61 @@ def _official(benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Ans
     return {condition: benchmark.score_all(own, items).scores for condition, own in texts.items()}
 
 
-def _provenance(path: Path, prompt_format: str, answers: dict[str, list[Answer]], seed: int) -> dict[str, Any]:
-    """What a score depends on: weights, questions, prompt format, decoding, versions."""
-    questions = json.dumps({n: [(a.item_id, a.question, a.references) for a in e] for n, e in answers.items()})
+def _file_hash(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _provenance(
+    plan: Sequence[Chosen], subject: Subject, setup: Setup, hash_of: Callable[[str], str]
+) -> dict[str, Any]:
+    """What a score depends on: weights, questions, images, prompts, versions; and what was left out."""
+    questions = {c.name: [(i.id, i.question, i.references) for i in c.items] for c in plan}
+    images = {c.name: [None if i.image is None else hash_of(str(i.image)) for i in c.items] for c in plan}
+    prompts = {c.name: [c.benchmark.prompt(item) for item in c.items] for c in plan}
     return {
-        "model": str(path),
-        "model_sha256": directory_hash(path),
-        "questions_sha256": hashlib.sha256(questions.encode()).hexdigest(),
-        "prompt_format": prompt_format,
-        "decoding": {"do_sample": False},
-        "dtype": "float32",
-        "seed": seed,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        **subject.identity,
+        "questions_sha256": _hash(questions),
+        "data_sha256": {name: _hash([questions[name], images[name]]) for name in questions},
+        "prompt_sha256": {name: _hash([subject.identity.get("prompt_format"), own]) for name, own in prompts.items()},
+        "decoding": {
+            "do_sample": False,
+            "choice_by": setup.choice_by,
+            "max_new_tokens": {c.name: c.benchmark.max_new_tokens for c in plan},
+        },
+        "seed": setup.seed,
+        "versions": {"mllm": mllm.__version__, **{package: version(package) for package in PACKAGES}},
+        "is_partial": any(chosen.skipped for chosen in plan),
+        "coverage": {c.name: {"in_files": c.in_files, "asked": len(c.items), "skipped": len(c.skipped)} for c in plan},
     }
 
 
+def partial_note(plan: Sequence[Chosen]) -> str | None:
+    """What to say beside scores from which questions are missing; None where none is."""
+    lost = [f"{c.name}: {len(c.skipped)} of {len(c.skipped) + len(c.items)}" for c in plan if c.skipped]
+    return f"PARTIAL: questions were skipped ({'; '.join(lost)}); skipped.jsonl says why" if lost else None
+
+
 def _write(
-    output: Path,
-    provenance: dict[str, Any],
-    scores: dict[str, list[Score]],
-    answers: dict[str, list[Answer]],
-    runs: list[TrainingRun],
+    output: Path, provenance: dict[str, Any], plan: Sequence[Chosen], outcome: Outcome, runs: list[TrainingRun]
 ) -> None:
+    answers, scores = outcome.answers, outcome.scores
     lines = [json.dumps({"benchmark": n} | r, ensure_ascii=False) for n, e in answers.items() for r in as_records(e)]
     write_text_atomically(output / "answers.jsonl", "\n".join(lines) + "\n")
+    skipped = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for chosen in plan for entry in chosen.skipped]
+    write_text_atomically(output / "skipped.jsonl", "".join(skipped))
     write_json_atomically(
         output / "results.json",
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
     )
-    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs)
+    note = partial_note(plan)
+    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs, note)
     logger.info("wrote results.json, answers.jsonl and report.html to %s", output)
+    if note is not None:
+        logger.warning(note)
 
 
 def print_scores(scores: dict[str, list[Score]]) -> None:

@@ -3,21 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.official import OfficialBenchmark
+from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.sampling import swap_partners
-from mllm.inference.generate import Request
 
 CONDITIONS = ("model", "withheld", "swapped")
-Generate = Callable[[Sequence[Request], int], list[str]]
+Generate = Callable[[Sequence[Question]], Sequence[Reply]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question, asked under one condition."""
+    """One question, asked under one condition; `logprob` is the answer's, None where it isn't known."""
 
     condition: str
     item_id: str
@@ -28,6 +27,7 @@ class Answer:
     answer: str
     references: tuple[str, ...]
     score: float
+    logprob: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,12 @@ class Score:
     count: int
 
 
-def request_of(prompt: str, image: str | None) -> Request:
-    parts = (TextPart(text=prompt),) if image is None else (ImagePart(), TextPart(text=prompt))
-    return Request((Message(role="user", content=parts),), () if image is None else (image,))
+def questions_of(
+    benchmark: Benchmark, items: Sequence[Item], condition: str, seed: int, by_likelihood: bool = False
+) -> list[Question]:
+    """What is asked under `model` (the item's image), `withheld` (no image) or `swapped` (another item's image).
 
-
-def ask(benchmark: Benchmark, items: Sequence[Item], condition: str, generate: Generate, seed: int) -> list[Answer]:
-    """Answers under `model` (the item's image), `withheld` (no image) or `swapped` (another item's image).
-
-    Equal requests are generated once. Raises UserError naming the first images that are missing.
+    by_likelihood: where an item has options, the answer is the likeliest of them.
     """
     if condition == "model":
         images = [_path(item) for item in items]
@@ -60,22 +57,49 @@ def ask(benchmark: Benchmark, items: Sequence[Item], condition: str, generate: G
         seen = [item for item in items if item.image is not None]
         partners = {item.id: _path(other) for item, other in zip(seen, swap_partners(seen, seed), strict=True)}
         images = [partners.get(item.id) for item in items]
-    missing = sorted({str(item.image) for item in items if item.image is not None and not item.image.is_file()})
-    if missing:
-        raise UserError(f"{len(missing)} image(s) of the benchmark are missing, such as {missing[0]}")
-    keys = [(benchmark.prompt(item), image) for item, image in zip(items, images, strict=True)]
-    distinct = list(dict.fromkeys(keys))
-    texts = generate([request_of(prompt, image) for prompt, image in distinct], benchmark.max_new_tokens)
-    answers = dict(zip(distinct, texts, strict=True))
-    given = [answers[key] for key in keys]
-    if isinstance(benchmark, OfficialBenchmark):
-        scores = benchmark.score_each(given, items)
-    else:
-        scores = [benchmark.score(text, item) for text, item in zip(given, items, strict=True)]
     return [
-        _answer(item, condition, image, text, score)
-        for item, image, text, score in zip(items, images, given, scores, strict=True)
+        Question(benchmark.prompt(item), image, benchmark.max_new_tokens, options_of(item) if by_likelihood else ())
+        for item, image in zip(items, images, strict=True)
     ]
+
+
+def options_of(item: Item) -> tuple[str, ...]:
+    """The answers that an item offers: letters where its options have them, else their texts; () without any."""
+    return tuple(str(option) for option in item.fields.get("options") or ())
+
+
+def ask(
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    condition: str,
+    generate: Generate,
+    seed: int,
+    by_likelihood: bool = False,
+) -> list[Answer]:
+    """Answers to `questions_of`, scored. Equal questions are handed to `generate` once.
+
+    Raises UserError naming the first images that are missing.
+    """
+    missing = missing_images(items)
+    if missing:
+        raise UserError(f"{len(missing)} image(s) of the benchmark are missing, such as {next(iter(missing))}")
+    questions = questions_of(benchmark, items, condition, seed, by_likelihood)
+    distinct = list(dict.fromkeys(questions))
+    replies = dict(zip(distinct, generate(distinct), strict=True))
+    given = [replies[question] for question in questions]
+    if isinstance(benchmark, OfficialBenchmark):
+        scores = benchmark.score_each([reply.text for reply in given], items)
+    else:
+        scores = [benchmark.score(reply.text, item) for reply, item in zip(given, items, strict=True)]
+    return [
+        _answer(item, condition, question.image, reply, score)
+        for item, question, reply, score in zip(items, questions, given, scores, strict=True)
+    ]
+
+
+def missing_images(items: Sequence[Item]) -> list[str]:
+    """Image files that items name and that aren't there."""
+    return sorted({str(item.image) for item in items if item.image is not None and not item.image.is_file()})
 
 
 def _path(item: Item) -> str | None:
@@ -86,12 +110,12 @@ def ask_majority(benchmark: Benchmark, items: Sequence[Item], majority: Majority
     """What the commonest training answer to each question's text would score."""
     texts = [majority.predict(item.question) for item in items]
     return [
-        _answer(item, "majority", None, text, benchmark.score(text, item))
+        _answer(item, "majority", None, Reply(text), benchmark.score(text, item))
         for item, text in zip(items, texts, strict=True)
     ]
 
 
-def _answer(item: Item, condition: str, image: str | None, text: str, score: float) -> Answer:
+def _answer(item: Item, condition: str, image: str | None, reply: Reply, score: float) -> Answer:
     return Answer(
         condition,
         item.id,
@@ -99,9 +123,10 @@ def _answer(item: Item, condition: str, image: str | None, text: str, score: flo
         item.group,
         item.question,
         image,
-        text,
+        reply.text,
         item.references,
         score,
+        reply.logprob,
     )
 
 

@@ -4,7 +4,8 @@ Requests that share an opening (system prompt, image) compute it once: its keys 
 request continues from a copy. B rows, T tokens, D width of the language model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
@@ -80,15 +81,26 @@ def continue_rows(
         )
 
 
-def _generate_together(
-    model: MultimodalLM,
-    processor: Processor,
-    features: ImageFeatures,
-    groups: Sequence[Group],
-    prompts: Sequence[Prompt],
-    rows: Sequence[Row],
-) -> dict[int, int]:
-    """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
+@dataclass(frozen=True)
+class OpenedBatch:
+    """Requests of one batch whose shared openings are computed: row by row, what is known and what is yet to be read.
+
+    members: the requests' places; trunk_lengths: how many positions of each are shared; cache and cached_mask [B, cached
+    positions]: what is known; embeddings [B, T, D] and mask [B, T]: the rest of each prompt, padded on the left.
+    """
+
+    members: tuple[int, ...]
+    trunk_lengths: tuple[int, ...]
+    cache: DynamicCache
+    cached_mask: torch.Tensor
+    embeddings: torch.Tensor
+    mask: torch.Tensor
+
+
+def open_batch(
+    model: MultimodalLM, features: ImageFeatures, groups: Sequence[Group], prompts: Sequence[Prompt]
+) -> OpenedBatch:
+    """Compute the trunk of each group once, and give every member a copy to go on from."""
     members = [(index, number) for number, group in enumerate(groups) for index in group.members]
     trunks = [group.trunk_length for group in groups]
     cache = new_cache()
@@ -102,11 +114,25 @@ def _generate_together(
     chosen = [prompts[index] for index, _ in members]
     starts = [trunks[number] for _, number in members]
     embeddings, mask = embed_padded(model, features, chosen, starts, [len(prompt) for prompt in chosen])
-    continue_rows(model, processor, cache, cached_mask, embeddings, mask, [rows[index] for index, _ in members])
+    return OpenedBatch(tuple(index for index, _ in members), tuple(starts), cache, cached_mask, embeddings, mask)
+
+
+def _generate_together(
+    model: MultimodalLM,
+    processor: Processor,
+    features: ImageFeatures,
+    groups: Sequence[Group],
+    prompts: Sequence[Prompt],
+    rows: Sequence[Row],
+) -> dict[int, int]:
+    """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
+    opened = open_batch(model, features, groups, prompts)
+    own = [rows[index] for index in opened.members]
+    continue_rows(model, processor, opened.cache, opened.cached_mask, opened.embeddings, opened.mask, own)
     firsts = {group.members[0] for group in groups}
     return {
         index: len(prompts[index]) - (0 if index in firsts else start)
-        for (index, _), start in zip(members, starts, strict=True)
+        for index, start in zip(opened.members, opened.trunk_lengths, strict=True)
     }
 
 
@@ -116,7 +142,7 @@ def generate_rows(
     prompts: Sequence[Prompt],
     rows: Sequence[Row],
     batch_size: int = 32,
-    on_progress: Callable[[int], None] | None = None,
+    on_answers: Callable[[Mapping[int, Answer]], None] | None = None,
     features: ImageFeatures | None = None,
 ) -> list[Answer]:
     """The answers that `rows` write to `prompts`, in their order; see `generate_answers`."""
@@ -126,13 +152,14 @@ def generate_rows(
         check_context(model, len(prompt), row.decoding.max_new_tokens)
     model.eval()
     features = features or ImageFeatures(model, processor)
-    computed: dict[int, int] = {}
+    answers: dict[int, Answer] = {}
     for groups in plan_batches(plan_groups(prompts, batch_size), prompts, batch_size):
-        done = _generate_together(model, processor, features, groups, prompts, rows)
-        computed |= done
-        if on_progress is not None:
-            on_progress(len(done))
-    return [rows[index].answer(len(prompts[index]), computed[index]) for index in range(len(prompts))]
+        computed = _generate_together(model, processor, features, groups, prompts, rows)
+        done = {index: rows[index].answer(len(prompts[index]), count) for index, count in computed.items()}
+        answers |= done
+        if on_answers is not None:
+            on_answers(done)
+    return [answers[index] for index in range(len(prompts))]
 
 
 def generate_answers(
@@ -141,19 +168,19 @@ def generate_answers(
     requests: Sequence[Request],
     decodings: Decoding | Sequence[Decoding],
     batch_size: int = 32,
-    on_progress: Callable[[int], None] | None = None,
+    on_answers: Callable[[Mapping[int, Answer]], None] | None = None,
     features: ImageFeatures | None = None,
 ) -> list[Answer]:
     """Answers in the order of `requests`, computed in batches of at most `batch_size`; shared openings once.
 
-    decodings: one for all, or one for each. on_progress is called with the number of requests answered after each
-    batch. features: kept by the caller to keep encoded images over calls. Raises UserError for a request out of order, an
-    unreadable image, or a prompt and answer longer than the model's context.
+    decodings: one for all, or one for each. on_answers is called after each batch with its answers, by their requests'
+    places. features: kept by the caller to keep encoded images over calls. Raises UserError for a request out of order,
+    an unreadable image, or a prompt and answer longer than the model's context.
     """
     each = [decodings] * len(requests) if isinstance(decodings, Decoding) else decodings
     rows = [Row(processor, decoding) for decoding in each]
     prompts = [prompt_of(request, processor) for request in requests]
-    return generate_rows(model, processor, prompts, rows, batch_size, on_progress, features)
+    return generate_rows(model, processor, prompts, rows, batch_size, on_answers, features)
 
 
 def generate_batch(
@@ -164,7 +191,15 @@ def generate_batch(
     batch_size: int = 32,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Greedy answers as text, in the order of `requests`; see `generate_answers`."""
+    """Greedy answers as text, in the order of `requests`; see `generate_answers`.
+
+    on_progress is called after each batch with the number of its requests.
+    """
     decoding = Decoding(max_new_tokens=max_new_tokens)
-    answers = generate_answers(model, processor, requests, decoding, batch_size, on_progress)
+
+    def report(done: Mapping[int, Answer]) -> None:
+        if on_progress is not None:
+            on_progress(len(done))
+
+    answers = generate_answers(model, processor, requests, decoding, batch_size, report)
     return [answer.text for answer in answers]

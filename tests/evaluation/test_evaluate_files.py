@@ -1,31 +1,156 @@
 """A model directory through `evaluate_directory`: our benchmarks, official ones and a user's file in one run."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+
+from mllm.cli import build_parser
+from mllm.errors import UserError
+from mllm.evaluation.calibration import calibrate
 from mllm.evaluation.run import evaluate_directory
+from mllm.inference.answer import Answer, TokenLogprob
 from mllm.model.build import build
 from mllm.model.checkpoint import save
 from tests.evaluation.releases import write_mme
 from tests.tiny import save_image, tiny_settings
+from tests.training.test_exactness import free_port
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_results_hold_the_official_numbers_of_every_condition(tiny_parts, tmp_path):
-    save(tmp_path / "model", *build(tiny_settings(tiny_parts)))
-    write_mme(tmp_path)
-    own = tmp_path / "own.jsonl"
-    save_image(tmp_path / "a.png")
-    lines = [{"image": "a.png", "question": "What?", "answer": "a"}, {"question": "Why?", "answer": "b"}]
-    # Another image, so that there is one to swap with.
-    save_image(tmp_path / "b.png")
-    lines.append({"image": "b.png", "question": "What?", "answer": "c"})
-    own.write_text("\n".join(map(json.dumps, lines)))
+@pytest.fixture(scope="module")
+def prepared(tiny_parts, tmp_path_factory):
+    """A directory with `model`, MME's files, and `own.jsonl`: two questions about images, one about text."""
+    root = tmp_path_factory.mktemp("prepared")
+    save(root / "model", *build(tiny_settings(tiny_parts)))
+    write_mme(root)
+    save_image(root / "a.png")
+    save_image(root / "b.png", (10, 90, 10))
+    lines = [
+        {"image": "a.png", "question": "What?", "answer": "a"},
+        {"question": "Why?", "answer": "b"},
+        {"image": "b.png", "question": "What?", "answer": "c"},
+    ]
+    (root / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return root
 
-    names = ["mme", str(own)]
-    evaluate_directory(str(tmp_path / "model"), names, tmp_path, tmp_path / "out", limit=3, seed=0, batch_size=8)
 
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+def run(root, output, *names, **more):
+    own = [str(root / "own.jsonl"), *names]
+    return evaluate_directory(str(root / "model"), own, root, output, limit=3, seed=0, batch_size=8, **more)
+
+
+def read(output):
+    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
+    return json.loads((output / "results.json").read_text()), answers
+
+
+def test_results_hold_the_official_numbers_of_every_condition_and_how_they_were_made(prepared, tmp_path):
+    run(prepared, tmp_path, "mme")
+    results, answers = read(tmp_path)
     assert set(results["official"]["mme"]) == {"model", "withheld", "swapped"}
     assert {"perception", "cognition", "by_task"} <= results["official"]["mme"]["model"].keys()
-    answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
     pairs = [a["group"] for a in answers if a["benchmark"] == "mme" and a["condition"] == "model"]
     assert pairs and all(pairs.count(group) == 2 for group in pairs)  # three were asked for, pairs were completed
+    assert results["is_partial"] is False and results["coverage"]["mme"]["asked"] == len(pairs)
+    assert results["decoding"] == {
+        "do_sample": False,
+        "choice_by": "generation",
+        "max_new_tokens": results["decoding"]["max_new_tokens"],
+    }
+    for name in ("model_sha256", "preprocessing_sha256", "questions_sha256", "data_sha256", "prompt_sha256", "dtype"):
+        assert results[name]
+    # every answer carries its log-probability, so calibration can be read off
+    assert all(answer["logprob"] < 0 for answer in answers)
+    assert calibrate(tmp_path)["mme"]["count"] == len(pairs)
+
+
+def test_a_second_run_computes_nothing(prepared, tmp_path, monkeypatch):
+    first = run(prepared, tmp_path)
+    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", lambda *_: pytest.fail("asked again"))
+    assert run(prepared, tmp_path) == first
+    with pytest.raises(pytest.fail.Exception, match="asked again"):
+        run(prepared, tmp_path, dtype="bfloat16")
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_answers_of_one(prepared, tmp_path):
+    run(prepared, tmp_path / "one", "mme")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    names = f"{prepared / 'own.jsonl'},mme"
+    options = ["--data", prepared, "--benchmarks", names, "--output", tmp_path / "two", "--limit", 3, "--batch-size", 8]
+    command = [*launcher, "eval/run.py", "--model", prepared / "model", *options]
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("mean score") == 1
+    (one, answers), (two, dealt) = read(tmp_path / "one"), read(tmp_path / "two")
+    assert two["scores"] == one["scores"] and two["data_sha256"] == one["data_sha256"]
+    for a, b in zip(answers, dealt, strict=True):
+        assert b.pop("logprob") == pytest.approx(a.pop("logprob"), abs=1e-3)
+        assert a == b
+    shares = [(tmp_path / "two" / "asked" / f"{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    first, second = ({json.loads(line)["key"] for line in share} for share in shares)
+    assert first and second and not first & second
+
+
+def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
+    lines = [{"id": str(n), "image": f"{n}.png", "question": "What?", "answer": f"{n}"} for n in range(4)]
+    (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for n in range(3):
+        save_image(tmp_path / f"{n}.png", (n, n, n))
+    arguments = [str(prepared / "model"), [str(tmp_path / "some.jsonl")], tmp_path, tmp_path / "out", None, 0, 8]
+    with pytest.raises(UserError, match=r"1 image\(s\) are missing, such as .*3\.png; --on-missing skip"):
+        evaluate_directory(*arguments)
+    assert not (tmp_path / "out").exists()
+    evaluate_directory(*arguments, on_missing="skip")
+    results, answers = read(tmp_path / "out")
+    (coverage,) = results["coverage"].values()
+    assert results["is_partial"] is True and coverage == {"in_files": 4, "asked": 3, "skipped": 1}
+    assert {answer["item_id"] for answer in answers} == {"0", "1", "2"}
+    skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
+    assert skipped["item_id"] == "3" and skipped["reason"].endswith("3.png is missing")
+    assert "PARTIAL: questions were skipped" in (tmp_path / "out" / "report.html").read_text()
+    for n in range(3):
+        (tmp_path / f"{n}.png").unlink()
+    with pytest.raises(UserError, match=r"all 4 question\(s\) lack their image"):
+        evaluate_directory(*arguments, on_missing="skip")
+
+
+def test_models_that_say_nothing_or_no_number_are_named(prepared, tmp_path, monkeypatch):
+    def silent(model, processor, requests, decodings, batch_size, report):
+        report({n: Answer("", (1,), "stop", 1, 1, (TokenLogprob(1, logprob),)) for n in range(len(requests))})
+
+    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", silent)
+    logprob = float("nan")
+    with pytest.raises(UserError, match="the log-probability nan"):
+        run(prepared, tmp_path)
+    logprob = -1.0
+    with pytest.raises(UserError, match=r"model answered nothing to 4 question\(s\)"):
+        run(prepared, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_likelihood_chooses_among_the_options(prepared, tmp_path):
+    options = {"options": {"A": "a cat", "B": "a dog"}, "answer": "A"}
+    lines = [{"image": str(prepared / name), "question": "A. a cat\nB. a dog"} | options for name in ("a.png", "b.png")]
+    (tmp_path / "choice.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run(prepared, tmp_path, str(tmp_path / "choice.jsonl"), choice_by="likelihood")
+    results, answers = read(tmp_path)
+    chosen = [answer for answer in answers if answer["benchmark"].endswith("choice.jsonl")]
+    assert chosen and {answer["answer"] for answer in chosen} <= {"A", "B"}
+    assert all(answer["logprob"] < 0 for answer in chosen) and results["decoding"]["choice_by"] == "likelihood"
+    with pytest.raises(UserError, match="needs questions with options"):
+        run(prepared, tmp_path, choice_by="likelihood")
+
+
+def test_a_model_that_is_no_directory_needs_an_output(capsys):
+    options = build_parser().parse_args(["eval", "someone/llava", "--benchmarks", "pope"])
+    with pytest.raises(UserError, match="say --output"):
+        options.run(options)

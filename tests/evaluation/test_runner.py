@@ -11,6 +11,7 @@ from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.benchmarks.clipart import Clipart
 from mllm.evaluation.intervals import bootstrap_interval
+from mllm.evaluation.question import Reply
 from mllm.evaluation.runner import ask, summarize
 from mllm.evaluation.sampling import stratified_sample, swap_partners
 from tests.evaluation.releases import write_coco
@@ -55,9 +56,9 @@ def test_swapped_items_never_keep_their_image_or_answer(items):
 def test_equal_requests_are_asked_once_and_answers_are_those_of_asking_all(items):
     asked = []
 
-    def generate(requests, max_new_tokens):
-        asked.append(len(requests))
-        return [request.messages[0].text for request in requests]
+    def generate(questions):
+        asked.append(len(questions))
+        return [Reply(question.prompt) for question in questions]
 
     answers = ask(Clipart(), items, "withheld", generate, seed=0)
     assert asked == [4] and [a.answer for a in answers] == [i.question for i in items]
@@ -72,8 +73,8 @@ def test_missing_images_are_named_before_anything_is_asked(items):
 def test_scores_count_exact_matches_by_type(items):
     right = {(str(i.image), i.question): i.references[0] for i in items}
 
-    def generate(requests, max_new_tokens):
-        return [right[request.images[0], request.messages[0].text].upper() + "." for request in requests]
+    def generate(questions):
+        return [Reply(right[question.image, question.prompt].upper() + ".") for question in questions]
 
     scores = summarize(ask(Clipart(), items, "model", generate, seed=0), seed=0)
     assert {s.type: (s.score, s.low, s.high) for s in scores} == {k: (1, 1, 1) for k in ("overall", "shape", "yes_no")}
@@ -103,12 +104,12 @@ def test_questions_about_text_alone_have_no_image_under_any_condition(items):
     for condition in ("model", "withheld", "swapped"):
         asked = []
 
-        def generate(requests, max_new_tokens, asked=asked):
-            asked += [request for request in requests if request.messages[0].text == "no image?"]
-            return ["yes"] * len(requests)
+        def generate(questions, asked=asked):
+            asked += [question for question in questions if question.prompt == "no image?"]
+            return [Reply("yes")] * len(questions)
 
         answers = ask(Clipart(), [*items, text], condition, generate, seed=0)
-        assert [request.images for request in asked] == [()]
+        assert [question.request().images for question in asked] == [()]
         assert (answers[-1].image, answers[-1].score) == (None, 1.0)
 
 
@@ -117,6 +118,6 @@ def test_official_benchmarks_are_scored_over_all_their_answers(tmp_path):
     benchmark = find_benchmark("coco_captions")
     asked = benchmark.items(tmp_path)
     right = {str(item.image): item.references[0] for item in asked}
-    answers = ask(benchmark, asked, "model", lambda requests, _: [right[str(r.images[0])] for r in requests], seed=0)
+    answers = ask(benchmark, asked, "model", lambda questions: [Reply(right[q.image]) for q in questions], seed=0)
     # alone, each caption would have the CIDEr of a one-image corpus: 0
     assert all(answer.score > 1 for answer in answers)

@@ -56,6 +56,7 @@ class Ai2d(OfficialBenchmark):
                         (ascii_uppercase[q.correctAnswer],),
                         "all",
                         group=diagram.imageName,
+                        fields={"options": options},
                     )
                 )
         if not items:

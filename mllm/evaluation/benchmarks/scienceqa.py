@@ -57,14 +57,14 @@ class ScienceQa(OfficialBenchmark):
         if problem is None:
             raise UserError(f"{path} has no problem {name}, which pid_splits.json lists; get both files again")
         context = f"Context: {problem.hint}\n" if problem.hint.strip() else ""
-        options = lettered_lines(dict(zip(ascii_uppercase, problem.choices, strict=False)))
+        options = dict(zip(ascii_uppercase, problem.choices, strict=False))
         image = data / self.folder / "images" / problem.split / name / problem.image if problem.image else None
         return Item(
             name,
             image,
-            f"{context}{problem.question}\n{options}",
+            f"{context}{problem.question}\n{lettered_lines(options)}",
             (ascii_uppercase[problem.answer],),
             "image" if image else "text",
             group=name,
-            fields={"has_image": image is not None, "subject": problem.subject},
+            fields={"has_image": image is not None, "subject": problem.subject, "options": options},
         )

@@ -1,0 +1,124 @@
+"""A model under test behind an OpenAI-compatible endpoint, such as a server of ours, vLLM's, or a company's."""
+
+import asyncio
+import base64
+import io
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mllm.errors import UserError
+from mllm.evaluation.question import OnReplies, Question, Reply
+from mllm.images.decode import read_image
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "openai:"
+UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
+RETRIES = 6  # the client waits longer each time, or as long as the server says
+TIMEOUT_S = 120.0
+
+
+class Endpoint:
+    """Chat completions at temperature 0, `concurrency` of them at a time; see `Subject`.
+
+    Requests that fail for want of capacity or connection are sent again. Log-probabilities are asked for, and done
+    without where the endpoint refuses them. The key comes from the environment (OPENAI_API_KEY).
+    """
+
+    def __init__(self, name: str, base_url: str, concurrency: int, retries: int = RETRIES) -> None:
+        """Raises UserError when the client isn't installed or `concurrency` is no number of requests."""
+        if concurrency < 1:
+            raise UserError(f"concurrency is {concurrency}; give at least 1")
+        try:
+            import openai
+        except ImportError:
+            raise UserError("an endpoint needs the package openai; install mllm[eval]") from None
+        self.identity: Mapping[str, Any] = {"endpoint": base_url.rstrip("/"), "endpoint_model": name}
+        self._openai, self._name, self._concurrency, self._retries = openai, name, concurrency, retries
+        self._wants_logprobs = True
+
+    def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        if any(question.options for question in questions):
+            raise UserError(
+                "an endpoint doesn't tell the likelihood of given answers; leave out --choice-by likelihood"
+            )
+        try:
+            asyncio.run(self._answer(questions, on_replies))
+        except self._openai.OpenAIError as error:
+            words = " ".join(str(error).split())
+            cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
+            raise UserError(f"{self.identity['endpoint']}, model {self._name}: {words}{cause}") from None
+
+    async def _answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        waiting = iter(questions)
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        async with self._openai.AsyncOpenAI(
+            base_url=self.identity["endpoint"], api_key=key, max_retries=self._retries, timeout=TIMEOUT_S
+        ) as client:
+
+            async def work() -> None:
+                for question in waiting:
+                    on_replies({question: await self._ask(client, question)})
+
+            workers = [asyncio.create_task(work()) for _ in range(min(self._concurrency, len(questions)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+
+    async def _ask(self, client: Any, question: Question) -> Reply:
+        asked = {
+            "model": self._name,
+            "messages": [{"role": "user", "content": content_of(question)}],
+            "max_tokens": question.max_new_tokens,
+            "temperature": 0,
+        }
+        wants_logprobs = self._wants_logprobs
+        try:
+            found = await client.chat.completions.create(**asked, **({"logprobs": True} if wants_logprobs else {}))
+        except self._openai.BadRequestError as error:
+            if not wants_logprobs or "logprobs" not in str(error):
+                raise
+            if self._wants_logprobs:
+                logger.warning("the endpoint gives no log-probabilities")
+            self._wants_logprobs = False
+            found = await client.chat.completions.create(**asked)
+        if not found.choices:
+            raise self._openai.OpenAIError("an answer without a choice")
+        choice = found.choices[0]
+        tokens = choice.logprobs.content if choice.logprobs is not None else None
+        return Reply((choice.message.content or "").strip(), _summed([token.logprob for token in tokens or ()]))
+
+
+def _summed(logprobs: Sequence[float]) -> float | None:
+    total = math.fsum(logprobs)
+    return min(0.0, total) if logprobs and math.isfinite(total) else None
+
+
+def content_of(question: Question) -> list[dict[str, Any]]:
+    """The parts of the user's message: the image as a data URL, then the words."""
+    words = {"type": "text", "text": question.prompt}
+    if question.image is None:
+        return [words]
+    return [{"type": "image_url", "image_url": {"url": data_url(Path(question.image))}}, words]
+
+
+def data_url(path: Path) -> str:
+    """The file as it is, or as PNG where its kind isn't one that endpoints take. Raises UserError for no image."""
+    picture = read_image(path)
+    with Image.open(path) as opened:
+        kind = opened.get_format_mimetype()
+    if kind in UNDERSTOOD:
+        content = path.read_bytes()
+    else:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        kind, content = "image/png", buffer.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,84 @@
+"""Several processes that share the questions: who asks which, and how the answers come together."""
+
+import heapq
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from mllm.errors import UserError
+from mllm.evaluation.question import Question
+
+T = TypeVar("T")
+# The slowest rank may take hours longer than the first one.
+PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among `size` processes."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def first_on_0(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank; rank 0 has done it before the others begin, since it may write files."""
+        result = [work()] if self.rank == 0 else []
+        self.gather(None)
+        return result[0] if result else work()
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def launched_ranks() -> Iterator[Ranks]:
+    """The processes that a launcher (deepspeed, torchrun) started; one without a launcher.
+
+    Raises UserError when the group that was joined isn't the one that the launcher said it starts.
+    """
+    if "RANK" not in os.environ:
+        if "LOCAL_RANK" in os.environ:
+            raise UserError(
+                "LOCAL_RANK is set without RANK and WORLD_SIZE; start by deepspeed or torchrun, or by neither"
+            )
+        yield ALONE
+        return
+    said = int(os.environ.get("WORLD_SIZE", "1"))
+    if said == 1:
+        yield ALONE
+        return
+    # Answers are words: gloo carries them, whatever device computes.
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size())
+    found = ranks.gather(ranks.rank)
+    if ranks.size != said or found != list(range(said)):
+        raise UserError(f"the launcher announced {said} processes, but ranks {found} came together")
+    yield ranks
+    dist.destroy_process_group()  # not after an error, when the others may be waiting in it
+
+
+def deal(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """A share for each of `size` ranks, of like numbers. All questions about an image are one rank's."""
+    by_image: dict[object, list[Question]] = {}
+    for number, question in enumerate(questions):
+        by_image.setdefault(number if question.image is None else question.image, []).append(question)
+    shares: list[list[Question]] = [[] for _ in range(size)]
+    loads = [(0, rank) for rank in range(size)]
+    for own in sorted(by_image.values(), key=len, reverse=True):
+        load, rank = heapq.heappop(loads)
+        shares[rank] += own
+        heapq.heappush(loads, (load + len(own) + 1, rank))  # an image costs about as much as a question
+    return shares
