@@ -46,9 +46,12 @@ def run_eval(options: argparse.Namespace) -> None:
     if not options.model or not options.benchmarks:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
+    from mllm.evaluation.benchmarks import find_benchmark
     from mllm.evaluation.run import Setup, evaluate_subject, print_scores
 
     names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
+    for name in names:
+        find_benchmark(name)
     setup = Setup(
         names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
     )
@@ -76,7 +79,9 @@ def _output(options: argparse.Namespace) -> Path:
     if options.output:
         return options.output
     if not Path(options.model).is_dir():
-        raise UserError(f"{options.model} is no directory that results could go into; say --output DIRECTORY")
+        raise UserError(
+            f"{options.model} is no directory here; for a hub id or an endpoint, say --output where results should go"
+        )
     return Path(options.model) / "eval"
 
 
