@@ -19,6 +19,7 @@ from mllm.config.model import (
 )
 from mllm.config.run import (
     Attention,
+    BenchmarkSettings,
     DataSettings,
     EngineSettings,
     FinetuneSettings,
@@ -31,6 +32,7 @@ from mllm.config.run import (
 
 __all__ = [
     "Attention",
+    "BenchmarkSettings",
     "CaptionNoiseSettings",
     "ClipDataSettings",
     "ClipModelSettings",

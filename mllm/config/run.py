@@ -131,6 +131,22 @@ class SampleAnswerSettings(Settings):
     max_new_tokens: int = Field(default=64, ge=1)
 
 
+class BenchmarkSettings(Settings):
+    """Scores on benchmarks every `every_steps` and at the end, as `mllm eval` gives them (metric `benchmark/NAME`, 0–1).
+
+    `names` and `data`: what `mllm eval` takes as `--benchmarks` and `--data`. `limit`: questions of each (None: the
+    benchmark's own default). `conditions`: beside the question's own image (`model`), none (`withheld`) or another's
+    (`swapped`), which are metrics `benchmark/NAME/CONDITION`.
+    """
+
+    names: tuple[str, ...] = Field(min_length=1)
+    data: str
+    every_steps: int = Field(ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    conditions: tuple[Literal["model", "withheld", "swapped"], ...] = Field(default=("model",), min_length=1)
+    batch_size: int = Field(default=32, ge=1)
+
+
 class FinetuneSettings(Settings):
     """Everything `train/finetune.py` reads."""
 
@@ -144,6 +160,7 @@ class FinetuneSettings(Settings):
     engine: EngineSettings = EngineSettings()
     eval: HeldOutSettings | None = None
     samples: SampleAnswerSettings | None = None
+    benchmarks: BenchmarkSettings | None = None
 
     @model_validator(mode="after")
     def _rates_of_embeddings_that_learn(self) -> "FinetuneSettings":

@@ -1,18 +1,17 @@
-"""Callbacks of training that generate: answers to a few questions, to watch a model learn."""
+"""Callbacks of training that generate: answers to a few questions, to watch a model learn; those of benchmarks."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from torch import nn
 
 from mllm.config import SampleAnswerSettings
 from mllm.conversation.schema import Sample
 from mllm.errors import UserError
-from mllm.files import write_text_atomically
+from mllm.evaluation.benchmark_callback import BenchmarkScores
+from mllm.evaluation.in_step import forget_later_lines, is_partitioned, ranks_in_step
 from mllm.inference.generate import Request, generate_batch
 from mllm.training.callback import Callback, RunContext
 
@@ -21,8 +20,9 @@ BATCH = 8
 
 def generating_callbacks(context: RunContext) -> Sequence[Callback]:
     """Those that the run's settings ask for."""
-    settings = context.settings.samples
-    return [SampleAnswers(context, settings)] if settings is not None else []
+    samples, benchmarks = context.settings.samples, context.settings.benchmarks
+    callbacks: list[Callback] = [SampleAnswers(context, samples)] if samples is not None else []
+    return [*callbacks, BenchmarkScores(context, benchmarks)] if benchmarks is not None else callbacks
 
 
 class SampleAnswers(Callback):
@@ -39,9 +39,8 @@ class SampleAnswers(Callback):
 
     def on_start(self, step: int, total_steps: int) -> None:
         self._total = total_steps
-        if self._context.engine.rank == 0 and self._path.is_file():
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-            write_text_atomically(self._path, "".join(f"{x}\n" for x in lines if json.loads(x)["step"] <= step))
+        if self._context.engine.rank == 0:
+            forget_later_lines(self._path, step)
 
     def measure(self, step: int) -> Mapping[str, float | str]:
         engine = self._context.engine
@@ -107,23 +106,3 @@ def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [[str(record[name] or "") for name in ("question", "answer", "expected")] for record in records]
     cells = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(["| question | answer | expected |", "| --- | --- | --- |", *cells])
-
-
-def is_partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 has spread the weights over the ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-
-
-@contextmanager
-def ranks_in_step(module: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3, let transformers generate until every rank is done: a rank that stopped alone would leave the
-    others waiting for its weights."""
-    if not is_partitioned(module):
-        yield
-        return
-    from transformers.integrations import HfDeepSpeedConfig
-
-    # transformers asks a weak reference to this whether ZeRO-3 is on.
-    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
-    yield
-    del config

@@ -34,9 +34,11 @@ class Chosen:
     in_files: int
     skipped: tuple[Skipped, ...]
 
-    def questions(self, seed: int, by_likelihood: bool) -> list[Question]:
-        """Those of all conditions, each once."""
-        asked = (questions_of(self.benchmark, self.items, c, seed, by_likelihood) for c in CONDITIONS)
+    def questions(
+        self, seed: int, by_likelihood: bool = False, conditions: Sequence[str] = CONDITIONS
+    ) -> list[Question]:
+        """Those of all `conditions`, each once."""
+        asked = (questions_of(self.benchmark, self.items, c, seed, by_likelihood) for c in conditions)
         return list(dict.fromkeys(question for own in asked for question in own))
 
 

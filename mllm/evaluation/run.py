@@ -47,7 +47,8 @@ class Setup:
     """What is asked, and where results go.
 
     limit: questions per benchmark (None = the benchmark's own default). on_missing: `error`, or `skip` for questions
-    whose image isn't there. choice_by: `generation`, or `likelihood` where a question has options.
+    whose image isn't there. choice_by: `generation`, or `likelihood` where a question has options. conditions: see
+    `questions_of`.
     """
 
     benchmarks: Sequence[str]
@@ -57,6 +58,7 @@ class Setup:
     seed: int = 0
     on_missing: str = "error"
     choice_by: str = "generation"
+    conditions: Sequence[str] = CONDITIONS
 
     @property
     def by_likelihood(self) -> bool:
@@ -64,6 +66,10 @@ class Setup:
 
     def plan(self) -> list[Chosen]:
         return plan_run(self.benchmarks, self.data, self.limit, self.seed, self.on_missing, self.by_likelihood)
+
+    def questions(self, plan: Sequence[Chosen]) -> list[Question]:
+        """All that is asked of a plan."""
+        return [q for chosen in plan for q in chosen.questions(self.seed, self.by_likelihood, self.conditions)]
 
 
 def evaluate_directory(
@@ -105,8 +111,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
         subject, name, runs = open_subject()
         hash_of = cache(_file_hash)
         log = AnswerLog(setup.output / "asked", ranks.rank, subject.identity, hash_of)
-        questions = [question for chosen in plan for question in chosen.questions(setup.seed, setup.by_likelihood)]
-        replies = answer_all(questions, subject, log, ranks)
+        replies = answer_all(setup.questions(plan), subject, log, ranks)
         log.close()
         if not any(reply.text for reply in replies.values()):
             raise UserError(f"{name} answered nothing to {len(replies)} question(s); {setup.output / 'asked'} has them")
@@ -119,7 +124,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
 
 
 def score_replies(plan: Sequence[Chosen], replies: Mapping[Question, Reply], setup: Setup) -> Outcome:
-    """Replies to the questions of a plan → answers and scores under all conditions, with the majority's beside them."""
+    """Replies to the questions of a plan → answers and scores under its conditions, with the majority's beside them."""
     outcome = Outcome({}, {}, {})
 
     def generate(questions: Sequence[Question]) -> list[Reply]:
@@ -129,22 +134,24 @@ def score_replies(plan: Sequence[Chosen], replies: Mapping[Question, Reply], set
         benchmark, items = chosen.benchmark, chosen.items
         found = [
             answer
-            for condition in CONDITIONS
+            for condition in setup.conditions
             for answer in ask(benchmark, items, condition, generate, setup.seed, setup.by_likelihood)
         ]
         majority = benchmark.majority(setup.data)
         if majority is not None:
             found += ask_majority(benchmark, items, majority)
         outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, setup.seed)
-        outcome.official[chosen.name] = _official(benchmark, items, found)
+        outcome.official[chosen.name] = _official(benchmark, items, found, setup.conditions)
     return outcome
 
 
-def _official(benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+def _official(
+    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Answer], conditions: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """The official numbers under each condition; {} for a benchmark of ours."""
     if not isinstance(benchmark, OfficialBenchmark):
         return {}
-    texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in CONDITIONS}
+    texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in conditions}
     return {condition: benchmark.score_all(own, items).scores for condition, own in texts.items()}
 
 

@@ -45,6 +45,7 @@ WATCHING: dict[str, Any] = {
     },
     "samples": True,
     "eval": True,
+    "benchmarks": True,
 }
 
 
@@ -149,8 +150,9 @@ def _training(settings: FinetuneSettings) -> dict[str, Any]:
 
 def _callbacks(context: RunContext, more_callbacks: CallbackFactory | None) -> list[Callback]:
     settings, run_dir = context.settings, context.run_dir
-    if settings.samples is not None and more_callbacks is None:
-        raise UserError("samples: sample answers need callbacks that generate; start the run by train/finetune.py")
+    generating = [name for name in ("samples", "benchmarks") if getattr(settings, name) is not None]
+    if generating and more_callbacks is None:
+        raise UserError(f"{generating[0]}: needs callbacks that generate; start the run by train/finetune.py")
     measuring = [HeldOutLoss(context, settings.eval)] if settings.eval is not None else []
     everywhere = [*measuring, *(more_callbacks(context) if more_callbacks else ())]
     if context.engine.rank != 0:

@@ -1,5 +1,6 @@
 """Two ranks under the deepspeed launcher, stopped by a signal to one of them and by kill -9."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,7 +56,7 @@ def heldout(run_dir):
 
 @pytest.mark.slow
 def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, recipe, tmp_path):
-    """ZeRO-3 with dropout, a held-out loss and sample answers, for which all ranks have to stay in step."""
+    """ZeRO-3 with dropout, a held-out loss, sample answers and a benchmark, for which all ranks have to stay in step."""
 
     def written(name):
         values = config(tiny_parts, recipe, tmp_path / name, train__epochs=10)
@@ -65,10 +66,16 @@ def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, reci
         values["eval"] = {"recipe": str(recipe), "every_steps": 15}
         questions = {"file": str(recipe.parent / "samples.jsonl"), "image_root": str(recipe.parent), "count": 3}
         values["samples"] = questions | {"every_steps": 15, "max_new_tokens": 6}
+        values["benchmarks"] = {"names": [str(own)], "data": str(tmp_path), "every_steps": 15}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         return path, tmp_path / name
 
+    own = tmp_path / "own.jsonl"
+    images = (str(recipe.parent / f"{colour}.png") for colour in ("red", "blue", "gray"))
+    own.write_text(
+        "\n".join(json.dumps({"image": i, "question": "what colour is this", "answer": "red"}) for i in images)
+    )
     whole, parts = written("whole"), written("parts")
     finish(whole[0])
     code, errors = stop_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=3)
@@ -81,4 +88,5 @@ def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, reci
     finish(parts[0])
     assert series(parts[1]) == series(whole[1])
     assert heldout(parts[1]) == heldout(whole[1]) and len(heldout(whole[1])) == 2
-    assert (parts[1] / "samples.jsonl").read_text() == (whole[1] / "samples.jsonl").read_text()
+    for name in ("samples.jsonl", "benchmarks.jsonl"):
+        assert (parts[1] / name).read_text() == (whole[1] / name).read_text()

@@ -1,0 +1,74 @@
+"""Benchmarks while a run trains: the finished model's scores, on every rank, and training is left alone."""
+
+import json
+
+import pytest
+
+from mllm.config import FinetuneSettings, validate_settings
+from mllm.errors import UserError
+from mllm.evaluation.callbacks import generating_callbacks
+from mllm.evaluation.run import evaluate_directory
+from mllm.training.finetune import finetune
+from tests.training.conftest import recipe  # noqa: F401 (a fixture)
+from tests.training.test_exactness import config, run_here, series
+
+
+@pytest.fixture
+def own(recipe):  # noqa: F811
+    """Three questions about two pictures, which a tiny model half learns."""
+    lines = [
+        {"image": "red.png", "question": "what colour is this ", "answer": "red"},
+        {"image": "blue.png", "question": "what colour is this ", "answer": "blue"},
+        {"image": "red.png", "question": "what colour is this very ", "answer": "red"},
+    ]
+    path = recipe.parent / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def go(values, stop_after=None):
+    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after, generating_callbacks)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def settings(own, **more):
+    asked = {"names": [f"{own}:anls"], "data": str(own.parent), "every_steps": 2, "conditions": ["model", "withheld"]}
+    return {"benchmarks": asked | more}
+
+
+def test_scores_are_those_of_the_saved_model_and_training_is_left_alone(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+    name, lora = f"{own}:anls", {"language_model": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
+    learns = {"optim__lr": 2e-2, "train__epochs": 3, "data__packing": "shared_prefix"}
+    plain = config(tiny_parts, recipe, tmp_path / "plain", **learns) | {"trainable": lora}
+    run_here(plain)
+    watched = plain | {"run_dir": str(tmp_path / "run")} | settings(own)
+    watched["train"] = watched["train"] | {"keep_best_by": f"benchmark/{name}", "best_is": "highest"}
+    go(watched, stop_after=5)
+    path = tmp_path / "run" / "benchmarks.jsonl"
+    with open(path, "a") as file:  # a step that is trained again, and a line that was cut short
+        file.write('{"step": 6}\n{"step": 7, "benchm')
+    go(watched)
+
+    assert series(tmp_path / "run") == series(tmp_path / "plain")
+    lines = lines_of(path)
+    assert [(line["step"], line["benchmark"]) for line in lines] == [(step, name) for step in (2, 4, 6, 8, 9)]
+    finished = evaluate_directory(str(tmp_path / "run"), [name], own.parent, tmp_path / "out", None, 0, 8)
+    wanted = {s.condition: s.score for s in finished[name] if s.type == "overall"}
+    last = lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last[f"benchmark/{name}"] == wanted["model"] and last[f"benchmark/{name}/withheld"] == wanted["withheld"]
+    found = {s["condition"]: s for s in lines[-1]["scores"]}
+    assert set(found) == set(lines[-1]["official"]) == {"model", "withheld"} and found["model"]["count"] == 3
+
+
+def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+    values = config(tiny_parts, recipe, tmp_path / "run")
+    with pytest.raises(UserError, match="unknown benchmark 'nope'"):
+        go(values | settings(own, names=["nope"]))
+    with pytest.raises(UserError, match=r"pope.*does not exist; get it from http"):
+        go(values | settings(own, names=["pope"]))
+    with pytest.raises(UserError, match=r"benchmarks: needs callbacks that generate; start the run by train/finetune"):
+        run_here(values | settings(own))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
