@@ -25,8 +25,28 @@ class Record(BaseModel):
 
 
 @dataclass(frozen=True)
+class Published:
+    """A figure that others report, in %; `note` says where theirs was measured otherwise."""
+
+    model: str
+    percent: float
+    source: str
+    note: str = ""
+
+
+def llava_15(seven_b: float, thirteen_b: float, note: str = "") -> tuple[Published, ...]:
+    """What LLaVA-1.5 reports, at 7B and 13B."""
+    source = "Liu et al. 2023, Improved Baselines with Visual Instruction Tuning"
+    figures = (("LLaVA-1.5-7B", seven_b), ("LLaVA-1.5-13B", thirteen_b))
+    return tuple(Published(model, percent, source, note) for model, percent in figures)
+
+
+@dataclass(frozen=True)
 class Card:
-    """What a user needs to know to get a benchmark: `files` lie in `DATA/{folder}`, `source` offers them."""
+    """What a user needs to know to get a benchmark: `files` lie in `DATA/{folder}`, `source` offers them.
+
+    published: figures that compare with the official `score`.
+    """
 
     title: str
     questions: str
@@ -35,6 +55,7 @@ class Card:
     size: str
     licence: str
     protocol: str
+    published: tuple[Published, ...] = ()
 
 
 class OfficialBenchmark:

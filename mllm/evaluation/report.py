@@ -9,11 +9,13 @@ from pathlib import Path
 from PIL import Image
 
 from mllm.evaluation.curves import TrainingRun, draw
+from mllm.evaluation.interval_plot import draw_intervals
 from mllm.evaluation.runner import Answer, Score
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
 
 GALLERY = 18
+RIGHT_FROM = 0.5  # as `mllm calibrate` counts
 THUMBNAIL_PX = 96
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
@@ -22,7 +24,8 @@ td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;ve
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
 .card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
-.curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
+details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}svg{max-width:100%}
+.scroll{overflow-x:auto}.curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
 .note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}
 .right b{color:#2a7d3c}.wrong b{color:#b3372f}
 """
@@ -35,8 +38,12 @@ def write_report(
     answers: Mapping[str, Sequence[Answer]],
     runs: Sequence[TrainingRun] = (),
     note: str | None = None,
+    remarks: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped. `note` stands above all."""
+    """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped.
+
+    note: stands above all. remarks: by benchmark, what to say beneath its table.
+    """
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=note>{escape(note)}</p>" if note else "",
@@ -45,16 +52,26 @@ def write_report(
     body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     for name, entries in scores.items():
-        body += [f"<h2>{escape(name)}</h2>", _table(entries)]
+        body += [f"<h2>{escape(name)}</h2><div class=scroll>{_table(entries)}</div>", draw_intervals(name, entries)]
+        body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
         asked = [answer for answer in answers[name] if answer.condition == "model"]
-        for label, wanted in (("wrong", 0.0), ("right", 1.0)):
-            chosen = [answer for answer in asked if answer.score == wanted][:GALLERY]
-            cards = "".join(_card(answer, label) for answer in chosen)
-            body.append(f"<h3>{label} ({len(chosen)} shown)</h3><div class=grid>{cards}</div>")
+        body += [_gallery(label, [a for a in asked if _label(a) == label]) for label in ("wrong", "right")]
     if runs:
         body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     write_text_atomically(path, page + "".join(body) + "</html>\n")
+
+
+def _label(answer: Answer) -> str:
+    return "right" if answer.score >= RIGHT_FROM else "wrong"
+
+
+def _gallery(label: str, answers: Sequence[Answer]) -> str:
+    """The first answers of a kind, folded away until they are wanted."""
+    shown = answers[:GALLERY]
+    cards = "".join(_card(answer, label) for answer in shown)
+    title = f"{label} ({len(shown)} of {len(answers)} shown)"
+    return f"<details><summary>{title}</summary><div class=grid>{cards}</div></details>"
 
 
 def _table(entries: Sequence[Score]) -> str:
@@ -69,7 +86,7 @@ def _table(entries: Sequence[Score]) -> str:
 
 
 def _cell(entry: Score) -> str:
-    width = round(60 * entry.score)
+    width = round(60 * min(1.0, entry.score))
     interval = f"{100 * entry.low:.1f}–{100 * entry.high:.1f}"
     return f"<td><span class=bar style='width:{width}px'></span>{100 * entry.score:.1f} <small>{interval}</small></td>"
 
@@ -78,6 +95,8 @@ def _card(answer: Answer, label: str) -> str:
     picture = f"<img alt='' src='{thumbnail(answer.image)}'>" if answer.image else ""
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
+    if answer.score not in (0.0, 1.0):
+        words += f"<br><small>score {answer.score:.2f}</small>"
     return f"<div class='card {label}'>{picture}{words}</div>"
 
 

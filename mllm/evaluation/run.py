@@ -193,6 +193,20 @@ def partial_note(plan: Sequence[Chosen]) -> str | None:
     return f"PARTIAL: questions were skipped ({'; '.join(lost)}); skipped.jsonl says why" if lost else None
 
 
+def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know of a benchmark's scores: that they are a sample's, the official number, others' figures."""
+    asked, said = len(chosen.items), []
+    if asked < chosen.in_files:
+        said.append(f"A sample: {asked} of {chosen.in_files} questions were asked.")
+    if not isinstance(chosen.benchmark, OfficialBenchmark):
+        return said
+    said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
+    for figure in chosen.benchmark.card.published:
+        note = f" ({figure.note})" if figure.note else ""
+        said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")
+    return said
+
+
 def _write(
     output: Path, provenance: dict[str, Any], plan: Sequence[Chosen], outcome: Outcome, runs: list[TrainingRun]
 ) -> None:
@@ -206,7 +220,8 @@ def _write(
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
     )
     note = partial_note(plan)
-    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs, note)
+    said = {chosen.name: remarks(chosen, outcome.official[chosen.name]) for chosen in plan}
+    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs, note, said)
     logger.info("wrote results.json, answers.jsonl and report.html to %s", output)
     if note is not None:
         logger.warning(note)

@@ -1,7 +1,15 @@
 """The HTML report."""
 
+import re
+
+import pytest
+
+from mllm.evaluation.benchmarks import find_benchmark
+from mllm.evaluation.interval_plot import LABEL_PX, PLOT_PX, draw_intervals
+from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import write_report
-from mllm.evaluation.runner import Answer, summarize
+from mllm.evaluation.run import remarks
+from mllm.evaluation.runner import Answer, Score, summarize
 from tests.tiny import save_image
 
 
@@ -11,9 +19,32 @@ def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):
         Answer("model", "1", "shape", "i", "what?", image, "<script>alert(1)</script>", ("a & b",), 0.0),
         Answer("model", "2", "shape", "i", "what?", image, "circle", ("circle",), 1.0),
     ]
-    write_report(tmp_path / "r.html", "<title>", {"b": summarize(answers, 0)}, {"b": answers})
+    said = {"b": ["<b>beware</b>"]}
+    write_report(tmp_path / "r.html", "<title>", {"b": summarize(answers, 0)}, {"b": answers}, remarks=said)
     page = (tmp_path / "r.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page
-    assert "50.0" in page
+    assert "50.0" in page and "&lt;b&gt;beware" in page
+    assert "wrong (1 of 1 shown)" in page and "right (1 of 1 shown)" in page
+    assert page.count("intervals of b") == 1
+
+
+def test_every_score_lies_on_its_whisker_and_the_axis_reaches_the_highest():
+    entries = [Score("model", "overall", 0.5, 0.4, 0.6, 9), Score("swapped", "overall", 1.5, 1.0, 2.0, 9)]
+    drawn = draw_intervals("cider", entries)
+    places = [LABEL_PX + PLOT_PX * share for share in (0.25, 0.75)]
+    assert [float(x) for x in re.findall(r"cx=([\d.]+)", drawn)] == pytest.approx(places)
+    whiskers = [tuple(map(float, pair)) for pair in re.findall(r"x1=([\d.]+) x2=([\d.]+) y1=([\d.]+) y2=\3 ", drawn)]
+    assert [(low, high) for low, high, _ in whiskers] == [
+        tuple(pytest.approx(LABEL_PX + PLOT_PX * share) for share in pair) for pair in ((0.2, 0.3), (0.5, 1.0))
+    ]
+    assert ">200</text>" in drawn
+
+
+def test_a_sample_and_what_others_report_are_said_beside_the_official_number():
+    chosen = Chosen("vqav2", find_benchmark("vqav2"), (None,) * 3, 9, ())
+    first, second, *published = remarks(chosen, {"model": {"score": 0.785}})
+    assert first == "A sample: 3 of 9 questions were asked." and second == "Official number (vqa): 0.785."
+    assert published[0].startswith("Published: LLaVA-1.5-7B 78.5 % (on test-dev; ours is val). Source: Liu et al. 2023")
+    assert remarks(Chosen("own", find_benchmark("clipart"), (None,) * 9, 9, ()), {}) == []

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import RootModel
 
 from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record
+from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record, llava_15
 
 
 class _Types(Record):
@@ -39,6 +39,7 @@ class Gqa(OfficialBenchmark):
         size="1.4 GB of text, 20 GB of images",
         licence="CC BY 4.0",
         protocol="LLaVA-1.5's short-answer prompt and its reading of the answer",
+        published=llava_15(62.0, 63.3),
     )
 
     def items(self, data: Path) -> list[Item]:

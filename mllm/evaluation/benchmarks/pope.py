@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record, first_problem
+from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record, first_problem, llava_15
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -31,6 +31,7 @@ class Pope(OfficialBenchmark):
         size="2 MB of text, 6 GB of COCO val2014 images (500 of them used)",
         licence="MIT; images by their Flickr terms",
         protocol="LLaVA-1.5's short-answer prompt; F1 of yes, averaged over the three files",
+        published=llava_15(85.9, 85.9),
     )
 
     def items(self, data: Path) -> list[Item]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record
+from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record, llava_15
 
 SOURCE = "https://textvqa.org/dataset/"
 OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -74,6 +74,7 @@ class TextVqaOcr(TextVqa):
         size=TextVqa.card.size,
         licence=TextVqa.card.licence,
         protocol="as published for LLaVA-1.5: `Reference OCR token: …` between question and suffix",
+        published=llava_15(58.2, 61.3),
     )
 
     def items(self, data: Path) -> list[Item]:
