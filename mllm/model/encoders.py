@@ -4,6 +4,7 @@ N images, S side in pixels, P patches (plus the class token if kept), V vision w
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,6 +38,17 @@ ENCODERS: dict[str, EncoderFamily] = {
     "clip_vision_model": EncoderFamily(CLIPVisionModel, CLIPVisionConfig, has_class_token=True),
     "siglip_vision_model": EncoderFamily(SiglipVisionModel, SiglipVisionConfig, has_class_token=False),
 }
+
+
+@cache
+def _last_hidden_state_is_normalized(family: EncoderFamily) -> bool:
+    """Whether the last of `hidden_states` is behind the last norm: SigLIP's is in some releases of transformers."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    # On meta nothing is computed, and no random number is drawn that a run would draw.
+    with torch.device("meta"), torch.no_grad():
+        model = family.model(family.config(**sizes, image_size=4, patch_size=4))
+        output = model(torch.zeros(1, 3, 4, 4), output_hidden_states=True)
+    return output.hidden_states[-1] is output.last_hidden_state
 
 
 def encoder_family(model_type: str) -> EncoderFamily:
@@ -110,15 +122,9 @@ class VisionEncoder(nn.Module):
         return unused
 
     def _norm_is_used(self, used_layers: int) -> bool:
-        """Whether the features are the normalized ones: SigLIP's last hidden state is in some releases of transformers."""
-        if self.family.has_class_token or used_layers < self.model.config.num_hidden_layers:
-            return False
-        side = self.model.config.image_size
-        with torch.no_grad():
-            parameter = next(self.model.parameters())
-            blank = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
-            output = self.model(blank, output_hidden_states=True)
-        return output.hidden_states[-1] is output.last_hidden_state
+        """Whether the features are those behind the last norm."""
+        is_last = used_layers == self.model.config.num_hidden_layers
+        return is_last and not self.family.has_class_token and _last_hidden_state_is_normalized(self.family)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         output = self.model(pixel_values.to(self.dtype), output_hidden_states=True)
