@@ -13,11 +13,12 @@ from mllm.registry import Registry
 class Item:
     """One question. `group` names its image within the benchmark: items of a group stand or fall together.
 
-    `image` is None for a question about text alone; `fields` are what the metric's lines need beside the references.
+    `image` is a file, a reference to an image inside one (`mllm.images.stored`), or None for a question about text alone;
+    `fields` are what the metric's lines need beside the references.
     """
 
     id: str
-    image: Path | None
+    image: Path | str | None
     question: str
     references: tuple[str, ...]
     type: str

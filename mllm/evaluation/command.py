@@ -11,7 +11,9 @@ from mllm.errors import UserError
 
 def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--benchmarks", help="names, separated by commas; FILE.jsonl or FILE.jsonl:METRIC are your own questions"
+        "--benchmarks",
+        help="names, separated by commas; NAME@SOURCE is read from a data set of the hub (its id, or a copy of its files), "
+        "FILE.jsonl or FILE.jsonl:METRIC are your own questions",
     )
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="where the benchmarks' files lie")
     parser.add_argument("--output", type=Path, help="where results.json and answers.jsonl go (default: MODEL/eval)")
@@ -88,6 +90,7 @@ def _output(options: argparse.Namespace) -> Path:
 def list_benchmarks() -> None:
     """Print each benchmark's card: files, where to get them, size, licence, protocol and metric."""
     from mllm.evaluation.benchmarks import BENCHMARKS
+    from mllm.evaluation.hub_layouts import LAYOUTS
     from mllm.evaluation.official import OfficialBenchmark
     from mllm.evaluation.user_file import UserFile
 
@@ -101,6 +104,8 @@ def list_benchmarks() -> None:
         place = f"DATA/{kind.folder}/" if hasattr(kind, "folder") else ""
         print(f"{name}\n  {card.title}: {card.questions}")
         print(f"  files    {place}{{{', '.join(card.files)}}}" if place else f"  line     {card.files[0]}")
+        for layout in LAYOUTS.get(name, ()):
+            print(f"  or       {name}@{layout.repository} ({', '.join(layout.patterns)})")
         print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
         print(f"  protocol {card.protocol} (metric {metric}, up to {kind.max_new_tokens} tokens)\n")
 

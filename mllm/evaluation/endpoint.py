@@ -14,7 +14,7 @@ from PIL import Image
 
 from mllm.errors import UserError
 from mllm.evaluation.question import OnReplies, Question, Reply
-from mllm.images.decode import read_image
+from mllm.images.decode import image_bytes, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -107,17 +107,15 @@ def content_of(question: Question) -> list[dict[str, Any]]:
     words = {"type": "text", "text": question.prompt}
     if question.image is None:
         return [words]
-    return [{"type": "image_url", "image_url": {"url": data_url(Path(question.image))}}, words]
+    return [{"type": "image_url", "image_url": {"url": data_url(question.image)}}, words]
 
 
-def data_url(path: Path) -> str:
+def data_url(image: Path | str) -> str:
     """The file as it is, or as PNG where its kind isn't one that endpoints take. Raises UserError for no image."""
-    picture = read_image(path)
-    with Image.open(path) as opened:
+    picture, content = read_image(image), image_bytes(image)
+    with Image.open(io.BytesIO(content)) as opened:
         kind = opened.get_format_mimetype()
-    if kind in UNDERSTOOD:
-        content = path.read_bytes()
-    else:
+    if kind not in UNDERSTOOD:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         kind, content = "image/png", buffer.getvalue()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -133,6 +134,11 @@ def coco_image(root: Path, split: str, image_id: int) -> Path:
     name = f"COCO_{split}_{image_id:012d}.jpg"
     own, shared = root / split / name, root.parent / "coco" / split / name
     return shared if shared.is_file() and not own.is_file() else own
+
+
+def lettered(texts: Sequence[str]) -> dict[str, str]:
+    """Options by their letters, A first."""
+    return dict(zip(ascii_uppercase, texts, strict=False))
 
 
 def lettered_lines(options: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
 from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
+from mllm.images.decode import image_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def _official(
 
 
 def _file_hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(image_bytes(path)).hexdigest()
 
 
 def _hash(value: Any) -> str:

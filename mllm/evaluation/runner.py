@@ -9,6 +9,7 @@ from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.sampling import swap_partners
+from mllm.images.stored import file_of
 
 CONDITIONS = ("model", "withheld", "swapped")
 Generate = Callable[[Sequence[Question]], Sequence[Reply]]
@@ -99,7 +100,8 @@ def ask(
 
 def missing_images(items: Sequence[Item]) -> list[str]:
     """Image files that items name and that aren't there."""
-    return sorted({str(item.image) for item in items if item.image is not None and not item.image.is_file()})
+    named = {item.image for item in items if item.image is not None}
+    return sorted(str(image) for image in named if not file_of(image).is_file())
 
 
 def _path(item: Item) -> str | None:

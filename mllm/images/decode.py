@@ -58,6 +58,16 @@ def read_image_size(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_L
         return (width, height) if rotated else (height, width)
 
 
+def image_bytes(source: Path | str, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """The file's bytes as they are, of an image inside a file its own. Raises UserError when they aren't there."""
+    if isinstance(source, str) and is_stored(source):
+        return read_stored(source, limits.max_bytes)
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:
+        raise UserError(f"image {str(source)!r} can't be read: {error.strerror}") from None
+
+
 def _opened(source: Path | str | bytes, name: str, limits: DecodeLimits) -> Image.Image:
     """The image with its header read and held against `limits`; pixels not yet decoded."""
     if not isinstance(source, bytes):

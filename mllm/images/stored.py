@@ -5,6 +5,7 @@
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
@@ -27,6 +28,11 @@ def is_stored(reference: str) -> bool:
 def holder_of(reference: str) -> str:
     """The path of the file that a reference points into."""
     return reference.split(":", 3)[-1]
+
+
+def file_of(image: Path | str) -> Path:
+    """The file that an image is, or lies in."""
+    return Path(holder_of(image) if isinstance(image, str) and is_stored(image) else image)
 
 
 def read_stored(reference: str, max_bytes: int) -> bytes:

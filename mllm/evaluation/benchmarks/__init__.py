@@ -13,5 +13,14 @@ for _module in iter_modules(__path__):
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark called `name`, or the user's own questions of `FILE.jsonl[:METRIC]`. Raises UserError with choices."""
-    return UserFile(name) if is_user_file(name) else BENCHMARKS.get(name)()
+    """The benchmark called `name`, as a data set of the hub holds it (`NAME@SOURCE`), or the user's own questions of
+    `FILE.jsonl[:METRIC]`. Raises UserError with choices."""
+    if is_user_file(name):
+        return UserFile(name)
+    name, _, source = name.partition("@")
+    kind = BENCHMARKS.get(name)
+    if not source:
+        return kind()
+    from mllm.evaluation.hub import from_hub
+
+    return from_hub(name, kind, source)

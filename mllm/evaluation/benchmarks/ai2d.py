@@ -5,7 +5,7 @@ from string import ascii_uppercase
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, Record, lettered_lines
+from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, Record, lettered, lettered_lines
 
 TEST_IDS = "ai2d_test_ids.csv"
 
@@ -47,7 +47,7 @@ class Ai2d(OfficialBenchmark):
             for question, q in diagram.questions.items():
                 if not 0 <= q.correctAnswer < len(q.answerTexts):
                     raise UserError(f"{path}: question {q.questionId} has no answer {q.correctAnswer}")
-                options = dict(zip(ascii_uppercase, q.answerTexts, strict=False))
+                options = lettered(q.answerTexts)
                 items.append(
                     Item(
                         q.questionId,

@@ -4,6 +4,7 @@ import base64
 import binascii
 import csv
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from mllm.errors import UserError
@@ -12,6 +13,8 @@ from mllm.evaluation.metrics.mmbench_circular import ROTATION
 from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, lettered_lines
 
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
+# What an empty cell became on its way through pandas.
+EMPTY = (None, "", "nan")
 # An image cell this short is the index of the row that holds the image.
 _LONGEST_INDEX = 64
 
@@ -96,20 +99,28 @@ def _write_images(path: Path, rows: list[dict[str, str]]) -> dict[str, Path]:
     return files
 
 
+def options_of(row: Mapping[str, str]) -> dict[str, str]:
+    """Those of A to D that a row has."""
+    return {letter: row[letter] for letter in "ABCD" if row.get(letter) not in EMPTY}
+
+
+def question_text(row: Mapping[str, str]) -> str:
+    hint = "" if row.get("hint") in EMPTY else row["hint"] + "\n"
+    return f"{hint}{row['question']}\n{lettered_lines(options_of(row))}"
+
+
 def _item(path: Path, row: dict[str, str], images: dict[str, Path]) -> Item:
     index = row["index"]
     image = images.get(index) or images.get(row["image"])
     if image is None:
         raise UserError(f"{path}: row {index} points to the image of row {row['image']!r}, which has none")
-    options = {letter: row[letter] for letter in "ABCD" if row[letter] not in ("", "nan")}
-    hint = "" if row["hint"] in ("", "nan") else row["hint"] + "\n"
-    fields = {"index": int(index), "options": options, "category": row["category"]}
+    fields = {"index": int(index), "options": options_of(row), "category": row["category"]}
     if row.get("l2-category"):
         fields["l2_category"] = row["l2-category"]
     return Item(
         index,
         image,
-        f"{hint}{row['question']}\n{lettered_lines(options)}",
+        question_text(row),
         (row["answer"],),
         row["category"],
         group=str(int(index) % ROTATION),

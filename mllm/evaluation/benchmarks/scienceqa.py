@@ -1,5 +1,6 @@
 """ScienceQA, test split: multiple-choice questions of school science, half of them with an image (Lu et al. 2022)."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -7,7 +8,7 @@ from pydantic import RootModel
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, Record, lettered_lines
+from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, Record, lettered, lettered_lines
 
 
 class _Problem(Record):
@@ -26,6 +27,11 @@ class _Problems(RootModel[dict[str, _Problem]]):
 
 class _Splits(Record):
     test: list[str]
+
+
+def question_text(hint: str, question: str, options: Mapping[str, str]) -> str:
+    context = f"Context: {hint}\n" if hint.strip() else ""
+    return f"{context}{question}\n{lettered_lines(options)}"
 
 
 @BENCHMARKS.register("scienceqa")
@@ -56,13 +62,12 @@ class ScienceQa(OfficialBenchmark):
     def _item(self, data: Path, path: Path, name: str, problem: _Problem | None) -> Item:
         if problem is None:
             raise UserError(f"{path} has no problem {name}, which pid_splits.json lists; get both files again")
-        context = f"Context: {problem.hint}\n" if problem.hint.strip() else ""
-        options = dict(zip(ascii_uppercase, problem.choices, strict=False))
+        options = lettered(problem.choices)
         image = data / self.folder / "images" / problem.split / name / problem.image if problem.image else None
         return Item(
             name,
             image,
-            f"{context}{problem.question}\n{lettered_lines(options)}",
+            question_text(problem.hint, problem.question, options),
             (ascii_uppercase[problem.answer],),
             "image" if image else "text",
             group=name,

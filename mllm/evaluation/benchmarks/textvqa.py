@@ -1,5 +1,6 @@
 """TextVQA, validation split: questions about text in photographs (Singh et al. 2019), with and without OCR tokens."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mllm.errors import UserError
@@ -62,6 +63,10 @@ class TextVqa(OfficialBenchmark):
         ]
 
 
+def with_tokens(question: str, tokens: Sequence[str]) -> str:
+    return f"{question}\nReference OCR token: {', '.join(tokens)}"
+
+
 @BENCHMARKS.register("textvqa_ocr")
 class TextVqaOcr(TextVqa):
     """LLaVA-1.5's protocol: the tokens that an OCR system read are in the prompt, which moves scores by 20 points."""
@@ -84,6 +89,6 @@ class TextVqaOcr(TextVqa):
         for item in super().items(data):
             if item.group not in tokens:
                 raise UserError(f"{path} has no tokens of image {item.group}; get the file again from {SOURCE}")
-            question = f"{item.question}\nReference OCR token: {', '.join(tokens[item.group])}"
+            question = with_tokens(item.question, tokens[item.group])
             items.append(Item(item.id, item.image, question, item.references, item.type, item.group))
         return items

@@ -1,0 +1,182 @@
+"""Benchmarks read from a data set of the hub: `NAME@SOURCE`, SOURCE a directory of its parquet files or its id."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm.data.readers.errors import raise_error
+from mllm.data.readers.parquet import read_parquet
+from mllm.errors import UserError
+from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.images.decode import image_bytes
+
+Record = Mapping[str, Any]
+GroupOf = Callable[[Record], str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a data set. number: its place among all rows of the benchmark. image: a reference to it, or None.
+
+    group: names the image; rows with one group have one reference, that of the first, so that its computation is shared.
+    """
+
+    record: Record
+    number: int
+    split: str
+    image: str | None
+    group: str
+
+    def __getitem__(self, column: str) -> Any:
+        return self.record[column]
+
+    def item(self, name: str, question: str, references: Sequence[str], kind: str = "all", /, **fields: Any) -> Item:
+        return Item(name, self.image, question, tuple(references), kind, self.group, fields)
+
+
+Items = Callable[[Row], Sequence[Item]]
+
+
+@dataclass(frozen=True)
+class HubLayout:
+    """How a data set holds a benchmark.
+
+    repository: its id. files: split → pattern of parquet files. columns: those that have to be there beside `image`.
+    items: what a row asks. group_of: what a row says of which image it is about; without it images are told apart by
+    their bytes. image_files: where images are (`id`, `image`) if the questions' rows have none but `imageId`.
+    """
+
+    repository: str
+    files: Mapping[str, str]
+    columns: tuple[str, ...]
+    items: Items
+    group_of: GroupOf | None = None
+    image_files: str | None = None
+
+    @property
+    def patterns(self) -> list[str]:
+        return [*self.files.values(), *([self.image_files] if self.image_files else [])]
+
+
+def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
+    """The benchmark `name` with its own prompt and scorer and the questions of `source`.
+
+    Raises UserError for a benchmark that no data set of the hub holds in a layout that is known here.
+    """
+    from mllm.evaluation.hub_layouts import LAYOUTS
+
+    if name not in LAYOUTS:
+        raise UserError(f"{name} isn't read from the hub; these are: {', '.join(sorted(LAYOUTS))}")
+    layouts = LAYOUTS[name]
+
+    class FromHub(kind):  # type: ignore[valid-type, misc]
+        def items(self, data: Path) -> list[Item]:
+            return read_items(layouts, source)
+
+    return FromHub()
+
+
+def read_items(layouts: Sequence[HubLayout], source: str) -> list[Item]:
+    """The items of a data set, in the order of its rows.
+
+    Raises UserError when it isn't there, has no file of the split, or has other columns than any of `layouts`.
+    """
+    root = _directory(source, layouts)
+    found = [(layout, files) for layout in layouts if (files := _files(root, layout))]
+    if not found:
+        wanted = " or ".join(pattern for layout in layouts for pattern in layout.files.values())
+        raise UserError(f"{root} has no {wanted}; give a copy of the data set {layouts[0].repository}")
+    first = found[0][1][0][1]
+    layout, files = next((pair for pair in found if not _missing_columns(pair[0], first)), found[0])
+    for _, path in files:
+        missing = _missing_columns(layout, path)
+        if missing:
+            raise UserError(f"{path} has no column {missing[0]!r}, as {layout.repository} has")
+    return [item for row in _rows(root, layout, files) for item in _items(layout, row)]
+
+
+def _directory(source: str, layouts: Sequence[HubLayout]) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise UserError(f"{source} does not exist; give a directory, or an id such as {layouts[0].repository}")
+    from huggingface_hub import snapshot_download
+
+    patterns = [pattern for layout in layouts for pattern in layout.patterns]
+    try:
+        return Path(snapshot_download(source, repo_type="dataset", allow_patterns=patterns))
+    # The hub's errors share no base class of their own: they come from its own, httpx's and the file system's families.
+    except Exception as error:
+        raise UserError(
+            f"data set {source!r} is neither a directory nor to be had from the hub ({type(error).__name__})"
+        ) from None
+
+
+def _files(root: Path, layout: HubLayout) -> list[tuple[str, Path]]:
+    """(split, file) of the questions; files may also lie in `root` itself."""
+    return [
+        (split, path)
+        for split, pattern in layout.files.items()
+        for path in sorted(root.glob(pattern)) or sorted(root.glob(Path(pattern).name))
+    ]
+
+
+def _missing_columns(layout: HubLayout, path: Path) -> list[str]:
+    try:
+        there = pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable parquet file: {error}") from None
+    wanted = (*layout.columns, *(() if layout.image_files else ("image",)))
+    return [column for column in wanted if column not in there]
+
+
+def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> Iterator[Row]:
+    images = _separate_images(root, layout)
+    first_of: dict[str, str] = {}
+    numbers = count()
+    for split, path in files:
+        for place, record in read_parquet(path, raise_error):
+            number = next(numbers)
+            own = images.get(str(record.get("imageId"))) if layout.image_files else next(iter(record["image"]), None)
+            if layout.image_files and own is None:
+                raise UserError(f"{place}: image {record.get('imageId')!r} is in no {layout.image_files} of {root}")
+            group = _group(layout, record, place, own, number)
+            yield Row(record, number, split, own and first_of.setdefault(group, own), group)
+
+
+def _group(layout: HubLayout, record: Record, place: str, image: str | None, number: int) -> str:
+    if image is None:
+        return f"row {number}"
+    if layout.group_of is None:
+        return hashlib.sha256(image_bytes(image)).hexdigest()[:16]
+    try:
+        return layout.group_of(record)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{place}: does not say which image it is about, as {layout.repository} does: {error!r}"
+        ) from None
+
+
+def _separate_images(root: Path, layout: HubLayout) -> dict[str, str]:
+    """id → reference, of the images that lie apart from the questions."""
+    if layout.image_files is None:
+        return {}
+    paths = sorted(root.glob(layout.image_files))
+    if not paths:
+        raise UserError(f"{root} has no {layout.image_files}; give a copy of the data set {layout.repository}")
+    rows = (record for path in paths for _, record in read_parquet(path, raise_error))
+    return {str(record.get("id")): record["image"][0] for record in rows if record.get("image")}
+
+
+def _items(layout: HubLayout, row: Row) -> Sequence[Item]:
+    try:
+        return layout.items(row)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"row {row.number} of {row.split} isn't as in {layout.repository}: {error!r}") from None
