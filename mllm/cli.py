@@ -2,23 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from mllm.command import add_overrides, configure_logging, run_command
+from mllm.command import add_overrides, configure_logging, run_command, subparser
 from mllm.contrastive.command import add_clip_commands
 from mllm.errors import UserError
 from mllm.evaluation.command import add_eval_arguments, run_eval
-
-
-def _subparser(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-) -> argparse.ArgumentParser:
-    """A subcommand whose --help ends with an example, and which calls `run`."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
 
-    chat = _subparser(
+    chat = subparser(
         commands, "chat", _chat, "talk to a model", "mllm chat runs/demo/stage2 --image cat.png -p 'What is this?'"
     )
     _model_arguments(chat)
@@ -72,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--stop", action="append", default=[], help="end an answer before this string; repeatable")
     chat.add_argument("--seed", type=int, help="of sampling")
 
-    serve = _subparser(
+    serve = subparser(
         commands,
         "serve",
         _serve,
@@ -92,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-remote-images", action="store_true", help="fetch image URLs, though none of private addresses"
     )
 
-    synth = _subparser(
+    synth = subparser(
         commands,
         "synth",
         _synth,
@@ -103,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
-    show = _subparser(
+    show = subparser(
         data,
         "show",
         _show,
@@ -113,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
     show.add_argument("--count", type=int, default=3)
 
-    check = _subparser(
+    check = subparser(
         data,
         "validate",
         _validate,
@@ -128,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--fix", metavar="DIR", help="write the good samples there, and a recipe.yaml of them")
 
-    survey = _subparser(
+    survey = subparser(
         data,
         "report",
         _report_data,
@@ -138,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     survey.add_argument("recipe")
     survey.add_argument("--out", default="report.html")
 
-    rewrite = _subparser(
+    rewrite = subparser(
         data,
         "convert",
         _convert_data,
@@ -151,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     rewrite.add_argument("--image-root", default=".", help="where image paths start from, for --embed-images")
     rewrite.add_argument("--embed-images", action="store_true", help="put the image files into the parquet file")
 
-    convert = _subparser(
+    convert = subparser(
         commands,
         "convert-gguf",
         _convert_gguf,
@@ -163,7 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
     source.add_argument("--file", help="a GGUF file")
     convert.add_argument("out")
 
-    export = _subparser(
+    export = subparser(
         commands,
         "export",
         _export,
@@ -181,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     export.add_argument("--merge-lora", action="store_true", help="in layout mllm; the others always merge it")
 
-    bring = _subparser(
+    bring = subparser(
         commands,
         "import",
         _import,
@@ -195,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--fit", choices=["pad", "crop", "stretch"], help="as in training; else as its image processor does"
     )
 
-    estimate = _subparser(
+    estimate = subparser(
         commands,
         "estimate",
         _estimate,
@@ -205,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     estimate.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
     estimate.add_argument("--ranks", type=int, default=1, help="processes that will share the work")
 
-    evaluate = _subparser(
+    evaluate = subparser(
         commands,
         "eval",
         run_eval,
@@ -218,7 +208,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_eval_arguments(evaluate)
 
-    comparison = _subparser(
+    comparison = subparser(
         commands,
         "compare",
         _compare,
@@ -230,7 +220,7 @@ def build_parser() -> argparse.ArgumentParser:
     comparison.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     comparison.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    calibration = _subparser(
+    calibration = subparser(
         commands,
         "calibrate",
         _calibrate,
@@ -241,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
     calibration.add_argument("--bins", type=int, default=15)
     calibration.add_argument("--picture", metavar="OUT.png", help="where a reliability diagram goes")
 
-    score = _subparser(
+    score = subparser(
         commands,
         "score",
         _score,
@@ -258,7 +248,7 @@ def build_parser() -> argparse.ArgumentParser:
     settings.add_argument("--convention", help="iou: coordinates of predictions: pixels, 0-1 or 0-1000 (pixels)")
     settings.add_argument("--reference-convention", help="iou: coordinates of references (pixels)")
     settings.add_argument("--threshold", help="iou: the IoU from which a box counts (0.5)")
-    plan = _subparser(
+    plan = subparser(
         commands,
         "plan",
         _plan,

@@ -1,4 +1,4 @@
-"""What every command shares: arguments `--config` and `--set`, logging, and one clear line for a user's mistake."""
+"""What every command shares: its parser, `--config` and `--set`, logging, and one clear line for a user's mistake."""
 
 import argparse
 import errno
@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mllm.errors import TimeIsUp, UserError
 
@@ -38,6 +38,16 @@ def settings_parser(description: str, example: str) -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML settings")
     add_overrides(parser)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def subparser(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A subcommand whose --help ends with an example, and which calls `run`."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
+    parser.set_defaults(run=run)
     return parser
 
 

@@ -21,7 +21,7 @@ ALLOWED = {
     "training": BASE | {"conversation", "images", "processor", "batch", "model", "data"},
     "inference": BASE | {"conversation", "images", "processor", "model"},
     "evaluation": BASE | {"command", "conversation", "images", "processor", "model", "data", "inference"},
-    "contrastive": BASE | {"images", "data", "training", "model", "evaluation"},
+    "contrastive": BASE | {"command", "images", "data", "training", "model", "evaluation"},
     "cli": None,
     "__init__": None,
 }

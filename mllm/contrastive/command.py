@@ -1,10 +1,10 @@
 """The commands `mllm clip …`: arguments, and one call each."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mllm.command import subparser
 from mllm.contrastive.adapt.command import EXAMPLE, add_adapt_arguments, run_adapt
 
 
@@ -13,7 +13,7 @@ def add_clip_commands(commands: Any) -> None:
     clip = commands.add_parser("clip", help="classify, retrieve, search and study with a CLIP or SigLIP")
     parts = clip.add_subparsers(dest="clip_command", required=True)
 
-    classify = _parser(
+    classify = subparser(
         parts, "classify", _classify, "name images, without training",
         "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes 'a circle,a rectangle'",
     )  # fmt: skip
@@ -22,7 +22,7 @@ def add_clip_commands(commands: Any) -> None:
     _add_classes(classify)
     classify.add_argument("-k", type=int, default=3, help="name the k likeliest (default 3)")
 
-    retrieve = _parser(
+    retrieve = subparser(
         parts, "retrieve", _retrieve, "the images of a folder that are nearest to a text or an image",
         "mllm clip retrieve data_recipes/demo/clip runs/demo/data/images --text 'a dog' --sheet dogs.png",
     )  # fmt: skip
@@ -30,7 +30,7 @@ def add_clip_commands(commands: Any) -> None:
     retrieve.add_argument("folder")
     _add_query(retrieve)
 
-    evaluate = _parser(
+    evaluate = subparser(
         parts, "eval", _evaluate, "recall@k of pairs both ways, or zero-shot accuracy of a folder of class folders",
         "mllm clip eval runs/demo/clip --pairs runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data\n"
         "  mllm clip eval runs/demo/clip --folder pets --ensemble",
@@ -44,7 +44,7 @@ def add_clip_commands(commands: Any) -> None:
     _add_templates(evaluate)
     _add_fit(evaluate)
 
-    index = _parser(
+    index = subparser(
         parts, "index", _index, "make a FAISS index of a folder's images",
         "mllm clip index data_recipes/demo/clip runs/demo/data/images runs/demo/index",
     )  # fmt: skip
@@ -53,17 +53,17 @@ def add_clip_commands(commands: Any) -> None:
     index.add_argument("out")
     _add_fit(index)
 
-    search = _parser(
+    search = subparser(
         parts, "search", _search, "search an index by text or by image",
         "mllm clip search runs/demo/index --text 'a red fruit' --sheet fruit.png",
     )  # fmt: skip
     search.add_argument("index")
     _add_query(search, fit=False)
 
-    adapt = _parser(parts, "adapt", run_adapt, "learn a few labelled images on frozen, cached features", EXAMPLE)
+    adapt = subparser(parts, "adapt", run_adapt, "learn a few labelled images on frozen, cached features", EXAMPLE)
     add_adapt_arguments(adapt)
 
-    diagnosis = _parser(
+    diagnosis = subparser(
         parts, "diagnose", _diagnose, "alignment, uniformity and modality gap of a model on pairs, with a picture",
         "mllm clip diagnose data_recipes/demo/clip runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data "
         "--picture space.png",
@@ -75,7 +75,7 @@ def add_clip_commands(commands: Any) -> None:
     diagnosis.add_argument("--picture", metavar="OUT.png")
     _add_fit(diagnosis)
 
-    simulation = _parser(
+    simulation = subparser(
         parts, "misalignment", _misalignment, "simulate which latent factors survive omitted and altered semantics",
         "mllm clip misalignment runs/misalignment --omitted 3 --perturbed 3",
     )  # fmt: skip
@@ -84,15 +84,6 @@ def add_clip_commands(commands: Any) -> None:
     simulation.add_argument("--perturbed", type=int, default=3, help="factors that texts often get wrong (default 3)")
     simulation.add_argument("--steps", type=int, default=3000)
     simulation.add_argument("--seeds", type=int, default=3)
-
-
-def _parser(
-    parts: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-) -> argparse.ArgumentParser:
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = parts.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
-    parser.set_defaults(run=run)
-    return parser
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
