@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -30,8 +30,16 @@ class Asked:
     ended_by: UserError | None = None
 
 
-async def ask_all(prompts: Iterable[Prompt], backend: InstructionBackend, journal: Journal, what: str) -> Asked:
+async def ask_all(
+    prompts: Iterable[Prompt],
+    backend: InstructionBackend,
+    journal: Journal,
+    what: str,
+    decided: Callable[[int], None] = lambda count: None,
+) -> Asked:
     """Ask `backend` every prompt that the journal has no answer to.
+
+    `decided` is told how many of the first prompts each have an answer on the disk, or have failed.
 
     When the budget is used up, the server refuses, too many requests in a row fail, or an input or the disk fails, no
     more are sent, those under way are waited for, and `ended_by` says why.
@@ -39,7 +47,7 @@ async def ask_all(prompts: Iterable[Prompt], backend: InstructionBackend, journa
     totals = journal.totals()
     backend.spent(totals.prompt_tokens, totals.completion_tokens)
     asked = Asked()
-    queue = _Queue(iter(prompts), journal, asked)
+    queue = _Queue(iter(prompts), journal, asked, decided)
     with tqdm(desc=what, unit="request", disable=None) as bar:
         try:
             await asyncio.gather(*(_work(queue, backend, journal, asked, bar) for _ in range(backend.concurrency)))
@@ -50,29 +58,45 @@ async def ask_all(prompts: Iterable[Prompt], backend: InstructionBackend, journa
 
 
 class _Queue:
-    """Prompts without an answer, taken from an iterator by several workers."""
+    """Prompts without an answer, with their numbers, taken from an iterator by several workers."""
 
-    def __init__(self, prompts: Iterator[Prompt], journal: Journal, asked: Asked) -> None:
-        self._prompts, self._journal, self._asked = prompts, journal, asked
-        self._ready: list[Prompt] = []
+    def __init__(
+        self, prompts: Iterator[Prompt], journal: Journal, asked: Asked, decided: Callable[[int], None]
+    ) -> None:
+        self._prompts, self._journal, self._asked, self._decided = prompts, journal, asked, decided
+        self._ready: list[tuple[int, Prompt]] = []
+        self._taken = 0
+        self._open: dict[int, None] = {}
         self._lock = asyncio.Lock()
 
-    async def take(self, count: int) -> list[Prompt]:
+    async def take(self, count: int) -> list[tuple[int, Prompt]]:
         """At most `count` prompts; none at the end."""
         async with self._lock:
             while not self._ready:
                 chunk = await asyncio.to_thread(lambda: list(islice(self._prompts, CHUNK)))
                 if not chunk:
                     return []
-                new = [prompt for prompt in chunk if self._journal.get(prompt.key) is None]
+                numbered = enumerate(chunk, self._taken)
+                new = [(number, prompt) for number, prompt in numbered if self._journal.get(prompt.key) is None]
+                self._taken += len(chunk)
+                # In the order of the prompts: the first is the earliest that is open.
+                self._open.update((number, None) for number, _ in new)
+                self._decided(next(iter(self._open), self._taken))
                 self._asked.from_before += len(chunk) - len(new)
                 self._ready = new[::-1]
             return [self._ready.pop() for _ in range(min(count, len(self._ready)))]
 
+    def done(self, numbers: Iterable[int]) -> None:
+        """These prompts are answered, or will not be."""
+        for number in numbers:
+            del self._open[number]
+        self._decided(next(iter(self._open), self._taken))
+
 
 async def _work(queue: _Queue, backend: InstructionBackend, journal: Journal, asked: Asked, bar: tqdm) -> None:
     try:
-        while asked.ended_by is None and (prompts := await queue.take(backend.batch_size)):
+        while asked.ended_by is None and (taken := await queue.take(backend.batch_size)):
+            prompts = [prompt for _, prompt in taken]
             answers = await backend.complete(prompts)
             kept = [(prompt.key, a) for prompt, a in zip(prompts, answers, strict=True) if isinstance(a, Completion)]
             # All of a batch at once, so that they share a commit.
@@ -83,6 +107,7 @@ async def _work(queue: _Queue, backend: InstructionBackend, journal: Journal, as
                 else:
                     asked.answered += 1
                     asked.failures_in_a_row = 0
+            queue.done(number for number, _ in taken)
             bar.update(len(prompts))
     except UserError as error:
         asked.ended_by = asked.ended_by or error

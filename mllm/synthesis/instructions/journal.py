@@ -21,7 +21,22 @@ class Totals(NamedTuple):
     completion_tokens: int
 
 
-class Journal:
+class AnswerReader:
+    """Reads a journal, also while another process writes to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._reads = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+    def get(self, key: str) -> str | None:
+        """The text answered to a request, None when there is none yet."""
+        row = self._reads.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def close(self) -> None:
+        self._reads.close()
+
+
+class Journal(AnswerReader):
     """An SQLite file of answers by the key of their request, in WAL mode, each commit flushed to the disk.
 
     Commits are grouped: what arrives while one is under way goes into the next. One process may use it at a time.
@@ -38,21 +53,16 @@ class Journal:
             raise UserError(f"{path}: another run is writing to it; wait for it to end") from None
         # A connection of its own for the thread that commits: a flush to the disk would hold up whoever reads.
         self._writes = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._reads = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        super().__init__(path)
         try:
             self._writes.execute("PRAGMA journal_mode=WAL")
             self._writes.execute("PRAGMA synchronous=FULL")
             self._writes.execute(_TABLE)
         except sqlite3.DatabaseError as error:
-            self._close()
+            self.close()
             raise UserError(f"{path}: not usable as a journal of answers ({error}); move it away") from None
         self._waiting: list[tuple[str, Completion, asyncio.Future[None]]] = []
         self._committer: asyncio.Task[None] | None = None
-
-    def get(self, key: str) -> str | None:
-        """The text answered to a request, None when there is none yet."""
-        row = self._reads.execute("SELECT text FROM answers WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
 
     def totals(self) -> Totals:
         query = "SELECT count(*), coalesce(sum(prompt_tokens), 0), coalesce(sum(completion_tokens), 0) FROM answers"
@@ -96,8 +106,8 @@ class Journal:
         if self._committer is not None:
             await self._committer
 
-    def _close(self) -> None:
-        self._reads.close()
+    def close(self) -> None:
+        super().close()
         self._writes.close()
         self._lock.close()
 
@@ -107,4 +117,4 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        self.close()

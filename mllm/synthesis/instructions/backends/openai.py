@@ -56,6 +56,7 @@ class OpenAIBackend:
             base_url=settings.base_url,
             timeout=settings.timeout_s,
             max_retries=0,
+            http_client=http_client(openai),
         )
         self._settings = settings
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
@@ -151,7 +152,7 @@ class OpenAIBackend:
                 if error.status_code in (429, 503) and asked is not None:
                     self._pace.pause(min(asked, self._settings.backoff_max_s))
             except (self._errors.APITimeoutError, asyncio.TimeoutError) as error:
-                failure = RequestFailedError("timeout", one_line(error))
+                failure = RequestFailedError("timeout" if is_timeout(error) else "connection", reason_of(error))
             except self._errors.APIConnectionError as error:
                 failure = RequestFailedError("connection", one_line(error))
             except (self._errors.APIError, ValueError) as error:
@@ -198,6 +199,15 @@ class OpenAIBackend:
         return Completion(text or "", *tokens)
 
 
+def http_client(openai: Any) -> Any:
+    """The client's transport over aiohttp, which spends less than half of the time on a request; None without the package."""
+    try:
+        return openai.DefaultAioHttpClient()
+    except (AttributeError, RuntimeError):
+        # Older clients don't have it, and it needs an optional package.
+        return None
+
+
 def at(value: Any, *path: str | int) -> Any:
     """What lies at a path of keys and indices in JSON; None where there is nothing."""
     for step in path:
@@ -225,5 +235,23 @@ def retry_after_s(headers: Any) -> float | None:
         return None
 
 
-def one_line(error: Exception) -> str:
+def origins(error: BaseException) -> list[BaseException]:
+    """The errors that led to this one, the last first."""
+    found = [error]
+    while (cause := found[-1].__cause__) is not None:
+        found.append(cause)
+    return found
+
+
+def is_timeout(error: Exception) -> bool:
+    """Whether time ran out. Over aiohttp the client says so of a refused connection too."""
+    return any(isinstance(one, (TimeoutError, asyncio.TimeoutError)) for one in origins(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What happened in the words of the error that was first."""
+    return one_line(error) if is_timeout(error) else one_line(origins(error)[-1])
+
+
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
