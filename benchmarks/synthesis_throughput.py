@@ -131,7 +131,7 @@ def write_records(root: Path, count: int, pictures: bool) -> None:
                 Image.frombytes("RGB", (8, 6), rng.randbytes(144)).resize((320, 240)).save(root / f"{n}.jpg")
 
 
-def measure(records: int, pictures: bool, concurrency: int) -> dict[str, Any]:
+def measure(records: int, pictures: bool, sends_image: bool, concurrency: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_records(root, records, pictures)
@@ -141,7 +141,13 @@ def measure(records: int, pictures: bool, concurrency: int) -> dict[str, Any]:
             url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
             config = {
                 "output": str(root / "out"),
-                "backend": {"kind": "openai", "model": "m", "base_url": url, "concurrency": concurrency},
+                "backend": {
+                    "kind": "openai",
+                    "model": "m",
+                    "base_url": url,
+                    "concurrency": concurrency,
+                    "sends_image": sends_image,
+                },
                 "inputs": [{"name": "facts", "path": str(root / "facts.jsonl"), "image_root": folder}],
                 "kinds": {"conversation": 1},
                 "prompts": str(PROMPTS),
@@ -158,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--pictures", action="store_true", help="with images of 320×240, which the filters look at")
+    parser.add_argument("--sends-image", action="store_true", help="with --pictures: each goes along with its request")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -172,7 +179,7 @@ def main() -> None:
         )
         print("| ---: " * 8 + "|")
         for count in options.records:
-            row = measure(count, options.pictures, options.concurrency)
+            row = measure(count, options.pictures, options.sends_image, options.concurrency)
             print(
                 f"| {row['requests']:,} | {row['samples']:,} | {row['s']:.1f} | {row['requests'] / row['s']:.0f} "
                 f"| {row['cpu_s']:.1f} | {row['server_cpu_s']:.1f} | {row['peak_mib']:.0f} | {row['writer_mib']:.0f} |",

@@ -30,6 +30,8 @@ td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 grid-template-columns:repeat(auto-fill,minmax(15rem,1fr))}.card{background:#fff;border:1px solid #ddd;border-radius:.4rem;
 padding:.6rem;font-size:13px;overflow-wrap:anywhere}.card img{display:block;max-width:100%;margin:0 auto .4rem}
 .card b{color:#2a5d8f}small{color:#666}svg text{font:11px system-ui,sans-serif;fill:#444}
+.funnel{width:min(320px,40vw);white-space:nowrap;line-height:1}td{overflow-wrap:anywhere}
+@media(max-width:600px){body{margin:1rem auto}td,th{padding:.15rem .35rem}svg text{font-size:14px}}
 """
 
 
@@ -120,9 +122,13 @@ def _funnel(funnel: Mapping[str, int]) -> str:
     for name, count in funnel.items():
         if name != "written":
             left -= count
-        kept, lost = 300 * left / total, 0 if name == "written" else 300 * count / total
-        bars = f"<span class=bar style='width:{kept:.0f}px'></span><span class='bar lost' style='width:{lost:.0f}px'></span>"
-        rows.append(f"<tr><td>{escape(name)}</td><td class=n>{count:,}</td><td>{bars}</td></tr>")
+        kept, lost = 100 * left / total, 0 if name == "written" else 100 * count / total
+        bars = (
+            f"<span class=bar style='width:{kept:.1f}%'></span><span class='bar lost' style='width:{lost:.1f}%'></span>"
+        )
+        rows.append(
+            f"<tr><td>{escape(name)}</td><td class=n>{count:,}</td><td><div class=funnel>{bars}</div></td></tr>"
+        )
     return f"<table>{''.join(rows)}</table>"
 
 
