@@ -1,35 +1,45 @@
 """Does a model know when it's right? Calibration from the log-probabilities that an evaluation's answers carry."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.compare import answers_file, read_answers
 from mllm.evaluation.metrics import build_metric
 from mllm.evaluation.metrics.ece import Bin, EceLine, calibration_bins
 
+logger = logging.getLogger(__name__)
+
 FIELD = "logprob"
-RIGHT = 0.5
 
 
 def calibrate(results: Path, bins: int = 15, picture: Path | None = None) -> dict[str, dict[str, float]]:
     """benchmark → expected calibration error, accuracy and mean confidence of a result directory's answers.
 
-    An answer's confidence is exp of its `logprob` (natural, summed over its tokens); it is right from a score of 0.5 on.
-    `picture` gets a reliability diagram for each benchmark (PNG, or another ending that matplotlib knows). Raises
-    UserError where answers have no log-probability, or one that is none.
+    An answer's confidence is exp of its `logprob` (natural, summed over its tokens); its metric says whether it is right
+    (`Metric.is_right`), and benchmarks whose answers aren't right or wrong are left out with a warning. `picture` gets a
+    reliability diagram for each benchmark (PNG, or another ending that matplotlib knows). Raises UserError where answers
+    have no log-probability, or one that is none, and where no benchmark is left.
     """
     metric = build_metric("ece", {"bins": str(bins)})
     found: dict[str, dict[str, float]] = {}
     diagrams: dict[str, list[Bin]] = {}
     for name, answers in read_answers(results).items():
+        scored_by = metric_of(name)
+        if scored_by.right_at is None:
+            logger.warning("%s is left out: its answers aren't right or wrong", name)
+            continue
+        right = [bool(scored_by.is_right(float(answer["score"]))) for answer in answers.values()]
         confidences = [_confidence(answers_file(results), name, item, a.get(FIELD)) for item, a in answers.items()]
-        right = [float(answer["score"]) >= RIGHT for answer in answers.values()]
         lines = [EceLine(prediction=p, references=r) for p, r in zip(confidences, right, strict=True)]
         found[name] = metric.score(lines).scores | {"count": len(lines)}
         diagrams[name] = calibration_bins(confidences, right, bins)
+    if not found:
+        raise UserError(f"{answers_file(results)}: no benchmark in it has answers that are right or wrong")
     if picture is not None:
         draw_reliability(picture, diagrams, {name: own["score"] for name, own in found.items()})
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.intervals import RESAMPLES, bootstrap_interval
 
 MODEL = "model"
@@ -17,6 +18,8 @@ MODEL = "model"
 @dataclass(frozen=True)
 class Comparison:
     """One benchmark. `difference` is B − A of the mean score, with its 95% interval over images.
+
+    only_a, only_b: questions that A, and B, answered better; better is less where `lower_is_better`.
 
     `test` is `mcnemar` where every score is 0 or 1 (exact, two-sided, over the questions that one of the two got right),
     else `bootstrap` (how often a resampled difference lies on the other side of 0, doubled); both pair by question.
@@ -33,6 +36,7 @@ class Comparison:
     only_b: int
     test: str
     p_value: float
+    lower_is_better: bool
 
 
 def compare(a: Path, b: Path, seed: int = 0) -> list[Comparison]:
@@ -92,6 +96,9 @@ def _compare(name: str, a: Mapping[str, dict], b: Mapping[str, dict], seed: int)
     groups = [str(a[item].get("group", item)) for item in a]
     low, high = bootstrap_interval(gains.tolist(), groups, seed)
     only_a, only_b = int((gains < 0).sum()), int((gains > 0).sum())
+    lower_is_better = metric_of(name).lower_is_better
+    if lower_is_better:
+        only_a, only_b = only_b, only_a
     is_binary = set(np.concatenate([scores_a, scores_b])) <= {0.0, 1.0}
     p_value = mcnemar(only_a, only_b) if is_binary else bootstrap_p_value(gains, groups, seed)
     return Comparison(
@@ -106,6 +113,7 @@ def _compare(name: str, a: Mapping[str, dict], b: Mapping[str, dict], seed: int)
         only_b,
         "mcnemar" if is_binary else "bootstrap",
         p_value,
+        lower_is_better,
     )
 
 
@@ -146,7 +154,7 @@ def print_comparisons(comparisons: Sequence[Comparison], a: str, b: str) -> None
     for entry in comparisons:
         interval = f"{100 * entry.difference:+.1f} [{100 * entry.low:+.1f}, {100 * entry.high:+.1f}]"
         table.add_row(
-            entry.benchmark,
+            entry.benchmark + (" (less is better)" if entry.lower_is_better else ""),
             str(entry.count),
             f"{100 * entry.a:.1f}",
             f"{100 * entry.b:.1f}",

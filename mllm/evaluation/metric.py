@@ -46,11 +46,24 @@ class Result:
 
 
 class Metric(BaseModel, ABC):
-    """A scorer; its fields are its settings (`mllm score --name value`)."""
+    """A scorer; its fields are its settings (`mllm score --name value`).
+
+    lower_is_better: of scores. right_at: the score of a line from which its answer is right (down to which, where less is
+    better); None where answers aren't right or wrong.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     line: ClassVar[type[Line]] = Line
+    lower_is_better: ClassVar[bool] = False
+    right_at: ClassVar[float | None] = 0.5
+
+    @classmethod
+    def is_right(cls, score: float) -> bool | None:
+        """Whether an answer with this score is right; None where there is no right or wrong."""
+        if cls.right_at is None:
+            return None
+        return score <= cls.right_at if cls.lower_is_better else score >= cls.right_at
 
     @abstractmethod
     def score(self, lines: Sequence[Any]) -> Result:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.curves import TrainingRun, draw
 from mllm.evaluation.interval_plot import draw_intervals
 from mllm.evaluation.runner import Answer, Score
@@ -15,8 +16,8 @@ from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
 
 GALLERY = 18
-RIGHT_FROM = 0.5  # as `mllm calibrate` counts
 THUMBNAIL_PX = 96
+LABELS = {True: "right", False: "wrong", None: "answers"}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
@@ -54,16 +55,15 @@ def write_report(
     for name, entries in scores.items():
         body += [f"<h2>{escape(name)}</h2><div class=scroll>{_table(entries)}</div>", draw_intervals(name, entries)]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
-        asked = [answer for answer in answers[name] if answer.condition == "model"]
-        body += [_gallery(label, [a for a in asked if _label(a) == label]) for label in ("wrong", "right")]
+        metric = metric_of(name)
+        body += ["<p>Less is better.</p>"] if metric.lower_is_better else []
+        labelled = [(LABELS[metric.is_right(a.score)], a) for a in answers[name] if a.condition == "model"]
+        wanted = ("answers",) if metric.right_at is None else ("wrong", "right")
+        body += [_gallery(label, [a for own, a in labelled if own == label]) for label in wanted]
     if runs:
         body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     write_text_atomically(path, page + "".join(body) + "</html>\n")
-
-
-def _label(answer: Answer) -> str:
-    return "right" if answer.score >= RIGHT_FROM else "wrong"
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:

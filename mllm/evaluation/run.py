@@ -18,6 +18,7 @@ from mllm.errors import UserError
 from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all
 from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.curves import TrainingRun, training_runs
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.plan import Chosen, plan_run
@@ -235,6 +236,7 @@ def print_scores(scores: dict[str, list[Score]]) -> None:
     for column in ("benchmark", "type", "questions", *conditions):
         table.add_column(column)
     for name, entries in scores.items():
+        label = name + (" (less is better)" if metric_of(name).lower_is_better else "")
         for kind in dict.fromkeys(entry.type for entry in entries):
             cells = {
                 e.condition: f"{100 * e.score:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]"
@@ -242,5 +244,5 @@ def print_scores(scores: dict[str, list[Score]]) -> None:
                 if e.type == kind
             }
             count = next(e.count for e in entries if e.type == kind)
-            table.add_row(name, kind, str(count), *(cells.get(c, "") for c in conditions))
+            table.add_row(label, kind, str(count), *(cells.get(c, "") for c in conditions))
     Console().print(table)

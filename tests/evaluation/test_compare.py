@@ -10,7 +10,7 @@ from PIL import Image
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.calibration import calibrate
-from mllm.evaluation.compare import bootstrap_p_value, compare, mcnemar
+from mllm.evaluation.compare import bootstrap_p_value, compare, mcnemar, print_comparisons
 
 
 def answer(item, score, **more):
@@ -125,3 +125,26 @@ def test_the_commands_print_what_was_found(results, tmp_path, capsys):
     assert (entry["benchmark"], entry["difference"], entry["p_value"]) == ("pope", 0.5, 0.5)
     assert "0 / 2" in run("compare", a, b)
     assert json.loads(run("calibrate", a))["pope"]["accuracy"] == 0.5
+
+
+def test_less_is_better_where_the_metric_says_so(results, capsys):
+    chair = {"benchmark": "coco_chair"}
+    a = results("a", [answer(i, 0.5, **chair) for i in range(6)])
+    b = results("b", [answer(i, 0.5 * (i == 0), **chair) for i in range(6)])
+    (found,) = compare(a, b)
+    assert found.lower_is_better and found.difference < 0 and (found.only_a, found.only_b) == (0, 5)
+    print_comparisons([found], "a", "b")
+    assert "0 / 5" in capsys.readouterr().out
+    assert not compare(results("c", [answer(0, 1.0)]), results("d", [answer(0, 0.0)]))[0].lower_is_better
+
+
+def test_calibration_takes_right_and_wrong_from_the_metric(results, caplog):
+    def lines(benchmark, *scores):
+        return [answer(i, s, benchmark=benchmark, logprob=-0.1) for i, s in enumerate(scores)]
+
+    mixed = lines("own.jsonl:wer", 0.0, 0.2, 1.0, 3.0) + lines("pope", 1.0, 0.0) + lines("coco_captions", 8.0, 0.1)
+    found = calibrate(results("mixed", mixed))
+    assert {name: own["accuracy"] for name, own in found.items()} == {"own.jsonl:wer": 0.25, "pope": 0.5}
+    assert "coco_captions is left out" in caplog.text
+    with pytest.raises(UserError, match="no benchmark in it has answers that are right or wrong"):
+        calibrate(results("captions", lines("coco_captions", 8.0)))

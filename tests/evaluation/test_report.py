@@ -48,3 +48,15 @@ def test_a_sample_and_what_others_report_are_said_beside_the_official_number():
     assert first == "A sample: 3 of 9 questions were asked." and second == "Official number (vqa): 0.785."
     assert published[0].startswith("Published: LLaVA-1.5-7B 78.5 % (on test-dev; ours is val). Source: Liu et al. 2023")
     assert remarks(Chosen("own", find_benchmark("clipart"), (None,) * 9, 9, ()), {}) == []
+
+
+def test_the_gallery_takes_right_and_wrong_from_the_metric(tmp_path):
+    def page(name, *scores):
+        answers = [Answer("model", str(n), "all", str(n), "what?", None, "a", ("b",), s) for n, s in enumerate(scores)]
+        write_report(tmp_path / "r.html", "t", {name: summarize(answers, 0)}, {name: answers})
+        return (tmp_path / "r.html").read_text()
+
+    chair = page("coco_chair", 0.0, 0.6, 1.0)
+    assert "Less is better." in chair and "wrong (2 of 2 shown)" in chair and "right (1 of 1 shown)" in chair
+    captions = page("coco_captions", 0.1, 8.0)
+    assert "answers (2 of 2 shown)" in captions and "wrong (" not in captions and "Less is better" not in captions

@@ -14,6 +14,8 @@ class BleuRougeCider(Metric):
     `per_line` is CIDEr-D of each caption (a perfect caption has 10).
     """
 
+    right_at = None
+
     def score(self, lines: Sequence[Line]) -> Result:
         try:
             from pycocoevalcap.bleu.bleu import Bleu

@@ -18,9 +18,11 @@ class TranscriptLine(Line):
 
 
 class ErrorRate(Metric):
-    """An error rate of jiwer's; `score` is 0 for a perfect text and may exceed 1."""
+    """An error rate of jiwer's; `score` is 0 for a perfect text, which alone is right, and may exceed 1."""
 
     line = TranscriptLine
+    lower_is_better = True
+    right_at = 0.0
     unit: ClassVar[str]
 
     def score(self, lines: Sequence[TranscriptLine]) -> Result:

@@ -100,10 +100,12 @@ class ChairLine(Line):
 class Chair(Metric):
     """`chair_s`: captions with an object that isn't there; `chair_i`: objects named that aren't; `recall` of those that are.
 
-    `score` is `chair_i`, and less is better. A line scores its own `chair_i`.
+    `score` is `chair_i`, and less is better. A line scores its own `chair_i`, and is right if it invents nothing.
     """
 
     line = ChairLine
+    lower_is_better = True
+    right_at = 0.0
 
     def score(self, lines: Sequence[ChairLine]) -> Result:
         named = invented = found = there = captions = 0

@@ -50,6 +50,8 @@ class Ece(Metric):
     """`score` is the mean gap between confidence and accuracy (l1), its root mean square (l2) or its maximum (max)."""
 
     line = EceLine
+    lower_is_better = True
+    right_at = None
 
     bins: int = Field(15, ge=1)
     norm: Literal["l1", "l2", "max"] = "l1"
