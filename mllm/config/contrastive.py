@@ -11,12 +11,16 @@ from mllm.config.run import EngineSettings, LoopSettings, OptimizerSettings
 class ClipModelSettings(Settings):
     """A dual encoder: sizes of one trained from nothing (widths in features, image size in pixels), and what is loaded.
 
-    layout: transformers' `CLIPModel` or `SiglipModel`. image_encoder: a checkpoint whose image side is taken; its sizes
-    then win over image_size_px, patch_size_px and vision_…. lock_image: what was taken stays as it is, so only the text
-    side learns (locked-image tuning, LiT; Zhai et al. 2022, arXiv:2111.07991).
+    layout: transformers' `CLIPModel` or `SiglipModel`, or `resnet`: a `BitModel` beside CLIP's text side in a
+    `VisionTextDualEncoderModel`. Its last stage is vision_width wide, each before it half of the next, and has one
+    feature for every patch_size_px (a power of two from 8) pixels of a side; the stages share vision_layers blocks.
+
+    image_encoder: a checkpoint whose image side is taken; its sizes then win over image_size_px, patch_size_px and
+    vision_…. lock_image: what was taken stays as it is, so only the text side learns (locked-image tuning, LiT; Zhai et
+    al. 2022, arXiv:2111.07991).
     """
 
-    layout: Literal["clip", "siglip"] = "clip"
+    layout: Literal["clip", "siglip", "resnet"] = "clip"
     image_encoder: str | None = None
     lock_image: bool = False
     image_size_px: int = 64
@@ -38,7 +42,28 @@ class ClipModelSettings(Settings):
                 f"the siglip layout has no image projection: embedding_width {self.embedding_width} must be "
                 f"vision_width {self.vision_width}"
             )
+        if self.layout == "resnet":
+            self._check_resnet()
         return self
+
+    def _check_resnet(self) -> None:
+        if self.image_encoder:
+            raise ValueError("model.image_encoder takes a ViT; a resnet is trained from nothing")
+        if self.patch_size_px < 8 or self.patch_size_px.bit_count() != 1 or self.image_size_px % self.patch_size_px:
+            raise ValueError(
+                f"a resnet's patch_size_px {self.patch_size_px} must be a power of two from 8 that divides "
+                f"image_size_px {self.image_size_px}"
+            )
+        stages = self.resnet_stages
+        if self.vision_width % (2 ** (stages - 1) * 32):
+            raise ValueError(f"vision_width {self.vision_width} must be a multiple of {2 ** (stages - 1) * 32}")
+        if self.vision_layers < stages:
+            raise ValueError(f"vision_layers {self.vision_layers} must be {stages} at least: one for each stage")
+
+    @property
+    def resnet_stages(self) -> int:
+        """The stem divides a side by four, each stage but the first by two."""
+        return self.patch_size_px.bit_length() - 2
 
 
 class CaptionNoiseSettings(Settings):
@@ -98,7 +123,9 @@ class ContrastiveSettings(Settings):
     @model_validator(mode="after")
     def _one_loss_a_batch(self) -> "ContrastiveSettings":
         if self.loss.kind == "sigmoid" and self.model.layout != "siglip":
-            raise ValueError("loss.kind: sigmoid learns a bias, which the clip layout lacks; set model.layout: siglip")
+            raise ValueError(
+                "loss.kind: sigmoid learns a bias, which only the siglip layout has; set model.layout: siglip"
+            )
         if self.train.gradient_checkpointing or self.train.neftune_alpha:
             raise ValueError(
                 "train.gradient_checkpointing and train.neftune_alpha are for language models; loss.grad_cache: true "

@@ -1,4 +1,5 @@
-"""Building, saving and loading a dual encoder in transformers' `CLIPModel` or `SiglipModel` layout."""
+"""Building, saving and loading a dual encoder in transformers' `CLIPModel`, `SiglipModel` or
+`VisionTextDualEncoderModel` layout."""
 
 import math
 from pathlib import Path
@@ -10,15 +11,19 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BitConfig,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    CLIPTextConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
 )
 
 from mllm.config import ClipModelSettings
@@ -30,6 +35,25 @@ HEAD_WIDTH = 64
 # One fused kernel; CLIP's own quick_gelu is three passes over memory.
 ACTIVATION = "gelu"
 VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+class ResNetDualEncoder(VisionTextDualEncoderModel):
+    """transformers' class, whose projection takes features [N, V], with a `BitModel`, which pools to [N, V, 1, 1].
+
+    The weights and their names are those of the class itself. BiT's ResNets (Kolesnikov et al. 2020, arXiv:1912.11370)
+    have group norms: with batch norms, features would hang on who else is in a rank's batch or GradCache's chunk.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.vision_model.pooler = nn.Sequential(self.vision_model.pooler, nn.Flatten())
+
+
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "clip": CLIPModel,
+    "siglip": SiglipModel,
+    "vision-text-dual-encoder": ResNetDualEncoder,
+}
 
 
 def initial_logit_scale(layout: str = "clip") -> float:
@@ -55,6 +79,12 @@ def clip_config(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase)
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if settings.layout == "resnet":
+        return VisionTextDualEncoderConfig(
+            text_config=CLIPTextConfig(**text).to_dict(),
+            vision_config=_resnet_config(settings).to_dict(),
+            projection_dim=settings.embedding_width,
+        )
     vision = _taken_vision(settings) or {
         "hidden_size": settings.vision_width,
         "intermediate_size": 4 * settings.vision_width,
@@ -71,6 +101,22 @@ def clip_config(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase)
         text_config=text | {"projection_dim": width},
         vision_config=vision | {"projection_dim": width},
         projection_dim=width,
+    )
+
+
+def _resnet_config(settings: ClipModelSettings) -> BitConfig:
+    stages = settings.resnet_stages
+    widths = [settings.vision_width >> (stages - 1 - stage) for stage in range(stages)]
+    blocks, more = divmod(settings.vision_layers, stages)
+    return BitConfig(
+        embedding_size=widths[0] // 2,
+        hidden_sizes=widths,
+        depths=[blocks + (stage >= stages - more) for stage in range(stages)],
+        num_groups=8,
+        output_stride=settings.patch_size_px,
+        # Not the ResNet's own: what the projection is as wide as, and what images become.
+        hidden_size=settings.vision_width,
+        image_size=settings.image_size_px,
     )
 
 
@@ -93,7 +139,7 @@ def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, 
     learns_bias: whether the loss has a bias (SigLIP's); any other loss leaves it without a gradient, so it stays.
     """
     config = clip_config(settings, tokenizer)
-    model = SiglipModel(config) if settings.layout == "siglip" else CLIPModel(config)
+    model = CLASSES[config.model_type](config)
     # [1] in memory in both layouts: DeepSpeed can't broadcast a parameter without dimensions, which CLIPModel's is.
     model.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale(settings.layout)))
     if settings.layout == "siglip":
@@ -130,31 +176,34 @@ def save_clip(
     """Write config, safetensors, tokenizer and image processor, so that transformers' `from_pretrained` reads them."""
     directory.mkdir(parents=True, exist_ok=True)
     config: Any = model.config
-    config.architectures = [type(model).__name__]
+    config.architectures = [
+        "VisionTextDualEncoderModel" if isinstance(model, ResNetDualEncoder) else type(model).__name__
+    ]
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(directory)
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
     # transformers doesn't clamp: what is saved is what was used.
     scale = weights["logit_scale"].clamp(max=MAX_LOG_SCALE)
-    weights["logit_scale"] = scale.reshape(() if isinstance(model, CLIPModel) else (1,))
+    weights["logit_scale"] = scale.reshape((1,) if isinstance(model, SiglipModel) else ())
     save_torch_state_dict(weights, directory)
     tokenizer.save_pretrained(directory)
     image_processor(settings).save_pretrained(directory)
 
 
 def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved `CLIPModel` or `SiglipModel` in float32 and evaluation mode, and its tokenizer.
+    """A saved `CLIPModel` or `SiglipModel`, or a ResNet of ours, in float32 and evaluation mode, and its tokenizer.
 
     `path`: its directory, or a finished run's. Raises UserError for anything else.
     """
     directory = Path(path) / "final" if (Path(path) / "final").is_dir() else Path(path)
-    classes: dict[str, type[PreTrainedModel]] = {"clip": CLIPModel, "siglip": SiglipModel}
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        if config.model_type not in classes:
-            raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(classes)}")
-        model = classes[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+        if config.model_type not in CLASSES:
+            raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(CLASSES)}")
+        if config.model_type == "vision-text-dual-encoder" and config.vision_config.model_type != "bit":
+            raise UserError(f"{path} sees with a {config.vision_config.model_type}; only BiT's ResNets are read here")
+        model = CLASSES[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no model with a tokenizer: {str(error).splitlines()[0]}") from None
     if not 0 < tokenizer.model_max_length <= config.text_config.max_position_embeddings:

@@ -144,7 +144,13 @@ def vision_config(path: str) -> Any:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    return getattr(config, "vision_config", config)
+    config = getattr(config, "vision_config", config)
+    if config.model_type == "bit":
+        raise UserError(
+            f"vision encoder {path!r} is a ResNet; features come from the layers of a ViT: train one with model.layout "
+            "clip or siglip of train/contrastive.py"
+        )
+    return config
 
 
 def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
