@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-LOGIT_ELEMENTS = 1 << 23
+LOGIT_ELEMENTS = 1 << 24
 
 
 def supervised_loss_sum(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shift = None if bias is None else bias.to(dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        weight_grad = torch.zeros_like(weight) if wants_weight else None
+        weight_grad = None
         bias_grad = torch.zeros_like(bias) if bias is not None and wants_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         with torch.autocast(device, enabled=False):
@@ -69,8 +69,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 narrow = slope.to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[part] = narrow @ cast
-                if weight_grad is not None:
-                    weight_grad += narrow.T @ vectors[part]
+                if wants_weight:
+                    added = narrow.T @ vectors[part]
+                    weight_grad = added.to(weight.dtype) if weight_grad is None else weight_grad.add_(added)
+                    del added
                 if bias_grad is not None:
                     bias_grad += slope.sum(0)
         ctx.gradients = (hidden_grad, weight_grad, bias_grad)

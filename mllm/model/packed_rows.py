@@ -4,9 +4,11 @@ A segment sees itself, causally, and the whole of its parent (the trunk of a bra
 """
 
 import importlib.util
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from mllm.batch import NO_PARENT, PADDING_SEGMENT
 from mllm.config import Attention
 from mllm.errors import UserError
+from mllm.model.segment_attention import SegmentAttention
 
 Kernel = Literal["segments", "mask", "flash", "flex"]
 KERNEL_NAMES: dict[Kernel, str] = {
@@ -122,64 +125,74 @@ class MaskedRows:
 class SegmentedRows:
     """A call per segment, over its own keys and its parent's: no work on pairs that don't see each other.
 
-    On a CPU in float32 whatever the precision around it: torch's bfloat16 kernel there is the slower one (by 1.3 to 2.5
-    at segments of 20 to 200 tokens).
+    On a CPU in float32 whatever the precision around it: torch's bfloat16 kernel there is the slower one (its backward
+    by 1.5 to 4 at segments of 70 to 200 tokens).
 
-    lengths: per row, the lengths of its segments and, last, of its padding. parents: per row and segment. masks: by
+    bounds: per row and segment, its first place and the one after its last. parents: per row and segment. masks: by
     (length of the parent, length of the branch), additive [branch, parent + branch].
     """
 
-    lengths: tuple[tuple[int, ...], ...]
+    bounds: tuple[tuple[tuple[int, int], ...], ...]
     parents: tuple[tuple[int, ...], ...]
     masks: dict[tuple[int, int], torch.Tensor]
 
     @classmethod
     def of(cls, segment_ids: torch.Tensor, parent_segment: torch.Tensor, dtype: torch.dtype) -> "SegmentedRows":
-        lengths, parents = [], []
+        bounds, parents = [], []
         dtype = torch.float32 if segment_ids.device.type == "cpu" else dtype
         masks: dict[tuple[int, int], torch.Tensor] = {}
         for ids, above in zip(segment_ids, parent_segment.tolist(), strict=True):
             counts = ids[ids != PADDING_SEGMENT].bincount().tolist()
-            lengths.append((*counts, len(ids) - sum(counts)))
+            ends = [0, *accumulate(counts)]
+            bounds.append(tuple(pairwise(ends)))
             parents.append(tuple(above[: len(counts)]))
             for own, parent in zip(counts, parents[-1], strict=True):
-                if parent != NO_PARENT and (counts[parent], own) not in masks:
+                before = 0 if parent == NO_PARENT else counts[parent]
+                if (before, own) not in masks:
                     seen = torch.full((own, own), torch.finfo(dtype).min, dtype=dtype).triu(1)
-                    masks[counts[parent], own] = F.pad(seen, (counts[parent], 0)).to(segment_ids.device)
-        return cls(tuple(lengths), tuple(parents), masks)
+                    masks[before, own] = F.pad(seen, (before, 0)).to(segment_ids.device)
+        return cls(tuple(bounds), tuple(parents), masks)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
     ) -> torch.Tensor:
+        if query.device.type == "cpu" and not dropout and query.shape[-1] == value.shape[-1]:
+            return SegmentAttention.apply(query, key, value, self, scaling)
+        return self.attend_by_calls(query, key, value, scaling, dropout)
+
+    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor]]:
+        """Of each segment of a row: its places, its parent's, and its mask."""
+        bounds = self.bounds[row]
+        for (start, end), parent in zip(bounds, self.parents[row], strict=True):
+            above = None if parent == NO_PARENT else slice(*bounds[parent])
+            before = 0 if above is None else above.stop - above.start
+            yield slice(start, end), above, self.masks[before, end - start]
+
+    def attend_by_calls(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        """The same by torch's differentiable operators: what `SegmentAttention` is tested against; offers dropout."""
         dtype = value.dtype
         on_cpu = query.device.type == "cpu"
         if on_cpu:
             query, key, value = query.float(), key.float(), value.float()
-        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
-            return self._attend(query, *_repeated(query, key, value), scaling, dropout).to(dtype)
-
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
-    ) -> torch.Tensor:
+        key, value = _repeated(query, key, value)
         rows = []
-        for row, (lengths, parents) in enumerate(zip(self.lengths, self.parents, strict=True)):
-            # One split: taking slices would cost a tensor of zeros of the whole row for each in the backward.
-            own = slice(row, row + 1)
-            queries = query[own].split(lengths, 2)
-            keys, values = key[own].split(lengths, 2), value[own].split(lengths, 2)
-            pieces = []
-            for number, parent in enumerate(parents):
-                k, v, mask = keys[number], values[number], None
-                if parent != NO_PARENT:
-                    mask = self.masks[lengths[parent], lengths[number]]
-                    k, v = torch.cat((keys[parent], k), 2), torch.cat((values[parent], v), 2)
-                pieces.append(
-                    F.scaled_dot_product_attention(
-                        queries[number], k, v, mask, dropout, is_causal=mask is None, scale=scaling
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            for row in range(len(query)):
+                pieces, end = [], 0
+                for own, above, mask in self.segments(row):
+                    keys, values = (
+                        whole[row : row + 1, :, own]
+                        if above is None
+                        else torch.cat((whole[row : row + 1, :, above], whole[row : row + 1, :, own]), 2)
+                        for whole in (key, value)
                     )
-                )
-            rows.append(torch.cat((*pieces, torch.zeros_like(queries[-1], dtype=pieces[0].dtype)), 2))
-        return torch.cat(rows)
+                    queries = query[row : row + 1, :, own]
+                    pieces.append(F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=scaling))
+                    end = own.stop
+                rows.append(F.pad(torch.cat(pieces, 2), (0, 0, 0, query.shape[2] - end)))
+        return torch.cat(rows).to(dtype)
 
 
 @dataclass(frozen=True)

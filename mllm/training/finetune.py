@@ -17,6 +17,7 @@ from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.model import checkpoint
 from mllm.model.attention import checkpoint_activations
 from mllm.model.build import build
+from mllm.model.lean_layers import use_lean_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.packed_rows import KERNEL_NAMES, choose_kernel
 from mllm.model.policy import apply_policy, policy_table
@@ -82,6 +83,7 @@ def finetune(
         if settings.model.init_from is None and count:
             calibrate_projector(model, processor, mixture, count)
         counts = apply_policy(model, settings.trainable)
+        use_lean_layers(model.language_model)
         if settings.train.gradient_checkpointing:
             checkpoint_activations(model.language_model)
         model.neftune_alpha = settings.train.neftune_alpha

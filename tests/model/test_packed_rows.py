@@ -57,6 +57,22 @@ def test_segment_calls_equal_the_dense_mask_in_values_and_gradients(seed):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_segment_attention_in_one_step_equals_torchs_operators_in_mixed_precision():
+    segments, parents = random_rows(random.Random(7), rows=2, trunks=True)
+    query, key, value = heads(segments, 7)
+    inputs = [query, key, value.detach().bfloat16().requires_grad_()]
+    rows = lay_out("segments", segments, parents, torch.bfloat16)
+    found = {}
+    for attend in (rows.attend, rows.attend_by_calls):
+        out = attend(*inputs, 0.3, 0.0)
+        assert out.dtype == torch.bfloat16
+        found[attend.__name__] = [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+    for one, other in zip(found["attend"], found["attend_by_calls"], strict=True):
+        assert one.dtype == other.dtype
+        # The one step reads its output back in bfloat16.
+        assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("seed", range(3))
 def test_flex_attention_sees_what_the_dense_mask_shows(seed):

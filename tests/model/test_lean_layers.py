@@ -1,0 +1,101 @@
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from mllm.model.lean_layers import use_lean_layers
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 50,
+}
+
+
+def model_of(kind: type[PreTrainedModel], config) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = kind(config(**SHAPE))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def losses_and_gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    ids = torch.arange(24).view(2, 12) % 50
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+# Llama: two norms and a feed-forward a layer and the last norm; Qwen3: norms of queries and keys, too.
+@pytest.mark.parametrize(
+    "kind,config,replaced", [(LlamaForCausalLM, LlamaConfig, 7), (Qwen3ForCausalLM, Qwen3Config, 11)]
+)
+def test_lean_layers_give_the_models_own_loss_and_gradients(kind, config, replaced):
+    model = model_of(kind, config)
+    expected = losses_and_gradients(model)
+    assert use_lean_layers(model) == replaced
+    found = losses_and_gradients(model)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_under_autocast_the_loss_is_the_same_to_the_last_bit():
+    model = model_of(LlamaForCausalLM, LlamaConfig)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = losses_and_gradients(model)["loss"]
+        use_lean_layers(model)
+        assert torch.equal(losses_and_gradients(model)["loss"], expected)
+
+
+def test_norms_and_activations_of_another_formula_stay_as_they_are():
+    model = model_of(GemmaForCausalLM, GemmaConfig)
+    assert use_lean_layers(model) == 0
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_frozen_norms_get_no_gradient_but_pass_one_on():
+    model = model_of(LlamaForCausalLM, LlamaConfig)
+    use_lean_layers(model)
+    norm = model.model.norm
+    norm.weight.requires_grad_(False)
+    x = torch.randn(2, 3, 32, requires_grad=True)
+    norm(x).sum().backward()
+    assert norm.weight.grad is None
+    assert x.grad.abs().sum() > 0
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Of the tensors that the graph of a forward keeps, each storage once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        out = model(input_ids=torch.arange(48)[None]).logits
+    assert out.requires_grad
+    return sum(kept.values())
+
+
+def test_fewer_tensors_wait_for_the_backward():
+    model = model_of(LlamaForCausalLM, LlamaConfig)
+    before = kept_bytes(model)
+    use_lean_layers(model)
+    assert kept_bytes(model) < 0.85 * before
