@@ -1,11 +1,13 @@
 """The arguments and the work of `mllm eval` and `eval/run.py`."""
 
 import argparse
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from mllm.chat_request import MaxTokensName, Sampling
 from mllm.errors import UserError
 
 
@@ -24,6 +26,24 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=int, default=8, help="requests to an endpoint that are under way at a time"
     )
+    parser.add_argument(
+        "--max-tokens-name",
+        choices=get_args(MaxTokensName),
+        default="max_tokens",
+        help="what an endpoint calls the limit of an answer's tokens; newer models of OpenAI want the second",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.0,
+        help="of an endpoint's answers; null: not sent, for models that refuse 0, and its answers may vary",
+    )
+    parser.add_argument(
+        "--thinking-tokens",
+        type=int,
+        default=0,
+        help="that an endpoint's answer may have beyond a benchmark's limit, for models whose reasoning counts",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
     parser.add_argument(
         "--on-missing",
@@ -38,6 +58,14 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         help="multiple choice: what the model writes, or the likeliest of the options",
     )
     parser.add_argument("--list", action="store_true", help="say which benchmarks there are, and where to get them")
+
+
+def temperature(text: str) -> float | None:
+    """Of `--temperature`; None for `null`. Raises ValueError, of which argparse makes a line."""
+    value = None if text == "null" else float(text)
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise ValueError
+    return value
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -74,7 +102,15 @@ def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     if not options.base_url:
         raise UserError(f"{options.model} needs --base-url, such as http://127.0.0.1:8000/v1")
     name = options.model.removeprefix(PREFIX)
-    return lambda: (Endpoint(name, options.base_url, options.concurrency), options.model, [])
+    sampling = Sampling(options.max_tokens_name, options.temperature)
+
+    def open_endpoint() -> Any:
+        endpoint = Endpoint(
+            name, options.base_url, options.concurrency, sampling=sampling, thinking_tokens=options.thinking_tokens
+        )
+        return endpoint, options.model, []
+
+    return open_endpoint
 
 
 def _output(options: argparse.Namespace) -> Path:

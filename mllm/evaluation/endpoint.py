@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from mllm.chat_request import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.question import OnReplies, Question, Reply
 from mllm.images.decode import image_bytes, read_image
@@ -22,24 +23,46 @@ PREFIX = "openai:"
 UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
 RETRIES = 6  # the client waits longer each time, or as long as the server says
 TIMEOUT_S = 120.0
+GREEDY = Sampling()
 
 
 class Endpoint:
-    """Chat completions at temperature 0, `concurrency` of them at a time; see `Subject`.
+    """Chat completions, `concurrency` of them at a time; see `Subject`.
 
-    Requests that fail for want of capacity or connection are sent again. Log-probabilities are asked for, and done
-    without where the endpoint refuses them. The key comes from the environment (OPENAI_API_KEY).
+    sampling: as the server wants it, temperature 0 where it can be. thinking_tokens: that an answer may have beyond a
+    benchmark's limit, for models whose reasoning counts. Requests that fail for want of capacity or connection are sent
+    again. Log-probabilities are asked for, and done without where the endpoint refuses them. The key comes from the
+    environment (OPENAI_API_KEY).
     """
 
-    def __init__(self, name: str, base_url: str, concurrency: int, retries: int = RETRIES) -> None:
-        """Raises UserError when the client isn't installed or `concurrency` is no number of requests."""
+    def __init__(
+        self,
+        name: str,
+        base_url: str,
+        concurrency: int,
+        retries: int = RETRIES,
+        sampling: Sampling = GREEDY,
+        thinking_tokens: int = 0,
+    ) -> None:
+        """Raises UserError when the client isn't installed or a number is out of range."""
         if concurrency < 1:
             raise UserError(f"concurrency is {concurrency}; give at least 1")
+        if thinking_tokens < 0:
+            raise UserError(f"thinking tokens are {thinking_tokens}; give at least 0")
         try:
             import openai
         except ImportError:
             raise UserError("an endpoint needs the package openai; install mllm[eval]") from None
-        self.identity: Mapping[str, Any] = {"endpoint": base_url.rstrip("/"), "endpoint_model": name}
+        self._sampling, self._thinking_tokens = sampling, thinking_tokens
+        # Only what differs from the default is said, so that answers kept without it still count.
+        greedy = {} if sampling.temperature == 0 else {"temperature": sampling.temperature}
+        thinking = {"thinking_tokens": thinking_tokens} if thinking_tokens else {}
+        self.identity: Mapping[str, Any] = {
+            "endpoint": base_url.rstrip("/"),
+            "endpoint_model": name,
+            **greedy,
+            **thinking,
+        }
         self._openai, self._name, self._concurrency, self._retries = openai, name, concurrency, retries
         self._wants_logprobs = True
 
@@ -53,7 +76,9 @@ class Endpoint:
         except self._openai.OpenAIError as error:
             words = " ".join(str(error).split())
             cause = f" ({error.__cause__})" if error.__cause__ is not None else ""
-            raise UserError(f"{self.identity['endpoint']}, model {self._name}: {words}{cause}") from None
+            remedy = self._sampling.remedy(error)
+            advice = f"; say --{remedy[0].replace('_', '-')} {remedy[1]}" if remedy else ""
+            raise UserError(f"{self.identity['endpoint']}, model {self._name}: {words}{cause}{advice}") from None
 
     async def _answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         waiting = iter(questions)
@@ -77,13 +102,12 @@ class Endpoint:
         asked = {
             "model": self._name,
             "messages": [{"role": "user", "content": content_of(question)}],
-            "max_tokens": question.max_new_tokens,
-            "temperature": 0,
+            **self._sampling.fields(question.max_new_tokens + self._thinking_tokens),
         }
         wants_logprobs = self._wants_logprobs
         try:
             found = await client.chat.completions.create(**asked, **({"logprobs": True} if wants_logprobs else {}))
-        except self._openai.BadRequestError as error:
+        except (self._openai.BadRequestError, self._openai.PermissionDeniedError) as error:
             if not wants_logprobs or "logprobs" not in str(error):
                 raise
             if self._wants_logprobs:

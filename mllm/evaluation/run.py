@@ -178,7 +178,8 @@ def _provenance(
         "data_sha256": {name: _hash([questions[name], images[name]]) for name in questions},
         "prompt_sha256": {name: _hash([subject.identity.get("prompt_format"), own]) for name, own in prompts.items()},
         "decoding": {
-            "do_sample": False,
+            # An endpoint says its temperature where that isn't 0.
+            "do_sample": subject.identity.get("temperature", 0) != 0,
             "choice_by": setup.choice_by,
             "max_new_tokens": {c.name: c.benchmark.max_new_tokens for c in plan},
         },

@@ -9,10 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
+from mllm.chat_request import Sampling
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.endpoint import Endpoint, data_url
 from mllm.evaluation.question import Question
+from tests.synthesis.faulty_server import refused_by_new_model
 from tests.tiny import save_image
 
 
@@ -131,10 +133,60 @@ def test_what_was_answered_before_an_error_is_handed_out(server):
 
 
 def test_an_endpoint_without_log_probabilities_is_asked_without(server):
-    server.refuse = lambda body, _: (400, {"error": {"message": "unknown: logprobs"}}) if "logprobs" in body else None
+    """Some call it a bad request, models of OpenAI that reason call it forbidden."""
     questions = [Question(f"{n}?", None, 8) for n in range(6)]
-    found = answers_of(server, questions, concurrency=1)
-    assert {reply.logprob for reply in found.values()} == {None} and len(server.bodies) == 7
+    for status in (400, 403):
+        refused = status, {"error": {"message": "unknown: logprobs"}}
+        server.refuse = lambda body, _, refused=refused: refused if "logprobs" in body else None
+        server.bodies.clear()
+        found = answers_of(server, questions, concurrency=1)
+        assert {reply.logprob for reply in found.values()} == {None} and len(server.bodies) == 7
+
+
+def test_a_field_that_the_model_refuses_ends_the_evaluation_with_the_option_to_give(server, tmp_path):
+    server.refuse = lambda body, _: (400, {"error": error}) if (error := refused_by_new_model(body)) else None
+    save_image(tmp_path / "a.png", (10, 0, 0))
+    line = {"image": "a.png", "question": "red?", "answer": "data:image/png 10"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    names = ["--benchmarks", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out"), "--base-url", server.url]
+
+    def run(*more):
+        options = build_parser().parse_args(["eval", "openai:gpt-x", *names, *more])
+        options.run(options)
+
+    given = []
+    for advice in (["--max-tokens-name", "max_completion_tokens"], ["--temperature", "null"]):
+        with pytest.raises(UserError, match=rf"model gpt-x: .*; say {' '.join(advice)}$"):
+            run(*given)
+        given += advice
+    server.bodies.clear()
+    run(*given, "--thinking-tokens", "1000")
+    limits = {body["max_completion_tokens"] for body in server.bodies}
+    assert all(limit > 1000 for limit in limits) and not any("temperature" in body for body in server.bodies)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["temperature"], results["thinking_tokens"]) == (None, 1000) and results["decoding"]["do_sample"]
+    asked = len(server.bodies)
+    run(*given, "--thinking-tokens", "1001")  # other answers than those that are kept
+    assert len(server.bodies) == 2 * asked
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["eval", "openai:gpt-x", *names, "--temperature", "-1"])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "status", "error", "remedy"),
+    [
+        (Sampling("max_completion_tokens"), 400, {"message": "Unrecognized request argument supplied: max_completion_tokens"},
+         ("max_tokens_name", "max_tokens")),
+        (Sampling(), 400, {"message": "max_tokens is too large: 9000"}, None),
+        (Sampling(), 400, {"message": "unsupported image; see max_tokens", "param": "messages"}, None),
+        (Sampling(temperature=None), 400, {"message": "temperature: deprecated"}, None),
+        (Sampling(), 429, {"message": "temperature is not supported today"}, None),
+    ],
+)  # fmt: skip
+def test_only_a_field_that_is_refused_as_such_has_a_remedy(sampling, status, error, remedy):
+    found = Exception(f"Error code: {status} - {error}")
+    found.status_code, found.param = status, error.get("param")
+    assert sampling.remedy(found) == remedy
 
 
 def test_eval_scores_an_endpoint(server, tmp_path, capsys):

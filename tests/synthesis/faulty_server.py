@@ -12,6 +12,17 @@ JSON = "application/json"
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
+def refused_by_new_model(request: dict) -> dict | None:
+    """The error with which newer models of OpenAI answer `max_tokens`, and any temperature."""
+    if "max_tokens" in request:
+        words = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return {"message": f"Unsupported parameter: {words}", "param": "max_tokens", "code": "unsupported_parameter"}
+    if "temperature" in request:
+        words = "'temperature' does not support 0 with this model. Only the default (1) value is supported."
+        return {"message": f"Unsupported value: {words}", "param": "temperature", "code": "unsupported_value"}
+    return None
+
+
 def blocks(*turns: tuple[str, str]) -> str:
     return "\n===\n".join(f"Question: {q}\n===\nAnswer: {a}" for q, a in turns)
 
@@ -76,6 +87,10 @@ class Handler(BaseHTTPRequestHandler):
         }
         if fault == "no_schema" and "response_format" in request:
             self._send(400, json.dumps({"error": {"message": "response_format is not supported"}}).encode())
+        elif fault == "new_model" and (error := refused_by_new_model(request)):
+            self._send(400, json.dumps({"error": error}).encode())
+        elif fault == "too_long":
+            self._send(400, json.dumps({"error": {"message": "max_tokens is too large: 1024"}}).encode())
         elif fault.isdigit():
             self._send(int(fault), json.dumps({"error": {"message": "as you asked"}}).encode(), retry_after="0.01")
         elif fault == "timeout":

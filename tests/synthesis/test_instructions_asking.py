@@ -105,6 +105,30 @@ def test_a_refused_key_ends_the_run_at_once_with_the_servers_words(tmp_path: Pat
         assert len(ledger.requests) <= 30
 
 
+def test_a_field_that_the_model_refuses_ends_the_run_with_the_setting_to_change(tmp_path: Path) -> None:
+    """One word in the settings after another makes the run go through; the fields are sent as they say."""
+    records, settings = fact_records(12), {"concurrency": 1}
+    with serving("new_model") as (url, ledger):
+        for name, value in (("max_tokens_name", "max_completion_tokens"), ("temperature", None)):
+            mend = f"set {name}: {'null' if value is None else value} for model m;"
+            with pytest.raises(UserError, match=rf"the server refuses .*{mend}"):
+                write_instructions(make_run(tmp_path, records, name, backend=openai_backend(url, **settings)))
+            settings[name] = value
+        ledger.requests.clear()
+        report = write_instructions(make_run(tmp_path, records, backend=openai_backend(url, **settings)))
+        bodies = ledger.requests
+    assert report.samples == 12 == len(bodies) and not report.failed
+    assert {(body["max_completion_tokens"], "max_tokens" in body, "temperature" in body) for body in bodies} == {
+        (1024, False, False)
+    }
+
+
+def test_a_request_that_is_too_long_fails_alone(tmp_path: Path) -> None:
+    with serving("too_long") as (url, ledger):
+        report = write_instructions(make_run(tmp_path, fact_records(12), backend=openai_backend(url)))
+    assert report.failed == {"status_400": 12} and len(ledger.requests) == 12
+
+
 def test_a_server_that_is_gone_ends_the_run_after_some_failures(tmp_path: Path) -> None:
     config = make_run(tmp_path, fact_records(30), backend=openai_backend("http://127.0.0.1:9/v1", attempts=1))
     with pytest.raises(UserError, match=r"20 requests in a row failed.*connection"):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mllm.chat_request import MaxTokensName
 from mllm.config import Settings
 
 Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]
@@ -22,6 +23,8 @@ class OpenAISettings(Settings):
 
     api_key_env: the environment variable that holds the key; sends_image: the image goes with the facts, as JPEG of at most
     image_size_px; structured_output: ask for a JSON schema (`auto`: until the server refuses it).
+    temperature: null isn't sent (newer models of OpenAI refuse any but their own); max_tokens_name: what the server calls
+    the limit of an answer's tokens, of those that a model spends on reasoning too.
     concurrency, requests_per_minute, tokens_per_minute: what the server allows; timeout_s: of one attempt; attempts: of one
     request, with waits of backoff_s · 2ⁿ (jittered) or what the server says, at most backoff_max_s.
     price_prompt, price_completion: per million tokens; budget: in the same currency, budget_tokens: prompt and completion
@@ -34,8 +37,9 @@ class OpenAISettings(Settings):
     api_key_env: str = "OPENAI_API_KEY"
     sends_image: bool = False
     image_size_px: int = Field(default=768, ge=16)
-    temperature: float = Field(default=0.7, ge=0)
+    temperature: Annotated[float, Field(ge=0)] | None = 0.7
     max_tokens: int = Field(default=1024, ge=1)
+    max_tokens_name: MaxTokensName = "max_tokens"
     structured_output: Literal["auto", "off"] = "auto"
     concurrency: int = Field(default=32, ge=1, le=1000)
     requests_per_minute: Positive | None = None

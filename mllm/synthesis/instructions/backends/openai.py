@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mllm.chat_request import Sampling
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.synthesis.instructions.backends.base import (
@@ -59,6 +60,7 @@ class OpenAIBackend:
             http_client=http_client(openai),
         )
         self._settings = settings
+        self._sampling = Sampling(settings.max_tokens_name, settings.temperature)
         self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self._rng = random.Random()
         self._paid = [0, 0]
@@ -146,6 +148,10 @@ class OpenAIBackend:
                     log.info("the server takes no JSON schema; asking without one")
                     self._may_structure = False
                     continue
+                remedy = self._sampling.remedy(error)
+                if remedy is not None:
+                    mend = f"set {remedy[0]}: {remedy[1]} for model {self._settings.model}"
+                    raise UserError(f"backend openai: the server refuses ({one_line(error)}); {mend}") from None
                 if error.status_code < 500 and error.status_code not in RETRIED:
                     raise failure from None
                 asked = retry_after_s(error.response.headers)
@@ -169,8 +175,7 @@ class OpenAIBackend:
         body: dict[str, Any] = {
             "model": settings.model,
             "messages": messages,
-            "temperature": settings.temperature,
-            "max_tokens": settings.max_tokens,
+            **self._sampling.fields(settings.max_tokens),
             "seed": prompt.seed,
         }
         if structured:
