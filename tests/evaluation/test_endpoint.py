@@ -145,9 +145,10 @@ def test_an_endpoint_without_log_probabilities_is_asked_without(server):
 
 def test_a_field_that_the_model_refuses_ends_the_evaluation_with_the_option_to_give(server, tmp_path):
     server.refuse = lambda body, _: (400, {"error": error}) if (error := refused_by_new_model(body)) else None
-    save_image(tmp_path / "a.png", (10, 0, 0))
-    line = {"image": "a.png", "question": "red?", "answer": "data:image/png 10"}
-    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    with open(tmp_path / "own.jsonl", "w", encoding="utf-8") as file:
+        for name, red in (("a.png", 10), ("b.png", 20)):
+            save_image(tmp_path / name, (red, 0, 0))
+            file.write(json.dumps({"image": name, "question": "red?", "answer": f"data:image/png {red}"}) + "\n")
     names = ["--benchmarks", str(tmp_path / "own.jsonl"), "--output", str(tmp_path / "out"), "--base-url", server.url]
 
     def run(*more):
