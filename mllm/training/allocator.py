@@ -3,6 +3,7 @@
 import ctypes
 import mmap
 import sys
+from functools import cache
 
 import torch
 
@@ -12,12 +13,13 @@ LARGEST_HEAP_BLOCK = 1 << 30
 HEAP_BLOCKS = 8
 
 
+@cache
 def keep_freed_memory() -> None:
     """On a Linux CPU machine, serve large tensors from the heap, keep freed pages there, and let them be huge pages.
 
     By default glibc maps and unmaps every block over 32 MiB, so each step pays for zeroed pages again: measured on a
     small CLIP, a third of the step went to the kernel, with packed rows of a small language model a quarter. Huge pages
-    took another tenth off that language model's step. No effect with a GPU or another C library.
+    took another tenth off that language model's step. Once a process. No effect with a GPU or another C library.
     """
     libc = _glibc()
     if libc is not None:
