@@ -10,7 +10,7 @@ from mllm.evaluation.callbacks import generating_callbacks
 from mllm.evaluation.run import evaluate_directory
 from mllm.training.finetune import finetune
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)
-from tests.training.test_exactness import config, run_here, series
+from tests.training.test_exactness import config, launch, run_here, series
 
 
 @pytest.fixture
@@ -72,3 +72,36 @@ def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, 
     with pytest.raises(UserError, match=r"benchmarks: needs callbacks that generate; start the run by train/finetune"):
         run_here(values | settings(own))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+TAKING_NOTES = """
+import json, os, runpy, sys
+from mllm.evaluation.subject import LocalModel
+
+answer = LocalModel.answer
+
+def noting(self, questions, on_replies):
+    with open(os.path.join({notes!r}, "asked." + os.environ["RANK"]), "a") as file:
+        file.writelines(json.dumps([q.prompt, q.image]) + "\\n" for q in questions)
+    answer(self, questions, on_replies)
+
+LocalModel.answer = noting
+runpy.run_path("train/finetune.py", run_name="__main__")
+"""
+
+
+def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+    name = f"{own}:anls"
+    values = config(tiny_parts, recipe, tmp_path / "run", optim__lr=2e-2)
+    values = values | settings(own, every_steps=100, conditions=["model"])
+    script = tmp_path / "noting.py"
+    script.write_text(TAKING_NOTES.format(notes=str(tmp_path)))
+    launch(values, tmp_path, ranks=2, stage=2, script=script, time_limit_s=120)
+
+    asked = [[tuple(line) for line in lines_of(tmp_path / f"asked.{rank}")] for rank in (0, 1)]
+    assert sorted(map(len, asked)) == [1, 2]  # all questions about a picture go to one rank
+    assert len({*asked[0], *asked[1]}) == 3
+    finished = evaluate_directory(str(tmp_path / "run"), [name], own.parent, tmp_path / "out", None, 0, 8)
+    wanted = next(s.score for s in finished[name] if (s.type, s.condition) == ("overall", "model"))
+    (line,) = lines_of(tmp_path / "run" / "benchmarks.jsonl")
+    assert line["scores"][0]["score"] == wanted and line["scores"][0]["count"] == 3
