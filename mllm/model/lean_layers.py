@@ -23,22 +23,26 @@ def use_lean_layers(model: PreTrainedModel) -> int:
     """
     replaced = 0
     for module in model.modules():
+        forward: Any = None
         kind: Any = type(module)
         activation: Any = type(getattr(module, "act_fn", None))
-        for is_same, forward in ((_is_rms_norm, _norm_forward), (_is_swiglu, _feed_forward)):
-            if is_same(kind, activation):
-                module.forward = MethodType(forward, module)
-                replaced += 1
+        if hasattr(module, "variance_epsilon") and _is_rms_norm(kind):
+            forward = _norm_forward
+        elif hasattr(module, "gate_proj") and _is_swiglu(kind, activation):
+            forward = _feed_forward
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            replaced += 1
     return replaced
 
 
 @cache
-def _is_rms_norm(kind: type[nn.Module], _: type) -> bool:
+def _is_rms_norm(kind: Any) -> bool:
     return _agree(kind, _norm_forward, weight=torch.linspace(0.5, 2.0, 8), variance_epsilon=0.1)
 
 
 @cache
-def _is_swiglu(kind: type[nn.Module], activation: type) -> bool:
+def _is_swiglu(kind: Any, activation: Any) -> bool:
     if activation is type(None):
         return False
     try:

@@ -46,6 +46,7 @@ def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, polic
     apply_policy(model, TrainableSettings.model_validate(POLICIES[policy]))
     batch = collate(pack([render_example(sample, processor, 400)], "none", 400), processor, fail)
     # Attention as plain products, so that the counter sees all of it: full squares, whatever the mask hides.
+    model.attention_kernel = "mask"
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.train()(batch).backward()
     tokens = batch.input_ids.numel()

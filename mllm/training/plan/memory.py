@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from transformers import AttentionInterface, AttentionMaskInterface
 
+from mllm.model.lean_layers import use_lean_layers
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.multimodal import MultimodalLM
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
@@ -68,12 +71,14 @@ class StepMemory:
 def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool) -> StepMemory:
     """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
 
-    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention is torch's SDPA, whose kernels keep no scores.
+    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention keeps what
+    flash-attention's kernels and ours keep.
     """
+    use_lean_layers(model.language_model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         model.train()
-        model.language_model.set_attn_implementation("sdpa")
+        model.language_model.set_attn_implementation(PLANNED)
         if checkpointing:
             # The random state can't be read while tensors have no contents, and dropout costs the same without it.
             options = {"use_reentrant": False, "preserve_rng_state": False}
@@ -82,6 +87,31 @@ def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bo
         resident = _peak_over_weights(model, lambda: _forward(model, shape), dtype, resident_gradients=True)
         head = _peak_over_weights(model, lambda: _head_alone(model, shape), dtype, resident_gradients=True)
     return StepMemory(resident, fresh, head)
+
+
+class _Flash(torch.autograd.Function):
+    """Allocates what flash-attention (Dao 2023) does: inputs, output and the softmax's normalizers are kept, no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query, dtype=value.dtype)
+        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+def _planned_attention(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+) -> tuple[torch.Tensor, None]:
+    return _Flash.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+PLANNED = "mllm_planned"
+AttentionInterface.register(PLANNED, _planned_attention)
+AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
 
 
 def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
@@ -119,7 +149,6 @@ def _forward(model: MultimodalLM, shape: Shape) -> torch.Tensor:
     embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
-        attention_mask=torch.zeros(shape.rows, 1, shape.length, shape.length, dtype=embeddings.dtype),
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
         use_cache=False,
     ).last_hidden_state
