@@ -32,7 +32,6 @@ from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.attention import checkpoint_activations
-from mllm.model.lean_layers import use_lean_layers
 from mllm.model.packed_rows import choose_kernel
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
@@ -147,7 +146,6 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     apply_policy(model, settings.trainable)
     gpu = torch.cuda.is_available()
     model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, gpu)
-    use_lean_layers(model.language_model)
     if settings.train.gradient_checkpointing:
         checkpoint_activations(model.language_model)
     costs = unit_flops(model)

@@ -147,10 +147,9 @@ class SegmentedRows:
             bounds.append(tuple(pairwise(ends)))
             parents.append(tuple(above[: len(counts)]))
             for own, parent in zip(counts, parents[-1], strict=True):
-                before = 0 if parent == NO_PARENT else counts[parent]
-                if (before, own) not in masks:
+                if parent != NO_PARENT and (counts[parent], own) not in masks:
                     seen = torch.full((own, own), torch.finfo(dtype).min, dtype=dtype).triu(1)
-                    masks[before, own] = F.pad(seen, (before, 0)).to(segment_ids.device)
+                    masks[counts[parent], own] = F.pad(seen, (counts[parent], 0)).to(segment_ids.device)
         return cls(tuple(bounds), tuple(parents), masks)
 
     def attend(
@@ -160,13 +159,15 @@ class SegmentedRows:
             return SegmentAttention.apply(query, key, value, self, scaling)
         return self.attend_by_calls(query, key, value, scaling, dropout)
 
-    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor]]:
-        """Of each segment of a row: its places, its parent's, and its mask."""
+    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor | None]]:
+        """Of each segment of a row its places, and of a branch its parent's and its mask; the others are just causal."""
         bounds = self.bounds[row]
         for (start, end), parent in zip(bounds, self.parents[row], strict=True):
-            above = None if parent == NO_PARENT else slice(*bounds[parent])
-            before = 0 if above is None else above.stop - above.start
-            yield slice(start, end), above, self.masks[before, end - start]
+            if parent == NO_PARENT:
+                yield slice(start, end), None, None
+            else:
+                first, last = bounds[parent]
+                yield slice(start, end), slice(first, last), self.masks[last - first, end - start]
 
     def attend_by_calls(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
@@ -189,7 +190,11 @@ class SegmentedRows:
                         for whole in (key, value)
                     )
                     queries = query[row : row + 1, :, own]
-                    pieces.append(F.scaled_dot_product_attention(queries, keys, values, mask, dropout, scale=scaling))
+                    pieces.append(
+                        F.scaled_dot_product_attention(
+                            queries, keys, values, mask, dropout, is_causal=mask is None, scale=scaling
+                        )
+                    )
                     end = own.stop
                 rows.append(F.pad(torch.cat(pieces, 2), (0, 0, 0, query.shape[2] - end)))
         return torch.cat(rows).to(dtype)

@@ -16,18 +16,18 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 class Segments(Protocol):
     """What says which segments a row has."""
 
-    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor]]:
-        """Of each segment: its places, its parent's, and its additive mask [own, parent + own] in float32."""
+    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor | None]]:
+        """Of each segment its places, and of a branch its parent's and an additive float32 mask [own, parent + own]."""
         ...
 
 
 class SegmentAttention(torch.autograd.Function):
     """softmax(scale · Q Kᵀ + mask) V of each segment over its parent's keys and its own, in float32.
 
-    It calls torch's flash-attention kernel for CPUs (Dao 2023) segment by segment, on buffers that are laid out once for
-    all of them, with the G query heads of a key head as G queries at each place, so that keys are never repeated. It keeps
-    inputs, output and the softmax's normalizers for the backward, where torch's differentiable operators keep every
-    branch's copy of its trunk's keys: 0.3 of 5 GiB less in a step of SmolLM2-135M's shape, in the same time.
+    It calls torch's flash-attention kernel for CPUs (Dao 2023) segment by segment, with the G query heads of a key head as
+    a batch of G, so that keys are never repeated. It keeps inputs, output and the softmax's normalizers for the backward,
+    where torch's differentiable operators keep every branch's copy of its trunk's keys: 0.3 of 5 GiB less in a step of
+    SmolLM2-135M's shape, in the same time.
     """
 
     @staticmethod
@@ -45,17 +45,18 @@ class SegmentAttention(torch.autograd.Function):
         out = value.new_zeros(count, length, heads, width).transpose(1, 2)
         normalizers = []
         for row in range(count):
-            queries, written = _by_key_head(query[row], groups).float().contiguous(), _by_key_head(out[row], groups)
+            queries, written = _by_group(query[row], groups).float(), _by_group(out[row], groups)
             keys, values = key[row].float(), value[row].float()
             for own, above, mask in rows.segments(row):
                 attended, normalizer = _forward(
-                    queries[:, own].flatten(1, 2)[None],
-                    _seen(keys, own, above)[None],
-                    _seen(values, own, above)[None],
-                    attn_mask=mask.repeat_interleave(groups, 0),
+                    queries[:, :, own],
+                    _seen(keys, own, above).expand(groups, -1, -1, -1),
+                    _seen(values, own, above).expand(groups, -1, -1, -1),
+                    is_causal=mask is None,
+                    attn_mask=mask,
                     scale=scaling,
                 )
-                written[:, own] = attended[0].unflatten(1, (-1, groups))
+                written[:, :, own] = attended
                 normalizers.append(normalizer)
         ctx.save_for_backward(query, key, value, out, *normalizers)
         ctx.rows, ctx.scaling = rows, scaling
@@ -69,36 +70,35 @@ class SegmentAttention(torch.autograd.Function):
         groups = query.shape[1] // key.shape[1]
         slopes = [torch.zeros_like(of, dtype=torch.float32) for of in (query, key, value)]
         for row in range(len(query)):
-            queries, attended, given = (
-                _by_key_head(of[row], groups).float().contiguous() for of in (query, out, upstream[0])
-            )
+            queries, attended, given = (_by_group(of[row], groups).float() for of in (query, out, upstream[0]))
             keys, values = key[row].float(), value[row].float()
-            of_queries = _by_key_head(slopes[0][row], groups)
+            of_queries = _by_group(slopes[0][row], groups)
             for own, above, mask in ctx.rows.segments(row):
                 found = _backward(
-                    given[:, own].flatten(1, 2)[None],
-                    queries[:, own].flatten(1, 2)[None],
-                    _seen(keys, own, above)[None],
-                    _seen(values, own, above)[None],
-                    attended[:, own].flatten(1, 2)[None],
+                    given[:, :, own],
+                    queries[:, :, own],
+                    _seen(keys, own, above).expand(groups, -1, -1, -1),
+                    _seen(values, own, above).expand(groups, -1, -1, -1),
+                    attended[:, :, own],
                     next(normalizers),
                     0.0,
-                    False,
-                    attn_mask=mask.repeat_interleave(groups, 0),
+                    mask is None,
+                    attn_mask=mask,
                     scale=ctx.scaling,
                 )
-                of_queries[:, own] = found[0][0].unflatten(1, (-1, groups))
+                of_queries[:, :, own] = found[0]
                 before = 0 if above is None else above.stop - above.start
-                for slope, part in zip(slopes[1:], found[1:], strict=True):
+                for slope, parts in zip(slopes[1:], found[1:], strict=True):
+                    part = parts.sum(0)
                     if above is not None:
-                        slope[row, :, above] += part[0, :, :before]
-                    slope[row, :, own] += part[0, :, before:]
+                        slope[row, :, above] += part[:, :before]
+                    slope[row, :, own] += part[:, before:]
         return (*(slope.to(of.dtype) for slope, of in zip(slopes, (query, key, value), strict=True)), None, None)
 
 
-def _by_key_head(row: torch.Tensor, groups: int) -> torch.Tensor:
-    """A view [H / G, T, G, d] of a row [H, T, d]: contiguous, places and groups are one dimension of queries."""
-    return row.unflatten(0, (-1, groups)).transpose(1, 2)
+def _by_group(row: torch.Tensor, groups: int) -> torch.Tensor:
+    """A view [G, H / G, T, d] of a row [H, T, d]."""
+    return row.unflatten(0, (-1, groups)).transpose(0, 1)
 
 
 def _seen(row: torch.Tensor, own: slice, above: slice | None) -> torch.Tensor:

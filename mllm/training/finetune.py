@@ -83,7 +83,6 @@ def finetune(
         if settings.model.init_from is None and count:
             calibrate_projector(model, processor, mixture, count)
         counts = apply_policy(model, settings.trainable)
-        use_lean_layers(model.language_model)
         if settings.train.gradient_checkpointing:
             checkpoint_activations(model.language_model)
         model.neftune_alpha = settings.train.neftune_alpha
@@ -122,8 +121,11 @@ def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, and its processor: put together from parts, or its `init_from`."""
     origin = settings.model.init_from
     if origin is None:
-        return build(settings.model, settings.seed)
-    return checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
+        model, processor = build(settings.model, settings.seed)
+    else:
+        model, processor = checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
+    use_lean_layers(model.language_model)
+    return model, processor
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:

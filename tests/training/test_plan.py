@@ -9,7 +9,6 @@ from mllm.config import FinetuneSettings, dump_yaml, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.model.lean_layers import use_lean_layers
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.finetune import finetune, start_model
@@ -45,7 +44,6 @@ def live_bytes_of(run):
     """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step."""
     model, processor = start_model(run)
     apply_policy(model, run.trainable)
-    use_lean_layers(model.language_model)
     task = InstructionTask(Mixture(load_recipe(run.data.recipe), 0, False), processor, run.data, run.train)
     with LiveBytes() as live:
         for tensor in [*model.parameters(), *model.buffers()]:

@@ -71,8 +71,8 @@ class StepMemory:
 def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool) -> StepMemory:
     """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
 
-    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention keeps what
-    flash-attention's kernels and ours keep.
+    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention keeps what flash-attention's kernels
+    and ours keep.
     """
     use_lean_layers(model.language_model)
     with FakeTensorMode(allow_non_fake_inputs=True):
