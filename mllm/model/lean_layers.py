@@ -49,7 +49,8 @@ def _is_swiglu(kind: Any, activation: Any) -> bool:
         act_fn = activation()
     except TypeError:
         return False
-    layers = {name: nn.Linear(8, 8, bias=False) for name in ("gate_proj", "up_proj", "down_proj")}
+    # No layers: making them would draw from the global generator, at a process's first probe alone.
+    layers = {"gate_proj": lambda x: 1.5 * x, "up_proj": lambda x: x - 1.0, "down_proj": lambda x: 0.5 * x}
     return _agree(kind, _feed_forward, act_fn=act_fn, **layers)
 
 
@@ -58,11 +59,13 @@ def _agree(kind: type[nn.Module], lean: Any, **attributes: Any) -> bool:
     module = SimpleNamespace(**attributes)
     values = torch.linspace(-3.0, 2.0, 24).view(1, 3, 8)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             own, found = kind.forward(module, values), lean(module, values)  # type: ignore[arg-type]
     except (AttributeError, TypeError, NotImplementedError, RuntimeError):
         return False
-    return isinstance(own, torch.Tensor) and torch.allclose(own, found, rtol=RELATIVE_DIFFERENCE, atol=1e-6)
+    if not isinstance(own, torch.Tensor) or (own.shape, own.dtype) != (found.shape, found.dtype):
+        return False
+    return torch.allclose(own, found, rtol=RELATIVE_DIFFERENCE, atol=1e-6)
 
 
 def _norm_forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:

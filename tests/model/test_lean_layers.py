@@ -11,6 +11,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from mllm.model import lean_layers
 from mllm.model.lean_layers import use_lean_layers
 
 SHAPE = {
@@ -67,6 +68,17 @@ def test_norms_and_activations_of_another_formula_stay_as_they_are():
     model = model_of(GemmaForCausalLM, GemmaConfig)
     assert use_lean_layers(model) == 0
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_first_look_at_a_class_draws_no_random_numbers_and_does_not_depend_on_where_it_happens(autocast):
+    model = model_of(LlamaForCausalLM, LlamaConfig)
+    lean_layers._is_rms_norm.cache_clear()
+    lean_layers._is_swiglu.cache_clear()
+    before = torch.get_rng_state()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert use_lean_layers(model) == 7
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_frozen_norms_get_no_gradient_but_pass_one_on():
