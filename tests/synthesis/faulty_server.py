@@ -94,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault.isdigit():
             self._send(int(fault), json.dumps({"error": {"message": "as you asked"}}).encode(), retry_after="0.01")
         elif fault == "timeout":
-            time.sleep(0.4)
+            time.sleep(0.9)
             self.close_connection = True
         elif fault == "drip":
             self._send(200, json.dumps(whole).encode(), drop_s=0.1)

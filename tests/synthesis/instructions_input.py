@@ -46,5 +46,5 @@ def make_run(tmp_path: Path, records: list[dict], output: str = "out", **changes
 
 
 def openai_backend(url: str, **changes: object) -> dict[str, object]:
-    fast = {"concurrency": 6, "timeout_s": 0.25, "backoff_s": 0.01, "backoff_max_s": 0.03, "attempts": 10}
+    fast = {"concurrency": 6, "timeout_s": 0.6, "backoff_s": 0.01, "backoff_max_s": 0.03, "attempts": 10}
     return {"kind": "openai", "model": "m", "base_url": url, **fast, **changes}
