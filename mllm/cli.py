@@ -335,6 +335,9 @@ def _synth(options: argparse.Namespace) -> None:
             f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
         )
         print(f"data hash {written.data_hash}")
+        if written.failed:
+            reasons = ", ".join(f"{reason} {count:,}" for reason, count in written.failed.items())
+            print(f"{sum(written.failed.values()):,} requests failed ({reasons}); run again to ask them once more")
         return
     report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
     print(f"data hash {report.data_hash}")
@@ -412,6 +415,8 @@ def _validate(options: argparse.Namespace) -> None:
     from mllm.data.validate import validate
     from mllm.model.build import load_processor
 
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: give at least 1")
     check = None
     if options.config:
         settings = load_settings(FinetuneSettings, options.config)

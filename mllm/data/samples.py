@@ -22,21 +22,28 @@ REFERENCE = r"^(tar|parquet):[0-9]+:[0-9]+:"
 def resolve_image(root: Path, image: str, sample_id: str) -> Path:
     """`root / image`, refused when it leaves the root (a data file must not read the rest of the machine)."""
     path = root / image
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        is_inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL or half a character in it, links in a circle
+        raise BadSampleError(sample_id, "image", f"image {image[:200]!r} can't be a path") from None
+    if not is_inside:
         raise BadSampleError(sample_id, "image", f"image {image!r} leaves the image root {root}")
     return path
 
 
+def locate_image(root: Path, image: str, files: Collection[str], sample_id: str) -> str:
+    """Where `image` lies: its path below `root`, or the reference as it is, which must point into one of `files`."""
+    if not is_stored(image):
+        return str(resolve_image(root, image, sample_id))
+    if holder_of(image) not in files:
+        raise BadSampleError(sample_id, "image", f"image {image!r} lies in another file than its sample")
+    return image
+
+
 def with_resolved_images(sample: Sample, root: Path, files: Collection[str]) -> Sample:
     """`sample` with its paths below `root`. Raises BadSampleError for an image outside it, or inside none of `files`."""
-    images = []
-    for image in sample.images:
-        if not is_stored(image):
-            image = str(resolve_image(root, image, sample.id))
-        elif holder_of(image) not in files:
-            raise BadSampleError(sample.id, "image", f"image {image!r} lies in another file than its sample")
-        images.append(image)
-    return sample.model_copy(update={"images": tuple(images)})
+    images = tuple(locate_image(root, image, files, sample.id) for image in sample.images)
+    return sample.model_copy(update={"images": images})
 
 
 class IndexedSamples(Sequence[Sample]):

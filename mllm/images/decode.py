@@ -72,9 +72,12 @@ def _opened(source: Path | str | bytes, name: str, limits: DecodeLimits) -> Imag
     """The image with its header read and held against `limits`; pixels not yet decoded."""
     if not isinstance(source, bytes):
         path = Path(source)
-        if not path.is_file():
-            raise UserError(f"image {name} does not exist")
-        byte_count = path.stat().st_size
+        try:
+            if not path.is_file():
+                raise UserError(f"image {name} does not exist")
+            byte_count = path.stat().st_size
+        except OSError as error:
+            raise UserError(f"image {name[:200]} can't be read: {error.strerror}") from None
     else:
         byte_count = len(source)
     if byte_count > limits.max_bytes:

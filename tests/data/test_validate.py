@@ -107,6 +107,20 @@ def test_the_command_lists_what_it_found_and_fails(bad, tmp_path, capsys, monkey
     assert "9 samples with 3 images: 9 problems" in out and "no_assistant_turn" in out and "s.jsonl:7" in out
 
 
+def test_no_threads_are_refused_in_one_line(bad):
+    with pytest.raises(UserError, match="--jobs 0"):
+        _command(["data", "validate", str(bad), "--jobs", "0"])
+
+
+def test_a_path_that_cannot_be_one_is_a_problem_like_others(tmp_path):
+    lines = [json.dumps(record("nul", "a\0.png")), json.dumps(record("long", "x" * 5000))]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines) + "\n")
+    source = {"path": str(tmp_path / "s.jsonl"), "image_root": str(tmp_path)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"name": "r", "sources": [source]}))
+    problems = validate(load_recipe(str(tmp_path / "r.yaml")), 1).problems
+    assert [(p.id, p.kind) for p in problems] == [("nul", "image"), ("long", "image")]
+
+
 def test_a_file_that_cannot_be_read_at_all_is_a_problem_like_others(tmp_path):
     (tmp_path / "s.json").write_text("[{]")
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"name": "r", "sources": [{"path": str(tmp_path / "s.json")}]}))

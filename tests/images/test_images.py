@@ -49,6 +49,13 @@ def test_corrupt_files_are_one_user_error(damage):
         read_image(damage(data))
 
 
+def test_a_name_that_no_file_can_have_is_one_user_error(tmp_path):
+    with pytest.raises(UserError, match="can't be read"):
+        read_image(tmp_path / ("x" * 5000))
+    with pytest.raises(UserError, match="does not exist"):
+        read_image(f"{tmp_path}/a\0.png")
+
+
 def test_limits_on_pixels_and_bytes_hold():
     data = encoded(Image.new("RGB", (100, 100)))
     with pytest.raises(UserError, match="pixels"):

@@ -97,6 +97,11 @@ def test_a_budget_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
         make_run(tmp_path, fact_records(1), backend=openai_backend("http://127.0.0.1:1/v1", budget=0))
 
 
+def test_an_endless_weight_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"kinds\.conversation: .*finite"):
+        make_run(tmp_path, fact_records(1), kinds={"conversation": float("inf")})
+
+
 def test_a_refused_key_ends_the_run_at_once_with_the_servers_words(tmp_path: Path) -> None:
     with serving("401") as (url, ledger):
         config = make_run(tmp_path, fact_records(30), backend=openai_backend(url, concurrency=2))

@@ -193,6 +193,10 @@ def test_a_judge_keeps_what_it_scores_high_and_gives_its_reason(tmp_path: Path) 
     ("change", "reason"),
     [
         ({"image": "../a.png"}, "leaves the image root"),
+        ({"image": "tar:0:100:/etc/hostname"}, "in another file than its sample"),
+        ({"image": "parquet:0:0:other.parquet"}, "in another file than its sample"),
+        ({"image": "a\0.png"}, "can't be a path"),
+        ({"image": "circle.png"}, "can't be a path"),
         ({"image": ["a.png", "b.png"]}, "expected one image"),
         ({"captions": [1]}, "text or a list of texts"),
         ({"boxes": [{"category": "dog", "box": [5, 5, 1, 9]}]}, r"box: \[x1, y1, x2, y2\]"),
@@ -202,7 +206,10 @@ def test_a_judge_keeps_what_it_scores_high_and_gives_its_reason(tmp_path: Path) 
     ],
 )
 def test_a_record_that_is_none_is_passed_over_with_a_reason(tmp_path: Path, change: dict, reason: str) -> None:
-    make_run(tmp_path, [fact_records(1)[0] | change, *fact_records(2)])
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    make_run(tmp_path, fact_records(2))
+    records = [fact_records(1)[0] | change, *fact_records(2)]
+    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     bad: list[UserError] = []
     source = InputSettings(name="s", path=str(tmp_path / "facts.jsonl"), image_root=str(tmp_path))
     assert len(list(read_contexts(source, bad.append))) == 2

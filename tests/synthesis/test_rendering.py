@@ -66,8 +66,10 @@ def test_the_demo_word_list_holds_words_of_three_and_four_letters() -> None:
     assert len(words) == 100 and all(3 <= len(word) <= 4 for word in words)
 
 
-@pytest.mark.parametrize(("text", "message"), [("", "no words"), ("a\na\n", "twice"), ("Big\n", "lower-case")])
-def test_a_bad_word_list_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "words.txt").write_text(text)
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"", "no words"), (b"a\na\n", "twice"), (b"Big\n", "lower-case"), (b"caf\xe9", "UTF-8")]
+)
+def test_a_bad_word_list_is_refused_in_one_line(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "words.txt").write_bytes(text)
     with pytest.raises(UserError, match=message):
         read_words(tmp_path / "words.txt")

@@ -162,6 +162,23 @@ def test_a_failed_run_leaves_the_previous_output_as_it_was(make_config) -> None:
     assert (config.output / "synth_report.json").read_text() == before
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("image", None, r"row 1: `image` doesn't hold \{bytes, path\}"),
+        ("image", {"bytes": None, "path": "a.png"}, r"row 1: `image`"),
+        ("split", None, r"row 1: `split` isn't text"),
+        ("title", 7, r"row 0: `title` isn't text"),
+        ("keywords", [1], r"row 0: `keywords` isn't a list of texts"),
+    ],
+)
+def test_a_column_of_another_type_is_refused_with_its_row(make_config, column, value, message) -> None:
+    is_whole = column in ("title", "keywords")  # a column of a Parquet file has one type
+    rows = [row | {column: value} if is_whole or n == 1 else row for n, row in enumerate(tiny_rows())]
+    with pytest.raises(UserError, match=message):
+        synthesize(make_config(rows))
+
+
 def test_two_sources_of_one_name_are_refused(make_config, tmp_path) -> None:
     source = {"kind": "easyvqa", "path": str(write_easyvqa(tmp_path / "twice"))}
     with pytest.raises(UserError, match="each needs its own name"):

@@ -9,7 +9,7 @@ from mllm.chat_request import MaxTokensName
 from mllm.config import Settings
 
 Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class TemplateSettings(Settings):

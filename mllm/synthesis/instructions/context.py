@@ -1,7 +1,7 @@
 """What is known about one image, read from a record."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,9 @@ from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.data.readers.fields import image_paths
 from mllm.data.readers.records import read_records
 from mllm.data.recipe import SourceSettings
-from mllm.data.samples import resolve_image
+from mllm.data.samples import locate_image
 from mllm.errors import BadSampleError, UserError
 from mllm.images.decode import read_image_size
-from mllm.images.stored import is_stored
 from mllm.synthesis.instructions.config import InputSettings
 
 
@@ -57,10 +56,12 @@ class Context:
 
 def read_contexts(source: InputSettings, on_error: OnError) -> Iterator[Context]:
     """The records of an input as contexts; what can't be one goes to `on_error` and is passed over."""
-    for file in SourceSettings(path=source.path, image_root=source.image_root).files():
+    files = SourceSettings(path=source.path, image_root=source.image_root).files()
+    holders = [str(Path(file)) for file in files]
+    for file in files:
         for place, record in read_records(Path(file), on_error):
             try:
-                yield _context(place, record, source)
+                yield _context(place, record, source, holders)
             except BadRecordError as error:
                 on_error(error)
             except BadSampleError as error:
@@ -69,12 +70,12 @@ def read_contexts(source: InputSettings, on_error: OnError) -> Iterator[Context]
                 on_error(BadRecordError(place, str(error)))
 
 
-def _context(place: str, record: dict[str, Any], source: InputSettings) -> Context:
+def _context(place: str, record: dict[str, Any], source: InputSettings, files: Collection[str]) -> Context:
     paths = image_paths(place, record, IMAGE_FIELDS)
     if len(paths) != 1:
         raise BadRecordError(place, f"expected one image in one of the fields {', '.join(IMAGE_FIELDS)}")
     image = paths[0]
-    location = image if is_stored(image) else str(resolve_image(Path(source.image_root), image, place))
+    location = locate_image(Path(source.image_root), image, files, place)
     boxes = tuple(_box(place, box) for box in _list(place, record, "boxes"))
     context = Context(
         str(image if record.get("id") is None else record["id"]),

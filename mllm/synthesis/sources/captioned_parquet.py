@@ -134,7 +134,22 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     missing = [column for column in _COLUMNS if column not in table.column_names]
     if missing:
         raise UserError(f"{path}: missing column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    return table.select(list(_COLUMNS)).to_pylist()
+    rows = table.select(list(_COLUMNS)).to_pylist()
+    for number, row in enumerate(rows):
+        _check_row(row, f"{path}, row {number}")
+    return rows
+
+
+def _check_row(row: dict[str, Any], place: str) -> None:
+    image = row["image"]
+    if not (isinstance(image, dict) and isinstance(image.get("bytes"), bytes) and isinstance(image.get("path"), str)):
+        raise UserError(f"{place}: `image` doesn't hold {{bytes, path}}, as the Hub's images do")
+    wrong = [name for name in ("title", "category") if not isinstance(row[name] or "", str)]
+    wrong += [] if isinstance(row["split"], str) else ["split"]
+    keywords = row["keywords"] or []
+    wrong += [] if isinstance(keywords, list) and all(isinstance(word, str) for word in keywords) else ["keywords"]
+    if wrong:
+        raise UserError(f"{place}: `{wrong[0]}` isn't {'a list of texts' if wrong[0] == 'keywords' else 'text'}")
 
 
 def _picture(

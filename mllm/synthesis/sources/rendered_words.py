@@ -52,7 +52,10 @@ def read_words(path: Path) -> list[str]:
     """The words of a file, one a line. Raises UserError for a missing file, a double or what isn't a-z."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a text file with one lower-case word a line")
-    words = path.read_text(encoding="utf-8").split()
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8; give a text file with one lower-case word a line") from None
     for word in words:
         if not (word.isascii() and word.isalpha() and word.islower()):
             raise UserError(f"{path}: {word!r} is not a plain lower-case word; keep one word of a-z a line")
