@@ -40,7 +40,7 @@ def read_stored(reference: str, max_bytes: int) -> bytes:
     try:
         kind, first, second, path = reference.split(":", 3)
         if kind == "tar":
-            if int(second) > max_bytes:
+            if not 0 <= int(second) <= max_bytes:
                 raise UserError(f"image {reference!r} has {second} bytes; the limit is {max_bytes}")
             with open(path, "rb") as file:
                 file.seek(int(first))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mllm.data.dataset import Mixture
 from mllm.data.readers import READERS
+from mllm.data.readers.records import read_records
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.errors import UserError
 from mllm.images.decode import read_image, read_image_size
@@ -109,6 +110,26 @@ def test_bad_containers_are_named(tmp_path, tar):
     for name in ("a.tar", "b.tar:x", "c.tar:x", "d.tar", "e.parquet", "f.docx"):
         with pytest.raises(UserError, match=name):
             list(READERS.get("messages")(tmp_path / name.split(":")[0]))
-    for reference in ("tar:x", "tar:0:5:/no/such", f"parquet:99:0:{tmp_path / 'e.parquet'}"):
+    for reference in ("tar:x", "tar:0:5:/no/such", f"tar:0:-1:{tar}", f"parquet:99:0:{tmp_path / 'e.parquet'}"):
         with pytest.raises(UserError):
             read_image(reference)
+
+
+def test_a_member_of_a_tar_that_cannot_be_read_costs_its_own_record(tmp_path):
+    members = [("a.txt", b"a dog"), ("b.txt", b"\xff"), ("c.json", b"{"), ("d.json", b"[]"), ("e.txt", b"a cat")]
+    bad = []
+    read = list(read_records(write_tar(tmp_path / "a.tar", members), bad.append))
+    assert [record["txt"] for _, record in read] == ["a dog", "a cat"]
+    assert [error.place.rpartition(":")[2] for error in bad] == ["b.txt", "c.json", "d.json"]
+
+
+def test_a_row_of_a_table_that_cannot_be_read_costs_itself_alone(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_bytes(b'image,caption\n1.png,"a dog, lying"\n2.png,a cat, lying\n3.png,caf\xe9\n4.png,a bird\n')
+    bad = []
+    read = list(read_records(table, bad.append))
+    assert [record["caption"] for _, record in read] == ["a dog, lying", "a bird"]
+    assert [str(error) for error in bad] == [
+        f"{table}:3: has more fields than the header's 2",
+        f"{table}:4: is not valid UTF-8",
+    ]

@@ -5,25 +5,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.data.readers.errors import OnError
+from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.errors import UserError
 
 
 def read_csv(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`file:line`, row) pairs, the line being a row's last; fields may be quoted and hold line ends."""
-    return _rows(path, csv.excel)
+    return _rows(path, csv.excel, on_error)
 
 
 def read_tsv(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`file:line`, row) pairs of a file whose fields are parted by tabs."""
-    return _rows(path, csv.excel_tab)
+    return _rows(path, csv.excel_tab, on_error)
 
 
-def _rows(path: Path, dialect: type[csv.Dialect]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, dialect: type[csv.Dialect], on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        # A byte that isn't UTF-8 becomes half of a surrogate pair, so that it spoils its own row alone.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.DictReader(file, dialect=dialect)
             for row in rows:
-                yield f"{path}:{rows.line_num}", {key: value for key, value in row.items() if key and value is not None}
-    except (csv.Error, UnicodeDecodeError) as error:
+                place = f"{path}:{rows.line_num}"
+                if None in row:  # fields beyond the header: most likely a text whose comma isn't quoted
+                    on_error(BadRecordError(place, f"has more fields than the header's {len(rows.fieldnames or ())}"))
+                    continue
+                fields = {key: value for key, value in row.items() if key and value is not None}
+                if _is_text("".join(fields.values())):
+                    yield place, fields
+                else:
+                    on_error(BadRecordError(place, "is not valid UTF-8"))
+    except csv.Error as error:
         raise UserError(f"{path}: not a readable table: {error}") from None
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.data.readers.errors import OnError
+from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.data.readers.json_lines import parse_json
 from mllm.errors import UserError
 from mllm.images.stored import tar_reference
@@ -33,12 +33,10 @@ def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any
                 stem, _, suffix = name.partition(".")
                 member_key = f"{folder}/{stem}" if folder else stem
                 if member_key != key:
-                    if key is not None:
-                        yield f"{path}:{key}", record.whole(key)
+                    yield from record.whole(path, key, on_error)
                     key, record = member_key, _Record()
                 record.add(path, key, suffix.lower(), member, tar)
-            if key is not None:
-                yield f"{path}:{key}", record.whole(key)
+            yield from record.whole(path, key, on_error)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None
 
@@ -49,27 +47,35 @@ class _Record:
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
         self.images: list[str] = []
+        self.error: BadRecordError | None = None
 
-    def whole(self, key: str) -> dict[str, Any]:
-        images = {"images": self.images, "image": self.images} if self.images else {}
-        return {"id": key} | self.fields | images
+    def whole(self, path: Path, key: str | None, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The record with its place; nothing where a member can't be read, or before the first (key None)."""
+        if self.error is not None:
+            on_error(self.error)
+        elif key is not None:
+            images = {"images": self.images, "image": self.images} if self.images else {}
+            yield f"{path}:{key}", {"id": key} | self.fields | images
 
     def add(self, path: Path, key: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         if suffix.rpartition(".")[-1] in IMAGE_SUFFIXES:
             self.images.append(tar_reference(str(path), member.offset_data, member.size))
         elif suffix in ("json", "txt"):
-            self.fields |= _text_fields(f"{path}:{key}.{suffix}", suffix, member, tar)
+            try:
+                self.fields |= _text_fields(f"{path}:{key}.{suffix}", suffix, member, tar)
+            except BadRecordError as error:
+                self.error = self.error or error
 
 
 def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> dict[str, Any]:
     if member.size > MAX_TEXT_BYTES:
-        raise UserError(f"{place} has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
+        raise BadRecordError(place, f"has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
     file = tar.extractfile(member)
     assert file is not None, member.name
     try:
         fields = parse_json(file.read()) if suffix == "json" else {"txt": file.read().decode("utf-8")}
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
+        raise BadRecordError(place, f"not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
     if not isinstance(fields, dict):
-        raise UserError(f"{place}: expected an object, found {type(fields).__name__}")
+        raise BadRecordError(place, f"expected an object, found {type(fields).__name__}")
     return fields
