@@ -4,7 +4,8 @@
     python benchmarks/contrastive_studies.py noise --seeds 1  # accuracy against noise of captions and number of pairs
     python benchmarks/contrastive_studies.py adapt            # few shots, base to new, prompts and styles
 
-A seed of `train` is a CLIP, a seed of `adapt` a draw of the shots for one CLIP. Rows are printed as they come, then tables.
+A seed of `train` is a CLIP; a seed of `adapt` is a draw of the shots for one of the CLIPs that it is given, in turn. Rows are
+printed as they come, then tables.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from mllm.command import configure_logging
 from mllm.config import ContrastiveSettings, load_settings
 from mllm.contrastive.adapt.baselines import ZeroShot
 from mllm.contrastive.adapt.clap import Clap
+from mllm.contrastive.adapt.coop import CoCoOp, CoOp
 from mllm.contrastive.adapt.problem import LabelledFeatures, labelled_files
 from mllm.contrastive.adapt.run import METHODS, Method, accuracy
 from mllm.contrastive.encode import CHUNK, DualEncoder, load_encoder
@@ -42,7 +44,12 @@ COUNTS = (1, 4, 16)
 SHOTS = COUNTS[-1]
 # Zero-shot in the form of the training captions: CLIP's own prompt, the default, is in none of them.
 AS_CAPTIONED = "zero_shot, 'a {}'"
-ONE_COUNT = (AS_CAPTIONED, "zero_shot", "clap", "cocoop")  # three see no shots; the last is slow
+# CoOp as the CoCoOp paper compares with it: both start from the same words.
+FROM_WORDS = "coop, from words"
+# With the scale that CLAP's authors release for OfficeHome, in place of VLCS's.
+STRONGER = "clap, scale 0.14"
+ZERO_SHOTS = (AS_CAPTIONED, "zero_shot")
+ONE_COUNT = (*ZERO_SHOTS, "clap", "cocoop", FROM_WORDS)  # the first three see no shots, the others are slow
 KINDS = ("mismatched", "truncated", "boilerplate")
 RATES, ALONE = (0.0, 0.3, 0.6), 0.4
 FIGURES = {
@@ -58,13 +65,15 @@ STYLES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "inverted": ImageOps.invert,
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(image.width / 32)),
 }
+CHANGES = ("worst prompt", "range", *STYLES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=sorted(STUDIES))
     parser.add_argument("--root", type=Path, default=Path("runs/studies"))
-    parser.add_argument("--model", default="runs/studies/true_1", help="what adapt adapts: one of train's")
+    trained = [f"runs/studies/true_{seed}" for seed in range(3)]
+    parser.add_argument("--model", nargs="+", default=trained, help="what adapt adapts: one a seed, in turn (train's)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part-pairs", type=int, default=5000, help="the smaller data of noise")
     parser.add_argument("--steps", type=int, default=400, help="of training, 128 pairs each")
@@ -151,47 +160,76 @@ def _labelled(
 
 
 def _adapt(options: argparse.Namespace) -> None:
-    data = load_settings(ContrastiveSettings, CONFIG, []).data
-    shots: dict[tuple[str, int], list[float]] = {}
+    """Every figure is a list with one entry a seed, so that methods can be compared seed by seed."""
+    shots: dict[str, dict[int, list[float]]] = {}
     split: dict[str, list[tuple[float, float]]] = {}
     changed: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    encoder = load_encoder(options.model)
-    train, test = (_labelled(encoder, pairs, data.image_root, COLOURED) for pairs in (data.pairs, data.heldout))
-    styled = {
-        what: [_labelled(encoder, data.heldout, data.image_root, names, change) for change in STYLES.values()]
-        for what, names in (("shapes", SHAPES), ("drawings", DRAWINGS))
-    }
-    methods: dict[str, Callable[..., Method]] = {AS_CAPTIONED: lambda: ZeroShot(("a {}",)), **METHODS}
     for seed in range(options.seeds):
-        for name, method in methods.items():
-            for count in (SHOTS,) if name in ONE_COUNT else COUNTS:
-                fitted = method().fit(encoder, train.shots(count, seed), seed)
-                shots.setdefault((name, count), []).append(accuracy(fitted, test))
-                print(f"{count} shots, {name} {seed}: {shots[name, count][-1]:.4f}", flush=True)
-        base, (test_base, test_new) = train.base_and_new()[0], test.base_and_new()
-        for name in (AS_CAPTIONED, "zero_shot", "coop", "cocoop", "clap"):
-            fitted = methods[name]().fit(encoder, base.shots(SHOTS, seed), seed)
-            split.setdefault(name, []).append((accuracy(fitted, test_base), accuracy(fitted, test_new)))
-            print(f"base to new, {name} {seed}: {split[name][-1]}", flush=True)
-        for what, tests in styled.items():
-            for name, method in (("zero_shot", ZeroShot()), ("clap", Clap())):
-                fitted = method.fit(encoder, tests[0], seed)  # both learn from the names alone
-                changed.setdefault((what, name), []).append(_under_change(fitted, tests))
-                print(f"{what}, {name} {seed}: {changed[what, name][-1]}", flush=True)
-    rows = [[n, *(_percent(shots[n, c]) if (n, c) in shots else "" for c in COUNTS)] for n in methods]
+        path = options.model[seed % len(options.model)]
+        encoder = load_encoder(path)
+        print(f"seed {seed}: {path}", flush=True)
+        _few_shots(encoder, seed, shots, split)
+        _other_styles(encoder, seed, changed)
+    rows = [[n, *(_percent(found[c]) if c in found else "" for c in COUNTS)] for n, found in shots.items()]
     print(markdown_table([f"{len(COLOURED)} classes", *(f"{count} shots" for count in COUNTS)], rows))
     rows = [[name, *map(_percent, zip(*values, strict=True))] for name, values in split.items()]
     print("\n" + markdown_table([f"{SHOTS} shots", "base", "new"], rows))
     rows = [[*key, *map(_percent, zip(*values, strict=True))] for key, values in changed.items()]
-    header = ["classes", "method", "worst prompt", *STYLES]
-    print("\n" + markdown_table(header, rows))
+    print("\n" + markdown_table(["classes", "method", *CHANGES], rows))
+    print("\n" + markdown_table(["difference, seed by seed", "points"], _differences(shots, split, changed)))
+
+
+def _few_shots(
+    encoder: DualEncoder, seed: int, shots: dict[str, dict[int, list[float]]], split: dict[str, list[Any]]
+) -> None:
+    data = load_settings(ContrastiveSettings, CONFIG, []).data
+    train, test = (_labelled(encoder, pairs, data.image_root, COLOURED) for pairs in (data.pairs, data.heldout))
+    from_words = {FROM_WORDS: lambda: CoOp(start=CoCoOp.start)}
+    methods: dict[str, Callable[..., Method]] = {AS_CAPTIONED: lambda: ZeroShot(("a {}",)), **METHODS, **from_words}
+    for name, method in methods.items():
+        for count in (SHOTS,) if name in ONE_COUNT else COUNTS:
+            fitted = method().fit(encoder, train.shots(count, seed), seed)
+            shots.setdefault(name, {}).setdefault(count, []).append(accuracy(fitted, test))
+            print(f"{count} shots, {name} {seed}: {shots[name][count][-1]:.4f}", flush=True)
+    base, (test_base, test_new) = train.base_and_new()[0], test.base_and_new()
+    for name in (AS_CAPTIONED, "zero_shot", "coop", FROM_WORDS, "cocoop", "clap"):
+        fitted = methods[name]().fit(encoder, base.shots(SHOTS, seed), seed)
+        split.setdefault(name, []).append((accuracy(fitted, test_base), accuracy(fitted, test_new)))
+        print(f"base to new, {name} {seed}: {split[name][-1]}", flush=True)
+
+
+def _other_styles(encoder: DualEncoder, seed: int, changed: dict[tuple[str, str], list[tuple[float, ...]]]) -> None:
+    data = load_settings(ContrastiveSettings, CONFIG, []).data
+    for what, names in (("shapes", SHAPES), ("drawings", DRAWINGS)):
+        tests = [_labelled(encoder, data.heldout, data.image_root, names, change) for change in STYLES.values()]
+        # Both learn from the names alone, so that the test's images are no training data.
+        zero, clap = (method.fit(encoder, tests[0], seed) for method in (ZeroShot(), Clap()))
+        for name, fitted in (("zero_shot", zero), ("clap", clap), (STRONGER, dataclasses.replace(clap, scale=0.14))):
+            changed.setdefault((what, name), []).append(_under_change(fitted, tests))
+            print(f"{what}, {name} {seed}: {changed[what, name][-1]}", flush=True)
 
 
 def _under_change(fitted: Any, tests: Sequence[LabelledFeatures]) -> tuple[float, ...]:
-    """The lowest accuracy over single prompts on the images as they are; then of each style, the mean over prompts."""
+    """CHANGES: over single prompts, the lowest accuracy on the images as they are and the highest less the lowest (R of
+    the CLAP paper); then of each style, the mean over prompts."""
     prompts = [dataclasses.replace(fitted, templates=(template,)) for template in ENSEMBLE]
     found = [[accuracy(prompt, test) for prompt in prompts] for test in tests]
-    return min(found[0]), *(mean(values) for values in found)
+    return min(found[0]), max(found[0]) - min(found[0]), *(mean(values) for values in found)
+
+
+def _differences(
+    shots: dict[str, dict[int, list[float]]],
+    split: dict[str, list[tuple[float, float]]],
+    changed: dict[tuple[str, str], list[tuple[float, ...]]],
+) -> list[list[str]]:
+    pairs = {f"coop - {other}, {SHOTS} shots": (shots["coop"][SHOTS], shots[other][SHOTS]) for other in ZERO_SHOTS}
+    new = {name: [value for _, value in values] for name, values in split.items()}
+    pairs |= {f"cocoop - {other}, new classes": (new["cocoop"], new[other]) for other in ("coop", FROM_WORDS)}
+    for what in ("shapes", "drawings"):
+        for name in ("clap", STRONGER):
+            clap, zero = (zip(*changed[what, n], strict=True) for n in (name, "zero_shot"))
+            pairs |= {f"{name} - zero_shot, {what}, {c}": pair for c, *pair in zip(CHANGES, clap, zero, strict=True)}
+    return [[name, _percent([a - b for a, b in zip(*pair, strict=True)])] for name, pair in pairs.items()]
 
 
 STUDIES = {"train": _train, "noise": _noise, "adapt": _adapt}

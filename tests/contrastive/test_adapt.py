@@ -1,15 +1,17 @@
 """Adapting on frozen features: prompts with learned vectors, the methods, the protocols, the refusals."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mllm.cli import build_parser
 from mllm.contrastive.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
-from mllm.contrastive.adapt.clap import Clap, DisentanglingHead, PromptParts
-from mllm.contrastive.adapt.coop import CoCoOp, CoOp
+from mllm.contrastive.adapt.clap import Clap, DisentanglingHead, PromptParts, _infonce, all_parts
+from mllm.contrastive.adapt.coop import CoCoOp, CoOp, _batches
 from mllm.contrastive.adapt.problem import LabelledFeatures, encode_labelled, labelled_files
-from mllm.contrastive.adapt.prompts import LearnedPrompts, text_width, word_vectors
+from mllm.contrastive.adapt.prompts import LearnedPrompts, noisy_text_features, text_width, word_vectors
 from mllm.contrastive.adapt.run import accuracy, base_to_new, few_shot
 from mllm.contrastive.encode import load_encoder
 from mllm.errors import UserError
@@ -36,12 +38,21 @@ def problem(encoder):
     return sets
 
 
-@pytest.mark.parametrize("position", ["end", "middle"])
-def test_vectors_of_words_give_the_features_of_those_words(encoder, position):
-    context = word_vectors(encoder, "a square")
-    text = "a square blue." if position == "end" else "a blue. square"
+@pytest.mark.parametrize(
+    ("position", "text"), [("end", "a square blue."), ("middle", "a blue. square"), ("front", " blue. a square")]
+)
+def test_vectors_of_words_give_the_features_of_those_words(encoder, position, text):
+    context = word_vectors(encoder, "a square" if position != "front" else " a square")
     prompts = LearnedPrompts(encoder, ["blue"], len(context), position)
     assert torch.allclose(prompts.features(context), encoder.texts([text]), atol=1e-5)
+
+
+def test_noise_changes_a_text_and_none_leaves_it(encoder):
+    texts = ["a red square"] * 130  # more than go through at once
+    for position in ("end", "middle", "front"):
+        plain, noisy = (noisy_text_features(encoder, texts, count, 0.02, position) for count in (0, 4))
+        assert len(plain) == 130 and not torch.allclose(noisy[0], noisy[1], atol=1e-5)
+    assert torch.allclose(plain, encoder.texts([" a red square"]), atol=1e-5)
 
 
 def test_the_encoder_is_as_before_after_a_fit(encoder, problem):
@@ -82,6 +93,17 @@ def test_class_specific_contexts_have_a_set_a_class_and_know_no_others(encoder, 
         fitted.scores(test.features, ["other", "names"])
 
 
+def test_coop_may_start_from_words_and_follows_the_authors_schedule(encoder, problem):
+    words = word_vectors(encoder, "a square")
+    found = CoOp(start="a square")._first_context(encoder, 4, torch.Generator())
+    each = CoOp(start="a square", class_specific=True)._first_context(encoder, 4, torch.Generator())
+    assert torch.equal(found, words) and torch.equal(each, words.expand(4, -1, -1))
+    optimizer, rates = torch.optim.SGD([words.requires_grad_()], lr=1.0), []
+    for _ in _batches(3, 3, 4, optimizer, torch.Generator()):
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-5, 0.002, 0.001 * (1 + 0.5**0.5), 0.001])
+
+
 def test_cocoops_contexts_depend_on_the_image(encoder, problem):
     train, test = problem
     fitted = CoCoOp(start="a", epochs=2).fit(encoder, train.shots(1, 0), 0)
@@ -96,13 +118,23 @@ def test_cocoops_contexts_depend_on_the_image(encoder, problem):
 def test_claps_head_starts_as_nothing_and_its_prompts_have_the_papers_parts(encoder):
     features = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
     assert torch.allclose(DisentanglingHead(16)(features), features, atol=1e-6)
-    parts = PromptParts("plain", "photo", "large", "red", "dog")
-    assert parts.text() == "a plain photo of a large red dog"
-    assert parts.text(swapped=True) == "a large red dog in a plain photo"
+    parts = PromptParts("impressionistic", "sketch", "large", "red", "dog")
+    assert parts.text() == "an impressionistic sketch of a large red dog"
+    assert parts.text(swapped=True) == "a large red dog in an impressionistic sketch style"
+    assert len({p.text() for p in all_parts("dog")}) == 480
     train = LabelledFeatures(torch.zeros(0, 16), torch.zeros(0, dtype=torch.long), NAMES)
     one, two = (Clap(steps=3, prompts_per_class=4).fit(encoder, train, 0).head for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.allclose(one(features), features, atol=1e-6)  # it has learned, and the same again
+
+
+def test_claps_loss_has_the_other_view_as_positive_and_both_views_of_others_as_negatives():
+    one, other = F.normalize(torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    both, expected = torch.cat([one, other]), 0.0
+    for i in range(6):
+        logits = [(both[i] @ both[j]).item() / 0.5 for j in range(6) if j != i]
+        expected += math.log(sum(map(math.exp, logits))) - (both[i] @ both[(i + 3) % 6]).item() / 0.5
+    assert _infonce(one, other, 0.5).item() == pytest.approx(expected / 6, rel=1e-5)
 
 
 def test_claps_head_drops_what_changes_between_the_views_of_a_class():

@@ -151,9 +151,16 @@ def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "grad_cache"), [("infonce", False), ("sigmoid", True)])
-def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache):  # noqa: F811
-    layout = {"model__layout": "siglip", "model__embedding_width": 64} if kind == "sigmoid" else {}
+@pytest.mark.parametrize(
+    ("kind", "grad_cache", "layout"),
+    [
+        ("infonce", False, {}),
+        ("sigmoid", True, {"model__layout": "siglip", "model__embedding_width": 64}),
+        ("infonce", True, {"model__layout": "resnet", "model__vision_layers": 3}),
+    ],
+    ids=["clip", "siglip", "resnet"],
+)
+def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):  # noqa: F811
     train(values_of(pairs, tmp_path / "one", loss__kind=kind, **layout))
     two = values_of(pairs, tmp_path / "two", loss__kind=kind, loss__grad_cache=grad_cache, **layout)
     if grad_cache:

@@ -30,9 +30,10 @@ def _coop_epochs(shots: int) -> int:
 def _batches(
     count: int, size: int, epochs: int, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """Index batches of all epochs, with the papers' schedule: the first epoch at 1e-5, then a cosine from 0.002 to 0."""
+    """Index batches of all epochs, with the schedule of the authors' configs: one epoch at 1e-5, then a cosine from 0.002,
+    which has an epoch to go at the end."""
     for epoch in range(epochs):
-        rate = WARMUP_LR if epoch == 0 and epochs > 1 else LR * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+        rate = WARMUP_LR if epoch == 0 < epochs - 1 else LR * 0.5 * (1 + math.cos(math.pi * max(0, epoch - 1) / epochs))
         for group in optimizer.param_groups:
             group["lr"] = rate
         yield from torch.randperm(count, generator=generator).split(size)
@@ -57,8 +58,10 @@ class _Coop:
 class CoOp:
     """Context vectors learned by cross-entropy (Zhou et al. 2022, IJCV, arXiv:2109.01134).
 
-    context_count 16, random start of std 0.02, SGD 0.002 with momentum 0.9, batch 32, epochs by the number of shots:
-    section 4.1. class_specific: one set of vectors a class (CSC) in place of one for all.
+    context_count 16, random start of std 0.02, SGD 0.002, batch 32, epochs by the number of shots: section 4.1; momentum
+    0.9 and weight decay 5e-4: the defaults of the Dassl toolbox that the authors' code runs on. class_specific: one set of
+    vectors a class (CSC) in place of one for all. start: words whose vectors the context begins as, in place of
+    `context_count` random ones; "a photo of a" is CoOp as the CoCoOp paper compares with it (vit_b16_ctxv1).
     """
 
     context_count: int = 16
@@ -66,13 +69,12 @@ class CoOp:
     class_specific: bool = False
     batch_size: int = 32
     epochs: int | None = None
+    start: str | None = None
 
     def fit(self, encoder: DualEncoder, train: LabelledFeatures, seed: int) -> Classifier:
         generator = torch.Generator().manual_seed(seed)
-        prompts = LearnedPrompts(encoder, train.names, self.context_count, self.position)
-        sets = (len(train.names),) if self.class_specific else ()
-        shape = (*sets, self.context_count, text_width(encoder))
-        context = (INIT_STD * torch.randn(shape, generator=generator)).requires_grad_()
+        context = self._first_context(encoder, len(train.names), generator).requires_grad_()
+        prompts = LearnedPrompts(encoder, train.names, context.shape[-2], self.position)
         optimizer = torch.optim.SGD([context], lr=LR, momentum=0.9, weight_decay=5e-4)
         epochs = self.epochs or _coop_epochs(len(train.labels) // len(train.names))
         for rows in _batches(len(train.labels), self.batch_size, epochs, optimizer, generator):
@@ -81,6 +83,12 @@ class CoOp:
             F.cross_entropy(logits, train.labels[rows]).backward()
             optimizer.step()
         return _Coop(encoder, context.detach(), self.position, train.names)
+
+    def _first_context(self, encoder: DualEncoder, classes: int, generator: torch.Generator) -> torch.Tensor:
+        sets = (classes,) if self.class_specific else ()
+        if self.start is not None:
+            return word_vectors(encoder, self.start).repeat(*sets, 1, 1)
+        return INIT_STD * torch.randn((*sets, self.context_count, text_width(encoder)), generator=generator)
 
 
 class MetaNetwork(nn.Module):
@@ -112,7 +120,8 @@ class _CoCoop:
 class CoCoOp:
     """Contexts that a small network shifts for each image (Zhou et al. 2022, CVPR, arXiv:2203.05557).
 
-    Starts from the words "a photo of a", batch 1, 10 epochs, SGD 0.002: section 4.
+    Starts from the words "a photo of a", batch 1, 10 epochs, SGD 0.002, a network with a 16th of E between: section 4 and
+    the authors' vit_b16_c4_ep10_batch1_ctxv1; momentum and weight decay as CoOp's.
     """
 
     start: str = "a photo of a"

@@ -9,31 +9,34 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from mllm.contrastive.encode import DualEncoder
+from mllm.contrastive.encode import CHUNK, DualEncoder
 from mllm.errors import UserError
 
-Position = Literal["end", "middle"]
+Position = Literal["end", "middle", "front"]
 
 
 class LearnedPrompts:
-    """Class names among M learned vectors: `[V]…[V] name.` (position end) or `[V]… name. …[V]` (middle, CoOp section 3.2).
+    """Class names among M learned vectors: `[V]…[V] name.` (position end), `[V]… name. …[V]` (middle, CoOp section 3.2)
+    or `name. [V]…[V]` (front).
 
-    The vectors come with each call, so that they may be shared, one set a class, or one set an image. cut: names that
-    are too long lose their end; else they raise UserError.
+    The vectors come with each call, so that they may be shared, one set a class, or one set an image. whole_texts: what
+    comes in place of names is whole texts, which get no full stop, and lose their end where they are too long; a name
+    that is too long raises UserError.
     """
 
     def __init__(
-        self, encoder: DualEncoder, names: Sequence[str], context_count: int, position: Position, cut: bool = False
-    ) -> None:
+        self, encoder: DualEncoder, names: Sequence[str], context_count: int, position: Position,
+        whole_texts: bool = False,
+    ) -> None:  # fmt: skip
         self.encoder, self.position = encoder, position
         self.context_count = context_count
-        words = [self._words(name) for name in names]
+        words = [self._words(name if whole_texts else f"{name}.") for name in names]
         bos, eos = self._ends()
         limit = encoder.tokenizer.model_max_length
-        before = context_count if position == "end" else context_count // 2
+        before = {"end": context_count, "middle": context_count // 2, "front": 0}[position]
         rows, places = [], []
         for name, ids in zip(names, words, strict=True):
-            if cut:
+            if whole_texts:
                 ids = ids[: limit - len(bos) - context_count - len(eos)]
             length = len(bos) + context_count + len(ids) + len(eos)
             if length > limit:
@@ -51,13 +54,13 @@ class LearnedPrompts:
         self.ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
         lengths = torch.tensor([longest if encoder.is_siglip else len(row) for row in rows])
         self.mask = (torch.arange(longest)[None] < lengths[:, None]).long()
-        self.places = torch.tensor(places)  # [C, M]
+        self.places = torch.tensor(places, dtype=torch.long)  # [C, M]
 
-    def _words(self, name: str) -> list[int]:
-        """The ids of `name.` as they are behind another word: byte-level tokenizers put the space into the token."""
+    def _words(self, text: str) -> list[int]:
+        """The ids of a text as they are behind another word: byte-level tokenizers put the space into the token."""
         tokenizer = self.encoder.tokenizer
         before = tokenizer("a", add_special_tokens=False)["input_ids"]
-        return tokenizer(f"a {name}.", add_special_tokens=False)["input_ids"][len(before) :]
+        return tokenizer(f"a {text}", add_special_tokens=False)["input_ids"][len(before) :]
 
     def _ends(self) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and after a text."""
@@ -101,9 +104,13 @@ def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
     return _token_embedding(encoder)(torch.tensor(ids, device=encoder.device)).detach().cpu().clone()
 
 
-def noisy_text_features(encoder: DualEncoder, texts: Sequence[str], noise_count: int, std: float) -> torch.Tensor:
-    """Features [N, E] of texts with `noise_count` Gaussian vectors before their first word (CLAP's inserted noise)."""
-    prompts = LearnedPrompts(encoder, texts, noise_count, "end", cut=True)
-    width = text_width(encoder)
-    with torch.no_grad():
-        return prompts.features(std * torch.randn(len(texts), noise_count, width))
+@torch.no_grad()
+def noisy_text_features(
+    encoder: DualEncoder, texts: Sequence[str], noise_count: int, std: float, position: Position
+) -> torch.Tensor:
+    """Features [N, E] of texts with `noise_count` Gaussian vectors among their words (CLAP's inserted noise)."""
+    parts = []
+    for start in range(0, len(texts), CHUNK):
+        prompts = LearnedPrompts(encoder, texts[start : start + CHUNK], noise_count, position, whole_texts=True)
+        parts.append(prompts.features(std * torch.randn(len(prompts.ids), noise_count, text_width(encoder))))
+    return torch.cat(parts)
