@@ -111,6 +111,11 @@ class Handler(BaseHTTPRequestHandler):
                 choice["message"] = {"role": "assistant", "content": None, "refusal": "I won't."}
             if fault == "silence":
                 choice["message"] = {"role": "assistant", "content": None}
+            if fault == "half":
+                # A character outside the basic plane that was cut in two.
+                choice["message"]["content"] += " \ud83d"
+            if fault == "endless":
+                whole["usage"] = USAGE | {"prompt_tokens": 10**30}
             if fault == "twice":
                 whole["choices"] = [choice, choice | {"index": 1}]
             self._send(200, json.dumps(whole).encode(), content_type="text/plain" if fault == "plain" else JSON)

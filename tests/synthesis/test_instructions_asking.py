@@ -70,7 +70,7 @@ def test_the_budget_stops_the_run_before_it_is_exceeded_and_more_of_it_goes_on(t
     assert report.cost == pytest.approx(12 * 0.2)
 
 
-@pytest.mark.parametrize("fault", ["refusal", "silence", "twice", "plain"])
+@pytest.mark.parametrize("fault", ["refusal", "silence", "twice", "plain", "half"])
 def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(
     tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +81,12 @@ def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(
         assert write_instructions(config).data_hash == report.data_hash and len(ledger.requests) == 8
     assert report.answered == 8 and report.prompt_tokens == 800 and ledger.authorizations == {"Bearer a-key"}
     assert report.funnel["unparsable"] == (8 if fault in ("refusal", "silence") else 0)
+
+
+def test_a_count_of_tokens_that_no_answer_has_is_taken_for_none(tmp_path: Path) -> None:
+    with serving("endless") as (url, _):
+        report = write_instructions(make_run(tmp_path, fact_records(4), backend=openai_backend(url)))
+    assert report.samples == 4 and report.completion_tokens == 80 and report.prompt_tokens < 400
 
 
 def test_an_image_that_cannot_be_read_fails_its_own_request(tmp_path: Path) -> None:
@@ -199,6 +205,18 @@ def test_an_answer_is_on_the_disk_when_put_returns_and_the_first_stays(tmp_path:
         asyncio.run(put_all(journal))
     with Journal(tmp_path / "a.sqlite") as journal:
         assert journal.totals() == (50, 50, 100) and journal.get("k7") == "7" and journal.get("k50") is None
+
+
+def test_an_answer_that_the_disk_cannot_take_ends_the_run_and_not_the_next_one(tmp_path: Path) -> None:
+    async def put() -> None:
+        with Journal(tmp_path / "j.sqlite") as journal:
+            for bad in (Completion("\ud800", 1, 1), Completion("x", 10**30, 1)):
+                with pytest.raises(UserError, match="can't be kept"):
+                    await asyncio.wait_for(journal.put("a", bad), 20)
+            await asyncio.wait_for(journal.put("a", Completion("good", 1, 1)), 20)
+            assert journal.get("a") == "good"
+
+    asyncio.run(put())
 
 
 def test_what_has_arrived_is_kept_when_a_run_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

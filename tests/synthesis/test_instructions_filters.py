@@ -123,6 +123,8 @@ def test_blocks_and_json_are_read_alike_and_anything_else_is_refused() -> None:
                  '{"turns": [["a", "b"]]}', as_json(turns)[:-4], "[" * 100000, "{" + '"a":{' * 100000):  # fmt: skip
         with pytest.raises(UnparsableError):
             parse_turns(text)
+    with pytest.raises(UnparsableError, match="surrogate"):
+        parse_turns('{"turns": [{"question": "a", "answer": "half \\ud83d"}]}')
 
 
 def test_images_of_an_evaluation_set_and_repeated_ones_are_never_asked_about(tmp_path: Path) -> None:

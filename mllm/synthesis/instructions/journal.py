@@ -82,7 +82,7 @@ class Journal(AnswerReader):
             rows = [(key, c.text, c.prompt_tokens, c.completion_tokens) for key, c, _ in batch]
             try:
                 await asyncio.to_thread(self._write, rows)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, ValueError, OverflowError) as error:
                 failure = UserError(f"answers can't be kept on the disk: {error}")
                 for _, _, durable in batch:
                     if not durable.done():
@@ -97,7 +97,7 @@ class Journal(AnswerReader):
         try:
             self._writes.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", rows)
             self._writes.execute("COMMIT")
-        except sqlite3.Error:
+        except BaseException:
             self._writes.execute("ROLLBACK")
             raise
 

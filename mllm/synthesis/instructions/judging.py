@@ -8,7 +8,7 @@ from typing import Any
 from mllm.errors import UserError
 from mllm.synthesis.instructions.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.instructions.filters import Candidate
-from mllm.synthesis.instructions.parsing import as_blocks
+from mllm.synthesis.instructions.parsing import as_blocks, encodable
 from mllm.synthesis.instructions.prompts import fact_lines, prompt_key
 
 SCHEMA: dict[str, Any] = {
@@ -45,7 +45,7 @@ def parse_verdict(text: str) -> tuple[int, str] | None:
     try:
         verdict = json.loads(text)
         score, reason = verdict["score"], verdict.get("reason", "")
-        return (score, str(reason)) if type(score) is int and 1 <= score <= 5 else None
+        return (score, encodable(str(reason))) if type(score) is int and 1 <= score <= 5 else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         found = _LINE.search(text)
         return (int(found[1]), " ".join(text.split())[:300]) if found else None

@@ -46,6 +46,8 @@ def _from_json(text: str) -> Turns:
         raise UnparsableError(f"not the JSON that was asked for ({error!r})") from None
     if not pairs or not all(isinstance(part, str) for pair in pairs for part in pair):
         raise UnparsableError("no turns of text")
+    if any(part != encodable(part) for pair in pairs for part in pair):
+        raise UnparsableError("half of a surrogate pair, which is no character")
     return [(question.strip(), answer.strip()) for question, answer in pairs]
 
 
@@ -57,6 +59,11 @@ def _from_blocks(text: str) -> Turns:
         raise UnparsableError("expected blocks Question: and Answer: in turn, parted by ===")
     texts = [match[2].strip() for match in found if match]
     return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair: JSON can hold one, a file in UTF-8 can't."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def as_blocks(turns: Sequence[tuple[str, str]]) -> str:

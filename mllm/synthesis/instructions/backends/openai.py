@@ -23,6 +23,7 @@ from mllm.synthesis.instructions.backends.base import (
 )
 from mllm.synthesis.instructions.config import OpenAISettings
 from mllm.synthesis.instructions.pace import Pace
+from mllm.synthesis.instructions.parsing import encodable
 
 log = logging.getLogger(__name__)
 # Errors of the configuration: no other request would fare better.
@@ -30,6 +31,8 @@ HOPELESS = (401, 403, 404)
 RETRIED = (408, 409, 425, 429)
 CHARACTERS_PER_TOKEN = 2.0
 IMAGE_TOKENS = 2000
+# A count beyond it is a server's mistake.
+MOST_TOKENS = 2**31
 # What servers call the thing when they refuse it.
 SCHEMA_WORDS = re.compile(r"response_format|json_schema|guided_json|structured output", re.IGNORECASE)
 
@@ -193,7 +196,7 @@ class OpenAIBackend:
             # The server called its JSON something else.
             response = json.loads(response)
         counts = [at(response, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
-        tokens = [count if isinstance(count, int) else 0 for count in counts]
+        tokens = [count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else 0 for count in counts]
         self.spent(*tokens)
         self._pace.used(sum(tokens))
         texts = [at(response, "choices", 0, "message", name) for name in ("content", "refusal")]
@@ -201,7 +204,7 @@ class OpenAIBackend:
         if text is None and not any(tokens):
             raise ValueError("the answer holds no text")
         # One without text that was paid for is kept as it is: to ask again would be to pay again.
-        return Completion(text or "", *tokens)
+        return Completion(encodable(text or ""), *tokens)
 
 
 def http_client(openai: Any) -> Any:
