@@ -45,6 +45,15 @@ class Series:
     sizes: Sequence[int]
     seconds: Sequence[float]
     expected: str
+    shared: bool = False  # more of the size share one cost, so that it should fall
+
+    @property
+    def ideal(self) -> list[float]:
+        """A cost that is linear in the size (for a shared one: in its inverse), through the largest size measured."""
+        first, last = (self.sizes[0], self.seconds[0]), (self.sizes[-1], self.seconds[-1])
+        if self.shared:
+            return [first[1] * first[0] / size for size in self.sizes]
+        return [last[1] * size / last[0] for size in self.sizes]
 
     @property
     def growth(self) -> list[float]:
@@ -135,7 +144,7 @@ def by_ranks(root: Path, steps: int) -> list[Series]:
             engine={"kind": "deepspeed", "ds_config": "ds_configs/zero2.json"},
         )
         seconds.append(_launched_step_seconds(root, settings, ranks))
-    return [Series("step of the same batch, ranks", "ranks", (1, 2), seconds, "0.5 with a core a rank")]
+    return [Series("step of the same batch, ranks", "ranks", (1, 2), seconds, "0.5 with a core a rank", shared=True)]
 
 
 def _small(root: Path, text: dict) -> FinetuneSettings:
@@ -164,16 +173,20 @@ def _launched_step_seconds(root: Path, settings: FinetuneSettings, ranks: int) -
 
 
 def draw(series: Sequence[Series], path: Path) -> None:
-    """Each series on logarithmic axes, beside the line that a linear cost through its last point would take."""
+    """Each series on logarithmic axes, beside its ideal line."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, (len(series) + 1) // 2, figsize=(9, 5), layout="constrained")
     for axis, one in zip(axes.flat, series, strict=False):
         axis.loglog(one.sizes, one.seconds, "o-", base=2, label="measured")
-        axis.loglog(one.sizes, [one.seconds[-1] * s / one.sizes[-1] for s in one.sizes], ":", base=2, label="linear")
+        axis.loglog(one.sizes, one.ideal, ":", base=2, label="linear")
+        axis.set_xticks(one.sizes, [f"{size:,}" for size in one.sizes])
+        axis.yaxis.set_major_locator(ticker.LogLocator(base=2, subs=(1,)))
+        axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.2g}"))
+        axis.minorticks_off()
         axis.set_title(one.name, fontsize=8)
         axis.set_xlabel(one.unit, fontsize=7)
         axis.set_ylabel("s", fontsize=7)

@@ -1,16 +1,23 @@
 """Attention of segments on a CPU as one differentiable step.
 
-B rows, H heads, G of them to a head of keys, T tokens, d features a head.
+B rows, H heads, G of them to a head of keys (K = H / G), T tokens, d features a head; t tokens of a segment, which see s
+keys, those of its parent and its own.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_softmax_backward = torch.ops.aten._softmax_backward_data
+# Measured with 9 heads of 64: with more pairs of query and key the kernel that never holds them all is the faster one.
+MOST_PAIRS_AT_ONCE = 1 << 17
+
+Slopes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Segments(Protocol):
@@ -22,12 +29,14 @@ class Segments(Protocol):
 
 
 class SegmentAttention(torch.autograd.Function):
-    """softmax(scale · Q Kᵀ + mask) V of each segment over its parent's keys and its own, in float32.
+    """softmax(scale · Q Kᵀ + mask) V of each segment over its parent's keys and its own.
 
-    It calls torch's flash-attention kernel for CPUs (Dao 2023) segment by segment, with the G query heads of a key head as
-    a batch of G, so that keys are never repeated. It keeps inputs, output and the softmax's normalizers for the backward,
-    where torch's differentiable operators keep every branch's copy of its trunk's keys: 0.3 of 5 GiB less in a step of
-    SmolLM2-135M's shape, in the same time.
+    Segment by segment, with keys never repeated for the query heads that share them. It keeps inputs, output and what the
+    kernel needs for the backward, where torch's differentiable operators keep every branch's copy of its trunk's keys: 0.3
+    of 5 GiB less in a step of SmolLM2-135M's shape, in the same time.
+
+    In float32 by torch's flash-attention kernel for CPUs (Dao 2023). Where value is bfloat16, as under autocast, short
+    segments go through matrix products in bfloat16, which take 0.5 to 0.75 of that kernel's time.
     """
 
     @staticmethod
@@ -39,25 +48,17 @@ class SegmentAttention(torch.autograd.Function):
         rows: Segments,
         scaling: float | None,
     ) -> torch.Tensor:
-        """query [B, H, T, d]; key and value [B, H / G, T, d] → [B, H, T, d] of value's dtype; 0 at padding."""
+        """query [B, H, T, d]; key and value [B, K, T, d] → [B, H, T, d] of value's dtype; 0 at padding."""
         count, heads, length, width = query.shape
-        groups = heads // key.shape[1]
         out = value.new_zeros(count, length, heads, width).transpose(1, 2)
         normalizers = []
         for row in range(count):
-            queries, written = _by_group(query[row], groups).float(), _by_group(out[row], groups)
-            keys, values = key[row].float(), value[row].float()
+            written = _by_key_head(out[row], key.shape[1])
+            kernels = _Kernels(query[row], key[row], value[row], scaling)
             for own, above, mask in rows.segments(row):
-                attended, normalizer = _forward(
-                    queries[:, :, own],
-                    _seen(keys, own, above).expand(groups, -1, -1, -1),
-                    _seen(values, own, above).expand(groups, -1, -1, -1),
-                    is_causal=mask is None,
-                    attn_mask=mask,
-                    scale=scaling,
-                )
-                written[:, :, own] = attended
-                normalizers.append(normalizer)
+                written[:, :, own], normalizer = kernels.of(own, above).attend(own, above, mask)
+                if normalizer is not None:
+                    normalizers.append(normalizer)
         ctx.save_for_backward(query, key, value, out, *normalizers)
         ctx.rows, ctx.scaling = rows, scaling
         return out
@@ -67,38 +68,152 @@ class SegmentAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, out, *rest = ctx.saved_tensors
         normalizers = iter(rest)
-        groups = query.shape[1] // key.shape[1]
         slopes = [torch.zeros_like(of, dtype=torch.float32) for of in (query, key, value)]
         for row in range(len(query)):
-            queries, attended, given = (_by_group(of[row], groups).float() for of in (query, out, upstream[0]))
-            keys, values = key[row].float(), value[row].float()
-            of_queries = _by_group(slopes[0][row], groups)
+            of_queries, given, attended = (
+                _by_key_head(of[row], key.shape[1]) for of in (slopes[0], upstream[0].to(value.dtype), out)
+            )
+            kernels = _Kernels(query[row], key[row], value[row], ctx.scaling)
             for own, above, mask in ctx.rows.segments(row):
-                found = _backward(
-                    given[:, :, own],
-                    queries[:, :, own],
-                    _seen(keys, own, above).expand(groups, -1, -1, -1),
-                    _seen(values, own, above).expand(groups, -1, -1, -1),
-                    attended[:, :, own],
-                    next(normalizers),
-                    0.0,
-                    mask is None,
-                    attn_mask=mask,
-                    scale=ctx.scaling,
+                kernel = kernels.of(own, above)
+                of_queries[:, :, own], *seen = kernel.slopes(
+                    given[:, :, own], attended[:, :, own], normalizers, own, above, mask
                 )
-                of_queries[:, :, own] = found[0]
                 before = 0 if above is None else above.stop - above.start
-                for slope, parts in zip(slopes[1:], found[1:], strict=True):
-                    part = parts.sum(0)
+                for slope, part in zip(slopes[1:], seen, strict=True):
                     if above is not None:
                         slope[row, :, above] += part[:, :before]
                     slope[row, :, own] += part[:, before:]
         return (*(slope.to(of.dtype) for slope, of in zip(slopes, (query, key, value), strict=True)), None, None)
 
 
-def _by_group(row: torch.Tensor, groups: int) -> torch.Tensor:
-    """A view [G, H / G, T, d] of a row [H, T, d]."""
-    return row.unflatten(0, (-1, groups)).transpose(0, 1)
+class _Kernels:
+    """The kernels for one row; query [H, T, d], key and value [K, T, d]."""
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> None:
+        self._query = _by_key_head(query, len(key))
+        self._key, self._value = key, value
+        self._scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._made: dict[type, _Flash | _Products] = {}
+
+    def of(self, own: slice, above: slice | None) -> "_Flash | _Products":
+        """The faster kernel for this segment."""
+        length = own.stop - own.start
+        seen = length + (0 if above is None else above.stop - above.start)
+        short = self._value.dtype == torch.bfloat16 and length * seen <= MOST_PAIRS_AT_ONCE
+        kind = _Products if short else _Flash
+        if kind not in self._made:
+            self._made[kind] = kind(self._query, self._key, self._value, self._scaling)
+        return self._made[kind]
+
+
+class _Flash:
+    """torch's flash-attention kernel for CPUs, the G query heads of a key head as a batch of G.
+
+    In float32 whatever comes in: its bfloat16 backward takes 1.5 to 4 times as long at segments of 70 to 200 tokens.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> None:
+        """query [K, G, T, d]; key and value [K, T, d]."""
+        self._query = query.transpose(0, 1).float()
+        self._key, self._value = key.float(), value.float()
+        self._scaling = scaling
+
+    def attend(
+        self, own: slice, above: slice | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """→ [K, G, t, d], and the softmax's normalizers for the backward."""
+        attended, normalizer = _flash(
+            *self._inputs(own, above), is_causal=mask is None, attn_mask=mask, scale=self._scaling
+        )
+        return attended.transpose(0, 1), normalizer
+
+    def slopes(
+        self,
+        given: torch.Tensor,
+        attended: torch.Tensor,
+        normalizers: Iterator[torch.Tensor],
+        own: slice,
+        above: slice | None,
+        mask: torch.Tensor | None,
+    ) -> Slopes:
+        """given and attended [K, G, t, d] → slopes of query [K, G, t, d], and of key and value [K, s, d]."""
+        of_query, of_key, of_value = _flash_backward(
+            given.transpose(0, 1).float(),
+            *self._inputs(own, above),
+            attended.transpose(0, 1).float(),
+            next(normalizers),
+            0.0,
+            mask is None,
+            attn_mask=mask,
+            scale=self._scaling,
+        )
+        return of_query.transpose(0, 1), of_key.sum(0), of_value.sum(0)
+
+    def _inputs(self, own: slice, above: slice | None) -> tuple[torch.Tensor, ...]:
+        queries = self._query[:, :, own]
+        seen = (_seen(of, own, above).expand(len(queries), -1, -1, -1) for of in (self._key, self._value))
+        return (queries, *seen)
+
+
+class _Products:
+    """Products of matrices in bfloat16 with the softmax in float32, as transformers' eager attention under autocast.
+
+    The backward computes the probabilities again.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> None:
+        """query [K, G, T, d]; key and value [K, T, d]."""
+        self._query = (query * scaling).to(value.dtype)
+        self._key, self._value = key.to(value.dtype), value
+        self._scaling = scaling
+
+    def attend(
+        self, own: slice, above: slice | None, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """→ [K, G, t, d]; nothing is kept for the backward."""
+        queries = self._query[:, :, own]
+        probabilities = self._probabilities(queries.flatten(1, 2), _seen(self._key, own, above), own)
+        return torch.bmm(probabilities, _seen(self._value, own, above)).view(queries.shape), None
+
+    def slopes(
+        self,
+        given: torch.Tensor,
+        attended: torch.Tensor,
+        normalizers: Iterator[torch.Tensor],
+        own: slice,
+        above: slice | None,
+        mask: torch.Tensor | None,
+    ) -> Slopes:
+        """given [K, G, t, d] → slopes of query [K, G, t, d], and of key and value [K, s, d]."""
+        shape, given = given.shape, given.flatten(1, 2)
+        queries = self._query[:, :, own].flatten(1, 2)
+        keys, values = _seen(self._key, own, above), _seen(self._value, own, above)
+        probabilities = self._probabilities(queries, keys, own)
+        of_value = torch.bmm(probabilities.transpose(1, 2), given)
+        of_probability = torch.bmm(given, values.transpose(1, 2))
+        of_score = _softmax_backward(of_probability, probabilities, -1, probabilities.dtype)
+        of_query = torch.bmm(of_score, keys).view(shape) * self._scaling
+        return of_query, torch.bmm(of_score.transpose(1, 2), queries), of_value
+
+    def _probabilities(self, queries: torch.Tensor, keys: torch.Tensor, own: slice) -> torch.Tensor:
+        """queries [K, G · t, d] and keys [K, s, d] → [K, G · t, s]. A query sees what stands before it, and itself."""
+        length, seen = own.stop - own.start, keys.shape[1]
+        scores = torch.bmm(queries, keys.transpose(1, 2))
+        later = _later(1 << (seen - 1).bit_length(), scores.dtype)[seen - length : seen, :seen]
+        scores.unflatten(1, (-1, length)).add_(later)
+        return scores.softmax(-1)
+
+
+@cache
+def _later(size: int, dtype: torch.dtype) -> torch.Tensor:
+    """[size, size]: -∞ where the column stands after the row."""
+    return torch.full((size, size), float("-inf"), dtype=dtype).triu(1)
+
+
+def _by_key_head(row: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """A view [K, G, T, d] of a row [H, T, d]."""
+    return row.unflatten(0, (key_heads, -1))
 
 
 def _seen(row: torch.Tensor, own: slice, above: slice | None) -> torch.Tensor:

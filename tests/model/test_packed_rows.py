@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mllm.batch import NO_PARENT, PADDING_SEGMENT
 from mllm.errors import UserError
-from mllm.model import packed_rows
+from mllm.model import packed_rows, segment_attention
 from mllm.model.packed_rows import FlashRows, choose_kernel, lay_out
 
 
@@ -57,7 +57,9 @@ def test_segment_calls_equal_the_dense_mask_in_values_and_gradients(seed):
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_segment_attention_in_one_step_equals_torchs_operators_in_mixed_precision():
+@pytest.mark.parametrize("most_pairs", [0, 300, 1 << 17], ids=["flash", "both", "products"])
+def test_segment_attention_in_one_step_equals_torchs_operators_in_mixed_precision(most_pairs, monkeypatch):
+    monkeypatch.setattr(segment_attention, "MOST_PAIRS_AT_ONCE", most_pairs)
     segments, parents = random_rows(random.Random(7), rows=2, trunks=True)
     query, key, value = heads(segments, 7)
     inputs = [query, key, value.detach().bfloat16().requires_grad_()]
@@ -69,8 +71,9 @@ def test_segment_attention_in_one_step_equals_torchs_operators_in_mixed_precisio
         found[attend.__name__] = [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
     for one, other in zip(found["attend"], found["attend_by_calls"], strict=True):
         assert one.dtype == other.dtype
-        # The one step reads its output back in bfloat16.
-        assert torch.allclose(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+        # bfloat16 has eight bits: the output is read back in it, and short segments' scores are rounded to it.
+        assert (one - other).float().norm() < 1e-2 * other.float().norm()
+        assert torch.allclose(one.float(), other.float(), rtol=6e-2, atol=6e-2)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
