@@ -34,11 +34,16 @@ def synthesize(config: SynthConfig) -> SynthReport:
     """Write `config.output` whole or not at all and return its report (also in `synth_report.json`).
 
     The directory holds `images/`, `captions.jsonl`, `instruct.jsonl`, `in_words.jsonl`, `clip_pairs.jsonl` and
-    `heldout/*.jsonl`; image paths in them are relative to it. Raises UserError for missing or unusable sources.
+    `heldout/*.jsonl`; image paths in them are relative to it. An earlier run's directory is replaced. Raises UserError for
+    missing or unusable sources, and where the directory holds anything else.
     """
     names = [source.name for source in config.sources]
     if len(set(names)) < len(names):
         raise UserError(f"sources: each needs its own name, found {', '.join(names)}; set `name` in the config")
+    is_ours = (config.output / REPORT_NAME).is_file() and (config.output / "images").is_dir()
+    is_empty = config.output.is_dir() and not any(config.output.iterdir())
+    if config.output.exists() and not is_ours and not is_empty:
+        raise UserError(f"output {config.output} holds other files than a run's, and would be replaced; name another")
     outputs, dropped = draft_all(config)
     with atomic_directory(config.output) as root:
         store = ImageStore(root)

@@ -66,6 +66,25 @@ def test_the_recipe_that_is_written_can_be_trained_on_and_paths_stay(tmp_path: P
     assert sample.images == (str(tmp_path / "0.png"),) and len(mixture.samples) == 2
 
 
+def test_what_an_earlier_run_wrote_does_not_stay_beside_a_run_that_refuses_all(tmp_path: Path) -> None:
+    config = make_run(tmp_path, fact_records(3))
+    write_instructions(config)
+    assert (config.output / "street.jsonl").exists() and (config.output / "recipe.yaml").exists()
+    none = {"skip": list(NO_IMAGES), "words": {"conversation": (150, 200)}}
+    assert write_instructions(make_run(tmp_path, fact_records(3), filters=none)).samples == 0
+    assert not (config.output / "street.jsonl").exists() and not (config.output / "recipe.yaml").exists()
+
+
+def test_an_input_is_not_written_over(tmp_path: Path) -> None:
+    config = make_run(tmp_path, fact_records(2), output=".")
+    before = (tmp_path / "facts.jsonl").read_text()
+    source = config.inputs[0].model_copy(update={"name": "facts"})
+    with pytest.raises(UserError, match=r"would replace the input .*facts\.jsonl"):
+        write_instructions(config.model_copy(update={"inputs": (source,)}))
+    assert (tmp_path / "facts.jsonl").read_text() == before
+    assert write_instructions(config).samples == 2
+
+
 def test_images_inside_parquet_stay_inside(tmp_path: Path) -> None:
     rows = [
         {"image": {"bytes": picture_bytes(n, "PNG"), "path": None}, "caption": f"a dog {n}", "id": n} for n in range(3)

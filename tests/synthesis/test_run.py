@@ -179,6 +179,15 @@ def test_a_column_of_another_type_is_refused_with_its_row(make_config, column, v
         synthesize(make_config(rows))
 
 
+def test_a_directory_of_other_files_is_not_replaced(make_config) -> None:
+    config = make_config()
+    config.output.mkdir()
+    (config.output / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds other files than a run's"):
+        synthesize(config)
+    assert (config.output / "thesis.txt").read_text() == "years of work"
+
+
 def test_two_sources_of_one_name_are_refused(make_config, tmp_path) -> None:
     source = {"kind": "easyvqa", "path": str(write_easyvqa(tmp_path / "twice"))}
     with pytest.raises(UserError, match="each needs its own name"):

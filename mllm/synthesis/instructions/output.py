@@ -24,6 +24,7 @@ from mllm.synthesis.instructions.config import InstructionConfig
 from mllm.synthesis.instructions.filters import NAMES, Candidate, ImageFilters
 from mllm.synthesis.instructions.inputs import Refused
 from mllm.synthesis.instructions.journal import Totals
+from mllm.synthesis.writing import REPORT_NAME
 
 OF_IMAGES = ("bad_record", *ImageFilters.names, "duplicate_id", "no_facts")
 OF_ANSWERS = ("unanswered", "unparsable", *NAMES, "judge")
@@ -83,7 +84,8 @@ def sample_of(candidate: Candidate) -> Sample:
 def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]) -> Output:
     """Write the samples of each input, the rejected, and a recipe; each file has its name only once it is whole.
 
-    An input whose images lie inside its file becomes a parquet file with the images inside, another JSON lines.
+    An input whose images lie inside its file becomes a parquet file with the images inside, another JSON lines. Of an
+    earlier run nothing stays that this one did not write.
     """
     root, output, digest = config.output, Output(), hashlib.sha256()
     rejected = temporary_name(root / "rejected.jsonl")
@@ -98,7 +100,7 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
             sample, context = sample_of(item), item.request.prompt.context
             if context.source not in writers:
                 holds = is_stored(context.location)
-                path = root / f"{context.source}.{'parquet' if holds else 'jsonl'}"
+                path = sample_files(root, context.source)[holds]
                 writers[context.source] = stack.enter_context(open_writer(path, embed_images=holds))
             writers[context.source].write(sample, {context.image: context.location}.__getitem__)
             digest.update(sample.model_dump_json().encode("utf-8", "surrogatepass"))
@@ -108,8 +110,29 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
                 output.yes_no.update(word.strip(",.!:;") for first in firsts for word in first)
     rejected.replace(root / "rejected.jsonl")
     output.digest = digest.hexdigest()
-    _write_recipe(config, {name: writer.path for name, writer in writers.items()})
+    written = {name: writer.path for name, writer in writers.items()}
+    for source in config.inputs:
+        for path in sample_files(root, source.name):
+            if path != written.get(source.name):
+                path.unlink(missing_ok=True)
+    _write_recipe(config, written)
     return output
+
+
+def sample_files(root: Path, name: str) -> tuple[Path, Path]:
+    """The files that the samples of an input may become."""
+    return root / f"{name}.jsonl", root / f"{name}.parquet"
+
+
+def check_inputs_stay(config: InstructionConfig) -> None:
+    """Raise UserError if a file of the inputs would be written over by the output."""
+    root = config.output
+    written = [path for source in config.inputs for path in sample_files(root, source.name)]
+    targets = {path.resolve() for path in (*written, root / "rejected.jsonl", root / "recipe.yaml", root / REPORT_NAME)}
+    for source in config.inputs:
+        for file in SourceSettings(path=source.path, image_root=source.image_root).files():
+            if Path(file).resolve() in targets:
+                raise UserError(f"output {root}: the samples would replace the input {file}; name another directory")
 
 
 def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
@@ -118,6 +141,8 @@ def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
     if sources:
         recipe = RecipeSettings(name=config.output.name, stage="instruct", sources=sources)
         write_text_atomically(config.output / "recipe.yaml", dump_yaml(recipe))
+    else:
+        (config.output / "recipe.yaml").unlink(missing_ok=True)
 
 
 def report_of(

@@ -11,7 +11,7 @@ from mllm.synthesis.instructions.config import InstructionConfig
 from mllm.synthesis.instructions.following import ANSWERS_NAME, Follower
 from mllm.synthesis.instructions.inputs import ImageDecisions
 from mllm.synthesis.instructions.journal import Journal
-from mllm.synthesis.instructions.output import InstructionReport, report_of, write_output
+from mllm.synthesis.instructions.output import InstructionReport, check_inputs_stay, report_of, write_output
 from mllm.synthesis.instructions.passes import InstructionRun
 from mllm.synthesis.writing import REPORT_NAME
 
@@ -23,6 +23,7 @@ def write_instructions(config: InstructionConfig) -> InstructionReport:
     in the order of the inputs. Raises UserError for unusable settings or inputs, and, after writing what there is, for
     what ended the run before its end.
     """
+    check_inputs_stay(config)
     return asyncio.run(_run(config))
 
 
