@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from mllm.model.attention import PACKED, attention_of
 
@@ -17,9 +18,51 @@ def cache_argument(language_model: PreTrainedModel, cache: DynamicCache) -> dict
     return {"cache" if "cache" in parameters else "past_key_values": cache}
 
 
+ROOM_POSITIONS = 64
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values [B, H, T, d] in front of unused positions, so that a token is written without copying the others."""
+
+    keys: torch.Tensor | None
+    values: torch.Tensor | None
+    _rooms: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add positions [B, H, t, d]; returns all keys and values."""
+        self.is_initialized, self.device, self.dtype = True, key_states.device, key_states.dtype
+        added = (key_states, value_states)
+        held: tuple[torch.Tensor, ...] = ()
+        if self.keys is not None and self.values is not None and self.keys.numel():
+            held = self.keys, self.values
+        start = held[0].shape[2] if held else 0
+        stop = start + key_states.shape[2]
+        if not self._holds(held, stop):
+            self._rooms = tuple(
+                states.new_empty(*states.shape[:2], stop + ROOM_POSITIONS, states.shape[3]) for states in added
+            )
+            for room, states in zip(self._rooms, held, strict=False):
+                room[:, :, :start] = states
+        for room, states in zip(self._rooms, added, strict=True):
+            room[:, :, start:stop] = states
+        self.keys, self.values = (room[:, :, :stop] for room in self._rooms)
+        return self.keys, self.values
+
+    def _holds(self, states: tuple[torch.Tensor, ...], length: int) -> bool:
+        """Whether the rooms begin with `states` and have `length` positions: selecting rows makes other tensors of them."""
+        return bool(states) and all(
+            room.data_ptr() == held.data_ptr() and room.shape[:2] == held.shape[:2] and room.shape[2] >= length
+            for room, held in zip(self._rooms, states, strict=True)
+        )
+
+
 def new_cache() -> DynamicCache:
     """An empty cache that keeps every position, also where attention slides, so that it can be cut and branched."""
-    return DynamicCache()
+    cache = DynamicCache()
+    cache.layer_class_to_replicate = RoomyLayer
+    return cache
 
 
 def truncate(cache: DynamicCache, length: int) -> None:
