@@ -71,10 +71,14 @@ def layer_index(name: str) -> int:
     return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
 
 
+def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return hidden_states
+
+
 class VisionEncoder(nn.Module):
     """Features of one hidden layer: pixel_values [N, 3, S, S] → [N, P, V].
 
-    feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5).
+    feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5). Layers behind it compute nothing.
     """
 
     def __init__(self, model: PreTrainedModel, feature_layer: int, class_token: str) -> None:
@@ -88,6 +92,9 @@ class VisionEncoder(nn.Module):
             raise UserError(f"feature_layer {feature_layer}: the encoder has hidden states {-(layers + 1)} to {layers}")
         if class_token == "keep" and not self.family.has_class_token:
             raise UserError(f"class_token: keep, but {model.config.model_type} has none; use drop")
+        # Their parameters stay for whoever the checkpoint is shared with.
+        for layer in model.encoder.layers[self.used_layers :]:
+            layer.forward = _pass_on
 
     @property
     def width(self) -> int:
