@@ -8,6 +8,7 @@ from mllm.config import ImageSettings
 from mllm.errors import UserError
 from mllm.model import checkpoint
 from mllm.model.build import require_directory
+from mllm.model.linear_layout import store_wide_layers_by_column
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantize import Quantization, quantize_language_model
 from mllm.processor import Processor
@@ -45,9 +46,11 @@ def load(
     if quantize is not None:
         quantize_language_model(model, quantize)
     try:
-        return model.to(device).eval(), processor
+        model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from None
+    store_wide_layers_by_column(model.language_model)
+    return model, processor
 
 
 def local_directory(source: Path | str) -> Path:

@@ -77,7 +77,7 @@ def llava_state(model: MultimodalLM, dtype: torch.dtype = torch.float32) -> dict
     state |= {f"projector.{name}": tensor for name, tensor in model.projector.folded_state().items()}
     for name, tensor in state.items():
         prefix = next(p for p in parts if name.startswith(p))
-        renamed[parts[prefix] + name.removeprefix(prefix)] = tensor.to(dtype)
+        renamed[parts[prefix] + name.removeprefix(prefix)] = tensor.to(dtype).contiguous()
     return renamed
 
 
@@ -98,6 +98,7 @@ def write_llava(directory: Path, model: MultimodalLM, processor: Processor, dtyp
     if homeless:
         raise UserError(f"the Hugging Face LLaVA layout has no place for {homeless[0]} of this language model")
     peer.load_state_dict(state, strict=True, assign=True)
+    peer.tie_weights()
     peer.save_pretrained(directory)
     llava_processor(model, processor).save_pretrained(directory)
 
