@@ -17,6 +17,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Never a pickle: what isn't listed is not downloaded.
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
+HUB_ERRORS = {
+    "HFValidationError": "no id has this form",
+    "LocalEntryNotFoundError": "it isn't in the cache, and the hub can't be reached",
+    "RepositoryNotFoundError": "it has none of that name, or wants a token",
+}
+
 
 def load(
     source: Path | str,
@@ -64,6 +70,5 @@ def local_directory(source: Path | str) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
     # The hub's errors share no base class of their own: they come from its own, httpx's and the file system's families.
     except Exception as error:
-        raise UserError(
-            f"model {str(source)!r} is neither a directory nor to be had from the hub ({type(error).__name__})"
-        ) from None
+        reason = HUB_ERRORS.get(type(error).__name__, type(error).__name__)
+        raise UserError(f"model {str(source)!r} is neither a directory nor to be had from the hub ({reason})") from None

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import mllm
+from mllm.cli import build_parser
+from mllm.command import run_command
 from mllm.config import LoraSettings
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -15,9 +18,11 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.build import build
 from mllm.model.interop.llava import export_llava
-from mllm.model.load import local_directory
+from mllm.model.load import HUB_FILES
 from mllm.model.lora import add_lora
 from tests.tiny import save_image, tiny_settings
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 def make(parts, prompt_format="chatml", fit="crop", encoder="clip", lora=False):
@@ -118,18 +123,30 @@ def test_what_is_no_model_is_said_in_a_line(tiny_parts, tmp_path):
         mllm.load(tiny_parts / "lm", dtype="int7")
 
 
-def test_a_hub_id_is_the_snapshot_in_the_cache(tiny_parts, tmp_path, monkeypatch):
-    export_llava(*make(tiny_parts), tmp_path / "hf")
-    asked = {}
+def test_a_hub_id_is_its_snapshot_in_the_cache_and_another_is_a_line(tiny_parts, tmp_path, monkeypatch, capsys):
+    cached = tmp_path / "hub" / "models--owner--name"
+    export_llava(*make(tiny_parts), cached / "snapshots" / REVISION)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(REVISION)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
-        return str(tmp_path / "hf")
+    def run_import(name, out):
+        with pytest.raises(SystemExit) as ended:
+            run_command(lambda words: (options := build_parser().parse_args(words)).run(options), ["import", name, out])
+        return ended.value.code
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert local_directory("owner/name") == tmp_path / "hf"
-    assert asked["name"] == "owner/name" and not any("bin" in pattern for pattern in asked["patterns"])
-    assert mllm.load("owner/name")[1].format_name == "chatml"
+    assert run_import("owner/name", str(tmp_path / "out")) == 0
+    assert mllm.load(tmp_path / "out")[1].format_name == mllm.load("owner/name")[1].format_name == "chatml"
+    capsys.readouterr()
+    for name, words in (("owner/other", "isn't in the cache"), ("owner/o..r", "no id has this form")):
+        assert run_import(name, str(tmp_path / "none")) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line and words in line and not (tmp_path / "none").exists()
+
+
+def test_no_pickle_is_asked_of_the_hub():
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in HUB_FILES)
 
 
 @pytest.mark.parametrize("lora", [False, True])
