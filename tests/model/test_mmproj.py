@@ -34,7 +34,11 @@ def run_export(*arguments):
 
 
 def graph_of_llama_cpp(file, pixels):
-    """Image tokens [N, P, D] of pixels [N, 3, S, S] by the steps of llama.cpp's graph of LLaVA (models/llava.cpp)."""
+    """Image tokens [N, P, D] of pixels [N, 3, S, S] by the steps of llama.cpp's graph of LLaVA (models/llava.cpp).
+
+    The class token stands in front, where its positions and the choice of rows take it to be; its issue 25814 is that it
+    doesn't.
+    """
     reader = gguf.GGUFReader(file)
     t = {tensor.name: torch.tensor(tensor.data).float() for tensor in reader.tensors}
     value = {name: field.contents() for name, field in reader.fields.items()}
@@ -69,10 +73,11 @@ def graph_of_llama_cpp(file, pixels):
 
 
 @pytest.mark.parametrize("encoder,feature_layer", [("clip", -2), ("clip", -1), ("siglip", -2), ("siglip", -1)])
-def test_the_projector_file_gives_our_image_tokens(tiny_parts, tmp_path, encoder, feature_layer):
+def test_the_projector_file_gives_our_image_tokens(tiny_parts, tmp_path, caplog, encoder, feature_layer):
     model, processor = make(tiny_parts, encoder, feature_layer=feature_layer)
     mllm.save(tmp_path / "ours", model, processor)
     run_export(tmp_path / "ours", tmp_path / "out", "--layout", "gguf")
+    assert ("class token behind the patches" in caplog.text) == (encoder == "clip")
     pixels = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         expected = model.encode_images(pixels)

@@ -1,5 +1,6 @@
 """Encoder and projector as llama.cpp's multimodal projector file (GGUF, architecture `clip`, projector type `mlp`)."""
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from mllm.errors import UserError
 from mllm.model.encoders import layer_index
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "mmproj.gguf"
 # transformers' names → llama.cpp's (tools/mtmd/clip-impl.h), for CLIP and SigLIP alike.
@@ -50,6 +53,11 @@ def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
         raise UserError("llama.cpp drops the class token; this model keeps it: train with class_token: drop")
     if config.hidden_act not in _ACTIVATIONS:
         raise UserError(f"llama.cpp's encoders have no activation {config.hidden_act!r}")
+    if encoder.family.has_class_token:
+        logger.warning(
+            "llama.cpp puts the class token behind the patches and then drops the first patch in its place (its issue "
+            "25814): until that is mended there, its answers about images are not this model's"
+        )
     writer = gguf.GGUFWriter(file, "clip")
     writer.add_type("mmproj")
     for name in ("clip.has_vision_encoder", "clip.has_llava_projector"):
