@@ -200,5 +200,9 @@ def test_the_command_prints_a_table_and_refuses_too_few_images(trained, tmp_path
         run("coop", "--shots", "16")
     with pytest.raises(UserError, match="--base-to-new scores one --test, not 2"):
         run("coop", "--base-to-new", "--test", "one.jsonl", "two.jsonl")
+    with pytest.raises(UserError, match=r"\d+ context vectors and class 'red square' make .* takes 48"):
+        run("coop", "--shots", "1", "--start", "a square " * 30)
+    with pytest.raises(UserError, match="words that a context starts from are empty"):
+        run("coop", "--shots", "1", "--start", " ")
     with pytest.raises(UserError, match=r"60 context vectors and class 'red square' make .* takes 48"):
         run("coop", "--shots", "1", "--context", "60")

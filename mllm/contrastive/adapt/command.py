@@ -28,6 +28,9 @@ def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", choices=["pad", "crop", "stretch"], help="how images become square (as trained)")
     coop = parser.add_argument_group("coop")
     coop.add_argument("--context", type=int, default=16, help="number of context vectors (default 16)")
+    coop.add_argument(
+        "--start", metavar="WORDS", help="begin as these words, e.g. 'a photo of a', not as random vectors"
+    )
     coop.add_argument("--position", choices=["end", "middle"], default="end", help="where the class name stands")
     coop.add_argument("--class-specific", action="store_true", help="context vectors of its own for each class")
 
@@ -75,6 +78,9 @@ def _method(name: str, options: argparse.Namespace) -> Any:
 
     if name == "coop":
         return METHODS[name](
-            context_count=options.context, position=options.position, class_specific=options.class_specific
+            context_count=options.context,
+            position=options.position,
+            class_specific=options.class_specific,
+            start=options.start,
         )
     return METHODS[name]()

@@ -60,7 +60,7 @@ class LearnedPrompts:
         """The ids of a text as they are behind another word: byte-level tokenizers put the space into the token."""
         tokenizer = self.encoder.tokenizer
         before = tokenizer("a", add_special_tokens=False)["input_ids"]
-        return tokenizer(f"a {text}", add_special_tokens=False)["input_ids"][len(before) :]
+        return tokenizer(f"a {text}", add_special_tokens=False, verbose=False)["input_ids"][len(before) :]
 
     def _ends(self) -> tuple[list[int], list[int]]:
         """The special tokens that the tokenizer puts before and after a text."""
@@ -99,7 +99,12 @@ def text_width(encoder: DualEncoder) -> int:
 
 
 def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
-    """The token embeddings [M, W] of a text, to start contexts from; M is the number of its tokens."""
+    """The token embeddings [M, W] of a text, to start contexts from; M is the number of its tokens.
+
+    Raises UserError for an empty text.
+    """
+    if not text.strip():
+        raise UserError("the words that a context starts from are empty")
     ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
     return _token_embedding(encoder)(torch.tensor(ids, device=encoder.device)).detach().cpu().clone()
 
