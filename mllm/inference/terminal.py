@@ -101,6 +101,9 @@ class _Terminal:
         if not self.as_json:
             self.console.print(text, style="dim", markup=False, soft_wrap=True)
 
+    def complain(self, error: UserError) -> None:
+        self.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+
     def show_image(self, argument: str) -> None:
         if not argument:
             raise UserError("/image needs a path or a URL")
@@ -178,13 +181,16 @@ def chat_in_terminal(session: ChatSession, images: Sequence[str], as_json: bool 
             line = read_line().strip()
         except (EOFError, KeyboardInterrupt):
             return
+        except UserError as error:
+            terminal.complain(error)
+            continue
         if line == "/exit":
             return
         try:
             if line:
                 terminal.take(line)
         except UserError as error:
-            terminal.console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            terminal.complain(error)
         except KeyboardInterrupt:
             terminal.say("\nstopped; the question is dropped, the conversation goes on")
 

@@ -90,9 +90,13 @@ def test_what_a_script_cannot_ask_is_an_error(session, typed, tmp_path):
     for image in ("gone.png", str(tmp_path / "torn.png"), "http://127.0.0.1:1/x.png"):
         with pytest.raises(UserError, match="image"):
             terminal.chat_script(session, ["hello"], [image])
-    typed(b"fine\n\xff\n")
-    with pytest.raises(UserError, match="not UTF-8"):
-        terminal.chat_in_terminal(session, [])
+
+
+def test_a_typed_line_that_is_no_text_is_said_and_the_chat_goes_on(session, typed, capsys):
+    typed(b"fine\n\xff\nhello\n")
+    terminal.chat_in_terminal(session, [])
+    assert "not UTF-8" in capsys.readouterr().out
+    assert [m.text for m in session.messages if m.role == "user"] == ["fine", "hello"]
 
 
 def test_ctrl_c_ends_the_answer_and_keeps_the_chat(session, typed, capsys, monkeypatch):
