@@ -17,7 +17,7 @@ from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.build import build
-from mllm.model.interop.llava import export_llava
+from mllm.model.interop.llava import export_llava, import_llava
 from mllm.model.load import HUB_FILES
 from mllm.model.lora import add_lora
 from tests.tiny import save_image, tiny_settings
@@ -143,6 +143,12 @@ def test_a_hub_id_is_its_snapshot_in_the_cache_and_another_is_a_line(tiny_parts,
         assert run_import(name, str(tmp_path / "none")) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert name in line and words in line and not (tmp_path / "none").exists()
+
+
+def test_a_model_of_ours_is_not_imported(tiny_parts, tmp_path):
+    mllm.save(tmp_path / "ours", *make(tiny_parts))
+    with pytest.raises(UserError, match="a model of ours already"):
+        import_llava(tmp_path / "ours", tmp_path / "out", None, None)
 
 
 def test_no_pickle_is_asked_of_the_hub():

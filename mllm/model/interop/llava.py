@@ -30,7 +30,7 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
-from mllm.model.checkpoint import check_model_directory, save, tied_weights
+from mllm.model.checkpoint import check_model_directory, is_ours, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
@@ -202,6 +202,8 @@ def _quote(text: str) -> str:
 
 def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | None) -> None:
     """Convert a local LLaVA directory in transformers' layout to one of ours, atomically; see `read_llava`."""
+    if is_ours(source):
+        raise UserError(f"{source} is a model of ours already; nothing is left to import")
     save(out, *read_llava(source, prompt_format, fit))
 
 
