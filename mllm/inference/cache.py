@@ -1,7 +1,7 @@
 """Keys and values over several calls of a language model: prefill, branch, cut back. B rows, T tokens, D width."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from mllm.inference.branches import BRANCHED, branch, branches_of, can_branch, is_branched
 from mllm.model.attention import PACKED, attention_of
 
 
@@ -72,20 +73,33 @@ def truncate(cache: DynamicCache, length: int) -> None:
 
 
 @contextmanager
-def decoding_attention(language_model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model attends with a cache: the packed attention of training rows doesn't know one."""
-    if language_model.config._attn_implementation != PACKED:
+def decoding_attention(language_model: PreTrainedModel, cache: DynamicCache) -> Iterator[None]:
+    """Within the block the model attends with this cache: the packed attention of training rows doesn't know one."""
+    name = language_model.config._attn_implementation
+    name = BRANCHED if is_branched(cache) else "sdpa" if name == PACKED else name
+    with attention_of(language_model, name), branches_of(cache):
         yield
-        return
-    with attention_of(language_model, "sdpa"):
-        yield
+
+
+def spread(
+    language_model: PreTrainedModel, cache: DynamicCache, lengths: Sequence[int], sizes: Sequence[int]
+) -> DynamicCache:
+    """A cache in which the row of each group stands for `sizes` rows; it holds `lengths` positions, padded on the left.
+
+    Where they can be, openings are kept once and read by all; else each row gets a copy.
+    """
+    if language_model.config._attn_implementation in (PACKED, "sdpa") and can_branch(cache):
+        return branch(cache, lengths, sizes)
+    numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    cache.batch_select_indices(numbers.to(language_model.device))
+    return cache
 
 
 @torch.inference_mode()
 def prefill(language_model: PreTrainedModel, cache: DynamicCache, embeddings: torch.Tensor, mask: torch.Tensor) -> None:
     """Add keys and values of `embeddings` [B, T, D], padded on the left where `mask` [B, T] is 0, to an empty cache."""
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with decoding_attention(language_model):
+    with decoding_attention(language_model, cache):
         language_model.get_decoder()(
             inputs_embeds=embeddings,
             attention_mask=mask,

@@ -1,7 +1,7 @@
 """Batched generation through transformers' `generate`, on prompts from the one render path.
 
-Requests that share an opening (system prompt, image) compute it once: its keys and values are the trunk, and each
-request continues from a copy. B rows, T tokens, D width of the language model.
+Requests that share an opening (system prompt, image) compute it once: its keys and values are the trunk, which each
+request continues. B rows, T tokens, D width of the language model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Row, RowWatcher
-from mllm.inference.cache import cache_argument, decoding_attention, new_cache, prefill
+from mllm.inference.cache import cache_argument, decoding_attention, new_cache, prefill, spread
 from mllm.inference.decoding import Decoding, RowProcessors, generation_config
 from mllm.inference.features import ImageFeatures
 from mllm.inference.prefix import Group, plan_batches, plan_groups
@@ -70,7 +70,7 @@ def continue_rows(
     known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
     # How each row samples is the business of its own processors.
     config = generation_config(processor, longest, temperature=1.0 if any(r.decoding.samples for r in rows) else 0.0)
-    with decoding_attention(language_model):
+    with decoding_attention(language_model, cache):
         language_model.generate(
             inputs_embeds=torch.cat([known, embeddings], 1),
             attention_mask=torch.cat([cached_mask, mask], 1),
@@ -100,7 +100,7 @@ class OpenedBatch:
 def open_batch(
     model: MultimodalLM, features: ImageFeatures, groups: Sequence[Group], prompts: Sequence[Prompt]
 ) -> OpenedBatch:
-    """Compute the trunk of each group once, and give every member a copy to go on from."""
+    """Compute the trunk of each group once, for every member to go on from."""
     members = [(index, number) for number, group in enumerate(groups) for index in group.members]
     trunks = [group.trunk_length for group in groups]
     cache = new_cache()
@@ -109,7 +109,7 @@ def open_batch(
         openings = [prompts[group.members[0]] for group in groups]
         embeddings, cached_mask = embed_padded(model, features, openings, [0] * len(trunks), trunks)
         prefill(model.language_model, cache, embeddings, cached_mask)
-        cache.batch_select_indices(torch.tensor([number for _, number in members], device=model.device))
+        cache = spread(model.language_model, cache, trunks, [len(group.members) for group in groups])
     cached_mask = cached_mask[[number for _, number in members]]
     chosen = [prompts[index] for index, _ in members]
     starts = [trunks[number] for _, number in members]

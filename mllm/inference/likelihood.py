@@ -79,7 +79,7 @@ def _score_together(
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, opened.cached_mask.shape[1] :]
     # Rows are padded on the left, so that all answers end at the last place.
     kept = max(len(prompts[index]) - starts[index] for index in opened.members) + 1
-    with decoding_attention(language_model):
+    with decoding_attention(language_model, opened.cache):
         logits = language_model(
             inputs_embeds=opened.embeddings,
             attention_mask=mask,
