@@ -1,6 +1,7 @@
 """Shared fixtures: tiny tokenizers, encoders and language models made here, and no network."""
 
 import os
+import shutil
 import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -55,3 +56,16 @@ def tiny_parts(tmp_path_factory):
     root = tmp_path_factory.mktemp("parts")
     save_tiny_parts(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, where it and the package `playwright` are there."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs Chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

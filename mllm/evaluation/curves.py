@@ -65,7 +65,8 @@ def draw(run: TrainingRun) -> str:
     return (
         f"<figure><figcaption>{escape(run.name)}: {len(run.losses)} steps, {run.tokens:,} tokens, "
         f"{run.seconds / 60:.1f} min</figcaption>"
-        f"<svg width={WIDTH_PX} height={HEIGHT_PX} role=img aria-label='training loss of {escape(run.name)}'>"
+        f"<svg viewBox='0 0 {WIDTH_PX} {HEIGHT_PX}' width={WIDTH_PX} role=img "
+        f"aria-label='training loss of {escape(run.name)}'>"
         f"<line x1={MARGIN_PX} y1={bottom} x2={WIDTH_PX - MARGIN_PX} y2={bottom} stroke='#bbb'/>"
         f"<text x=2 y={MARGIN_PX + 4} font-size=11>{high:.2f}</text><text x=2 y={bottom} font-size=11>{low:.2f}</text>"
         f"<text x={WIDTH_PX - MARGIN_PX} y={bottom + 16} font-size=11 text-anchor=end>step {len(run.losses)}</text>"

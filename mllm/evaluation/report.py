@@ -20,15 +20,19 @@ THUMBNAIL_PX = 96
 LABELS = {True: "right", False: "wrong", None: "answers"}
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
+h1,h2,p,summary,.card{overflow-wrap:anywhere}
 table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
-td small{color:#777}.bar{display:inline-block;height:.6rem;background:#4a78b5;vertical-align:middle;margin-right:.4rem}
+td{white-space:nowrap;font-variant-numeric:tabular-nums}td small{color:#666}
+.track{display:inline-block;width:60px;margin-right:.4rem}.bar{display:block;height:.6rem;background:#4a78b5}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
 .card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
-details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}svg{max-width:100%}
+details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}svg{max-width:100%;height:auto}
 .scroll{overflow-x:auto}.curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
 .note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}
 .right b{color:#2a7d3c}.wrong b{color:#b3372f}
+@media(max-width:40rem){h1{font-size:1.5rem}.track{display:none}th,td{padding:.3rem .18rem;font-size:12px}
+td small{display:block;font-size:10px}}
 """
 
 
@@ -62,13 +66,14 @@ def write_report(
         body += [_gallery(label, [a for own, a in labelled if own == label]) for label in wanted]
     if runs:
         body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
-    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    page = f"<!doctype html><html lang=en>{head}<title>{escape(title)}</title><style>{STYLE}</style>"
     write_text_atomically(path, page + "".join(body) + "</html>\n")
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:
-    """The first answers of a kind, folded away until they are wanted."""
-    shown = answers[:GALLERY]
+    """Answers of a kind from all over the benchmark, folded away until they are wanted."""
+    shown = answers[:: max(1, len(answers) // GALLERY)][:GALLERY]
     cards = "".join(_card(answer, label) for answer in shown)
     title = f"{label} ({len(shown)} of {len(answers)} shown)"
     return f"<details><summary>{title}</summary><div class=grid>{cards}</div></details>"
@@ -86,9 +91,9 @@ def _table(entries: Sequence[Score]) -> str:
 
 
 def _cell(entry: Score) -> str:
-    width = round(60 * min(1.0, entry.score))
+    bar = f"<span class=track><span class=bar style='width:{100 * min(1.0, entry.score):.0f}%'></span></span>"
     interval = f"{100 * entry.low:.1f}–{100 * entry.high:.1f}"
-    return f"<td><span class=bar style='width:{width}px'></span>{100 * entry.score:.1f} <small>{interval}</small></td>"
+    return f"<td>{bar}{100 * entry.score:.1f} <small>{interval}</small></td>"
 
 
 def _card(answer: Answer, label: str) -> str:

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mllm.evaluation.benchmarks import find_benchmark
+from mllm.evaluation.curves import TrainingRun
 from mllm.evaluation.interval_plot import LABEL_PX, PLOT_PX, draw_intervals
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import write_report
@@ -60,3 +61,39 @@ def test_the_gallery_takes_right_and_wrong_from_the_metric(tmp_path):
     assert "Less is better." in chair and "wrong (2 of 2 shown)" in chair and "right (1 of 1 shown)" in chair
     captions = page("coco_captions", 0.1, 8.0)
     assert "answers (2 of 2 shown)" in captions and "wrong (" not in captions and "Less is better" not in captions
+
+
+def test_the_gallery_shows_answers_from_all_over_the_benchmark(tmp_path):
+    answers = [Answer("model", str(n), "all", str(n), f"q{n}?", None, "a", ("b",), 0.0) for n in range(100)]
+    write_report(tmp_path / "r.html", "t", {"b": summarize(answers, 0)}, {"b": answers})
+    page = (tmp_path / "r.html").read_text()
+    assert "wrong (18 of 100 shown)" in page and "q0?" in page and "q85?" in page and "q1?" not in page
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_in_a_browser_nothing_overflows_and_every_number_is_in_sight(browser, tmp_path, width):
+    image, words = save_image(tmp_path / "i.png"), "a/long/path/without/a/space" * 6
+    kinds, conditions = ("shape", "color", "yes_no"), ("model", "withheld", "swapped", "majority")
+    answers = [
+        Answer(condition, f"{kind}{n}", kind, str(n), words, image, words, (words,), float(condition == "model"))
+        for kind in kinds
+        for condition in conditions
+        for n in range(2)
+    ]
+    run = TrainingRun("stage2", (2.0, 1.0, 1.5), 999, 60.0)
+    write_report(
+        tmp_path / "r.html", words, {"pope": summarize(answers, 0)}, {"pope": answers}, [run], words, {"pope": [words]}
+    )
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(f"file://{tmp_path}/r.html")
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    tables = "[...document.querySelectorAll('.scroll')].every(box => box.scrollWidth <= box.clientWidth)"
+    assert page.evaluate(tables), "a table has to be scrolled"
+    outside = "[...document.querySelectorAll('svg *, .card, .card img, td')].filter(part => {"
+    outside += "const box = part.getBoundingClientRect(); return box.left < 0 || box.right > innerWidth}).length"
+    assert page.evaluate(outside) == 0
+    heights = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+    assert min(page.evaluate(heights)) >= 10, "a label is too small to read"
+    page.close()

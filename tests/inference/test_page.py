@@ -1,7 +1,6 @@
 """The page in a real browser, where there is one: Chromium and the package `playwright`."""
 
 import base64
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,6 @@ from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from tests.inference.test_serve import assembled, images, port, serving, slow  # noqa: F401 (fixtures)
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
