@@ -1,11 +1,13 @@
 """Scores on benchmarks while a model learns, by the runner that scores finished models."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mllm.config import BenchmarkSettings
+from mllm.errors import UserError
 from mllm.evaluation.asking import answer_all
+from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.in_step import forget_later_lines, is_partitioned, ranks_in_step
 from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.ranks import ALONE, Ranks
@@ -23,7 +25,7 @@ class BenchmarkScores(Callback):
     """
 
     def __init__(self, context: RunContext, settings: BenchmarkSettings) -> None:
-        """Raises UserError for an unknown benchmark, missing files or missing images."""
+        """Raises UserError for an unknown benchmark, missing files or images, or a best checkpoint that is the worst."""
         self._context, self._settings = context, settings
         self._path = context.run_dir / "benchmarks.jsonl"
         self._setup = Setup(
@@ -38,6 +40,8 @@ class BenchmarkScores(Callback):
         self._plan = self._ranks.first_on_0(self._setup.plan)
         names, conditions = self._setup.benchmarks, self._setup.conditions
         self.measures = tuple(metric_name(name, condition) for name in names for condition in conditions)
+        train = context.settings.train
+        _check_direction(names, train.keep_best_by, train.best_is)
         self._total = 0
 
     def on_start(self, step: int, total_steps: int) -> None:
@@ -81,3 +85,14 @@ class BenchmarkScores(Callback):
 
 def metric_name(benchmark: str, condition: str) -> str:
     return f"benchmark/{benchmark}" if condition == "model" else f"benchmark/{benchmark}/{condition}"
+
+
+def _check_direction(names: Sequence[str], keep_best_by: str | None, best_is: str) -> None:
+    """Raise UserError where the best checkpoint goes by a benchmark's score, and its worst would be kept."""
+    name = next((name for name in names if keep_best_by == metric_name(name, "model")), None)
+    if name is None:
+        return
+    wanted = "lowest" if metric_of(name).lower_is_better else "highest"
+    if best_is != wanted:
+        better = "less" if wanted == "lowest" else "more"
+        raise UserError(f"train.keep_best_by: {keep_best_by}: {better} is better; write train.best_is: {wanted}")

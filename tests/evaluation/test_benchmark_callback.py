@@ -1,6 +1,7 @@
 """Benchmarks while a run trains: the finished model's scores, on every rank, and training is left alone."""
 
 import json
+import re
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, 
     with pytest.raises(UserError, match=r"benchmarks: needs callbacks that generate; start the run by train/finetune"):
         run_here(values | settings(own))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("metric, wrong, right", [("anls", "lowest", "highest"), ("cer", "highest", "lowest")])
+def test_the_worst_checkpoint_is_not_kept_as_the_best(tiny_parts, recipe, own, tmp_path, metric, wrong, right):  # noqa: F811
+    name = f"{own}:{metric}"
+    values = config(tiny_parts, recipe, tmp_path / "run", train__keep_best_by=f"benchmark/{name}", train__best_is=wrong)
+    with pytest.raises(UserError, match=f"benchmark/{re.escape(name)}: .* is better; write train.best_is: {right}"):
+        go(values | settings(own, names=[name]))
 
 
 TAKING_NOTES = """
