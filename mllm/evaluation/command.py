@@ -19,12 +19,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="where the benchmarks' files lie")
     parser.add_argument("--output", type=Path, help="where results.json and answers.jsonl go (default: MODEL/eval)")
-    parser.add_argument("--limit", type=int, help="questions per benchmark")
+    parser.add_argument("--limit", type=at_least_1, help="questions per benchmark")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=at_least_1, default=32)
     parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint, for a MODEL openai:NAME")
     parser.add_argument(
-        "--concurrency", type=int, default=8, help="requests to an endpoint that are under way at a time"
+        "--concurrency", type=at_least_1, default=8, help="requests to an endpoint that are under way at a time"
     )
     parser.add_argument(
         "--max-tokens-name",
@@ -60,6 +60,13 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say which benchmarks there are, and where to get them")
 
 
+def at_least_1(text: str) -> int:
+    """Of a count. Raises ArgumentTypeError, of which argparse makes a line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def temperature(text: str) -> float | None:
     """Of `--temperature`; None for `null`. Raises ValueError, of which argparse makes a line."""
     value = None if text == "null" else float(text)
@@ -80,6 +87,8 @@ def run_eval(options: argparse.Namespace) -> None:
     from mllm.evaluation.run import Setup, evaluate_subject, print_scores
 
     names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--benchmarks {options.benchmarks!r} names none; --list says which there are")
     for name in names:
         find_benchmark(name)
     setup = Setup(

@@ -64,13 +64,17 @@ def read_answers(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """benchmark → question id → the model's own answer (blind controls are left out)."""
     file = answers_file(path)
     benchmarks: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text: {error.reason} at byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            name, item, score = record["benchmark"], record["item_id"], float(record["score"])
-            is_models = record["condition"] == MODEL
+            name, item, score = str(record["benchmark"]), str(record["item_id"]), float(record["score"])
+            is_models, _ = record["condition"] == MODEL, record["references"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}:{number}: not an answer of an evaluation: {error!r}") from None
         if not np.isfinite(score):

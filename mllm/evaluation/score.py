@@ -20,6 +20,9 @@ def score_file(
     nothing is written.
     """
     metric = build_metric(name, settings)
+    if per_sample is not None and (per_sample.is_dir() or per_sample.resolve() == path.resolve()):
+        kind = "a directory" if per_sample.is_dir() else "the file of predictions"
+        raise UserError(f"--per-sample: {per_sample} is {kind}; name a new file")
     places, lines = read_lines(path, type(metric))
     result = metric.score(lines)
     if per_sample is not None:
@@ -30,7 +33,8 @@ def score_file(
 def read_lines(path: Path, metric: type[Metric]) -> tuple[list[int], list[Line]]:
     """(line numbers, lines) of a file of JSON lines, at least one. Raises UserError naming line and field."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a file of JSON lines with prediction and references")
+        problem = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"{path} {problem}; give a file of JSON lines with prediction and references")
     places, lines = [], []
     seen: dict[Hashable, int] = {}
     for number, record in _records(path):
@@ -41,7 +45,7 @@ def read_lines(path: Path, metric: type[Metric]) -> tuple[list[int], list[Line]]
         lines.append(line)
     if not lines:
         raise UserError(f"{path} is empty; every line should hold a prediction and its references")
-    if all(line.prediction == "" for line in lines):
+    if all(isinstance(line.prediction, str) and not line.prediction.strip() for line in lines):
         raise UserError(f"{path}: every prediction is empty, so there is nothing to score")
     return places, lines
 

@@ -127,6 +127,25 @@ def test_the_commands_print_what_was_found(results, tmp_path, capsys):
     assert json.loads(run("calibrate", a))["pope"]["accuracy"] == 0.5
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "not UTF-8 text"),
+        (b'{"benchmark": "pope", "item_id": "1", "condition": "model", "score": 1}', "a.jsonl:1: .*references"),
+        (b'{"benchmark": "pope", "item_id": "1", "condition": "model", "score": null}', "a.jsonl:1: not an answer"),
+        (b'{"benchmark": "pope", "item_', "a.jsonl:1: not an answer"),
+        (b"[]", "a.jsonl:1: not an answer"),
+        (b"", "no answer of a model"),
+    ],
+)
+def test_a_file_that_holds_no_answers_is_told_in_a_line(tmp_path, content, said):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        compare(path, path)
+    assert "\n" not in str(error.value)
+
+
 def test_less_is_better_where_the_metric_says_so(results, capsys):
     chair = {"benchmark": "coco_chair"}
     a = results("a", [answer(i, 0.5, **chair) for i in range(6)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm.cli import build_parser
+from mllm.cli import build_parser, main
 from mllm.errors import UserError
 from mllm.evaluation.calibration import calibrate
 from mllm.evaluation.run import evaluate_directory
@@ -154,3 +154,19 @@ def test_a_model_that_is_no_directory_needs_an_output(capsys):
     options = build_parser().parse_args(["eval", "someone/llava", "--benchmarks", "pope"])
     with pytest.raises(UserError, match="say --output"):
         options.run(options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--limit", "0"], "argument --limit: '0' is no whole number from 1 on"),
+        (["--batch-size", "-2"], "argument --batch-size: "),
+        (["--concurrency", "x"], "argument --concurrency: "),
+        (["--benchmarks", ","], "--benchmarks ',' names none"),
+    ],
+)
+def test_counts_and_names_that_ask_nothing_are_refused(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr("sys.argv", ["mllm", "eval", "someone/llava", "--benchmarks", "pope", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2 and said in capsys.readouterr().err

@@ -64,6 +64,7 @@ def test_settings_of_a_metric_are_given_by_name(score):
         ([{"prediction": 1.5, "references": 1}], "ece", [], "p.jsonl:1: prediction: "),
         ([GOOD[0], GOOD[0]], "gqa", [], "p.jsonl:2: id '1' was already on line 1"),
         ([GOOD[0] | {"prediction": ""}], "gqa", [], "every prediction is empty"),
+        ([GOOD[0] | {"prediction": " \n"}], "gqa", [], "every prediction is empty"),
         (GOOD, "ocrbench", [], "p.jsonl:1: dataset_name: field required"),
         (GOOD, "mmbench_circular", [], "p.jsonl:1: options: field required"),
         ([GOOD[0] | {"options": ["yes", "no"]}], "mmbench_circular", [], "p.jsonl:1: references: 'yes' is none of"),
@@ -93,3 +94,14 @@ def test_ids_are_unique_within_a_file_of_pope(score):
 def test_a_missing_file_is_named(monkeypatch, capsys, tmp_path):
     code, _, err = run(monkeypatch, capsys, "--metric", "gqa", tmp_path / "none.jsonl")
     assert code == 2 and "none.jsonl does not exist" in err
+    code, _, err = run(monkeypatch, capsys, "--metric", "gqa", tmp_path)
+    assert code == 2 and "is no file" in err
+
+
+def test_scores_of_lines_replace_neither_the_predictions_nor_a_directory(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(GOOD[0]))
+    for target, said in ((path, "is the file of predictions"), (tmp_path, "is a directory")):
+        code, out, err = run(monkeypatch, capsys, "--metric", "gqa", path, "--per-sample", target)
+        assert (code, out) == (2, "") and said in err
+    assert json.loads(path.read_text()) == GOOD[0]
