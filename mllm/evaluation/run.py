@@ -20,6 +20,7 @@ from mllm.evaluation.asking import answer_all
 from mllm.evaluation.benchmark import Benchmark, Item
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.curves import TrainingRun, training_runs
+from mllm.evaluation.markdown import as_markdown
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.plan import Chosen, plan_run
 from mllm.evaluation.question import Question, Reply, Subject
@@ -102,7 +103,7 @@ def open_directory(model: str, dtype: str, batch_size: int) -> Opened:
 
 
 def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[str, list[Score]]:
-    """Ask a model and write `results.json`, `answers.jsonl`, `skipped.jsonl`, `report.html` to the output directory.
+    """Ask a model and write `results.json`, `answers.jsonl`, `skipped.jsonl`, `report.md`, `report.html` to the output.
 
     open_subject: the model under test, its name, and the training behind it; called when the benchmarks are read.
     Answers are kept in `asked/` of the output directory as they come, and the same call goes on from there. Under a
@@ -224,8 +225,10 @@ def _write(
     )
     note = partial_note(plan)
     said = {chosen.name: remarks(chosen, outcome.official[chosen.name]) for chosen in plan}
-    write_report(output / "report.html", f"Scores of {provenance['model']}", scores, answers, runs, note, said)
-    logger.info("wrote results.json, answers.jsonl and report.html to %s", output)
+    title = f"Scores of {provenance['model']}"
+    write_text_atomically(output / "report.md", as_markdown(title, scores, note, said))
+    write_report(output / "report.html", title, scores, answers, runs, note, said)
+    logger.info("wrote results.json, answers.jsonl, report.md and report.html to %s", output)
     if note is not None:
         logger.warning(note)
 

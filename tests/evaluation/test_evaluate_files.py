@@ -116,7 +116,8 @@ def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
     assert {answer["item_id"] for answer in answers} == {"0", "1", "2"}
     skipped = json.loads((tmp_path / "out" / "skipped.jsonl").read_text())
     assert skipped["item_id"] == "3" and skipped["reason"].endswith("3.png is missing")
-    assert "PARTIAL: questions were skipped" in (tmp_path / "out" / "report.html").read_text()
+    for page in ("report.html", "report.md"):
+        assert "PARTIAL: questions were skipped" in (tmp_path / "out" / page).read_text()
     for n in range(3):
         (tmp_path / f"{n}.png").unlink()
     with pytest.raises(UserError, match=r"all 4 question\(s\) lack their image"):

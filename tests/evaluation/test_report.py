@@ -7,6 +7,7 @@ import pytest
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.curves import TrainingRun
 from mllm.evaluation.interval_plot import LABEL_PX, PLOT_PX, draw_intervals
+from mllm.evaluation.markdown import as_markdown
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import write_report
 from mllm.evaluation.run import remarks
@@ -97,3 +98,23 @@ def test_in_a_browser_nothing_overflows_and_every_number_is_in_sight(browser, tm
     heights = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
     assert min(page.evaluate(heights)) >= 10, "a label is too small to read"
     page.close()
+
+
+def test_markdown_has_a_row_a_type_and_lets_no_name_break_a_table():
+    entries = [Score("model", "a|b", 0.5, 0.25, 0.75, 4), Score("withheld", "a|b", 0.125, 0, 0.25, 4)]
+    text = as_markdown("runs/_x_", {"own.jsonl:wer": entries}, "PARTIAL", {"own.jsonl:wer": ["so\nsaid"]})
+    assert text.splitlines() == [
+        "# runs/\\_x\\_",
+        "",
+        "**PARTIAL**",
+        "",
+        "Mean scores in % [95% bootstrap interval over images].",
+        "",
+        "## own.jsonl:wer (less is better)",
+        "",
+        "| type | questions | model | withheld |",
+        "| --- | --- | --- | --- |",
+        "| a\\|b | 4 | 50.0 [25.0, 75.0] | 12.5 [0.0, 25.0] |",
+        "",
+        "- so said",
+    ]
