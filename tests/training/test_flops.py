@@ -38,8 +38,7 @@ def fail(error):
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])
 def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, policy):
     model, processor = build(tiny_settings(tiny_parts, encoder))
-    # transformers also computes what lies behind the features, which counts nothing: have nothing there.
-    model.vision_encoder.feature_layer = 3
+    # transformers also computes SigLIP's pooling head, whose output isn't used and which counts nothing: have none.
     for module in model.vision_encoder.modules():
         if hasattr(module, "use_head"):
             module.use_head = False
