@@ -1,6 +1,7 @@
 """Asking a faulty server: nothing lost, nothing paid twice, the output independent of timing."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -134,10 +135,14 @@ def test_a_field_that_the_model_refuses_ends_the_run_with_the_setting_to_change(
     }
 
 
-def test_a_request_that_is_too_long_fails_alone(tmp_path: Path) -> None:
+def test_refused_requests_are_asked_once_and_a_run_without_an_answer_fails(tmp_path: Path) -> None:
     with serving("too_long") as (url, ledger):
-        report = write_instructions(make_run(tmp_path, fact_records(12), backend=openai_backend(url)))
-    assert report.failed == {"status_400": 12} and len(ledger.requests) == 12
+        config = make_run(tmp_path, fact_records(12), backend=openai_backend(url))
+        with pytest.raises(UserError, match=r"none of the requests was answered \(status_400 12\)"):
+            write_instructions(config)
+    assert len(ledger.requests) == 12
+    report = json.loads((config.output / "synth_report.json").read_text(encoding="utf-8"))
+    assert report["failed"] == {"status_400": 12} and not report["complete"]
 
 
 def test_a_server_that_is_gone_ends_the_run_after_some_failures(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ async def _run(config: InstructionConfig) -> InstructionReport:
         try:
             asked = await ask_all(run.prompts(), backend, journal, "asking", follower.decided)
             ended_by = asked.ended_by
+            if ended_by is None and asked.failed and not asked.answered + asked.from_before:
+                reasons = ", ".join(f"{reason} {count:,}" for reason, count in asked.failed.items())
+                ended_by = UserError(f"none of the requests was answered ({reasons}); mend the backend and run again")
             if judge_backend is not None and verdicts is not None and ended_by is None:
                 ended_by = (await ask_all(run.judge_prompts(), judge_backend, verdicts, "judging")).ended_by
         finally:
