@@ -324,6 +324,7 @@ def _serve(options: argparse.Namespace) -> None:
 def _synth(options: argparse.Namespace) -> None:
     from mllm.config import load_settings, read_yaml
     from mllm.synthesis.config import SynthConfig
+    from mllm.synthesis.instructions.asking import reasons_of
     from mllm.synthesis.instructions.config import InstructionConfig
     from mllm.synthesis.instructions.run import write_instructions
     from mllm.synthesis.run import synthesize
@@ -336,8 +337,8 @@ def _synth(options: argparse.Namespace) -> None:
         )
         print(f"data hash {written.data_hash}")
         if written.failed:
-            reasons = ", ".join(f"{reason} {count:,}" for reason, count in written.failed.items())
-            print(f"{sum(written.failed.values()):,} requests failed ({reasons}); run again to ask them once more")
+            total, reasons = sum(written.failed.values()), reasons_of(written.failed)
+            print(f"{total:,} requests failed ({reasons}); run again to ask them once more")
         return
     report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
     print(f"data hash {report.data_hash}")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mllm.batch import NO_PARENT, PADDING_SEGMENT
 from mllm.config import Attention
 from mllm.errors import UserError
-from mllm.model.segment_attention import SegmentAttention
+from mllm.model.segment_attention import Segment, SegmentAttention
 
 Kernel = Literal["segments", "mask", "flash", "flex"]
 KERNEL_NAMES: dict[Kernel, str] = {
@@ -158,15 +158,15 @@ class SegmentedRows:
             return SegmentAttention.apply(query, key, value, self, scaling)
         return self.attend_by_calls(query, key, value, scaling, dropout)
 
-    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor | None]]:
+    def segments(self, row: int) -> Iterator[Segment]:
         """Of each segment of a row its places, and of a branch its parent's and its mask; the others are just causal."""
         bounds = self.bounds[row]
         for (start, end), parent in zip(bounds, self.parents[row], strict=True):
             if parent == NO_PARENT:
-                yield slice(start, end), None, None
+                yield Segment(slice(start, end))
             else:
                 first, last = bounds[parent]
-                yield slice(start, end), slice(first, last), self.masks[last - first, end - start]
+                yield Segment(slice(start, end), slice(first, last), self.masks[last - first, end - start])
 
     def attend_by_calls(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float

@@ -6,7 +6,7 @@ keys, those of its parent and its own.
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -20,12 +20,32 @@ MOST_PAIRS_AT_ONCE = 1 << 17
 Slopes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
+class Segment(NamedTuple):
+    """Its places in a row; of a branch also its parent's, and an additive float32 mask [own, parent + own]."""
+
+    own: slice
+    above: slice | None = None
+    mask: torch.Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return self.own.stop - self.own.start
+
+    @property
+    def before(self) -> int:
+        """How many places of its parent it sees."""
+        return 0 if self.above is None else self.above.stop - self.above.start
+
+    def seen(self, row: torch.Tensor) -> torch.Tensor:
+        """Of a row [K, T, d] what the segment sees [K, s, d]."""
+        own = row[:, self.own]
+        return own if self.above is None else torch.cat((row[:, self.above], own), 1)
+
+
 class Segments(Protocol):
     """What says which segments a row has."""
 
-    def segments(self, row: int) -> Iterator[tuple[slice, slice | None, torch.Tensor | None]]:
-        """Of each segment its places, and of a branch its parent's and an additive float32 mask [own, parent + own]."""
-        ...
+    def segments(self, row: int) -> Iterator[Segment]: ...
 
 
 class SegmentAttention(torch.autograd.Function):
@@ -55,8 +75,8 @@ class SegmentAttention(torch.autograd.Function):
         for row in range(count):
             written = _by_key_head(out[row], key.shape[1])
             kernels = _Kernels(query[row], key[row], value[row], scaling)
-            for own, above, mask in rows.segments(row):
-                written[:, :, own], normalizer = kernels.of(own, above).attend(own, above, mask)
+            for segment in rows.segments(row):
+                written[:, :, segment.own], normalizer = kernels.of(segment).attend(segment)
                 if normalizer is not None:
                     normalizers.append(normalizer)
         ctx.save_for_backward(query, key, value, out, *normalizers)
@@ -69,20 +89,18 @@ class SegmentAttention(torch.autograd.Function):
         query, key, value, out, *rest = ctx.saved_tensors
         normalizers = iter(rest)
         slopes = [torch.zeros_like(of, dtype=torch.float32) for of in (query, key, value)]
+        of_out = upstream[0].to(value.dtype)
         for row in range(len(query)):
-            of_queries, given, attended = (
-                _by_key_head(of[row], key.shape[1]) for of in (slopes[0], upstream[0].to(value.dtype), out)
-            )
+            of_queries, given, attended = (_by_key_head(of[row], key.shape[1]) for of in (slopes[0], of_out, out))
             kernels = _Kernels(query[row], key[row], value[row], ctx.scaling)
-            for own, above, mask in ctx.rows.segments(row):
-                kernel = kernels.of(own, above)
-                of_queries[:, :, own], *seen = kernel.slopes(
-                    given[:, :, own], attended[:, :, own], normalizers, own, above, mask
+            for segment in ctx.rows.segments(row):
+                own, before = segment.own, segment.before
+                of_queries[:, :, own], *seen = kernels.of(segment).slopes(
+                    given[:, :, own], attended[:, :, own], normalizers, segment
                 )
-                before = 0 if above is None else above.stop - above.start
                 for slope, part in zip(slopes[1:], seen, strict=True):
-                    if above is not None:
-                        slope[row, :, above] += part[:, :before]
+                    if segment.above is not None:
+                        slope[row, :, segment.above] += part[:, :before]
                     slope[row, :, own] += part[:, before:]
         return (*(slope.to(of.dtype) for slope, of in zip(slopes, (query, key, value), strict=True)), None, None)
 
@@ -96,11 +114,10 @@ class _Kernels:
         self._scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         self._made: dict[type, _Flash | _Products] = {}
 
-    def of(self, own: slice, above: slice | None) -> "_Flash | _Products":
+    def of(self, segment: Segment) -> "_Flash | _Products":
         """The faster kernel for this segment."""
-        length = own.stop - own.start
-        seen = length + (0 if above is None else above.stop - above.start)
-        short = self._value.dtype == torch.bfloat16 and length * seen <= MOST_PAIRS_AT_ONCE
+        pairs = segment.length * (segment.before + segment.length)
+        short = self._value.dtype == torch.bfloat16 and pairs <= MOST_PAIRS_AT_ONCE
         kind = _Products if short else _Flash
         if kind not in self._made:
             self._made[kind] = kind(self._query, self._key, self._value, self._scaling)
@@ -119,12 +136,11 @@ class _Flash:
         self._key, self._value = key.float(), value.float()
         self._scaling = scaling
 
-    def attend(
-        self, own: slice, above: slice | None, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(self, segment: Segment) -> tuple[torch.Tensor, torch.Tensor | None]:
         """→ [K, G, t, d], and the softmax's normalizers for the backward."""
+        mask = segment.mask
         attended, normalizer = _flash(
-            *self._inputs(own, above), is_causal=mask is None, attn_mask=mask, scale=self._scaling
+            *self._inputs(segment), is_causal=mask is None, attn_mask=mask, scale=self._scaling
         )
         return attended.transpose(0, 1), normalizer
 
@@ -133,26 +149,24 @@ class _Flash:
         given: torch.Tensor,
         attended: torch.Tensor,
         normalizers: Iterator[torch.Tensor],
-        own: slice,
-        above: slice | None,
-        mask: torch.Tensor | None,
+        segment: Segment,
     ) -> Slopes:
         """given and attended [K, G, t, d] → slopes of query [K, G, t, d], and of key and value [K, s, d]."""
         of_query, of_key, of_value = _flash_backward(
             given.transpose(0, 1).float(),
-            *self._inputs(own, above),
+            *self._inputs(segment),
             attended.transpose(0, 1).float(),
             next(normalizers),
             0.0,
-            mask is None,
-            attn_mask=mask,
+            segment.mask is None,
+            attn_mask=segment.mask,
             scale=self._scaling,
         )
         return of_query.transpose(0, 1), of_key.sum(0), of_value.sum(0)
 
-    def _inputs(self, own: slice, above: slice | None) -> tuple[torch.Tensor, ...]:
-        queries = self._query[:, :, own]
-        seen = (_seen(of, own, above).expand(len(queries), -1, -1, -1) for of in (self._key, self._value))
+    def _inputs(self, segment: Segment) -> tuple[torch.Tensor, ...]:
+        queries = self._query[:, :, segment.own]
+        seen = (segment.seen(of).expand(len(queries), -1, -1, -1) for of in (self._key, self._value))
         return (queries, *seen)
 
 
@@ -168,40 +182,36 @@ class _Products:
         self._key, self._value = key.to(value.dtype), value
         self._scaling = scaling
 
-    def attend(
-        self, own: slice, above: slice | None, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(self, segment: Segment) -> tuple[torch.Tensor, torch.Tensor | None]:
         """→ [K, G, t, d]; nothing is kept for the backward."""
-        queries = self._query[:, :, own]
-        probabilities = self._probabilities(queries.flatten(1, 2), _seen(self._key, own, above), own)
-        return torch.bmm(probabilities, _seen(self._value, own, above)).view(queries.shape), None
+        queries = self._query[:, :, segment.own]
+        probabilities = self._probabilities(queries.flatten(1, 2), segment.seen(self._key), segment)
+        return torch.bmm(probabilities, segment.seen(self._value)).view(queries.shape), None
 
     def slopes(
         self,
         given: torch.Tensor,
         attended: torch.Tensor,
         normalizers: Iterator[torch.Tensor],
-        own: slice,
-        above: slice | None,
-        mask: torch.Tensor | None,
+        segment: Segment,
     ) -> Slopes:
         """given [K, G, t, d] → slopes of query [K, G, t, d], and of key and value [K, s, d]."""
         shape, given = given.shape, given.flatten(1, 2)
-        queries = self._query[:, :, own].flatten(1, 2)
-        keys, values = _seen(self._key, own, above), _seen(self._value, own, above)
-        probabilities = self._probabilities(queries, keys, own)
+        queries = self._query[:, :, segment.own].flatten(1, 2)
+        keys, values = segment.seen(self._key), segment.seen(self._value)
+        probabilities = self._probabilities(queries, keys, segment)
         of_value = torch.bmm(probabilities.transpose(1, 2), given)
         of_probability = torch.bmm(given, values.transpose(1, 2))
         of_score = _softmax_backward(of_probability, probabilities, -1, probabilities.dtype)
         of_query = torch.bmm(of_score, keys).view(shape) * self._scaling
         return of_query, torch.bmm(of_score.transpose(1, 2), queries), of_value
 
-    def _probabilities(self, queries: torch.Tensor, keys: torch.Tensor, own: slice) -> torch.Tensor:
+    def _probabilities(self, queries: torch.Tensor, keys: torch.Tensor, segment: Segment) -> torch.Tensor:
         """queries [K, G · t, d] and keys [K, s, d] → [K, G · t, s]. A query sees what stands before it, and itself."""
-        length, seen = own.stop - own.start, keys.shape[1]
+        seen = keys.shape[1]
         scores = torch.bmm(queries, keys.transpose(1, 2))
-        later = _later(1 << (seen - 1).bit_length(), scores.dtype)[seen - length : seen, :seen]
-        scores.unflatten(1, (-1, length)).add_(later)
+        later = _later(1 << (seen - 1).bit_length(), scores.dtype)[segment.before : seen, :seen]
+        scores.unflatten(1, (-1, segment.length)).add_(later)
         return scores.softmax(-1)
 
 
@@ -214,7 +224,3 @@ def _later(size: int, dtype: torch.dtype) -> torch.Tensor:
 def _by_key_head(row: torch.Tensor, key_heads: int) -> torch.Tensor:
     """A view [K, G, T, d] of a row [H, T, d]."""
     return row.unflatten(0, (key_heads, -1))
-
-
-def _seen(row: torch.Tensor, own: slice, above: slice | None) -> torch.Tensor:
-    return row[:, own] if above is None else torch.cat((row[:, above], row[:, own]), 1)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -28,6 +28,11 @@ class Asked:
     failed: Counter[str] = field(default_factory=Counter)
     failures_in_a_row: int = 0
     ended_by: UserError | None = None
+
+
+def reasons_of(failed: Mapping[str, int]) -> str:
+    """`status_400 12, timeout 3`, of requests that failed, by reason."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in failed.items())
 
 
 async def ask_all(

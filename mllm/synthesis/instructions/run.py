@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
-from mllm.synthesis.instructions.asking import ask_all
+from mllm.synthesis.instructions.asking import ask_all, reasons_of
 from mllm.synthesis.instructions.backends import build_backend
 from mllm.synthesis.instructions.config import InstructionConfig
 from mllm.synthesis.instructions.following import ANSWERS_NAME, Follower
@@ -43,7 +43,7 @@ async def _run(config: InstructionConfig) -> InstructionReport:
             asked = await ask_all(run.prompts(), backend, journal, "asking", follower.decided)
             ended_by = asked.ended_by
             if ended_by is None and asked.failed and not asked.answered + asked.from_before:
-                reasons = ", ".join(f"{reason} {count:,}" for reason, count in asked.failed.items())
+                reasons = reasons_of(asked.failed)
                 ended_by = UserError(f"none of the requests was answered ({reasons}); mend the backend and run again")
             if judge_backend is not None and verdicts is not None and ended_by is None:
                 ended_by = (await ask_all(run.judge_prompts(), judge_backend, verdicts, "judging")).ended_by
