@@ -23,7 +23,7 @@ import torch
 import yaml
 from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
 
-from mllm.batch import NO_PARENT, Batch
+from mllm.batch import NO_PARENT, Batch, SegmentBounds
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
@@ -71,7 +71,8 @@ def row_of(segments: Sequence[int], targets_per_segment: int) -> MicroBatch:
         targets[0, offset - targets_per_segment : offset] = 9
     places = torch.cat([torch.arange(length) for length in segments])[None]
     parents = torch.full((1, len(segments)), NO_PARENT)
-    batch = Batch(torch.full_like(ids, 9), places, targets, ids, parents, None)
+    bounds = SegmentBounds.of([segments], parents.tolist(), ids.numel())
+    batch = Batch(torch.full_like(ids, 9), places, targets, ids, parents, bounds, None)
     return MicroBatch(batch, batch.target_count, ids.numel())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch
+from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
 from mllm.images.decode import read_image
@@ -67,7 +67,9 @@ def collate(
                 targets[r, place] = torch.tensor(targets_of(segment))
             offset += segment.length
     stacked = torch.stack(pixels) if pixels else None
-    return Batch(input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners))
+    lengths = [[segment.length for segment in row.segments] for row in rows]
+    bounds = SegmentBounds.of(lengths, [[segment.parent for segment in row.segments] for row in rows], length)
+    return Batch(input_ids, position_ids, targets, segment_ids, parents, bounds, stacked, tuple(counts), tuple(owners))
 
 
 def reading(processor: Processor) -> Decode:
