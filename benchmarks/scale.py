@@ -23,7 +23,7 @@ import torch
 import yaml
 from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
 
-from mllm.batch import NO_PARENT, Batch, flat_places
+from mllm.batch import NO_PARENT, Batch, SegmentBounds, flat_places
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
@@ -71,8 +71,9 @@ def row_of(segments: Sequence[int], targets_per_segment: int) -> MicroBatch:
         learned[0, offset - targets_per_segment : offset] = True
     places = torch.cat([torch.arange(length) for length in segments])[None]
     parents = torch.full((1, len(segments)), NO_PARENT)
+    bounds = SegmentBounds.of([segments], parents.tolist(), ids.numel())
     images, targets = ids.new_empty(0), flat_places(learned)
-    batch = Batch(torch.full_like(ids, 9), places, ids, parents, images, targets, torch.full_like(targets, 9))
+    batch = Batch(torch.full_like(ids, 9), places, ids, parents, bounds, images, targets, torch.full_like(targets, 9))
     return MicroBatch(batch, batch.target_count, ids.numel())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, flat_places
+from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
 from mllm.images.decode import read_image
@@ -71,6 +71,7 @@ def collate(
             if not broken.intersection(segment.example.images):
                 targets[r, place] = torch.tensor(targets_of(segment))
             offset += segment.length
+    lengths = [[segment.length for segment in row.segments] for row in rows]
     target_places = flat_places(targets != IGNORE_INDEX)
     stacked = _stacked(pixels, processor)
     statistics = torch.tensor([processor.preparer.mean, processor.preparer.std])
@@ -79,6 +80,7 @@ def collate(
         position_ids,
         segment_ids,
         parents,
+        SegmentBounds.of(lengths, [[segment.parent for segment in row.segments] for row in rows], length),
         image_places=flat_places(input_ids == processor.image_token_id),
         target_places=target_places,
         target_ids=targets.flatten()[target_places],
