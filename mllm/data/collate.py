@@ -96,9 +96,7 @@ def reading(processor: Processor) -> Decode:
     return lambda path: processor.pixels(read_image(path))
 
 
-def _decode_images(
-    row: Row, decode: Decode, on_bad_sample: OnBadSample, pixels: list[torch.Tensor | None]
-) -> set[str]:
+def _decode_images(row: Row, decode: Decode, on_bad_sample: OnBadSample, pixels: list[torch.Tensor | None]) -> set[str]:
     """Append the pixels of the row's images to `pixels`, None for those that can't be decoded; returns their paths."""
     broken: set[str] = set()
     for segment, path, _ in shown_images(row):
