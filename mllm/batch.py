@@ -90,18 +90,19 @@ def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
     return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
 
 
+def _tensors(owner: Any) -> dict[str, torch.Tensor]:
+    """The tensors among the fields of a dataclass, by name."""
+    return {name: value for name, value in vars(owner).items() if isinstance(value, torch.Tensor)}
+
+
 def _moved(owner: Any, device: torch.device) -> dict[str, Any]:
-    """The tensors among the fields of a dataclass, by name, on `device`."""
+    """`_tensors` on `device`; from pinned memory without waiting for it."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(owner).items()}
 
 
 def _pinned(owner: Any) -> dict[str, Any]:
-    """The tensors among the fields of a dataclass, by name, in memory that a GPU copies from by itself."""
+    """`_tensors` in memory that a GPU copies from by itself."""
     return {name: tensor.pin_memory() for name, tensor in _tensors(owner).items()}
-
-
-def _tensors(owner: Any) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in vars(owner).items() if isinstance(value, torch.Tensor)}
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,10 @@ class Batch:
         return self.pixel_values.float().mul_(1 / 255).sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> "Batch":
-        """On `device`; from pinned memory without waiting for it."""
         return replace(self, bounds=self.bounds.to(device), **_moved(self, device))
 
     def pin_memory(self) -> "Batch":
         return replace(self, bounds=self.bounds.pin_memory(), **_pinned(self))
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*_tensors(self).values(), *_tensors(self.bounds).values()]

@@ -31,6 +31,11 @@ def shown_images(row: Row) -> Iterator[tuple[PlacedSegment, str, int]]:
                 yield segment, path, count
 
 
+def padded_length(rows: Sequence[Row], multiple: int) -> int:
+    """Tokens that each of `rows` has in one batch: those of the longest, rounded up to a multiple of `multiple`."""
+    return -(-max(row.length for row in rows) // multiple) * multiple
+
+
 def collate(
     rows: Sequence[Row],
     processor: Processor,
@@ -46,7 +51,7 @@ def collate(
     An image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and no example that
     shows it is learned from: the rows keep their shape on every rank.
     """
-    length = -(-max(row.length for row in rows) // length_multiple) * length_multiple
+    length = padded_length(rows, length_multiple)
     width = max(len(row.segments) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
     position_ids = torch.zeros(len(rows), length, dtype=torch.int64)

@@ -77,8 +77,9 @@ class MultimodalLM(nn.Module):
         side = self.vision_encoder.model.config.image_size
         blank = torch.zeros(1, 3, side, side, device=embeddings.device)
         takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
-        features = self.encode_images(blank) if takes_all_ranks else None
-        return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
+        if not takes_all_ranks:
+            return embeddings
+        return embeddings + 0.0 * self.encode_images(blank).sum().to(embeddings.dtype)
 
     def embed_features(self, input_ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
         """As `embed`, from image features [N, P, D] that are already computed; None where there is no image.

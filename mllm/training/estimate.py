@@ -13,7 +13,7 @@ from mllm.model.policy import apply_policy
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.finetune import start_model
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import InstructionTask, length_multiple
 from mllm.training.loop import total_steps
 from mllm.training.resume import latest_checkpoint, read_progress
 from mllm.training.task import MicroBatch
@@ -61,7 +61,8 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     dtype = with_known_dtype(run.train).dtype
     model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
-    task = InstructionTask(mixture, processor, run.data, run.train)
+    multiple = length_multiple(model.device)
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches
     # The longest come first and the first run pays for warming up, so it is run once more than it counts.
     timed = micro_batches[:TIMED_MICRO_BATCHES]

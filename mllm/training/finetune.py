@@ -29,7 +29,7 @@ from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
 from mllm.training.engine import Engine
 from mllm.training.flops import unit_flops
 from mllm.training.heldout import HeldOutLoss
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import InstructionTask, length_multiple
 from mllm.training.loop import Trainer
 from mllm.training.optimizer import part_rates
 from mllm.training.peak import device_peak_flops
@@ -92,7 +92,8 @@ def finetune(
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
-    task = InstructionTask(mixture, processor, settings.data, settings.train, unit_flops(parts["model"]))
+    costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
+    task = InstructionTask(mixture, processor, settings.data, settings.train, costs, multiple)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:

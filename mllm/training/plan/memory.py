@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.loss import supervised_loss_sum
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.multimodal import MultimodalLM, splice
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 from mllm.training.plan.data import Shape
 
@@ -145,8 +145,7 @@ def _forward(model: MultimodalLM, shape: Shape) -> torch.Tensor:
     side = model.vision_encoder.model.config.image_size
     features = model.encode_images(torch.zeros(max(1, shape.images), 3, side, side))
     embeddings = model.language_model.get_input_embeddings()(torch.zeros(shape.rows, shape.length, dtype=torch.int64))
-    places = torch.zeros(shape.rows, shape.length, 1, dtype=torch.bool)
-    embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
+    embeddings = splice(embeddings, torch.zeros(features.shape[:2], dtype=torch.int64).flatten(), features)
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
@@ -162,7 +161,7 @@ def _head_alone(model: MultimodalLM, shape: Shape) -> torch.Tensor:
 
 
 def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape) -> torch.Tensor:
-    picked = hidden[torch.arange(max(1, shape.targets))]
+    picked = hidden.index_select(0, torch.arange(max(1, shape.targets)))
     targets = torch.zeros(len(picked), dtype=torch.int64)
     return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets)
 
