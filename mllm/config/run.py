@@ -9,7 +9,16 @@ from mllm.config.model import ModelSettings, TrainableSettings
 
 Packing = Literal["none", "samples", "shared_prefix"]
 OnTooLong = Literal["error", "drop", "truncate_text"]
-Attention = Literal["auto", "sdpa", "flash_attention", "flex_attention"]
+Attention = Literal[
+    "auto",
+    "sdpa",
+    "torch_varlen",
+    "flash_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+]
 
 
 class DataSettings(Settings):

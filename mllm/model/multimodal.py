@@ -14,8 +14,9 @@ from mllm.model.attention import PACKED, attention_of
 from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
-from mllm.model.packed_rows import Kernel, lay_out
+from mllm.model.packed_rows import lay_out
 from mllm.model.projectors import Projector
+from mllm.model.rows.choice import Kernel
 
 
 class MultimodalLM(nn.Module):
@@ -96,7 +97,7 @@ class MultimodalLM(nn.Module):
         embeddings = self.embed(batch)
         if self.training and self.neftune_alpha:
             embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
-        rows = lay_out(self.attention_kernel, batch.segment_ids, batch.parent_segment, embeddings.dtype)
+        rows = lay_out(self.attention_kernel, batch, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()
             return decoder(

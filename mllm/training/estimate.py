@@ -10,6 +10,7 @@ from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.policy import apply_policy
+from mllm.model.rows.choice import choose_kernel
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.finetune import start_model
@@ -59,6 +60,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
+    model.attention_kernel = choose_kernel(run.train.attention, dtype, model.language_model.config)
     model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     multiple = length_multiple(model.device)
