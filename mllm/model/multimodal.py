@@ -108,10 +108,8 @@ class MultimodalLM(nn.Module):
         """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
         hidden = self.hidden_states(batch)
         head = self.language_model.get_output_embeddings()
-        if not batch.target_count:
-            # One position keeps the head in the graph on a rank that has no targets.
-            return 0.0 * head(hidden[:1, :1]).float().sum()
-        return supervised_loss_sum(hidden.flatten(0, 1).index_select(0, batch.target_places), head, batch.target_ids)
+        chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
+        return supervised_loss_sum(chosen, head, batch.target_ids)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""

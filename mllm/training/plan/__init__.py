@@ -111,7 +111,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing)
+        device = "cpu" if gpu is None else "cuda"
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device)
 
     step = step_in(dtype)
 
