@@ -45,7 +45,8 @@ def batch_of(lengths: list[list[int]], parents: list[list[int]]) -> Batch:
     segments = torch.tensor([row + [PADDING_SEGMENT] * (width - len(row)) for row in ids])
     most = max(map(len, parents))
     above = torch.tensor([row + [NO_PARENT] * (most - len(row)) for row in parents])
-    return Batch(segments, segments, segments, segments, above, SegmentBounds.of(lengths, parents, width), None)
+    bounds, none = SegmentBounds.of(lengths, parents, width), torch.empty(0, dtype=torch.int64)
+    return Batch(segments, segments, segments, above, bounds, none, none, none)
 
 
 def heads(batch: Batch, seed: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
