@@ -12,7 +12,7 @@ from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
 from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.model import initial_logit_scale
+from mllm.contrastive.model import initial_logit_scale, text_mask
 from mllm.errors import UserError
 from mllm.training.task import MicroBatch, StepWindow
 
@@ -139,5 +139,6 @@ class ContrastiveTask:
 def _features(module: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and text features [b, E] of a dual encoder in either layout."""
     own = batch.to(next(module.parameters()).device)
-    output = module(input_ids=own.input_ids, attention_mask=own.attention_mask, pixel_values=own.pixel_values)
+    mask = text_mask(module, own.attention_mask)
+    output = module(input_ids=own.input_ids, attention_mask=mask, pixel_values=own.pixel_values)
     return output.image_embeds, output.text_embeds

@@ -63,9 +63,15 @@ class TorchEngine:
     world_size = 1
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerSettings, dtype: str
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: OptimizerSettings,
+        dtype: str,
+        device: torch.device | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """device: the first GPU, or the CPU where there is none, unless it is given."""
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = module.to(self.device)
         self.optimizer = optimizer
         self.max_grad_norm = settings.max_grad_norm
