@@ -8,7 +8,7 @@ What it can't show: streams and whatever else is asynchronous, kernels of a GPU'
 """
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "gpu"
@@ -133,8 +132,23 @@ def _shadow(value: Any) -> Any:
     return ShadowTensor(value) if isinstance(value, torch.Tensor) and not isinstance(value, ShadowTensor) else value
 
 
+def _leaves(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """`value`, or everything in the lists and tuples that it consists of, changed."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_each(change, part) for part in value)
+    return change(value)
+
+
 def _compute(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in _leaves((*args, *kwargs.values())) if isinstance(leaf, torch.Tensor)]
     shadows = [tensor for tensor in tensors if isinstance(tensor, ShadowTensor)]
     wanted = kwargs.get("device")
     to_shadow = wanted is not None and torch.device(wanted).type == NAME
@@ -143,14 +157,14 @@ def _compute(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _note_waits(operator, args, kwargs, tensors, shadows, to_shadow)
     if wanted is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    result = operator(*tree_map(held, args), **tree_map(held, kwargs))
+    result = operator(*_each(held, args), **{name: _each(held, value) for name, value in kwargs.items()})
     if not (to_shadow if wanted is not None else shadows):
         return result
     if operator._schema.is_mutable:
         # What was written in place is returned as the tensor that it is.
         known = {id(tensor.held): tensor for tensor in shadows}
-        return tree_map(lambda value: known[id(value)] if id(value) in known else _shadow(value), result)
-    return tree_map(_shadow, result)
+        return _each(lambda value: known[id(value)] if id(value) in known else _shadow(value), result)
+    return _each(_shadow, result)
 
 
 def _refuse_mixed(operator: Any, tensors: list[torch.Tensor], shadows: list[ShadowTensor]) -> None:
