@@ -15,6 +15,7 @@ from mllm.errors import UserError
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import PartCount, apply_policy
+from mllm.model.rows.choice import gpu_capability, planned_kernel
 from mllm.model.skeleton import build_skeleton
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
@@ -110,7 +111,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing)
+        kernel = planned_kernel(run.train.attention, dtype, gpu is not None or gpu_capability() is not None)
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, kernel)
 
     step = step_in(dtype)
 
