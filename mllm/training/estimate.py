@@ -9,6 +9,7 @@ import torch
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.model.attention import checkpoint_activations
 from mllm.model.policy import apply_policy
 from mllm.model.rows.choice import choose_kernel
 from mllm.training.allocator import keep_freed_memory
@@ -57,6 +58,8 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
     model, processor = start_model(startable(run, origins))
     apply_policy(model, run.trainable)
+    if run.train.gradient_checkpointing:
+        checkpoint_activations(model.language_model)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
@@ -75,9 +78,11 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
         loss.backward()
 
     run_once(timed[0])
+    _await(device)
     started = time.monotonic()
     for micro_batch in timed:
         run_once(micro_batch)
+    _await(device)
     took = time.monotonic() - started
     checkpoint = latest_checkpoint(Path(run.run_dir))
     done = read_progress(checkpoint)["step"] if checkpoint is not None else 0
@@ -87,6 +92,12 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
         sum(m.token_count for m in micro_batches),
         sum(m.token_count for m in timed) / took,
     )
+
+
+def _await(device: str) -> None:
+    """Return when the device has done what it was given."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 def startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> FinetuneSettings:

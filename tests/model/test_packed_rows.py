@@ -10,7 +10,7 @@ from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds
 from mllm.errors import UserError
 from mllm.model.attention import PACKED, attention_of
 from mllm.model.packed_rows import lay_out
-from mllm.model.rows import choice, segment_attention, varlen
+from mllm.model.rows import choice, flex, segment_attention, varlen
 from mllm.model.rows.trial import Heads, fault_of
 from mllm.model.rows.varlen_kernels import VARLEN_KERNELS, TorchVarlen, varlen_kernel
 from tests import kernel_stand_ins
@@ -104,6 +104,18 @@ def test_flex_attention_sees_what_the_dense_mask_shows(seed):
     batch = random_rows(random.Random(seed), rows=2, trunks=True)
     inputs = [x.detach() for x in heads(batch, seed)]
     assert torch.allclose(attended("flex", batch, inputs), attended("mask", batch, inputs), atol=1e-5)
+
+
+def test_flex_attention_never_goes_on_uncompiled(monkeypatch):
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **named: compile_(function, backend="eager", **named))
+    compiled = flex._flex_attention.__wrapped__("cuda")
+    monkeypatch.setattr(flex, "_flex_attention", lambda device: compiled)
+    monkeypatch.setattr(flex, "GRAPHS_KEPT", 1)
+    one, two = batch_of([[5, 4]], [[NO_PARENT, 0]]), batch_of([[3, 4], [8]], [[NO_PARENT, 0], [NO_PARENT]])
+    attended("flex", one, [x.detach() for x in heads(one, 0)])
+    with pytest.raises(UserError, match="more than 1 kinds of rows"):
+        attended("flex", two, [x.detach() for x in heads(two, 0)])
 
 
 @pytest.mark.parametrize("trunks", [True, False], ids=["trunks", "no trunks"])

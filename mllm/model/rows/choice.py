@@ -109,6 +109,13 @@ def usable_kernels(
     return able
 
 
+def planned_kernel(wanted: Attention, dtype: str, gpu: bool) -> Kernel:
+    """What a run's memory is planned with: of the kernels that hold no scores, which keep alike, torch's own."""
+    if not gpu:
+        return "segments"
+    return "mask" if wanted == "sdpa" or (wanted == "auto" and dtype == "float32") else "varlen"
+
+
 def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> Kernel:
     """The first whose values and slopes on a small batch are right on the GPU at hand; others are logged.
 

@@ -15,6 +15,7 @@ from mllm.errors import UserError
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import PartCount, apply_policy
+from mllm.model.rows.choice import gpu_capability, planned_kernel
 from mllm.model.skeleton import build_skeleton
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
@@ -97,7 +98,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     model, processor = build_skeleton(run.model)
     parts, weights = _parts(model, run)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
-    multiple = 1 if gpu is None else GPU_LENGTH_MULTIPLE
+    on_gpu = gpu is not None or gpu_capability() is not None
+    multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
     task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     steps = total_steps(task, run.train)
     data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
@@ -111,8 +113,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
-        device = "cpu" if gpu is None else "cuda"
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device)
+        kernel, device = planned_kernel(run.train.attention, dtype, on_gpu), "cuda" if on_gpu else "cpu"
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device, kernel)
 
     step = step_in(dtype)
 
