@@ -98,7 +98,8 @@ class Presence:
         name = str(self._store.get(f"name/{after}"), "utf-8")
         try:
             goodbye = dist.irecv(torch.zeros(1), after, self.group, GOODBYE_TAG)
-            goodbye.wait(FOREVER)
+            if goodbye is not None:  # None is for processes outside the group
+                goodbye.wait(FOREVER)
         except RuntimeError:
             if self._left.is_set():
                 return
