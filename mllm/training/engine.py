@@ -1,7 +1,7 @@
 """The small interface between our loop and whatever does backward and step, and its single-process implementation."""
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,10 @@ class Engine(Protocol):
         ...
 
     def barrier(self) -> None: ...
+    def together(self) -> AbstractContextManager[None]:
+        """For the loop: within the block an error of one rank, or its end, ends the others with a line that names it."""
+        ...
+
     def save_state(self, directory: Path) -> None:
         """Write the optimizer's state (called on every rank)."""
         ...
@@ -105,6 +109,9 @@ class TorchEngine:
 
     def barrier(self) -> None:
         return None
+
+    def together(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def save_state(self, directory: Path) -> None:
         weights = {n: p.detach() for n, p in self.module.named_parameters() if p.requires_grad}

@@ -45,6 +45,7 @@ WATCHING: dict[str, Any] = {
         *("save_every_steps", "save_every_minutes", "keep_checkpoints", "keep_best_by", "best_is"),
         *("log_every_steps", "trackers"),
     },
+    "engine": {"timeout_minutes"},
     "samples": True,
     "eval": True,
     "benchmarks": True,

@@ -71,6 +71,10 @@ class Trainer:
         Ctrl-C and SIGTERM end the step under way, save, and raise KeyboardInterrupt; SIGUSR1 does the same and raises
         TimeIsUp; SIGUSR2 saves. A signal to one rank is a signal to all.
         """
+        with self.engine.together():
+            return self._run(stop_after)
+
+    def _run(self, stop_after: int | None) -> int:
         step = self._resume()
         end = min(self.total, stop_after or self.total)
         for callback in self.callbacks:
