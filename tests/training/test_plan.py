@@ -12,7 +12,7 @@ from mllm.errors import UserError
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.finetune import finetune, start_model
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.training.plan import Machine, plan_runs
 from mllm.training.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
 from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
@@ -42,11 +42,16 @@ def test_planned_steps_samples_and_tokens_are_those_of_the_run(tiny_parts, recip
 
 
 def live_bytes_of(run, kernel="segments"):
-    """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step."""
+    """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step.
+
+    Rows are as long as they are where the run takes `kernel`: on a GPU, unless it is segments.
+    """
+    multiple = 1 if kernel == "segments" else GPU_LENGTH_MULTIPLE
     model, processor = start_model(run)
     model.attention_kernel = kernel
     apply_policy(model, run.trainable)
-    task = InstructionTask(Mixture(load_recipe(run.data.recipe), 0, False), processor, run.data, run.train)
+    mixture = Mixture(load_recipe(run.data.recipe), 0, False)
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     with LiveBytes() as live:
         for tensor in [*model.parameters(), *model.buffers()]:
             live.count(tensor)
