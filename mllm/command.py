@@ -9,9 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mllm.errors import TimeIsUp, UserError
+from mllm.errors import EXIT_USER_ERROR, TimeIsUp, UserError
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -1,5 +1,7 @@
 """Errors that are the user's to mend, and the exit code that goes with them."""
 
+EXIT_USER_ERROR = 2
+
 
 class UserError(Exception):
     """Bad input: the message is one line that says what is wrong, where, and how to mend it.

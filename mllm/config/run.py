@@ -9,7 +9,16 @@ from mllm.config.model import ModelSettings, TrainableSettings
 
 Packing = Literal["none", "samples", "shared_prefix"]
 OnTooLong = Literal["error", "drop", "truncate_text"]
-Attention = Literal["auto", "sdpa", "flash_attention", "flex_attention"]
+Attention = Literal[
+    "auto",
+    "sdpa",
+    "torch_varlen",
+    "flash_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flex_attention",
+]
 
 
 class DataSettings(Settings):
@@ -103,12 +112,15 @@ class LoopSettings(Settings):
 class EngineSettings(Settings):
     """`auto` takes DeepSpeed under its launcher (or torchrun) and plain torch in a single process.
 
-    `world_size`, when given, is held against what the launcher started.
+    `world_size`, when given, is held against what the launcher started. `timeout_minutes`: how long ranks wait for each
+    other before the run ends with an error. A rank that has ended is noticed at once, so this only bounds one that is
+    alive and stuck; it has to be longer than rank 0 takes to write a checkpoint on a slow disk or to answer samples.
     """
 
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
     ds_config: str | None = None
     world_size: int | None = Field(default=None, ge=1)
+    timeout_minutes: float = Field(default=120.0, gt=0)
 
 
 class HeldOutSettings(Settings):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 from torch import nn
@@ -64,11 +65,12 @@ def build_engine(
     if kind == "torch":
         module = build_module()
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
-    init_distributed()
+    presence = init_distributed(timedelta(minutes=engine.timeout_minutes))
     module = build_module()
     if loop.dtype == "bfloat16":
         module = module.to(torch.bfloat16)
-    return DeepSpeedEngine(module, build_optimizer(module, optim), optim, loop, read_ds_config(engine.ds_config))
+    ds_config = read_ds_config(engine.ds_config)
+    return DeepSpeedEngine(module, build_optimizer(module, optim), optim, loop, ds_config, presence)
 
 
 def check_world_size(engine: EngineSettings, kind: str) -> None:

@@ -1,7 +1,8 @@
 """The DeepSpeed implementation of `Engine`: ZeRO 0–3 and offload over raw `deepspeed.initialize`."""
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.manifest import check_manifest, write_manifest
+from mllm.training.own_gpu import take_gpu
+from mllm.training.presence import Presence
 from mllm.training.random_state import random_state, restore_random_state
 
 __all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
@@ -26,8 +29,11 @@ def _silence_jit_builds() -> None:
         compatible["deepspeed_shm_comm"] = False
 
 
-def init_distributed() -> None:
-    """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs)."""
+def init_distributed(time_limit: timedelta) -> Presence:
+    """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs).
+
+    `time_limit` is that of a collective. Raises UserError when two ranks would share a GPU, or the ranks can't connect.
+    """
     import deepspeed
 
     _silence_jit_builds()
@@ -36,9 +42,20 @@ def init_distributed() -> None:
         defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
         for key, value in defaults.items():
             os.environ.setdefault(key, value)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(verbose=False)
+    # The store of the rendezvous that torch makes for the group, by a connection of our own.
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=time_limit))
+    store = dist.PrefixStore("mllm", store)
+    take_gpu(store, rank, world_size)
+    deepspeed.init_distributed(verbose=False, timeout=time_limit)
+    try:
+        # For objects, barriers and the watch over each other: by the processors, so that no GPU waits in a kernel.
+        group = dist.new_group(backend="gloo", timeout=time_limit)
+    except RuntimeError as error:
+        raise UserError(
+            f"the ranks can't connect by gloo ({str(error).splitlines()[0]}); set GLOO_SOCKET_IFNAME to the network "
+            "interface by which the machines reach each other"
+        ) from error
+    return Presence(store, group, rank, world_size, time_limit)
 
 
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
@@ -60,11 +77,13 @@ class DeepSpeedEngine:
         optim: OptimizerSettings,
         loop: LoopSettings,
         ds_config: dict[str, Any],
+        presence: Presence,
     ) -> None:
         import deepspeed
 
         filled = fill_ds_config(ds_config, optim, loop)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._presence = presence
         self.stage = zero_stage(filled)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
         if self._engine.zero_optimization_stage() != self.stage:
@@ -81,7 +100,7 @@ class DeepSpeedEngine:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
-    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
+    def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None:
         if self.stage == 3:
             # Done by DeepSpeed's own forward, which we go past; without it a micro-batch's gradient replaces the last one's.
             self._engine.optimizer.clear_backward_seen_flag()
@@ -110,18 +129,26 @@ class DeepSpeedEngine:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self._presence.group)
         return values
 
     def barrier(self) -> None:
-        dist.barrier()
+        self._presence.barrier()
+
+    def together(self) -> AbstractContextManager[None]:
+        return self._presence.together()
 
     def save_state(self, directory: Path) -> None:
         self._engine.save_checkpoint(str(directory), tag="engine", client_state={}, exclude_frozen_parameters=True)
         torch.save(random_state(), directory / f"random_rank{self.rank}.pt")
-        dist.barrier()
+        self.barrier()
         if self.rank == 0:
             write_manifest(directory, self.module)
 
@@ -150,6 +177,7 @@ class DeepSpeedEngine:
         return full
 
     def close(self) -> None:
-        dist.barrier()
+        self._presence.leave()
+        self.barrier()
         self._engine.destroy()
         dist.destroy_process_group()

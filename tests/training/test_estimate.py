@@ -4,8 +4,11 @@ import pytest
 
 from mllm.config import FinetuneSettings, validate_settings
 from mllm.errors import UserError
+from mllm.model.rows import choice
+from mllm.model.rows.varlen_kernels import TorchVarlen
 from mllm.training.estimate import estimate_runs
 from mllm.training.finetune import finetune
+from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.training.test_exactness import config
 
 
@@ -36,6 +39,23 @@ def test_what_is_done_is_not_counted(tiny_parts, recipe, tmp_path):
     finetune(first)
     one, two = estimate_runs([first, second_stage(tiny_parts, recipe, tmp_path)])
     assert one.steps_left == 0 and one.seconds(1) == 0 and two.steps_left == 6
+
+
+def test_an_estimate_computes_as_the_run_would(tiny_parts, recipe, tmp_path, monkeypatch):
+    """Its attention kernel, and recomputation of activations."""
+    monkeypatch.setattr(choice, "gpu_capability", lambda: 9)
+    passes = []
+    forward = TorchVarlen.forward
+    monkeypatch.setattr(TorchVarlen, "forward", lambda *args: passes.append(1) or forward(*args))
+    counts = {}
+    for checkpointing in (False, True):
+        passes.clear()
+        values = config(tiny_parts, recipe, tmp_path / "run", train__dtype="autocast")
+        values["train"]["gradient_checkpointing"] = checkpointing
+        estimate_runs([settings(values)])
+        counts[checkpointing] = len(passes)
+    tried = 2  # passes of the kernel's trial
+    assert counts[True] - tried == 2 * (counts[False] - tried) > 0
 
 
 def test_an_origin_that_no_run_writes_is_refused(tiny_parts, recipe, tmp_path):

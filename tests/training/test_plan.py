@@ -12,9 +12,10 @@ from mllm.errors import UserError
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.finetune import finetune, start_model
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.training.plan import Machine, plan_runs
 from mllm.training.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
+from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.training.test_estimate import second_stage
 from tests.training.test_exactness import config
 
@@ -40,11 +41,17 @@ def test_planned_steps_samples_and_tokens_are_those_of_the_run(tiny_parts, recip
     assert plan.rows.tokens * plan.data.steps_read == pytest.approx(sum(line["tokens"] for line in lines))
 
 
-def live_bytes_of(run):
-    """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step."""
+def live_bytes_of(run, kernel="segments"):
+    """The most bytes of tensors at once in a run of one process, from its weights to its last optimizer step.
+
+    Rows are as long as they are where the run takes `kernel`: on a GPU, unless it is segments.
+    """
+    multiple = 1 if kernel == "segments" else GPU_LENGTH_MULTIPLE
     model, processor = start_model(run)
+    model.attention_kernel = kernel
     apply_policy(model, run.trainable)
-    task = InstructionTask(Mixture(load_recipe(run.data.recipe), 0, False), processor, run.data, run.train)
+    mixture = Mixture(load_recipe(run.data.recipe), 0, False)
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     with LiveBytes() as live:
         for tensor in [*model.parameters(), *model.buffers()]:
             live.count(tensor)
@@ -72,6 +79,19 @@ def live_bytes_of(run):
 def test_planned_memory_is_what_the_steps_allocate(tiny_parts, recipe, tmp_path, changes):
     run = settings(config(tiny_parts, recipe, tmp_path / "run", **changes))
     assert planned(run).own_memory.total == pytest.approx(live_bytes_of(run), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kernel"),
+    [
+        ({"data__packing": "shared_prefix", "train__dtype": "autocast"}, "varlen"),
+        ({"data__packing": "samples", "train__dtype": "float32"}, "mask"),
+        ({"data__packing": "samples", "train__dtype": "autocast", "train__attention": "sdpa"}, "mask"),
+    ],
+)
+def test_memory_on_a_gpu_is_planned_with_the_kernel_that_the_run_takes(tiny_parts, recipe, tmp_path, changes, kernel):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", **changes))
+    assert planned(run, gpu="h100").own_memory.total == pytest.approx(live_bytes_of(run, kernel), rel=0.1)
 
 
 @pytest.mark.parametrize("learns", ["full", "lora", "frozen"])

@@ -15,13 +15,14 @@ from mllm.errors import UserError
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import PartCount, apply_policy
+from mllm.model.rows.choice import gpu_capability, planned_kernel
 from mllm.model.skeleton import build_skeleton
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.estimate import startable
 from mllm.training.flops import unit_flops
 from mllm.training.gpus import gpu_named
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.plan.data import DataPlan, RowFigures, plan_data
 from mllm.training.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
@@ -97,7 +98,9 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     model, processor = build_skeleton(run.model)
     parts, weights = _parts(model, run)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
-    task = InstructionTask(mixture, processor, run.data, run.train)
+    on_gpu = gpu is not None or gpu_capability() is not None
+    multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     steps = total_steps(task, run.train)
     data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
@@ -110,7 +113,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing)
+        kernel, device = planned_kernel(run.train.attention, dtype, on_gpu), "cuda" if on_gpu else "cpu"
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device, kernel)
 
     step = step_in(dtype)
 

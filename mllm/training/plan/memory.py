@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AttentionInterface, AttentionMaskInterface
 
+from mllm.batch import NO_PARENT, SegmentBounds
+from mllm.model.attention import PACKED
 from mllm.model.lean_layers import use_lean_layers
-from mllm.model.loss import supervised_loss_sum
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.loss import chunk_rows, supervised_loss_sum
+from mllm.model.multimodal import MultimodalLM, splice
+from mllm.model.packed_rows import PackedRows
+from mllm.model.rows.choice import Kernel
+from mllm.model.rows.mask import MaskedRows
+from mllm.model.rows.varlen import VarlenRows
+from mllm.model.rows.varlen_kernels import Attended, Inputs, Pass
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 from mllm.training.plan.data import Shape
 
@@ -68,29 +73,36 @@ class StepMemory:
     logits: int
 
 
-def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool) -> StepMemory:
+def step_memory(
+    model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool, device: str, kernel: Kernel = "segments"
+) -> StepMemory:
     """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
 
-    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention keeps what flash-attention's kernels
-    and ours keep.
+    dtype: as `train.dtype`, float32 | autocast | bfloat16. device: "cpu" or "cuda", on which the run will have logits of
+    other numbers of positions at once. kernel: segments, mask, or any of the others, which keep and allocate alike.
     """
+    rows = chunk_rows(model.language_model.get_output_embeddings().weight.shape[0], device)
     use_lean_layers(model.language_model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         model.train()
-        model.language_model.set_attn_implementation(PLANNED)
+        model.language_model.set_attn_implementation(PACKED)
         if checkpointing:
             # The random state can't be read while tensors have no contents, and dropout costs the same without it.
             options = {"use_reentrant": False, "preserve_rng_state": False}
             model.language_model.gradient_checkpointing_enable(options)
-        fresh = _peak_over_weights(model, lambda: _forward(model, shape), dtype, resident_gradients=False)
-        resident = _peak_over_weights(model, lambda: _forward(model, shape), dtype, resident_gradients=True)
-        head = _peak_over_weights(model, lambda: _head_alone(model, shape), dtype, resident_gradients=True)
+
+        def forward() -> torch.Tensor:
+            return _forward(model, shape, kernel, rows)
+
+        fresh = _peak_over_weights(model, forward, dtype, resident_gradients=False)
+        resident = _peak_over_weights(model, forward, dtype, resident_gradients=True)
+        head = _peak_over_weights(model, lambda: _head_alone(model, shape, rows), dtype, resident_gradients=True)
     return StepMemory(resident, fresh, head)
 
 
-class _Flash(torch.autograd.Function):
-    """Allocates what flash-attention (Dao 2023) does: inputs, output and the softmax's normalizers are kept, no scores."""
+class _Segments(torch.autograd.Function):
+    """Allocates what the calls of segments on a CPU do: inputs, output and the softmax's normalizers are kept, no scores."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -103,15 +115,36 @@ class _Flash(torch.autograd.Function):
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
-def _planned_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
-) -> tuple[torch.Tensor, None]:
-    return _Flash.apply(query, key, value).transpose(1, 2).contiguous(), None
+class _PlannedSegments:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        return _Segments.apply(query, key, value)
 
 
-PLANNED = "mllm_planned"
-AttentionInterface.register(PLANNED, _planned_attention)
-AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
+class _PlannedKernel:
+    """Allocates what flash-attention's kernels (Dao 2023) do, and no scores."""
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        query = inputs[0]
+        return torch.empty_like(query), torch.empty(query.shape[1], query.shape[0])
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        # The queries' slopes are added up in float32.
+        sums = torch.empty(inputs[0].shape)
+        of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype) for x in inputs)
+        del sums
+        return of_query, of_key, of_value
+
+
+def _rows(kernel: Kernel, shape: Shape, dtype: torch.dtype) -> PackedRows:
+    """Rows of one segment each; trunks change what is computed, and nothing that is kept."""
+    if kernel == "segments":
+        return _PlannedSegments()
+    if kernel == "mask":
+        return MaskedRows(torch.empty(shape.rows, 1, shape.length, shape.length, dtype=dtype))
+    bounds = SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
+    return VarlenRows(_PlannedKernel(), bounds)
 
 
 def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
@@ -140,31 +173,31 @@ def _peak_over_weights(
     return max(0, live.peak - held - gradients)
 
 
-def _forward(model: MultimodalLM, shape: Shape) -> torch.Tensor:
+def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
     """The loss of a micro-batch of `shape`, through the model's own parts."""
     side = model.vision_encoder.model.config.image_size
     features = model.encode_images(torch.zeros(max(1, shape.images), 3, side, side))
     embeddings = model.language_model.get_input_embeddings()(torch.zeros(shape.rows, shape.length, dtype=torch.int64))
-    places = torch.zeros(shape.rows, shape.length, 1, dtype=torch.bool)
-    embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
+    embeddings = splice(embeddings, torch.zeros(features.shape[:2], dtype=torch.int64).flatten(), features)
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
         use_cache=False,
+        packed_rows=_rows(kernel, shape, embeddings.dtype),
     ).last_hidden_state
-    return _loss(model, hidden.flatten(0, 1), shape)
+    return _loss(model, hidden.flatten(0, 1), shape, rows)
 
 
-def _head_alone(model: MultimodalLM, shape: Shape) -> torch.Tensor:
+def _head_alone(model: MultimodalLM, shape: Shape, rows: int) -> torch.Tensor:
     head = model.language_model.get_output_embeddings()
     hidden = torch.zeros(shape.rows * shape.length, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
-    return _loss(model, hidden, shape)
+    return _loss(model, hidden, shape, rows)
 
 
-def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape) -> torch.Tensor:
-    picked = hidden[torch.arange(max(1, shape.targets))]
+def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape, rows: int) -> torch.Tensor:
+    picked = hidden.index_select(0, torch.arange(max(1, shape.targets)))
     targets = torch.zeros(len(picked), dtype=torch.int64)
-    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets)
+    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets, rows)
 
 
 @dataclass(frozen=True)
