@@ -147,7 +147,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     gpu = torch.cuda.is_available()
     model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, gpu)
     if settings.train.gradient_checkpointing:
-        checkpoint_activations(model.language_model)
+        checkpoint_activations(model)
     costs = unit_flops(model)
     engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
     return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine

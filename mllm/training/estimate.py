@@ -9,6 +9,7 @@ import torch
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.model.fill import cast_parameters
 from mllm.model.policy import apply_policy
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
@@ -59,7 +60,8 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
-    model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    cast_parameters(model.train(), torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    model = model.to(device)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     task = InstructionTask(mixture, processor, run.data, run.train)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches

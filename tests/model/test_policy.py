@@ -153,7 +153,7 @@ def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(mo
     apply_policy(model, policy(**kind))
     batch = batch_of(samples, processor, "samples")
     loss, expected = loss_and_gradients(model.train(), [batch])
-    checkpoint_activations(model.language_model)
+    checkpoint_activations(model)
     checkpointed_loss, gradients = loss_and_gradients(model, [batch])
     assert checkpointed_loss == loss and gradients.keys() == learning(model)
     assert all(torch.allclose(gradient, expected[name], atol=1e-6) for name, gradient in gradients.items())

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from mllm.model.fill import cast_parameters
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.multimodal import MultimodalLM
@@ -115,10 +116,8 @@ AttentionMaskInterface.register(PLANNED, lambda *_, **__: None)
 
 
 def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
-    def filled(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-
-    model._apply(filled)
+    cast_parameters(model, dtype)
+    model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
     model.language_model.tie_weights()
 
 
