@@ -1,6 +1,5 @@
 """Where an engine wants a model's weights: on which device, whole or partitioned, and how ranks share what one reads."""
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -58,8 +57,7 @@ class _Partition:
         if self._first is not None:
             self._first.convert_to_zero_parameters(param_list=[parameter])
             return
-        from deepspeed.zero import Init
+        import deepspeed
 
-        os.environ.setdefault("LOCAL_RANK", "0")
-        Init(module=nn.ParameterList([parameter]), config_dict_or_path=self._ds_config)
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self._ds_config)
         self._first = parameter
