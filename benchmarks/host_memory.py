@@ -9,6 +9,7 @@ nobody has written to, until DeepSpeed copies rank 0's), at ZeRO 3 a part on eve
 """
 
 import argparse
+import gc
 import json
 import os
 import socket
@@ -63,6 +64,7 @@ def measure(run: FinetuneSettings) -> dict[str, Any]:
         apply_policy(model, run.trainable)
     dtype = torch.bfloat16 if run.train.dtype == "bfloat16" else torch.float32
     size = dtype.itemsize * sum(parameter.numel() for parameter in model.parameters())
+    gc.collect()  # the model before is a circle of references
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = status_bytes("VmRSS")
     fill(model, beginning.open_contents, dtype, place)

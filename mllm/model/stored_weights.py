@@ -2,6 +2,7 @@
 
 import json
 import math
+import mmap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,17 @@ class _Entry:
     begin: int
 
 
+def passing_tensor(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor without contents on the CPU, whose memory goes back to the kernel as soon as it is let go.
+
+    From the heap, tensors that come and go among others that stay would leave gaps that nothing fits.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+
+
 class StoredWeights:
     """The tensors of some files. Opening reads the headers alone; a tensor is read when it is asked for.
 
@@ -55,7 +67,7 @@ class StoredWeights:
     def read(self, name: str) -> torch.Tensor:
         """The tensor of that name, on the CPU, as it was stored. Raises UserError when the file can't be read."""
         entry = self._entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        tensor = passing_tensor(entry.shape, entry.dtype)
         room = tensor.reshape(-1).view(torch.uint8).numpy().data
         try:
             with open(entry.file, "rb", buffering=0) as opened:

@@ -16,9 +16,12 @@ def own_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def shared_place(keep: Callable[[nn.Parameter], None]) -> Place:
-    """Rank 0 reads; `keep` is called on every rank with each parameter, which has its contents on rank 0 alone."""
-    return Place(own_device(), dist.get_rank() == 0, _gather, _share, keep)
+def shared_place(keep: Callable[[nn.Parameter], None], passes_on: bool) -> Place:
+    """Rank 0 reads; `keep` is called on every rank with each parameter, which has its contents on rank 0 alone.
+
+    passes_on: `keep` leaves nothing of a parameter in the memory that it came in.
+    """
+    return Place(own_device(), dist.get_rank() == 0, _gather, _share, keep, passes_on)
 
 
 def zero_place(ds_config: dict[str, Any]) -> Place:
@@ -27,7 +30,9 @@ def zero_place(ds_config: dict[str, Any]) -> Place:
     Stages 0 to 2: whole on each device; DeepSpeed copies rank 0's parameters to the other ranks. Stage 3: partitioned as
     soon as a parameter is there, so that no rank has more than one of them whole.
     """
-    return shared_place(_Partition(ds_config) if zero_stage(ds_config) == 3 else _leave)
+    if zero_stage(ds_config) == 3:
+        return shared_place(_Partition(ds_config), passes_on=True)
+    return shared_place(_leave, passes_on=False)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """How a run's weights get to its ranks: one reads, and each has what one process would have."""
 
+import errno
 import json
 import os
 import subprocess
@@ -164,8 +165,8 @@ def test_too_little_memory_is_a_line(tiny_parts, recipe, tmp_path, monkeypatch):
     beginning = checkpoint.begin(run_here(config(tiny_parts, recipe, tmp_path / "run", train__max_steps=1)))
 
     def refuse(*_, **__):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("mllm.model.stored_weights.torch.empty", refuse)
+    monkeypatch.setattr("mllm.model.stored_weights.mmap.mmap", refuse)
     with pytest.raises(checkpoint.UserError, match=r"no memory is left for .*; `mllm plan` says what a run takes"):
         beginning.filled(torch.float32)
