@@ -146,7 +146,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     apply_policy(model, settings.trainable)
     model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, model.language_model.config)
     if settings.train.gradient_checkpointing:
-        checkpoint_activations(model.language_model)
+        checkpoint_activations(model)
     costs = unit_flops(model)
     engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
     return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine

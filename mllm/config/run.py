@@ -83,10 +83,11 @@ class LoopSettings(Settings):
     dtype: `float32`; `autocast` = float32 weights, matrix products in bfloat16; `bfloat16` = weights and activations in
     bfloat16 and, under DeepSpeed, float32 masters in the optimizer (one process of plain torch has none: there it is
     autocast); `auto` = bfloat16 on a GPU that has it, autocast on a CPU that multiplies it natively, float32 elsewhere.
-    The run's saved config says which it was. attention: `auto` = flash-attention where it is installed and a GPU computes
-    in bfloat16, torch's own (`sdpa`) elsewhere; with flash-attention, rows whose samples share a trunk go through
-    FlexAttention. neftune_alpha: strength of the noise that NEFTune puts on words while training (Jain et al. 2023 tried
-    5 to 15); 0 for none.
+    The run's saved config says which it was. gradient_dtype: of the gradients of bfloat16 weights under DeepSpeed,
+    which add up over micro-batches and ranks: `weights` = in bfloat16, too, as LLaVA's did, or `float32`. attention:
+    `auto` = flash-attention where it is installed and a GPU computes in bfloat16, torch's own (`sdpa`) elsewhere; with
+    flash-attention, rows whose samples share a trunk go through FlexAttention. neftune_alpha: strength of the noise
+    that NEFTune puts on words while training (Jain et al. 2023 tried 5 to 15); 0 for none.
     A checkpoint is written at the end, on a signal, every `save_every_steps` and every `save_every_minutes` (of the
     clock). The newest `keep_checkpoints` stay, and the best by the metric `keep_best_by` of the periodic evaluation
     (`heldout_loss`), which is saved as soon as it is measured; `best_is` says in which direction.
@@ -97,6 +98,7 @@ class LoopSettings(Settings):
     global_batch_size: int = Field(default=128, ge=1)
     micro_batch_size: int = Field(default=1, ge=1)
     dtype: Literal["float32", "autocast", "bfloat16", "auto"] = "float32"
+    gradient_dtype: Literal["weights", "float32"] = "weights"
     attention: Attention = "auto"
     gradient_checkpointing: bool = False
     neftune_alpha: float = Field(default=0.0, ge=0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,6 +10,9 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from mllm.errors import UserError
 from mllm.model.packed_rows import PackedRows
+
+if TYPE_CHECKING:
+    from mllm.model.multimodal import MultimodalLM
 
 PACKED = "mllm_packed"
 
@@ -63,10 +66,13 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: "MultimodalLM") -> None:
     """Have `model` keep only the inputs of its layers and recompute the rest in the backward (Chen et al. 2016).
 
-    It stays on packed attention: the recomputation comes after the forward's `attention_of` has ended.
+    The encoder's layers too, where it learns. The language model stays on packed attention: the recomputation comes after
+    the forward's `attention_of` has ended.
     """
-    model.set_attn_implementation(PACKED)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.language_model.set_attn_implementation(PACKED)
+    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if any(parameter.requires_grad for parameter in model.vision_encoder.parameters()):
+        model.vision_encoder.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -6,12 +6,12 @@ A model directory holds `config.json`, `model.safetensors` (or shards with their
 
 import hashlib
 import json
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -19,17 +19,19 @@ from mllm.config import ImageSettings, LoraSettings, ProjectorSettings
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.images.prepare import ImagePreparer
-from mllm.model.build import fit_embeddings, load_tokenizer
+from mllm.model.build import Beginning, fit_embeddings, load_tokenizer, row_std
 from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
+from mllm.model.fill import Contents, parameters_on_meta, saved_shapes
 from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.origin import Merged, Origin, Selection, beneath
 from mllm.model.projectors import build_projector
-from mllm.model.quantization import restore_quantized
+from mllm.model.quantization import is_statistic
+from mllm.model.stored_weights import INDEX, StoredWeights, listed_files
 from mllm.processor import Processor
 
 MODEL_TYPE = "mllm"
 VERSION = 1
-INDEX = "model.safetensors.index.json"
 CONFIG_KEYS = (
     *("prompt_format", "image_token_id", "feature_layer", "class_token"),
     *("projector", "image", "vision_config", "text_config"),
@@ -134,20 +136,54 @@ def load(
     `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
     directory isn't whole, or its weights are not exactly those that its config asks for.
     """
+    model, processor = begin(path, prompt_format, image).filled(dtype)
+    return model.eval(), processor
+
+
+def begin(
+    path: Path | str,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    adapters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Beginning:
+    """As `load`, before anything but configurations is read.
+
+    adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
+    """
     path = Path(path)
     config = read_config(path)
     image = image or ImageSettings(**config["image"])
     processor = read_processor(path, prompt_format, image)
-    model = without_weights(config, image, processor)
-    weights = read_weights(path)
-    prefix = "language_model."
-    words = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    quantized = {prefix + name for name in restore_quantized(model.language_model, words)}
-    for part, adapter in saved_adapters(config).items():
-        add_lora(model, LoraSettings(**{k: v for k, v in adapter.items() if k != "kind"}), part, adapter["kind"])
-    _materialize(model, path, weights, quantized)
-    fit_embeddings(model.language_model, processor.tokenizer)  # a replaced prompt format may bring new special tokens
-    return model.to(dtype).eval(), processor
+    saved = saved_adapters(config)
+    merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
+    with parameters_on_meta():
+        model = without_weights(config, image, processor)
+        for part, own in saved.items():
+            if part not in merged:
+                add_lora(model, _lora_settings(own), part, own["kind"])
+        shapes, tied = saved_shapes(model), frozenset(tied_weights(model))
+        longer = fit_embeddings(model.language_model, processor.tokenizer)  # another format may bring special tokens
+
+    def open_contents() -> Contents:
+        origin = stored_origin(path, merged)
+        check_names(path, shapes, origin, tied)
+        return Contents(
+            origin, frozenset(f"language_model.{name}" for name in longer), row_std(model.language_model), seed
+        )
+
+    return Beginning(model, processor, open_contents)
+
+
+def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin:
+    """The weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
+    stored: Origin = StoredWeights(weight_files(path))
+    for part, adapter in (saved_adapters(read_config(path)) if merged is None else merged).items():
+        prefix = f"{part}."
+        others = {name: (stored, name) for name in stored.shapes if not name.startswith(prefix)}
+        folded = Merged(beneath(stored, prefix), adapter)
+        stored = Selection(others | {prefix + name: (folded, name) for name in folded.shapes})
+    return stored
 
 
 def without_weights(config: dict[str, Any], image: ImageSettings, processor: Processor) -> MultimodalLM:
@@ -162,7 +198,8 @@ def without_weights(config: dict[str, Any], image: ImageSettings, processor: Pro
         vision = VisionEncoder(
             family.model(family.config.from_dict(vision_config)), config["feature_layer"], config["class_token"]
         )
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config))
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config), dtype=torch.float32)
+        language_model.tie_weights()
     settings = ProjectorSettings(**config["projector"])
     projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
     return MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
@@ -170,9 +207,14 @@ def without_weights(config: dict[str, Any], image: ImageSettings, processor: Pro
 
 def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Part → kind and settings of its low-rank updates, from a `config.json` of today or of when there was LoRA alone."""
+    saved = config.get("adapters", {})
     if config.get("lora") is not None:
-        return {"language_model": {"kind": "lora", **config["lora"]}}
-    return config.get("adapters", {})
+        saved = {"language_model": {"kind": "lora", **config["lora"]}}
+    return {part: {"kind": own["kind"], **_lora_settings(own).model_dump(mode="json")} for part, own in saved.items()}
+
+
+def _lora_settings(adapter: Mapping[str, Any]) -> LoraSettings:
+    return LoraSettings(**{name: value for name, value in adapter.items() if name != "kind"})
 
 
 def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
@@ -194,46 +236,37 @@ def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
         ) from None
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model directory's safetensors files."""
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises UserError when there are none, or one that is listed is gone."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"{path} holds no safetensors file")
     if (path / INDEX).is_file():
-        listed = set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        gone = sorted(listed - {file.name for file in files})
+        gone = sorted(set(listed_files(path)) - {file.name for file in files})
         if gone:
             raise UserError(f"{path} lacks {', '.join(gone)}, which {INDEX} lists; copy the directory again")
-    weights: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    weights[name] = opened.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
-    return weights
+    return files
 
 
-def _materialize(model: MultimodalLM, path: Path, weights: dict[str, torch.Tensor], done: set[str]) -> None:
-    """Fill a model built without initial weights. Weights missing, unused or of another shape are an error.
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model directory's safetensors files."""
+    stored = StoredWeights(weight_files(path))
+    return {name: stored.read(name) for name in stored.shapes}
 
-    `done` names the weights that the model already has.
-    """
-    own = model.state_dict()
-    for name, source in tied_weights(model).items():
-        if name not in weights and source in weights:
-            weights[name] = weights[source]
-    missing = sorted(k for k in own if k not in weights)
-    unused = sorted(k for k in weights if k not in own)
-    shapes = sorted(k for k in weights if k in own and weights[k].shape != own[k].shape)
-    for what, names in (("missing", missing), ("unused", unused), ("of another shape", shapes)):
+
+def check_names(
+    path: Path, shapes: Mapping[str, torch.Size], origin: Origin, spare: Container[str] = frozenset()
+) -> None:
+    """Raise UserError unless `origin` has just the weights of `shapes`, in these shapes; it may have those of `spare`."""
+    found = origin.shapes
+    missing = sorted(name for name in shapes if name not in found)
+    unused = sorted(n for n in found if n not in shapes and n not in spare and not is_statistic(n, found))
+    wrong = sorted(n for n, shape in shapes.items() if n in found and found[n] not in (None, shape))
+    for what, names in (("missing", missing), ("unused", unused), ("of another shape", wrong)):
         if names:
             raise UserError(
                 f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ"
             )
-    model.load_state_dict({k: v for k, v in weights.items() if k not in done}, strict=False, assign=True)
-    model.language_model.tie_weights()
 
 
 def directory_hash(path: Path | str) -> str:

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -164,7 +165,23 @@ def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
-    return family.model.from_pretrained(path, config=vision, dtype=dtype, use_safetensors=True)
+    try:
+        model, report = family.model.from_pretrained(
+            path, config=vision, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).strip().splitlines()[0]}") from None
+    refuse_missing(path, report)
+    return model
+
+
+def refuse_missing(path: str, report: dict[str, Any]) -> None:
+    """Raise UserError for weights that transformers' loading `report` says it had to make up."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} weight(s) missing, such as {missing[0]}; it isn't whole: copy it again"
+        )
 
 
 def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:

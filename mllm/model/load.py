@@ -10,6 +10,7 @@ from mllm.model import checkpoint
 from mllm.model.build import require_directory
 from mllm.model.linear_layout import store_wide_layers_by_column
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.products import multiply_as_asked
 from mllm.model.quantize import Quantization, quantize_language_model
 from mllm.processor import Processor
 
@@ -42,6 +43,7 @@ def load(
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    multiply_as_asked(dtype)
     path = checkpoint.model_directory(local_directory(source))
     if checkpoint.is_ours(path):
         model, processor = checkpoint.load(path, prompt_format, image, DTYPES[dtype])

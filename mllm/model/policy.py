@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -43,14 +44,12 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
 
     Updates that the model brings along go on learning if the policy asks for the same, and are merged otherwise.
     """
+    wanted = wanted_adapters(policy)
     for part, settings in SETTINGS_OF_PART.items():
-        kind = getattr(policy, part)
-        lora = getattr(policy, settings)
-        wanted = {"kind": kind, **lora.model_dump(mode="json")} if kind in ADAPTED else None
-        if part in model.adapters and model.adapters[part] != wanted:
+        if part in model.adapters and model.adapters[part] != wanted.get(part):
             merge_lora(model, part)
-        if wanted is not None and part not in model.adapters:
-            add_lora(model, lora, part, kind)
+        if part in wanted and part not in model.adapters:
+            add_lora(model, getattr(policy, settings), part, getattr(policy, part))
     _check_first_layer(model, policy)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -66,6 +65,15 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
         parameter.requires_grad_(False)
     check_policy(model, policy)
     return count_parameters(model, policy)
+
+
+def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
+    """Part → kind and settings of the low-rank updates that the policy asks for, as `MultimodalLM.adapters` has them."""
+    return {
+        part: {"kind": getattr(policy, part), **getattr(policy, settings).model_dump(mode="json")}
+        for part, settings in SETTINGS_OF_PART.items()
+        if getattr(policy, part) in ADAPTED
+    }
 
 
 def token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 A weight is rounded to one of 16 values, times a scale for each block of 64 that is itself stored in 8 bits.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -34,37 +34,53 @@ def quantized_size(parameter: nn.Parameter) -> int | None:
 
 
 def quantize_linears(root: nn.Module, names: Iterable[str]) -> None:
-    """Replace the named linear layers of `root` by 4-bit ones. What rounding loses is lost."""
-    bnb = _bitsandbytes()
-    for name in names:
-        linear = root.get_submodule(name)
-        data, state = bnb.functional.quantize_4bit(
-            linear.weight.data, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-        )
-        weight = bnb.nn.Params4bit(
-            data, quant_state=state, blocksize=BLOCK, compress_statistics=True, quant_type="nf4", bnb_quantized=True
-        )
-        _replace(root, name, weight)
+    """Replace the named linear layers of `root` by 4-bit ones. What rounding loses is lost.
 
-
-def restore_quantized(root: nn.Module, weights: dict[str, torch.Tensor]) -> set[str]:
-    """Make 4-bit those linear layers of `root` that are 4-bit in `weights`, a state dict of `root` with or without LoRA.
-
-    Returns the names in `weights` that this used up.
+    A layer without contents (on the meta device) becomes one whose 4-bit weight has none.
     """
+    for name in names:
+        weight: Any = root.get_submodule(name).weight
+        _replace(root, name, _blank(weight) if weight.is_meta else unpacked(*packed(weight.data)))
+
+
+def packed(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`weight` in 4 bits, two to a byte, and the statistics that it takes to read them; both on its device."""
+    data, state = _bitsandbytes().functional.quantize_4bit(
+        weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    return data, state.as_dict(packed=True)
+
+
+def unpacked(data: torch.Tensor, statistics: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> Any:
+    """The parameter of a 4-bit layer. dtype: what its weights become when they are computed with; None: as stored."""
+    weight = _bitsandbytes().nn.Params4bit.from_prequantized(data, dict(statistics), device=data.device)
+    if dtype is not None:
+        weight.quant_state.dtype = dtype
+    return weight
+
+
+def _blank(weight: torch.Tensor) -> Any:
     bnb = _bitsandbytes()
-    used: set[str] = set()
-    for mark in [name for name in weights if STATE_MARK in name]:
-        stored = mark.partition(STATE_MARK)[0] + ".weight"
-        statistics = {name: weights[name] for name in weights if name.startswith(stored + ".")}
-        used |= {stored, *statistics}
-        weight = bnb.nn.Params4bit.from_prequantized(
-            weights[stored],
-            {name.removeprefix(stored + "."): tensor for name, tensor in statistics.items()},
-            device=weights[stored].device,
-        )
-        _replace(root, stored.removesuffix(".weight").removesuffix(".base_layer"), weight)
-    return used
+    state = bnb.functional.QuantState(weight, shape=weight.shape, blocksize=BLOCK, quant_type="nf4", dtype=weight.dtype)
+    data = torch.empty((weight.numel() + 1) // 2, 1, dtype=torch.uint8, device="meta")
+    return bnb.nn.Params4bit(data, quant_state=state, blocksize=BLOCK, quant_type="nf4", bnb_quantized=True)
+
+
+def is_statistic(name: str, names: Container[str]) -> bool:
+    """Whether `name`, one of the `names` of a state dict, belongs to a 4-bit weight that is among them."""
+    weight, dot, _ = name.rpartition(".weight.")
+    return bool(dot) and f"{weight}.weight" in names
+
+
+def set_packed(root: nn.Module, name: str, weight: Any) -> None:
+    """Give the 4-bit layer whose weight is called `name` its contents."""
+    layer = root.get_submodule(name.removesuffix(".weight"))
+    layer.weight, layer.quant_state = weight, weight.quant_state
+
+
+def dequantized_weight(data: torch.Tensor, statistics: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The ordinary weight that a 4-bit one stands for, in the dtype that it had before."""
+    return _bitsandbytes().functional.dequantize_4bit(data, unpacked(data, statistics).quant_state)
 
 
 def dequantized(module: Any) -> nn.Linear:

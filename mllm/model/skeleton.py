@@ -1,52 +1,40 @@
-"""A model's shapes without its weights, for planning: nothing but configurations and tokenizers is read."""
+"""What a run begins with, before any weight is read: nothing but configurations and tokenizers."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import AutoConfig, PreTrainedConfig
 
 from mllm.config import ModelSettings
 from mllm.errors import UserError
-from mllm.model import checkpoint
-from mllm.model.build import fit_embeddings, load_processor, require_directory
-from mllm.model.encoders import VisionEncoder, encoder_family, vision_config
+from mllm.model import build, checkpoint
+from mllm.model.build import Beginning, Calibrate, require_directory
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.projectors import build_projector
 from mllm.processor import Processor
 
 
-def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
-    """The model that a run with these settings begins with, on the meta device, and its processor.
+def begin_model(
+    settings: ModelSettings,
+    adapters: Mapping[str, Any],
+    seed: int = 0,
+    calibrate: Calibrate | None = None,
+) -> Beginning:
+    """The model that a run with these settings begins with: put together from parts, or its `init_from`.
 
-    Raises UserError when a configuration or a tokenizer is missing.
+    adapters: the low-rank updates that the run asks for (`wanted_adapters`); those of `init_from` stay if they are the
+    same, and are merged otherwise. calibrate: sets the scale of a projector that is new. Raises UserError when a
+    configuration or a tokenizer is missing.
     """
-    processor = load_processor(settings)
-    with torch.device("meta"):
-        model = _saved(settings, processor) if settings.init_from is not None else _assembled(settings, processor)
-        fit_embeddings(model.language_model, processor.tokenizer)
-        model.language_model.tie_weights()
-    return model.float(), processor
+    if settings.init_from is None:
+        return build.begin(settings, seed, calibrate)
+    return checkpoint.begin(settings.init_from, settings.prompt_format, settings.image, adapters, seed)
 
 
-def _saved(settings: ModelSettings, processor: Processor) -> MultimodalLM:
-    assert settings.init_from is not None
-    return checkpoint.without_weights(checkpoint.read_config(Path(settings.init_from)), settings.image, processor)
-
-
-def _assembled(settings: ModelSettings, processor: Processor) -> MultimodalLM:
-    assert settings.vision_encoder is not None and settings.language_model is not None
-    config = vision_config(settings.vision_encoder.path)
-    with no_init_weights():
-        vision = VisionEncoder(
-            encoder_family(config.model_type).model(config),
-            settings.vision_encoder.feature_layer,
-            settings.vision_encoder.class_token,
-        )
-        language_model: PreTrainedModel = AutoModelForCausalLM.from_config(text_config(settings))
-    text_width = language_model.get_input_embeddings().embedding_dim
-    projector = build_projector(settings.projector, vision.width, text_width)
-    return MultimodalLM(vision, projector, language_model, settings.projector, settings.image, processor.image_token_id)
+def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
+    """The model without low-rank updates and without contents, for planning, and its processor."""
+    beginning = begin_model(settings, {})
+    return beginning.model, beginning.processor
 
 
 def text_config(settings: ModelSettings) -> PreTrainedConfig:

@@ -9,10 +9,13 @@ from torch import nn
 
 from mllm.config import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.errors import UserError
+from mllm.model.fill import Contents, Place, cast_parameters, fill
+from mllm.model.products import multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
-from mllm.training.deepspeed_engine import DeepSpeedEngine, init_distributed, read_ds_config
+from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
 from mllm.training.optimizer import build_optimizer
+from mllm.training.placement import own_device, zero_place
 
 
 def launched_world_size() -> int:
@@ -49,12 +52,17 @@ def check_dtype(dtype: str) -> None:
 
 
 def build_engine(
-    build_module: Callable[[], nn.Module], engine: EngineSettings, optim: OptimizerSettings, loop: LoopSettings
+    build_module: Callable[[], nn.Module],
+    engine: EngineSettings,
+    optim: OptimizerSettings,
+    loop: LoopSettings,
+    open_contents: Callable[[], Contents] | None = None,
 ) -> Engine:
-    """Build the module where it will train, its optimizer, and the engine around both.
+    """Build the module, give it its contents where it will train, its optimizer, and the engine around both.
 
-    Raises UserError when the world size isn't the one of the settings, plain torch is asked for in
-    many processes, or the device lacks the dtype.
+    open_contents: what the parameters of a module without contents begin with (`fill`); None for a module that has its
+    own. Raises UserError when the world size isn't the one of the settings, plain torch is asked for in many processes,
+    the device lacks the dtype, or the contents aren't whole.
     """
     kind = engine.kind
     if kind == "auto":
@@ -62,14 +70,21 @@ def build_engine(
     check_world_size(engine, kind)
     check_dtype(loop.dtype)
     keep_freed_memory()
+    multiply_as_asked(loop.dtype)
     if kind == "torch":
         module = build_module()
+        if open_contents is not None:
+            fill(module, open_contents, torch.float32, Place(own_device()))
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
+    ds_config = read_ds_config(engine.ds_config)
+    filled = fill_ds_config(ds_config, optim, loop)
     presence = init_distributed(timedelta(minutes=engine.timeout_minutes))
     module = build_module()
-    if loop.dtype == "bfloat16":
-        module = module.to(torch.bfloat16)
-    ds_config = read_ds_config(engine.ds_config)
+    dtype = torch.bfloat16 if loop.dtype == "bfloat16" else torch.float32
+    if open_contents is None:
+        cast_parameters(module, dtype)
+    else:
+        fill(module, open_contents, dtype, zero_place(filled))
     return DeepSpeedEngine(module, build_optimizer(module, optim), optim, loop, ds_config, presence)
 
 

@@ -7,18 +7,26 @@ import torch
 from mllm.data.dataset import Mixture
 from mllm.errors import UserError
 from mllm.images.decode import read_image
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.encoders import VisionEncoder
+from mllm.model.projectors import Projector
 from mllm.processor import Processor
 
 BATCH = 32
 
 
 @torch.no_grad()
-def calibrate_projector(model: MultimodalLM, processor: Processor, mixture: Mixture, count: int) -> None:
-    """Calibrate on `count` of the mixture's images (fewer if it has no more), drawn by its seed: the same on every rank.
+def calibrate_projector(
+    projector: Projector,
+    encoder: VisionEncoder,
+    embeddings: torch.Tensor,
+    processor: Processor,
+    mixture: Mixture,
+    count: int,
+) -> None:
+    """Calibrate on `count` of the mixture's images (fewer if it has no more), drawn by its seed.
 
-    Images that can't be decoded, or lie outside their root, are passed over; training reports them. Raises UserError
-    when none is left.
+    embeddings: the language model's, [K, D]. Images that can't be decoded, or lie outside their root, are passed over;
+    training reports them. Raises UserError when none is left.
     """
     paths = mixture.images()
     random.Random(f"{mixture.seed}/calibration").shuffle(paths)
@@ -36,7 +44,5 @@ def calibrate_projector(model: MultimodalLM, processor: Processor, mixture: Mixt
         raise UserError(
             "model.projector.calibration_images: the recipe has no readable image to calibrate on; set it to 0"
         )
-    features = torch.cat(
-        [model.vision_encoder(torch.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
-    )
-    model.projector.calibrate(features.float(), model.language_model.get_input_embeddings().weight)
+    features = torch.cat([encoder(torch.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)])
+    projector.calibrate(features.float(), embeddings)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ ZERO_DEFAULTS: dict[str, int] = {
     "stage3_param_persistence_threshold": 10_000,
 }
 OTHER_PRECISIONS = ("fp16", "amp", "torch_autocast")
+
+logger = logging.getLogger(__name__)
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: Lo
     del filled["train_batch_size"]
     _fill_precision(filled, loop)
     _remove_optimizer(filled, optim)
-    _fill_zero(filled, optim)
+    _fill_zero(filled, optim, loop)
+    _fill_gradients(filled, loop)
     filled.setdefault("steps_per_print", 10**9)
     left = next(_autos(filled), None)
     if left is not None:
@@ -124,11 +128,16 @@ def _remove_optimizer(filled: dict[str, Any], optim: OptimizerSettings) -> None:
     filled.pop("optimizer", None)
 
 
-def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings) -> None:
-    zero = filled.get("zero_optimization", {})
+def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> None:
+    zero = filled.setdefault("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"ds_config says zero_optimization.stage={stage}; it can be 0, 1, 2 or 3")
+    if stage == 0 and loop.dtype == "bfloat16":
+        # DeepSpeed's optimizer for this case takes a step on zeros first, so that AdamW's corrections are a step late: the
+        # first update is 0.74 of what it should be.
+        logger.info("ds_config says zero_optimization.stage=0, train.dtype is bfloat16: ZeRO-1 takes its place")
+        zero["stage"] = 1
     for key, value in ZERO_DEFAULTS.items():
         if zero.get(key) == "auto":
             zero[key] = value
@@ -142,6 +151,30 @@ def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings) -> None:
             f"ds_config says zero_optimization.offload_optimizer, our settings say optim.kind={optim.kind}: both move "
             "the moments out of the GPU; drop one"
         )
+
+
+def _fill_gradients(filled: dict[str, Any], loop: LoopSettings) -> None:
+    """Have gradients added up and sent in the dtype that `loop.gradient_dtype` says."""
+    wide = loop.dtype != "bfloat16" or loop.gradient_dtype == "float32"
+    ours = "fp32" if wide else "bf16"
+    for section, key in ((_section(filled, "data_types"), "grad_accum_dtype"), (filled, "communication_data_type")):
+        given = section.get(key)
+        if given == "auto":
+            del section[key]
+        elif given not in (None, ours):
+            raise UserError(
+                f"ds_config says {key}={given}, our settings say {ours} (train.dtype {loop.dtype}, train.gradient_dtype "
+                f"{loop.gradient_dtype}); make them agree"
+            )
+    if loop.dtype != "bfloat16" or loop.gradient_dtype == "weights":
+        return
+    if zero_stage(filled) < 2:
+        raise UserError(
+            "train.gradient_dtype is float32, which DeepSpeed does for bfloat16 weights at stages 2 and 3; this ds_config "
+            f"has stage {zero_stage(filled)}: take ds_configs/zero2.json"
+        )
+    filled["data_types"] = {**_section(filled, "data_types"), "grad_accum_dtype": ours}
+    filled["communication_data_type"] = ours
 
 
 def _autos(value: Any, path: str = "") -> Iterator[str]:

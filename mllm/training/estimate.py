@@ -10,6 +10,7 @@ from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.attention import checkpoint_activations
+from mllm.model.fill import cast_parameters
 from mllm.model.policy import apply_policy
 from mllm.model.rows.choice import choose_kernel
 from mllm.training.allocator import keep_freed_memory
@@ -64,7 +65,8 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
     model.attention_kernel = choose_kernel(run.train.attention, dtype, model.language_model.config)
-    model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    cast_parameters(model.train(), torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    model = model.to(device)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     multiple = length_multiple(model.device)
     task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)

@@ -16,12 +16,15 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.model import checkpoint
 from mllm.model.attention import checkpoint_activations
-from mllm.model.build import build
+from mllm.model.build import Beginning
+from mllm.model.encoders import VisionEncoder
+from mllm.model.fill import parameters_on_meta
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import apply_policy, policy_table
+from mllm.model.policy import apply_policy, policy_table, wanted_adapters
+from mllm.model.projectors import Projector
 from mllm.model.rows.choice import KERNEL_NAMES, first_that_works, gpu_capability, usable_kernels
-from mllm.model.skeleton import text_config
+from mllm.model.skeleton import begin_model, text_config
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
 from mllm.training.calibration import calibrate_projector
@@ -80,20 +83,19 @@ def finetune(
 
     def build_module() -> MultimodalLM:
         kernel = first_that_works(kernels, words)
-        model, processor = start_model(settings)
+        beginning = begin_run(settings, mixture)
+        model = beginning.model
         model.attention_kernel = kernel
-        parts.update(model=model, processor=processor)
-        count = settings.model.projector.calibration_images
-        if settings.model.init_from is None and count:
-            calibrate_projector(model, processor, mixture, count)
-        counts = apply_policy(model, settings.trainable)
+        parts.update(model=model, processor=beginning.processor, contents=beginning.open_contents)
+        with parameters_on_meta():
+            counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
-            checkpoint_activations(model.language_model)
+            checkpoint_activations(model)
         model.neftune_alpha = settings.train.neftune_alpha
         logger.info("what learns:\n%s", policy_table(counts, part_rates(settings.optim)))
         return model.train()
 
-    engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
+    engine = build_engine(build_module, settings.engine, settings.optim, settings.train, lambda: parts["contents"]())
     processor: Processor = parts["processor"]
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[parts["model"].attention_kernel])
     costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
@@ -122,15 +124,27 @@ def finetune(
     return final if done == trainer.total else None
 
 
+def begin_run(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beginning:
+    """The model that a run begins with, before any weight is read, and its processor: from parts, or its `init_from`.
+
+    A projector that is new is calibrated on images of `mixture`, if the settings say so.
+    """
+    count = settings.model.projector.calibration_images
+
+    def calibrate(projector: Projector, encoder: VisionEncoder, embeddings: torch.Tensor, processor: Processor) -> None:
+        if mixture is not None and count:
+            calibrate_projector(projector, encoder, embeddings, processor, mixture, count)
+
+    beginning = begin_model(
+        settings.model, wanted_adapters(settings.trainable), settings.seed, calibrate if mixture and count else None
+    )
+    use_lean_layers(beginning.model.language_model)
+    return beginning
+
+
 def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
-    """The model that a run begins with, and its processor: put together from parts, or its `init_from`."""
-    origin = settings.model.init_from
-    if origin is None:
-        model, processor = build(settings.model, settings.seed)
-    else:
-        model, processor = checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
-    use_lean_layers(model.language_model)
-    return model, processor
+    """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
+    return begin_run(settings).filled()
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:

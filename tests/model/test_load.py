@@ -17,6 +17,7 @@ from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.build import build
+from mllm.model.fill import cast_parameters
 from mllm.model.interop.llava import export_llava, import_llava
 from mllm.model.load import HUB_FILES
 from mllm.model.lora import add_lora
@@ -181,3 +182,35 @@ def test_dtype_is_that_of_every_part(tiny_parts, tmp_path, image):
         loaded, loaded_processor = mllm.load(tmp_path / source, dtype="bfloat16")
         assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
         assert torch.isfinite(logits(loaded, loaded_processor, image)).all()
+
+
+def test_casting_a_model_casts_its_parameters_and_no_buffer(tiny_parts, tmp_path, image):
+    """Rotary frequencies and the projector's mean and deviation are the same constants in training and in use."""
+    model, processor = make(tiny_parts)
+    embeddings = model.language_model.get_input_embeddings().weight
+    model.projector.calibrate(model.vision_encoder(torch.rand(4, 3, 16, 16)).float(), embeddings)
+    export_llava(model, processor, tmp_path / "hf")
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert {"projector.feature_std", "language_model.model.rotary_emb.inv_freq"} < before.keys()
+    cast_parameters(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    mllm.save(tmp_path / "ours", model, processor)
+    for trained in (model, mllm.load(tmp_path / "ours", dtype="bfloat16")[0]):
+        after = dict(trained.named_buffers())
+        assert all(
+            torch.equal(buffer, after[name]) and buffer.dtype == after[name].dtype for name, buffer in before.items()
+        )
+    loaded = mllm.load(tmp_path / "ours", dtype="bfloat16")
+    assert torch.equal(logits(*loaded, image), logits(model, processor, image))
+    foreign = dict(mllm.load(tmp_path / "hf", dtype="bfloat16")[0].named_buffers())
+    rotary = [name for name in before if "rotary" in name]
+    assert all(torch.equal(before[name], foreign[name]) for name in rotary)
+
+
+def test_float32_rounds_no_product_on_a_gpu(tiny_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    mllm.save(tmp_path / "ours", *make(tiny_parts))
+    mllm.load(tmp_path / "ours", dtype="bfloat16")
+    assert torch.backends.cudnn.allow_tf32
+    mllm.load(tmp_path / "ours")
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

@@ -147,13 +147,14 @@ def test_encoder_learns_from_a_layer_on_and_lora_keeps_out_of_layers_behind_the_
         validate_settings(TrainableSettings, {"vision_encoder_from_layer": 1}, "test")
 
 
-@pytest.mark.parametrize("kind", KINDS[:3] + KINDS[4:5], ids=str)
+@pytest.mark.parametrize("kind", [*KINDS[:3], KINDS[4], {"vision_encoder": "full", "language_model": "full"}], ids=str)
 def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):  # noqa: F811
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
     batch = batch_of(samples, processor, "samples")
     loss, expected = loss_and_gradients(model.train(), [batch])
-    checkpoint_activations(model.language_model)
+    checkpoint_activations(model)
+    assert model.vision_encoder.model.is_gradient_checkpointing == ("vision_encoder" in kind)
     checkpointed_loss, gradients = loss_and_gradients(model, [batch])
     assert checkpointed_loss == loss and gradients.keys() == learning(model)
     assert all(torch.allclose(gradient, expected[name], atol=1e-6) for name, gradient in gradients.items())

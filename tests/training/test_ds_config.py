@@ -20,7 +20,10 @@ def test_shipped_files_are_filled_without_an_auto_left(path):
     assert '"auto"' not in json.dumps(filled)
     assert filled["train_micro_batch_size_per_gpu"] == 2 and filled["gradient_clipping"] == 0.5
     assert filled["bf16"] == {"enabled": True}
-    assert f"zero{zero_stage(filled)}" in path.stem
+    # Stage 0 has no optimizer for bfloat16 that steps as AdamW does.
+    assert f"zero{zero_stage(filled)}" in path.stem or (path.stem, zero_stage(filled)) == ("zero0", 1)
+    in_float32 = fill_ds_config(json.loads(path.read_text()), OPTIM, LOOP.model_copy(update={"dtype": "autocast"}))
+    assert f"zero{zero_stage(in_float32)}" in path.stem
     assert offloads(filled, "offload_optimizer") == path.stem.endswith("_offload")
 
 
@@ -72,3 +75,20 @@ def test_a_file_written_for_other_trainers_is_filled():
 def test_contradictions_are_refused_with_both_values(given, optim, message):
     with pytest.raises(UserError, match=message):
         fill_ds_config(given, OPTIM.model_copy(update=optim), LOOP)
+
+
+def test_gradients_of_bfloat16_weights_add_up_in_float32_if_asked():
+    wide = LOOP.model_copy(update={"gradient_dtype": "float32"})
+    for stage in (2, 3):
+        filled = fill_ds_config({"zero_optimization": {"stage": stage}}, OPTIM, wide)
+        assert filled["data_types"] == {"grad_accum_dtype": "fp32"} and filled["communication_data_type"] == "fp32"
+        plain = fill_ds_config({"zero_optimization": {"stage": stage}}, OPTIM, LOOP)
+        assert not {"data_types", "communication_data_type"} & plain.keys()
+    with pytest.raises(UserError, match=r"at stages 2 and 3; this ds_config has stage 1"):
+        fill_ds_config({"zero_optimization": {"stage": 1}}, OPTIM, wide)
+    for key, section in (
+        ("grad_accum_dtype", {"data_types": {"grad_accum_dtype": "fp32"}}),
+        ("communication_data_type", {"communication_data_type": "fp16"}),
+    ):
+        with pytest.raises(UserError, match=rf"{key}=fp.*, our settings say bf16"):
+            fill_ds_config(section | {"zero_optimization": {"stage": 2}}, OPTIM, LOOP)

@@ -135,6 +135,33 @@ def test_memory_is_shared_as_the_zero_stages_say():
     assert [gigabytes(stage) for stage in (1, 2, 3)] == pytest.approx([31.4, 16.6, 1.9], abs=0.1)
 
 
+def test_stage_1_takes_the_place_of_stage_0_in_bfloat16_and_gradients_in_float32_count_twice(
+    tiny_parts, recipe, tmp_path
+):
+    weights, step = Weights(1000, 500), StepMemory(0, 0, 0)
+    first, second = (zero_memory(stage, 2, weights, step, True, "bfloat16") for stage in (0, 1))
+    assert first.optimizer == second.optimizer == 12 * 500 / 2 and first.total == second.total
+    values = config(tiny_parts, recipe, tmp_path / "run", train__dtype="bfloat16")
+    values["engine"] = {"kind": "deepspeed", "ds_config": "ds_configs/zero0.json"}
+    assert planned(settings(values), ranks=2).stage == 1
+    values["engine"]["ds_config"] = "ds_configs/zero2.json"
+    narrow = planned(settings(values), ranks=2).own_memory
+    values["train"]["gradient_dtype"] = "float32"
+    assert planned(settings(values), ranks=2).own_memory.gradients == 2 * narrow.gradients
+
+
+def test_main_memory_is_planned_for_the_rank_that_reads_and_gathers(tiny_parts, recipe, tmp_path):
+    values = config(tiny_parts, recipe, tmp_path / "run", train__dtype="bfloat16")
+    plan = planned(settings(values), ranks=2)
+    largest = 329 * 32  # the embedding, with a row for the image token
+    for host in plan.host:
+        assert host.start_rank_0 == 8 * largest and host.start_others == 0
+        assert host.saving_rank_0 == host.peak_rank_0 == 2 * sum(part.total for part in plan.parts)
+    values["model"]["projector"] = {"calibration_images": 2}
+    calibrated = planned(settings(values), ranks=2)
+    assert calibrated.host[0].start_rank_0 > plan.host[0].start_rank_0 + 4 * plan.parts[0].total
+
+
 def test_what_is_offloaded_is_on_the_host():
     step, weights = StepMemory(1000, 1000, 0), Weights(100, 50)
     config = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}

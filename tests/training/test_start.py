@@ -63,14 +63,15 @@ def test_calibration_passes_over_broken_images_and_needs_one_that_is_whole(tiny_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "broken", "sources": [source]}))
     mixture = Mixture(load_recipe(str(tmp_path / "recipe.yaml")), 0, False)
     model, processor = start_model(settings(config(tiny_parts, recipe, tmp_path / "run")))
+    embeddings = model.language_model.get_input_embeddings().weight
     try:
-        calibrate_projector(model, processor, mixture, 8)
+        calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, 8)
     except UserError as error:
         assert "calibration_images" in str(error)
     else:
         raise AssertionError("no image could be read")
     save_image(tmp_path / "red.png")
-    calibrate_projector(model, processor, mixture, 8)
+    calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, 8)
     assert model.projector.feature_mean.abs().sum() > 0
 
 

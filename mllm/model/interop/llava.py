@@ -32,6 +32,7 @@ from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
 from mllm.model.checkpoint import check_model_directory, is_ours, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
+from mllm.model.fill import cast_parameters
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector, build_projector
@@ -256,7 +257,8 @@ def read_llava(
         ImageSettings(fit=fit),
         processor.image_token_id,
     )
-    return model.to(dtype).eval(), processor
+    cast_parameters(model, dtype)
+    return model.eval(), processor
 
 
 def _read_config(source: Path) -> LlavaConfig:

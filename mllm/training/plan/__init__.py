@@ -5,10 +5,11 @@ It reads configurations, tokenizers, texts and image headers, and no pixels or w
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mllm.config import FinetuneSettings
+from mllm.config import FinetuneSettings, LoopSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
@@ -25,6 +26,7 @@ from mllm.training.gpus import gpu_named
 from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.plan.data import DataPlan, RowFigures, plan_data
+from mllm.training.plan.host import HostMemory, calibrates, host_memory
 from mllm.training.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
 
 RANKS = (1, 2, 4, 8, 16)
@@ -46,7 +48,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run foreseen. memory: an engine each, for the machine's ranks; totals: stage → ranks → bytes on a GPU.
+    """A run foreseen. memory and host: an engine each, for the machine's ranks; totals: stage → ranks → bytes on a GPU.
 
     flops are those of the whole run; hours is None when no GPU was named.
     """
@@ -60,6 +62,7 @@ class Plan:
     data: DataPlan
     step_memory: StepMemory
     memory: tuple[GpuMemory, ...]
+    host: tuple[HostMemory, ...]
     totals: dict[int, dict[int, float]]
     flops: float
     hours: float | None
@@ -105,10 +108,10 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
 
-    stage = _stage(run, machine.ranks)
     accumulates = rows.micro_batches > 1
     loop = run.train.model_copy(update={"dtype": dtype})
-    ds_config = None if stage is None else fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop)
+    ds_config = _ds_config(run, machine.ranks, loop)
+    stage = None if ds_config is None else zero_stage(ds_config)
 
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
@@ -137,6 +140,7 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
         data,
         step,
         tuple(memory),
+        tuple(host_memory(of_engine, model, weights, dtype, calibrates(run.model)) for of_engine in memory),
         {s: {ranks: zero(s, ranks).total for ranks in sorted({*RANKS, machine.ranks})} for s in range(4)},
         flops,
         flops / (gpu.peak(dtype) * machine.ranks * machine.mfu) / 3600 if gpu is not None else None,
@@ -159,10 +163,10 @@ def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount,
     return parts, Weights(total, trainable, quantized, MOMENT_BYTES["8bit" in run.optim.kind])
 
 
-def _stage(run: FinetuneSettings, ranks: int) -> int | None:
-    """The ZeRO stage of the run's engine, None for plain torch, which `auto` takes in a single process."""
+def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings) -> dict[str, Any] | None:
+    """The filled configuration of the run's engine, None for plain torch, which `auto` takes in a single process."""
     if run.engine.kind == "torch" or (run.engine.kind == "auto" and ranks == 1):
         if ranks > 1:
             raise UserError(f"engine.kind is torch but --gpus is {ranks}; use deepspeed, or one GPU")
         return None
-    return zero_stage(read_ds_config(run.engine.ds_config))
+    return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop)

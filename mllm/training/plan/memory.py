@@ -148,8 +148,11 @@ def _rows(kernel: Kernel, shape: Shape, dtype: torch.dtype) -> PackedRows:
 
 
 def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
+    constants = {id(buffer) for buffer in model.buffers()}
+
     def filled(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+        casts = tensor.is_floating_point() and id(tensor) not in constants
+        return torch.empty(tensor.shape, dtype=dtype if casts else tensor.dtype)
 
     model._apply(filled)
     model.language_model.tie_weights()
@@ -264,12 +267,12 @@ def zero_memory(
     bucket = DEEPSPEED_BUCKET if own else ZERO_DEFAULTS["reduce_bucket_size"]
     size, trainable = (2 if dtype == "bfloat16" else 4), weights.trainable
     held = weights.size(size) / (ranks if stage == 3 else 1)
-    gradients = size * trainable / (ranks if stage >= 2 else 1)
-    if stage == 0:
-        # The optimizer works on the weights themselves: moments in their dtype, and no masters.
+    wide = own.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    gradients = (4 if wide else size) * trainable / (ranks if stage >= 2 else 1)
+    if stage == 0 and dtype != "bfloat16":
+        # The optimizer works on the weights themselves. In bfloat16 `fill_ds_config` puts stage 1 in its place.
         activations = step.activations if accumulates else step.first
-        moments = weights.moment_bytes * min(1.0, size / 4) * trainable
-        return GpuMemory(0, ranks, held, gradients, moments, activations, 0.0)
+        return GpuMemory(0, ranks, held, gradients, weights.moment_bytes * trainable, activations, 0.0)
     optimizer, offloaded = (4.0 + weights.moment_bytes) * trainable / ranks, 0.0
     buckets = size * min(trainable, int(zero.get("reduce_bucket_size", bucket)))
     if stage == 3:

@@ -20,6 +20,7 @@ def plan_report(plan: Plan) -> RenderableType:
         _packings(plan),
         _memory(plan),
         _totals(plan),
+        _host(plan),
         _summary(plan),
     ]
     return Group(Text(plan.run_dir, style="bold"), *parts)
@@ -129,6 +130,17 @@ def _totals(plan: Plan) -> Table:
     table = _table("sum in GB by number of GPUs", "engine", *(str(count) for count in ranks))
     for stage, totals in plan.totals.items():
         table.add_row(_engine(stage), *(Text(gigabytes(totals[n]), style=_style(plan, totals[n])) for n in ranks))
+    return table
+
+
+def _host(plan: Plan) -> Table:
+    title = "main memory in GB beside each process itself (about 1 GB)"
+    table = _table(
+        title, "engine", "start, rank 0", "start, others", "saving, rank 0", "offloaded, each", "peak, rank 0"
+    )
+    for host in plan.host:
+        cells = (host.start_rank_0, host.start_others, host.saving_rank_0, host.offloaded, host.peak_rank_0)
+        table.add_row(_own(_engine(host.stage), host.stage == plan.stage), *(gigabytes(cell) for cell in cells))
     return table
 
 
