@@ -38,8 +38,8 @@ def collate(
 
     `decode` gives the float32 [3, S, S] pixels of an image file or raises UserError; by default the file is read here.
 
-    An image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and no example that
-    shows it is learned from: the rows keep their shape on every rank.
+    Each example with an image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and
+    the example isn't learned from: the rows keep their shape on every rank.
     """
     length = max(row.length for row in rows)
     width = max(len(row.segments) for row in rows)
@@ -52,7 +52,7 @@ def collate(
     counts: list[int] = []
     owners: list[str] = []
     for r, row in enumerate(rows):
-        broken = _decode_images(row, decode or reading(processor), processor, on_bad_sample, pixels)
+        broken = _decode_images(row, decode or reading(processor), processor, pixels)
         for segment, _, count in shown_images(row):
             counts.append(count)
             owners.append(segment.example.sample_id)
@@ -63,8 +63,11 @@ def collate(
             position_ids[r, place] = torch.arange(segment.start, segment.stop)
             segment_ids[r, place] = s
             parents[r, s] = segment.parent
-            if not broken.intersection(segment.example.images):
+            reason = next((broken[path] for path in segment.example.images if path in broken), None)
+            if reason is None:
                 targets[r, place] = torch.tensor(targets_of(segment))
+            else:
+                on_bad_sample(BadSampleError(segment.example.sample_id, "image", reason))
             offset += segment.length
     stacked = torch.stack(pixels) if pixels else None
     return Batch(input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners))
@@ -75,17 +78,14 @@ def reading(processor: Processor) -> Decode:
     return lambda path: processor.pixels(read_image(path))
 
 
-def _decode_images(
-    row: Row, decode: Decode, processor: Processor, on_bad_sample: OnBadSample, pixels: list[torch.Tensor]
-) -> set[str]:
-    """Append the pixels of the row's images to `pixels`; returns the paths of those that can't be decoded."""
-    broken: set[str] = set()
-    for segment, path, _ in shown_images(row):
+def _decode_images(row: Row, decode: Decode, processor: Processor, pixels: list[torch.Tensor]) -> dict[str, str]:
+    """Append the pixels of the row's images to `pixels`; returns the paths that can't be decoded, and why."""
+    broken: dict[str, str] = {}
+    for _, path, _ in shown_images(row):
         try:
             pixels.append(decode(path))
         except UserError as error:
-            on_bad_sample(BadSampleError(segment.example.sample_id, "image", str(error)))
             side = processor.geometry.image_size_px
             pixels.append(torch.zeros(3, side, side))
-            broken.add(path)
+            broken[path] = str(error)
     return broken

@@ -93,6 +93,7 @@ def finetune(
     processor: Processor = parts["processor"]
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
     task = InstructionTask(mixture, processor, settings.data, settings.train, unit_flops(parts["model"]))
+    task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:

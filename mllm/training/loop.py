@@ -136,7 +136,9 @@ class Trainer:
         started = time.monotonic()
         own = [(m.target_count, m.token_count, m.flops) for m in window.micro_batches]
         targets, tokens, flops = self.engine.sum_over_ranks([float(sum(values)) for values in zip(*own, strict=True)])
-        scale = 1.0 / max(1.0, targets)
+        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
+        self._check_learns(targets, step, window)
+        scale = 1.0 / targets
         loss_sum = 0.0
         for index, micro_batch in enumerate(window.micro_batches):
             with self.engine.autocast():
@@ -149,7 +151,6 @@ class Trainer:
         self._check_finite("loss", mean_loss, step, window)
         grad_norm = self.engine.step(rate)
         self._check_finite("gradient norm", grad_norm, step, window)
-        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
         self.tokens_seen += int(tokens)
         computed_s = time.monotonic() - started
         return {
@@ -163,6 +164,15 @@ class Trainer:
             "skipped_samples": len(self.skipped),
             "sample_ids": list(window.sample_ids),
         }
+
+    def _check_learns(self, targets: float, step: int, window: StepWindow) -> None:
+        """Raise UserError on all ranks when the step's samples leave nothing to learn."""
+        if not targets:
+            reason = f" ({window.skipped[0][0]}: {window.skipped[0][2]})" if window.skipped else ""
+            raise UserError(
+                f"step {step + 1}: every one of its {len(window.sample_ids)} samples was skipped{reason}; "
+                "`mllm data validate` names what is wrong with them"
+            )
 
     def _check_finite(self, what: str, value: float, step: int, window: StepWindow) -> None:
         if not math.isfinite(value):
