@@ -1,9 +1,9 @@
 """Counting the tokens of an index's samples, by several processes where there are many, and keeping what was counted.
 
-    python -m mllm.data.counting
+    python -m mllm.data.counting JOB
 
-is such a process: it is told by its standard input what to count, and writes parts that a run which was killed finds again.
-Processes are started and not forked: the one that asks may hold a GPU, and threads.
+is such a process: a file tells it what to count, and it writes parts that a run which was killed finds again. Processes are
+started and not forked: the one that asks may hold a GPU, and threads.
 """
 
 import io
@@ -106,19 +106,19 @@ def _count(index_key: str, rows: int, processor: Processor, final: Path) -> None
     started = time.monotonic()
     parts = final.with_suffix(".parts")
     parts.mkdir(exist_ok=True)
-    count = -(-rows // ROWS_PER_PART)
-    missing = [number for number in range(count) if not _part(parts, number).is_file()]
+    ranges = [range(start, min(rows, start + ROWS_PER_PART)) for start in range(0, rows, ROWS_PER_PART)]
+    missing = [part for part in ranges if not _part(parts, part).is_file()]
     processes = min(MAX_PROCESSES, usable_cores(), len(missing) // PARTS_PER_PROCESS)
     job = (processor, final.parent, index_key, parts)
     with _progress(len(missing)) as advance:
         if processes > 1:
             _count_in_processes(job, [missing[n::processes] for n in range(processes)], advance)
         else:
-            for number in missing:
-                _write_part(job, number)
+            for part in missing:
+                _write_part(job, part)
                 advance(1)
     with atomic_directory(final) as directory:
-        _join([_part(parts, number) for number in range(count)], directory)
+        _join([_part(parts, part) for part in ranges], directory)
     shutil.rmtree(parts)
     logger.info("counted the tokens of %d samples in %.1f s", rows, time.monotonic() - started)
 
@@ -134,25 +134,25 @@ def _progress(parts: int) -> Iterator[Callable[[int], None]]:
 Job = tuple[Processor, Path, str, Path]
 
 
-def _count_in_processes(job: Job, shares: Sequence[list[int]], advance: Callable[[int], None]) -> None:
-    """Have each of `shares` (numbers of parts) written by a process. Raises UserError when one of them fails."""
+def _count_in_processes(job: Job, shares: Sequence[list[range]], advance: Callable[[int], None]) -> None:
+    """Have each of `shares` (the rows of parts) written by a process. Raises UserError when one of them fails."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(mllm.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
         **{"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""},
     }
-    command = [sys.executable, "-m", __name__]
     processes: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "errors", "w+b") as errors:
         try:
-            for share in shares:
-                process = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
+            for number, share in enumerate(shares):
+                file = Path(directory) / f"{number}.job"
+                file.write_bytes(pickle.dumps((job, share)))
+                command = [sys.executable, "-m", __name__, str(file)]
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors
+                    )
                 )
-                processes.append(process)
-                assert process.stdin is not None
-                process.stdin.write(pickle.dumps((job, share)))
-                process.stdin.flush()
-            waiting = [_part(job[3], number) for share in shares for number in share]
+            waiting = [_part(job[3], part) for share in shares for part in share]
             while waiting:
                 time.sleep(0.1)
                 left = [part for part in waiting if not part.is_file()]
@@ -177,26 +177,24 @@ def _check(processes: Sequence[subprocess.Popen[bytes]], errors: IO[bytes]) -> N
         )
 
 
-def _part(parts: Path, number: int) -> Path:
-    return parts / f"{number}.npz"
+def _part(parts: Path, rows: range) -> Path:
+    return parts / f"{rows.start}-{rows.stop}.npz"
 
 
-def _write_part(job: Job, number: int) -> None:
+def _write_part(job: Job, rows: range) -> None:
     """Count the samples of one part and write it whole."""
     processor, directory, index_key, parts = job
-    index = read_cached_index(directory, index_key)
-    rows = range(number * ROWS_PER_PART, min(len(index), (number + 1) * ROWS_PER_PART))
     buffer = io.BytesIO()
-    np.savez(buffer, **_counted(index, rows, processor))  # type: ignore[arg-type]
-    temporary = parts / f".{number}.{os.getpid()}.tmp"
+    np.savez(buffer, **_counted(read_cached_index(directory, index_key), rows, processor))  # type: ignore[arg-type]
+    temporary = parts / f".{rows.start}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(_part(parts, number))
+    temporary.replace(_part(parts, rows))
 
 
-def _counted(index: SampleIndex, rows: Sequence[int], processor: Processor) -> dict[str, np.ndarray]:
+def _counted(index: SampleIndex, rows: range, processor: Processor) -> dict[str, np.ndarray]:
     """The arrays of `rows`; `faults` is JSON in bytes."""
     figures: dict[str, list[Any]] = {name: [] for name in ARRAYS}
     faults = []
@@ -256,11 +254,11 @@ def _loaded(part: Path, name: str) -> np.ndarray:
 
 
 def _main() -> None:
-    job, share = pickle.load(sys.stdin.buffer)
+    job, share = pickle.loads(Path(sys.argv[1]).read_bytes())
     # Standard input ends when the process that asked does, however it ended.
     threading.Thread(target=lambda: os.read(0, 1) or os._exit(1), daemon=True).start()
-    for number in share:
-        _write_part(job, number)
+    for rows in share:
+        _write_part(job, rows)
 
 
 if __name__ == "__main__":
