@@ -32,7 +32,7 @@ from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.attention import checkpoint_activations
-from mllm.model.packed_rows import choose_kernel
+from mllm.model.rows.choice import choose_kernel
 from mllm.model.policy import apply_policy
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
@@ -144,8 +144,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     model, processor = start_model(settings)
     apply_policy(model, settings.trainable)
-    gpu = torch.cuda.is_available()
-    model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, gpu)
+    model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, model.language_model.config)
     if settings.train.gradient_checkpointing:
         checkpoint_activations(model.language_model)
     costs = unit_flops(model)

@@ -23,7 +23,7 @@ import torch
 import yaml
 from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
 
-from mllm.batch import NO_PARENT, Batch
+from mllm.batch import NO_PARENT, Batch, SegmentBounds, flat_places
 from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
@@ -64,14 +64,16 @@ class Series:
 def row_of(segments: Sequence[int], targets_per_segment: int) -> MicroBatch:
     """A text-only packed row of segments of these lengths, whose last `targets_per_segment` positions are learned."""
     ids = torch.cat([torch.full((length,), n) for n, length in enumerate(segments)])[None]
-    targets = torch.full_like(ids, -100)
+    learned = torch.zeros_like(ids, dtype=torch.bool)
     offset = 0
     for length in segments:
         offset += length
-        targets[0, offset - targets_per_segment : offset] = 9
+        learned[0, offset - targets_per_segment : offset] = True
     places = torch.cat([torch.arange(length) for length in segments])[None]
     parents = torch.full((1, len(segments)), NO_PARENT)
-    batch = Batch(torch.full_like(ids, 9), places, targets, ids, parents, None)
+    bounds = SegmentBounds.of([segments], parents.tolist(), ids.numel())
+    images, targets = ids.new_empty(0), flat_places(learned)
+    batch = Batch(torch.full_like(ids, 9), places, ids, parents, bounds, images, targets, torch.full_like(targets, 9))
     return MicroBatch(batch, batch.target_count, ids.numel())
 
 

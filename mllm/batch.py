@@ -1,6 +1,8 @@
 """What collation produces and the model consumes. B rows, T tokens, N images, S side of the encoder's input in pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -8,36 +10,151 @@ import torch
 IGNORE_INDEX = -100
 PADDING_SEGMENT = -1
 NO_PARENT = -1
+# Padding attends to itself in pieces of a kernel's tile: as one piece a short row's would cost what a long sample does.
+PADDING_PIECE_TOKENS = 128
+
+
+def flat_places(mask: torch.Tensor) -> torch.Tensor:
+    """int64 [n]: where `mask` [B, T] holds, counted through all rows in reading order. On a GPU this waits for it."""
+    return mask.flatten().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class SegmentBounds:
+    """Where segments stand in the line of B · T places that the rows make, for kernels that take lengths and no mask.
+
+    Known before the batch is on its device, so that nobody waits for the device to tell.
+
+    lengths, parents: for each row, of each segment its tokens and its trunk (NO_PARENT for most); on the host.
+    pieces: int32 [pieces + 1], cumulative: the segments, and padding in pieces of at most PADDING_PIECE_TOKENS.
+    longest_piece: tokens.
+    branch_places, trunk_places: int64, the places in the line of all tokens of branches, the branches of a trunk one after
+    the other, and of the trunks that have branches. branch_bounds, trunk_bounds: int32 [trunks + 1], cumulative, where
+    among those each trunk's branches and each trunk begin. longest_branches, longest_trunk: tokens, 0 without trunks.
+    """
+
+    lengths: tuple[tuple[int, ...], ...]
+    parents: tuple[tuple[int, ...], ...]
+    pieces: torch.Tensor
+    longest_piece: int
+    branch_places: torch.Tensor
+    trunk_places: torch.Tensor
+    branch_bounds: torch.Tensor
+    trunk_bounds: torch.Tensor
+    longest_branches: int
+    longest_trunk: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[Sequence[int]], parents: Sequence[Sequence[int]], width: int) -> "SegmentBounds":
+        """Bounds of rows padded to `width` places; lengths and parents: for each row, of each segment."""
+        pieces: list[int] = []
+        families: list[tuple[range, list[range]]] = []  # a trunk's places, and those of its branches
+        for r, (own, above) in enumerate(zip(lengths, parents, strict=True)):
+            ends = list(accumulate(own, initial=r * width))
+            pieces += own
+            padding = (r + 1) * width - ends[-1]
+            pieces += [min(PADDING_PIECE_TOKENS, padding - done) for done in range(0, padding, PADDING_PIECE_TOKENS)]
+            places = [range(start, stop) for start, stop in pairwise(ends)]
+            branches: dict[int, list[range]] = {}
+            for segment, parent in enumerate(above):
+                if parent != NO_PARENT:
+                    branches.setdefault(parent, []).append(places[segment])
+            families += [(places[trunk], those) for trunk, those in branches.items()]
+        trunk_lengths = [len(trunk) for trunk, _ in families]
+        branch_lengths = [sum(map(len, those)) for _, those in families]
+        return cls(
+            tuple(map(tuple, lengths)),
+            tuple(map(tuple, parents)),
+            _cumulative(pieces),
+            max(pieces),
+            torch.tensor([place for _, those in families for branch in those for place in branch], dtype=torch.int64),
+            torch.tensor([place for trunk, _ in families for place in trunk], dtype=torch.int64),
+            _cumulative(branch_lengths),
+            _cumulative(trunk_lengths),
+            max(branch_lengths, default=0),
+            max(trunk_lengths, default=0),
+        )
+
+    @property
+    def has_trunks(self) -> bool:
+        return self.longest_trunk > 0
+
+    def to(self, device: torch.device) -> "SegmentBounds":
+        return replace(self, **_moved(self, device))
+
+    def pin_memory(self) -> "SegmentBounds":
+        return replace(self, **_pinned(self))
+
+
+def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
+
+
+def _tensors(owner: Any) -> dict[str, torch.Tensor]:
+    """The tensors among the fields of a dataclass, by name."""
+    return {name: value for name, value in vars(owner).items() if isinstance(value, torch.Tensor)}
+
+
+def _moved(owner: Any, device: torch.device) -> dict[str, Any]:
+    """`_tensors` on `device`; from pinned memory without waiting for it."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in _tensors(owner).items()}
+
+
+def _pinned(owner: Any) -> dict[str, Any]:
+    """`_tensors` in memory that a GPU copies from by itself."""
+    return {name: tensor.pin_memory() for name, tensor in _tensors(owner).items()}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of segments.
+    """Rows of segments, and where in them things stand: known on the CPU, so that no one has to ask the device.
 
-    input_ids, position_ids: int64 [B, T]. targets: int64 [B, T], the token that the hidden state at this place has to
-    predict, IGNORE_INDEX where nothing is learned. segment_ids: int64 [B, T], PADDING_SEGMENT for padding.
-    parent_segment: int64 [B, segments], for each segment of a row the one whose tokens it also sees (the trunk of a
-    branch), NO_PARENT for most. pixel_values: float32 [N, 3, S, S], or None when the batch holds no image.
+    input_ids, position_ids: int64 [B, T]. segment_ids: int64 [B, T], PADDING_SEGMENT for padding. parent_segment: int64
+    [B, segments], for each segment of a row the one whose tokens it also sees (the trunk of a branch), NO_PARENT for most.
+    bounds: the same segments as bounds in a line.
+
+    Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
+    target_ids: int64 [targets], where a hidden state has to predict a token, and which.
+
+    pixel_values: [N, 3, S, S], or None when the batch holds no image: float32 as the encoder takes them, or uint8, which
+    `pixel_statistics`, float32 [2, 3] (mean and standard deviation of each channel), then turns into that.
     image_token_counts, image_owners: for each image, its number of image tokens and the sample it belongs to.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
-    targets: torch.Tensor
     segment_ids: torch.Tensor
     parent_segment: torch.Tensor
-    pixel_values: torch.Tensor | None
+    bounds: SegmentBounds
+    image_places: torch.Tensor
+    target_places: torch.Tensor
+    target_ids: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    pixel_statistics: torch.Tensor | None = None
     image_token_counts: tuple[int, ...] = ()
     image_owners: tuple[str, ...] = ()
 
     @property
     def target_count(self) -> int:
-        return int((self.targets != IGNORE_INDEX).sum())
+        return len(self.target_ids)
+
+    def normalized_pixels(self) -> torch.Tensor | None:
+        """float32 [N, 3, S, S] as the encoder takes them.
+
+        From uint8 by the steps of `ImagePreparer`, each rounded to float32 as there: the same numbers to the last bit.
+        """
+        if self.pixel_values is None or self.pixel_values.dtype != torch.uint8:
+            return self.pixel_values
+        if self.pixel_statistics is None:
+            raise ValueError("uint8 pixels without the mean and standard deviation that normalize them")
+        mean, std = self.pixel_statistics[:, None, :, None, None]
+        return self.pixel_values.float().mul_(1 / 255).sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
-            if isinstance(value, torch.Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, bounds=self.bounds.to(device), **_moved(self, device))
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, bounds=self.bounds.pin_memory(), **_pinned(self))
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*_tensors(self).values(), *_tensors(self.bounds).values()]

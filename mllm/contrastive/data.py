@@ -43,7 +43,16 @@ class PairBatch:
 
     def rows(self, start: int, end: int) -> "PairBatch":
         """The pairs from `start` to before `end`."""
-        return PairBatch(*(getattr(self, field.name)[start:end] for field in fields(self)))
+        return PairBatch(*(tensor[start:end] for tensor in self.tensors()))
+
+    def to(self, device: torch.device) -> "PairBatch":
+        return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+    def pin_memory(self) -> "PairBatch":
+        return PairBatch(*(tensor.pin_memory() for tensor in self.tensors()))
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:

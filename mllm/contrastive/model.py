@@ -151,6 +151,14 @@ def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, 
     return model
 
 
+def text_mask(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
+    """bool [b, 1, T, T], which tokens see which: what transformers makes of `attention_mask` [b, T] (1 for a token, 0 for
+    the padding behind). Given that, it first asks the device whether there is any padding, and waits for the answer."""
+    length = attention_mask.shape[1]
+    seen = attention_mask.bool()[:, None, None, :].expand(-1, 1, length, length)
+    return seen if isinstance(model, SiglipModel) else seen.tril()  # SigLIP's text is read in both directions
+
+
 def image_processor(settings: ClipModelSettings) -> Any:
     """At this model's size, with the mean and standard deviation of the image side that is taken, or the layout's own."""
     size = settings.image_size_px

@@ -4,7 +4,7 @@ b pairs of this rank out of the global batch's B, E embedding width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
 from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.model import initial_logit_scale
+from mllm.contrastive.model import initial_logit_scale, text_mask
 from mllm.errors import UserError
 from mllm.training.task import MicroBatch, StepWindow
 
@@ -23,11 +23,29 @@ LossKind = Literal["infonce", "multi_positive", "sigmoid"]
 
 @dataclass(frozen=True)
 class Chunk:
-    """The pairs `start` to `end` (exclusive) of a rank's share of a step: `share` is the same in all its chunks."""
+    """The pairs `start` to `end` (exclusive) of a rank's share of a step, which has `share_size` pairs.
 
-    share: PairBatch
+    pairs: the whole share in the first chunk, and of the others their own.
+    """
+
+    pairs: PairBatch
     start: int
     end: int
+    share_size: int
+
+    @property
+    def opens_others(self) -> bool:
+        """Whether it is the first of several: it stays on the host, and of its pairs some at a time go to the device."""
+        return self.start == 0 and self.end < self.share_size
+
+    def to(self, device: torch.device) -> "Chunk":
+        return self if self.opens_others else replace(self, pairs=self.pairs.to(device))
+
+    def pin_memory(self) -> "Chunk":
+        return replace(self, pairs=self.pairs.pin_memory())
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [] if self.opens_others else self.pairs.tensors()
 
 
 @dataclass
@@ -64,24 +82,25 @@ class ContrastiveTask:
         ids = tuple(str(index) for index in self.batcher.indices(step))
         share = len(batch.pixel_values)
         size = self.chunk_size or share
-        bounds = [(start, min(start + size, share)) for start in range(0, share, size)]
-        chunks = [
-            MicroBatch(Chunk(batch, *bound), bound[1] - bound[0], batch.input_ids[slice(*bound)].numel())
-            for bound in bounds
-        ]
+        chunks = []
+        for start in range(0, share, size):
+            end = min(start + size, share)
+            own = batch.rows(start, end)
+            chunk = Chunk(own if start else batch, start, end, share)
+            chunks.append(MicroBatch(chunk, end - start, own.input_ids.numel()))
         return StepWindow(ids, chunks)
 
     def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         chunk: Chunk = micro_batch.inputs
-        size, share = chunk.end - chunk.start, len(chunk.share.pixel_values)
+        size, share = chunk.end - chunk.start, chunk.share_size
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
         if size == share:
-            return self._loss(*_features(module, chunk.share), scalars, chunk.share)
+            return self._loss(*_features(module, chunk.pairs), scalars, chunk.pairs)
         if chunk.start == 0:
-            self._cached = self._cache(module, chunk.share, self.chunk_size or share)
+            self._cached = self._cache(module, chunk.pairs, self.chunk_size or share)
         cached = self._cached
         assert cached is not None, "the chunks of a step come in order"
-        image, text = _features(module, chunk.share.rows(chunk.start, chunk.end))
+        image, text = _features(module, chunk.pairs.rows(0, size))
         surrogate = (image * cached.image[chunk.start : chunk.end]).sum()
         surrogate = surrogate + (text * cached.text[chunk.start : chunk.end]).sum()
         if chunk.start == 0:
@@ -96,7 +115,7 @@ class ContrastiveTask:
         self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
     ) -> torch.Tensor:
         features = gathered(image, text)
-        same, describes = share.same.to(image.device), share.describes.to(image.device)
+        same, describes = (mask.to(image.device, non_blocking=True) for mask in (share.same, share.describes))
         if self.kind == "infonce":
             return infonce_sum(features, scalars["logit_scale"], describes)
         if self.kind == "multi_positive":
@@ -119,10 +138,7 @@ class ContrastiveTask:
 
 def _features(module: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Image and text features [b, E] of a dual encoder in either layout."""
-    device = next(module.parameters()).device
-    output = module(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        pixel_values=batch.pixel_values.to(device),
-    )
+    own = batch.to(next(module.parameters()).device)
+    mask = text_mask(module, own.attention_mask)
+    output = module(input_ids=own.input_ids, attention_mask=mask, pixel_values=own.pixel_values)
     return output.image_embeds, output.text_embeds

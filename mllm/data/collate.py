@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch
+from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
 from mllm.images.decode import read_image
@@ -31,28 +31,38 @@ def shown_images(row: Row) -> Iterator[tuple[PlacedSegment, str, int]]:
                 yield segment, path, count
 
 
-def collate(
-    rows: Sequence[Row], processor: Processor, on_bad_sample: OnBadSample, decode: Decode | None = None
-) -> Batch:
-    """One batch of `rows`, padded on the right to the longest.
+def padded_length(rows: Sequence[Row], multiple: int) -> int:
+    """Tokens that each of `rows` has in one batch: those of the longest, rounded up to a multiple of `multiple`."""
+    return -(-max(row.length for row in rows) // multiple) * multiple
 
-    `decode` gives the float32 [3, S, S] pixels of an image file or raises UserError; by default the file is read here.
+
+def collate(
+    rows: Sequence[Row],
+    processor: Processor,
+    on_bad_sample: OnBadSample,
+    decode: Decode | None = None,
+    length_multiple: int = 1,
+) -> Batch:
+    """One batch of `rows`, padded on the right to the longest, rounded up to a multiple of `length_multiple` tokens.
+
+    `decode` gives the pixels [3, S, S] of an image file, float32 as the encoder takes them or uint8 before they are
+    normalized, or raises UserError; by default the file is read here.
 
     Each example with an image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and
     the example isn't learned from: the rows keep their shape on every rank.
     """
-    length = max(row.length for row in rows)
+    length = padded_length(rows, length_multiple)
     width = max(len(row.segments) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
     position_ids = torch.zeros(len(rows), length, dtype=torch.int64)
     targets = torch.full((len(rows), length), IGNORE_INDEX)
     segment_ids = torch.full((len(rows), length), PADDING_SEGMENT)
     parents = torch.full((len(rows), width), NO_PARENT)
-    pixels: list[torch.Tensor] = []
+    pixels: list[torch.Tensor | None] = []
     counts: list[int] = []
     owners: list[str] = []
     for r, row in enumerate(rows):
-        broken = _decode_images(row, decode or reading(processor), processor, pixels)
+        broken = _decode_images(row, decode or reading(processor), pixels)
         for segment, _, count in shown_images(row):
             counts.append(count)
             owners.append(segment.example.sample_id)
@@ -69,23 +79,47 @@ def collate(
             else:
                 on_bad_sample(BadSampleError(segment.example.sample_id, "image", reason))
             offset += segment.length
-    stacked = torch.stack(pixels) if pixels else None
-    return Batch(input_ids, position_ids, targets, segment_ids, parents, stacked, tuple(counts), tuple(owners))
+    lengths = [[segment.length for segment in row.segments] for row in rows]
+    target_places = flat_places(targets != IGNORE_INDEX)
+    stacked = _stacked(pixels, processor)
+    statistics = torch.tensor([processor.preparer.mean, processor.preparer.std])
+    return Batch(
+        input_ids,
+        position_ids,
+        segment_ids,
+        parents,
+        SegmentBounds.of(lengths, [[segment.parent for segment in row.segments] for row in rows], length),
+        image_places=flat_places(input_ids == processor.image_token_id),
+        target_places=target_places,
+        target_ids=targets.flatten()[target_places],
+        pixel_values=stacked,
+        pixel_statistics=statistics if stacked is not None and stacked.dtype == torch.uint8 else None,
+        image_token_counts=tuple(counts),
+        image_owners=tuple(owners),
+    )
 
 
 def reading(processor: Processor) -> Decode:
-    """Reads and prepares an image file in the calling thread."""
-    return lambda path: processor.pixels(read_image(path))
+    """Reads and fits an image file in the calling thread: uint8, a quarter of the bytes, normalized where they are used."""
+    return lambda path: processor.fitted_pixels(read_image(path))
 
 
-def _decode_images(row: Row, decode: Decode, processor: Processor, pixels: list[torch.Tensor]) -> dict[str, str]:
-    """Append the pixels of the row's images to `pixels`; returns the paths that can't be decoded, and why."""
+def _decode_images(row: Row, decode: Decode, pixels: list[torch.Tensor | None]) -> dict[str, str]:
+    """Append the pixels of the row's images to `pixels`, None for those that can't be decoded; returns these, and why."""
     broken: dict[str, str] = {}
     for _, path, _ in shown_images(row):
         try:
             pixels.append(decode(path))
         except UserError as error:
-            side = processor.geometry.image_size_px
-            pixels.append(torch.zeros(3, side, side))
+            pixels.append(None)
             broken[path] = str(error)
     return broken
+
+
+def _stacked(pixels: Sequence[torch.Tensor | None], processor: Processor) -> torch.Tensor | None:
+    """[N, 3, S, S] with zeros for None; None without images."""
+    if not pixels:
+        return None
+    side = processor.geometry.image_size_px
+    blank = torch.zeros(3, side, side, dtype=next((image.dtype for image in pixels if image is not None), None))
+    return torch.stack([blank if image is None else image for image in pixels])

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 
@@ -12,12 +13,16 @@ from mllm.errors import UserError
 from mllm.processor import Processor
 
 
+FEWEST_WORKERS, MOST_WORKERS = 2, 8
+
+
 class ImageDecoder:
     """Decodes with `workers` threads; with 0, in the thread that asks. Which of them does changes no pixel."""
 
-    def __init__(self, processor: Processor, workers: int) -> None:
+    def __init__(self, processor: Processor, workers: int | Literal["auto"]) -> None:
         self._read = reading(processor)
-        self._pool = ThreadPoolExecutor(workers, "decode") if workers else None
+        count = own_share_of_cores() if workers == "auto" else workers
+        self._pool = ThreadPoolExecutor(count, "decode") if count else None
 
     def start(self, paths: Iterable[str], refused: Mapping[str, str] = MappingProxyType({})) -> Decode:
         """Begin with `paths`, each once; returns the function that waits for the pixels of one of them.
@@ -34,6 +39,14 @@ class ImageDecoder:
             return futures[path].result() if futures is not None else self._read(path)
 
         return decode
+
+
+def own_share_of_cores() -> int:
+    """Threads that decode where the settings leave it open: the rank's share of this machine's cores, less the one that
+    computes, and within bounds that a share of one or of many cores would leave."""
+    # What torchrun and DeepSpeed say of the ranks that they started on this machine.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return min(MOST_WORKERS, max(FEWEST_WORKERS, usable_cores() // ranks - 1))
 
 
 def usable_cores() -> int:

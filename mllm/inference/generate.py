@@ -45,8 +45,7 @@ def embed_padded(
         input_ids[row, place:] = torch.tensor(prompt.tokens.input_ids[start:stop])
         mask[row, place:] = 1
         images += prompt.images_between(start, stop)
-    device = model.device
-    return model.embed_features(input_ids.to(device), features.of(images)), mask.to(device)
+    return model.embed_features(input_ids, features.of(images)), mask.to(model.device)
 
 
 @torch.inference_mode()

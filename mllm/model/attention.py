@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from mllm.errors import UserError
 from mllm.model.packed_rows import PackedRows
@@ -44,8 +44,9 @@ def packed_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
+# Not registered for a mask as well: for a name that has none, transformers makes none, and doesn't look through the
+# position ids for packed samples either, which would wait for the device.
 AttentionInterface.register(PACKED, packed_attention)
-AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
 
 
 @contextmanager

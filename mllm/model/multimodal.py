@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mllm.batch import IGNORE_INDEX, Batch
+from mllm.batch import Batch, flat_places
 from mllm.config import ImageSettings, ProjectorSettings
 from mllm.errors import UserError
 from mllm.model.attention import PACKED, attention_of
 from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
-from mllm.model.packed_rows import Kernel, lay_out
+from mllm.model.packed_rows import lay_out
 from mllm.model.projectors import Projector
+from mllm.model.rows.choice import Kernel
 
 
 class MultimodalLM(nn.Module):
@@ -61,63 +62,42 @@ class MultimodalLM(nn.Module):
             features = self.vision_encoder(pixel_values)
         return self.projector(features.to(next(self.projector.parameters()).dtype))
 
-    def embed(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        image_token_counts: tuple[int, ...] = (),
-        image_owners: tuple[str, ...] = (),
-    ) -> torch.Tensor:
+    def embed(self, batch: Batch) -> torch.Tensor:
         """Token embeddings [B, T, D] with the image tokens' rows overwritten by image features, in reading order.
 
         Without an image, encoder and projector still run on a blank one with weight zero, so that every rank takes
         part in every collective of ZeRO-3. Raises UserError, naming the sample, when counts differ.
         """
-        embeddings = self.language_model.get_input_embeddings()(input_ids)
-        if pixel_values is None:
-            side = self.vision_encoder.model.config.image_size
-            blank = torch.zeros(1, 3, side, side, device=embeddings.device)
-            takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
-            features = self.encode_images(blank) if takes_all_ranks else None
-            return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
-        features = self.encode_images(pixel_values)
-        return self._splice(input_ids, embeddings, features, image_token_counts, image_owners)
+        embeddings = self.language_model.get_input_embeddings()(batch.input_ids)
+        pixels = batch.normalized_pixels()
+        if pixels is not None:
+            features = self.encode_images(pixels)
+            check_counts(len(batch.image_places), features, batch.image_token_counts, batch.image_owners)
+            return splice(embeddings, batch.image_places, features)
+        check_counts(len(batch.image_places))
+        side = self.vision_encoder.model.config.image_size
+        blank = torch.zeros(1, 3, side, side, device=embeddings.device)
+        takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
+        if not takes_all_ranks:
+            return embeddings
+        return embeddings + 0.0 * self.encode_images(blank).sum().to(embeddings.dtype)
 
     def embed_features(self, input_ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        """As `embed`, from image features [N, P, D] that are already computed; None where there is no image."""
-        embeddings = self.language_model.get_input_embeddings()(input_ids)
-        return embeddings if features is None else self._splice(input_ids, embeddings, features, (), ())
+        """As `embed`, from image features [N, P, D] that are already computed; None where there is no image.
 
-    def _splice(
-        self,
-        input_ids: torch.Tensor,
-        embeddings: torch.Tensor,
-        features: torch.Tensor,
-        image_token_counts: tuple[int, ...],
-        image_owners: tuple[str, ...],
-    ) -> torch.Tensor:
-        mask = input_ids == self.image_token_id
-        self._check_counts(mask, features, image_token_counts, image_owners)
-        return embeddings.masked_scatter(mask[..., None], features.to(embeddings.dtype))
-
-    def _check_counts(
-        self, mask: torch.Tensor, features: torch.Tensor, counts: tuple[int, ...], owners: tuple[str, ...]
-    ) -> None:
-        per_image = features.shape[1]
-        for count, owner in zip(counts, owners, strict=True):
-            if count != per_image:
-                raise UserError(f"sample {owner!r}: an image has {per_image} features but {count} image tokens")
-        found, expected = int(mask.sum()), features.shape[0] * per_image
-        if found != expected:
-            named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
-            raise UserError(f"{found} image tokens but {expected} image features ({len(features)} images){named}")
+        input_ids: [B, T] on the CPU, where its image tokens are found without waiting for the device.
+        """
+        embeddings = self.language_model.get_input_embeddings()(input_ids.to(self.device))
+        places = flat_places(input_ids == self.image_token_id)
+        check_counts(len(places), features)
+        return embeddings if features is None else splice(embeddings, places.to(self.device), features)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final hidden states [B, T, D] of packed rows."""
-        embeddings = self.embed(batch.input_ids, batch.pixel_values, batch.image_token_counts, batch.image_owners)
+        embeddings = self.embed(batch)
         if self.training and self.neftune_alpha:
             embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
-        rows = lay_out(self.attention_kernel, batch.segment_ids, batch.parent_segment, embeddings.dtype)
+        rows = lay_out(self.attention_kernel, batch, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()
             return decoder(
@@ -127,16 +107,36 @@ class MultimodalLM(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
         hidden = self.hidden_states(batch)
-        supervised = batch.targets != IGNORE_INDEX
         head = self.language_model.get_output_embeddings()
-        if not supervised.any():
-            # One position keeps the head in the graph on a rank that has no targets.
-            return 0.0 * head(hidden[:1, :1]).float().sum()
-        return supervised_loss_sum(hidden[supervised], head, batch.targets[supervised])
+        chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
+        return supervised_loss_sum(chosen, head, batch.target_ids)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""
         return self.language_model.get_output_embeddings()(self.hidden_states(batch))
+
+
+def splice(embeddings: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """`embeddings` [B, T, D] with `features` [N, P, D] at `places` (int64 [N · P], each once) of its B · T rows."""
+    flat = embeddings.flatten(0, 1).index_copy(0, places, features.flatten(0, 1).to(embeddings.dtype))
+    return flat.view_as(embeddings)
+
+
+def check_counts(
+    places: int, features: torch.Tensor | None = None, counts: tuple[int, ...] = (), owners: tuple[str, ...] = ()
+) -> None:
+    """Raise UserError, naming the samples, unless `places` image tokens are what `features` [N, P, D] fill.
+
+    counts, owners: of each image, where they are known, its number of image tokens and its sample. All of it is known
+    without asking the device.
+    """
+    images, per_image = (0, 0) if features is None else (len(features), features.shape[1])
+    for count, owner in zip(counts, owners, strict=True):
+        if count != per_image:
+            raise UserError(f"sample {owner!r}: an image has {per_image} features but {count} image tokens")
+    if places != images * per_image:
+        named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
+        raise UserError(f"{places} image tokens but {images * per_image} image features ({images} images){named}")
 
 
 def refuse_scaled_logits(config: object) -> None:

@@ -81,7 +81,7 @@ class DeepSpeedEngine:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
-    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
+    def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None:
         if self.stage == 3:
             # Done by DeepSpeed's own forward, which we go past; without it a micro-batch's gradient replaces the last one's.
             self._engine.optimizer.clear_backward_seen_flag()
@@ -109,6 +109,11 @@ class DeepSpeedEngine:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
+
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size

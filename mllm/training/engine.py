@@ -1,5 +1,6 @@
 """The small interface between our loop and whatever does backward and step, and its single-process implementation."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,8 +17,9 @@ from mllm.training.random_state import random_state, restore_random_state
 class Engine(Protocol):
     """Backward and step over one process or many.
 
-    `backward` takes the loss sum of a micro-batch and `scale` = 1 / (targets of the global batch); the engine makes the
-    applied gradient the exact mean over the global batch. Of a window's micro-batches, `last` marks the final one.
+    `backward` takes the loss sum of a micro-batch and `scale` = 1 / (targets of the global batch), which may be on the
+    device and unknown to the host; the engine makes the applied gradient the exact mean over the global batch. Of a
+    window's micro-batches, `last` marks the final one.
     """
 
     module: nn.Module
@@ -27,12 +29,16 @@ class Engine(Protocol):
     description: str
 
     def autocast(self): ...
-    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None: ...
+    def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None: ...
     def step(self, lr_scale: float) -> float:
         """Clip, update, clear gradients. Returns the gradient norm before clipping."""
         ...
 
     def sum_over_ranks(self, values: list[float]) -> list[float]: ...
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` on the engine's device, summed over ranks; nobody waits for the sum until it is read."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """The picklable `value` of every rank, in rank order (called on every rank)."""
         ...
@@ -57,9 +63,15 @@ class TorchEngine:
     world_size = 1
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, settings: OptimizerSettings, dtype: str
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        settings: OptimizerSettings,
+        dtype: str,
+        device: torch.device | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """device: the first GPU, or the CPU where there is none, unless it is given."""
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = module.to(self.device)
         self.optimizer = optimizer
         self.max_grad_norm = settings.max_grad_norm
@@ -70,19 +82,22 @@ class TorchEngine:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
-    def backward(self, loss_sum: torch.Tensor, scale: float, last: bool) -> None:
+    def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None:
         (loss_sum * scale).backward()
 
     def step(self, lr_scale: float) -> float:
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self.max_grad_norm)
-        if torch.isfinite(norm):
+        norm = float(torch.nn.utils.clip_grad_norm_(self._trainable, self.max_grad_norm))
+        if math.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * lr_scale
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def sum_over_ranks(self, values: list[float]) -> list[float]:
+        return values
+
+    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
     def gather(self, value: Any) -> list[Any]:

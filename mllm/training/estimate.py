@@ -10,10 +10,11 @@ from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.policy import apply_policy
+from mllm.model.rows.choice import choose_kernel
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.finetune import start_model
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import InstructionTask, length_multiple
 from mllm.training.loop import total_steps
 from mllm.training.resume import latest_checkpoint, read_progress
 from mllm.training.task import MicroBatch
@@ -59,9 +60,11 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype
+    model.attention_kernel = choose_kernel(run.train.attention, dtype, model.language_model.config)
     model = model.train().to(device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
-    task = InstructionTask(mixture, processor, run.data, run.train)
+    multiple = length_multiple(model.device)
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches
     # The longest come first and the first run pays for warming up, so it is run once more than it counts.
     timed = micro_batches[:TIMED_MICRO_BATCHES]

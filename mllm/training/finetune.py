@@ -19,8 +19,9 @@ from mllm.model.attention import checkpoint_activations
 from mllm.model.build import build
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.packed_rows import KERNEL_NAMES, choose_kernel
 from mllm.model.policy import apply_policy, policy_table
+from mllm.model.rows.choice import KERNEL_NAMES, first_that_works, gpu_capability, usable_kernels
+from mllm.model.skeleton import text_config
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
 from mllm.training.calibration import calibrate_projector
@@ -29,7 +30,7 @@ from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
 from mllm.training.engine import Engine
 from mllm.training.flops import unit_flops
 from mllm.training.heldout import HeldOutLoss
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import InstructionTask, length_multiple
 from mllm.training.loop import Trainer
 from mllm.training.optimizer import part_rates
 from mllm.training.peak import device_peak_flops
@@ -69,13 +70,15 @@ def finetune(
     if final.is_dir():
         logger.info("%s is already there: nothing to do", final)
         return final
-    kernel = choose_kernel(settings.train.attention, settings.train.dtype, torch.cuda.is_available())
+    words = text_config(settings.model)
+    kernels = usable_kernels(settings.train.attention, settings.train.dtype, gpu_capability(), words)
     _save_settings(settings, run_dir)
     torch.manual_seed(settings.seed)
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     parts: dict[str, Any] = {}
 
     def build_module() -> MultimodalLM:
+        kernel = first_that_works(kernels, words)
         model, processor = start_model(settings)
         model.attention_kernel = kernel
         parts.update(model=model, processor=processor)
@@ -91,8 +94,9 @@ def finetune(
 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
-    logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
-    task = InstructionTask(mixture, processor, settings.data, settings.train, unit_flops(parts["model"]))
+    logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[parts["model"].attention_kernel])
+    costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
+    task = InstructionTask(mixture, processor, settings.data, settings.train, costs, multiple)
     task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 

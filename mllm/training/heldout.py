@@ -10,7 +10,8 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.training.callback import Callback, RunContext
 from mllm.training.engine import Engine
-from mllm.training.instruction import InstructionTask
+from mllm.training.feed import Feed
+from mllm.training.instruction import InstructionTask, length_multiple
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class HeldOutLoss(Callback):
     def __init__(self, context: RunContext, settings: HeldOutSettings) -> None:
         run: FinetuneSettings = context.settings
         mixture = Mixture(load_recipe(settings.recipe), run.seed, run.data.group_by_image)
-        self._task = InstructionTask(mixture, context.processor, run.data, run.train)
+        multiple = length_multiple(context.engine.device)
+        self._task = InstructionTask(mixture, context.processor, run.data, run.train, length_multiple=multiple)
         self._engine: Engine = context.engine
         self._every = settings.every_steps
         self._total = 0
@@ -42,19 +44,20 @@ class HeldOutLoss(Callback):
     @torch.no_grad()
     def _loss(self) -> float:
         engine, module = self._engine, self._engine.module
-        loss_sum, targets, skipped = 0.0, 0, 0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        targets, skipped = 0, 0
         module.eval()
         try:
             for window_step in range(self._task.steps_per_epoch):
                 window = self._task.window(window_step, engine.rank, engine.world_size)
                 skipped += len(window.skipped)
-                for micro_batch in window.micro_batches:
+                for micro_batch in Feed(window.micro_batches, engine.device):
                     with engine.autocast():
-                        loss_sum += float(self._task.loss_sum(module, micro_batch))
+                        loss_sum += self._task.loss_sum(module, micro_batch)
                     targets += micro_batch.target_count
         finally:
             module.train()
         if skipped:
             logger.warning("%d held-out sample(s) could not be used; `mllm data validate` names them", skipped)
-        all_losses, all_targets = engine.sum_over_ranks([loss_sum, float(targets)])
+        all_losses, all_targets = engine.sum_over_ranks([float(loss_sum), float(targets)])
         return all_losses / max(1.0, all_targets)

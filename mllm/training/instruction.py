@@ -26,6 +26,14 @@ from mllm.processor import Processor
 from mllm.training.flops import UnitFlops, Work, causal_pairs
 from mllm.training.task import MicroBatch, StepWindow
 
+GPU_LENGTH_MULTIPLE = 128
+
+
+def length_multiple(device: torch.device) -> int:
+    """What rows are padded to a multiple of: on a GPU to few lengths, so that its allocator and compiled kernels meet the
+    same ones again; on a CPU no more than they need."""
+    return 1 if device.type == "cpu" else GPU_LENGTH_MULTIPLE
+
 
 @dataclass
 class _Skips:
@@ -50,9 +58,11 @@ class InstructionTask:
         data: DataSettings,
         loop: LoopSettings,
         costs: UnitFlops | None = None,
+        length_multiple: int = 1,
     ) -> None:
-        """costs: of the model that will be trained, for `MicroBatch.flops`."""
+        """costs: of the model that will be trained, for `MicroBatch.flops`. length_multiple: of rows, in tokens."""
         self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
+        self.length_multiple = length_multiple
         self._decoder = ImageDecoder(processor, data.workers)
         self._counts: TokenCounts | None = None
         self._order: tuple[int, list[int]] = (-1, [])
@@ -136,7 +146,7 @@ class InstructionTask:
         return deal(rows, rank, world_size, self.loop.micro_batch_size)
 
     def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
-        batch = collate(rows, self.processor, skips, decode)
+        batch = collate(rows, self.processor, skips, decode, self.length_multiple)
         work = work_of(rows, batch.target_count)
         return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
 

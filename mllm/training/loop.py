@@ -8,10 +8,13 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import TimeIsUp, UserError
 from mllm.training.callback import Callback
 from mllm.training.engine import Engine
+from mllm.training.feed import Feed
 from mllm.training.gradients import GradientCheck
 from mllm.training.metering import step_costs
 from mllm.training.optimizer import lr_scale
@@ -74,8 +77,8 @@ class Trainer:
             callback.on_start(step, self.total)
         try:
             with listen() as requests, ThreadPoolExecutor(1) as pool:
-                for window, waited_s in self._windows(pool, step, end):
-                    metrics = self._step(step, window, waited_s)
+                for window, feed, waited_s in self._windows(pool, step, end):
+                    metrics = self._step(step, window, feed, waited_s)
                     step += 1
                     self._report(step, metrics)
                     is_best = self._note_best(step, metrics)
@@ -91,17 +94,17 @@ class Trainer:
                 callback.on_end(step)
         return step
 
-    def _windows(self, pool: Executor, step: int, end: int) -> Iterator[tuple[StepWindow, float]]:
-        """The windows of the steps from `step` to `end`, each made while the one before is used, and the seconds that
-        were spent waiting for it."""
+    def _windows(self, pool: Executor, step: int, end: int) -> Iterator[tuple[StepWindow, Feed, float]]:
+        """The windows of the steps from `step` to `end`, each made while the one before is used, the feed of its
+        micro-batches, and the seconds that were spent waiting for it."""
         pending = pool.submit(self._window, step) if step < end else None
         while pending is not None:
             waited_from = time.monotonic()
-            window = pending.result()
+            window, feed = pending.result()
             waited_s = time.monotonic() - waited_from
             step += 1
             pending = pool.submit(self._window, step) if step < end else None
-            yield window, waited_s
+            yield window, feed, waited_s
 
     def _report(self, step: int, metrics: dict[str, Any]) -> None:
         for callback in self.callbacks:
@@ -128,26 +131,31 @@ class Trainer:
         self.best = {"step": step, "metric": self.loop.keep_best_by, "value": value}
         return True
 
-    def _window(self, step: int) -> StepWindow:
-        return self.task.window(step, self.engine.rank, self.engine.world_size)
+    def _window(self, step: int) -> tuple[StepWindow, Feed]:
+        window = self.task.window(step, self.engine.rank, self.engine.world_size)
+        return window, Feed(window.micro_batches, self.engine.device)
 
-    def _step(self, step: int, window: StepWindow, waited_s: float) -> dict[str, Any]:
-        """One optimizer step. The loss is the sum over the global batch's targets divided by their number."""
+    def _step(self, step: int, window: StepWindow, feed: Feed, waited_s: float) -> dict[str, Any]:
+        """One optimizer step. The loss is the sum over the global batch's targets divided by their number.
+
+        The host waits for the device for what it has to know, the loss and then the gradient norm, and in no micro-batch.
+        """
         started = time.monotonic()
         own = [(m.target_count, m.token_count, m.flops) for m in window.micro_batches]
-        targets, tokens, flops = self.engine.sum_over_ranks([float(sum(values)) for values in zip(*own, strict=True)])
-        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
-        self._check_learns(targets, step, window)
-        scale = 1.0 / targets
-        loss_sum = 0.0
-        for index, micro_batch in enumerate(window.micro_batches):
+        counts = self.engine.sum_on_device(self._numbers([float(sum(values)) for values in zip(*own, strict=True)]))
+        scale = (1.0 / counts[0].clamp(min=1.0)).float()
+        loss_sum = self._numbers([0.0])
+        for micro_batch in feed:
             with self.engine.autocast():
                 loss = self.task.loss_sum(self.engine.module, micro_batch)
-            self.engine.backward(loss, scale, last=index == len(window.micro_batches) - 1)
-            loss_sum += float(loss.detach())
+            self.engine.backward(loss, scale, last=not feed)
+            loss_sum += loss.detach()
         self.gradients.check()
         rate = lr_scale(step, self.total, self.optim)
-        mean_loss = self.engine.sum_over_ranks([loss_sum])[0] * scale
+        targets, tokens, flops, total = torch.cat([counts, self.engine.sum_on_device(loss_sum)]).tolist()
+        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
+        self._check_learns(targets, step, window)
+        mean_loss = total * (1.0 / targets)
         self._check_finite("loss", mean_loss, step, window)
         grad_norm = self.engine.step(rate)
         self._check_finite("gradient norm", grad_norm, step, window)
@@ -173,6 +181,11 @@ class Trainer:
                 f"step {step + 1}: every one of its {len(window.sample_ids)} samples was skipped{reason}; "
                 "`mllm data validate` names what is wrong with them"
             )
+
+    def _numbers(self, values: Sequence[float]) -> torch.Tensor:
+        """float64 [n] on the device. Written there by a kernel each: a copy of the host's memory would be waited for."""
+        device = self.engine.device
+        return torch.stack([torch.full((), value, dtype=torch.float64, device=device) for value in values])
 
     def _check_finite(self, what: str, value: float, step: int, window: StepWindow) -> None:
         if not math.isfinite(value):

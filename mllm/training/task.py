@@ -1,6 +1,6 @@
 """What the loop knows of the thing it trains: a task cuts steps into micro-batches and turns one into a loss sum."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -8,12 +8,28 @@ import torch
 from torch import nn
 
 
+class Inputs(Protocol):
+    """What a forward reads. Each task has its own kind."""
+
+    def to(self, device: torch.device) -> "Inputs":
+        """With its tensors on `device`; from pinned memory without waiting for it."""
+        ...
+
+    def pin_memory(self) -> "Inputs":
+        """With its tensors in memory that a GPU copies from by itself."""
+        ...
+
+    def tensors(self) -> Iterable[torch.Tensor]:
+        """Those that `to` moves."""
+        ...
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """One forward and backward of one rank.
 
-    `inputs` is the task's own; `target_count` is the number of things the loss is summed over (supervised tokens,
-    pairs). A micro-batch with no targets still goes through the model, so that collective operations line up.
+    `inputs` is the task's own kind of `Inputs`; `target_count` is the number of things the loss is summed over (supervised
+    tokens, pairs). A micro-batch with no targets still goes through the model, so that collective operations line up.
     `flops`: useful floating-point operations of its forward and backward, 0 where the task doesn't know.
     """
 

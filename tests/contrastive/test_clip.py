@@ -57,15 +57,20 @@ def test_describes(one, other, expected):
     assert describes([one, other]).tolist() == [[True, expected], [expected, True]]
 
 
-@pytest.fixture
-def pairs(tmp_path):
+def write_pairs(root):
+    """Sixteen pairs of four colours; returns their file."""
     colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "black": (0, 0, 0)}
     lines = []
     for name, colour in colours.items():
-        save_image(tmp_path / f"{name}.png", colour, (16, 16))
+        save_image(root / f"{name}.png", colour, (16, 16))
         lines += [{"image": f"{name}.png", "caption": f"a {name} square"}] * 4
-    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return tmp_path / "pairs.jsonl"
+    (root / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return root / "pairs.jsonl"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return write_pairs(tmp_path)
 
 
 def settings(pairs, run_dir, epochs):

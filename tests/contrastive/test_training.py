@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPModel, SiglipModel
 from mllm.config import CaptionNoiseSettings, ContrastiveSettings, ModelSettings, validate_settings
 from mllm.contrastive.data import Pair, describes, same
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.model import build_dual, load_dual
+from mllm.contrastive.model import build_dual, load_dual, text_mask
 from mllm.contrastive.noise import BOILERPLATE, spoil_captions
 from mllm.contrastive.run import _build_batcher, train_clip
 from mllm.contrastive.task import ContrastiveTask
@@ -265,3 +265,17 @@ def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):  # noqa: F81
     texts = ["a red square", "a red square " * 20]
     assert too_long(batcher.tokenizer, texts) == 1
     assert tokenize(batcher.tokenizer, texts)[0].shape[1] == 12
+
+
+@pytest.mark.parametrize("layout", ["clip", "siglip"])
+def test_texts_are_masked_as_transformers_masks_them(pairs, tmp_path, layout):  # noqa: F811
+    values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64)
+    checked = validate_settings(ContrastiveSettings, values, "test")
+    batcher, _ = _build_batcher(checked)
+    model = build_dual(checked.model, batcher.tokenizer, False).eval()
+    batch = batcher.batch(0, 0, 1)
+    lengths = torch.randint(2, batch.input_ids.shape[1], (len(batch.input_ids), 1))
+    mask = (torch.arange(batch.input_ids.shape[1]) < lengths).long()
+    with torch.no_grad():
+        texts = [model.text_model(batch.input_ids, given)[0] for given in (mask, text_mask(model, mask))]
+    assert torch.allclose(*texts, atol=1e-6)

@@ -1,6 +1,7 @@
 """A step laid out from counts is the step laid out from rendered samples, and counting survives what befalls it."""
 
 import contextlib
+import dataclasses
 import json
 import random
 import signal
@@ -74,11 +75,15 @@ def rendered_samples(mix, processor):
             yield render_whole(mix.unchecked(index)[0], processor).input_ids
 
 
+def plain(value):
+    """A batch, or a part of one, as plain values."""
+    if dataclasses.is_dataclass(value):
+        return {name: plain(field) for name, field in vars(value).items()}
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
 def batches(window):
-    return [
-        {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in vars(m.inputs).items()}
-        for m in window.micro_batches
-    ]
+    return [plain(micro_batch.inputs) for micro_batch in window.micro_batches]
 
 
 @pytest.mark.parametrize("prompt_format", ["chatml", "vicuna_v1", "plain", "native"])

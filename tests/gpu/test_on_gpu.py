@@ -1,7 +1,5 @@
 """What only a GPU can show: its attention kernels, NCCL, 4-bit weights on CUDA. Run by `make gpu-check`."""
 
-import importlib.util
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -12,7 +10,10 @@ from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
 from mllm.model.checkpoint import load
+from mllm.model.rows.choice import first_that_works, gpu_capability, usable_kernels
+from mllm.model.rows.varlen_kernels import VARLEN_KERNELS
 from mllm.training.finetune import start_model
 from tests.tiny import save_tiny_parts
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)
@@ -23,11 +24,11 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """As `tiny_parts`, with the 16 features a head that FlexAttention's kernel asks for."""
+    """As `tiny_parts`, with 64 features a head, which every attention kernel of a GPU takes."""
     root = tmp_path_factory.mktemp("parts")
     save_tiny_parts(root)
     config = LlamaConfig.from_pretrained(root / "lm")
-    config.update({"hidden_size": 64, "head_dim": 16})
+    config.update({"hidden_size": 128, "head_dim": 64})
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(root / "lm")
     return root
@@ -66,14 +67,23 @@ def logits_and_gradient(model, batch):
         ("flex", torch.float32, 1e-2),
         ("mask", torch.bfloat16, 0.05),
         ("flex", torch.bfloat16, 0.05),
-        ("flash", torch.bfloat16, 0.05),
+        ("varlen", torch.bfloat16, 0.05),
+        ("flash2", torch.bfloat16, 0.05),
+        ("flash3", torch.bfloat16, 0.05),
+        ("flash4", torch.bfloat16, 0.05),
     ],
 )
 def test_packed_rows_on_the_gpu_are_those_on_the_cpu(parts, recipe, tmp_path, packing, kernel, dtype, tolerance):  # noqa: F811
     """Logits and gradients; where samples see each other both are off by their own size."""
-    if kernel == "flash" and importlib.util.find_spec("flash_attn") is None:
-        pytest.skip("flash-attn is not installed (pip install --no-build-isolation 'mllm[gpu]')")
     model, batch = packed_batch(parts, recipe, tmp_path, packing)
+    if kernel in VARLEN_KERNELS:
+        wanted = "torch_varlen" if kernel == "varlen" else f"flash_attention_{kernel[-1]}"
+        words = model.language_model.config
+        try:
+            kernels = usable_kernels(wanted, "bfloat16", gpu_capability(), words)
+        except UserError as error:
+            pytest.skip(str(error))
+        assert first_that_works(kernels, words) == kernel
     expected = logits_and_gradient(model, batch)
     model.to("cuda", dtype).attention_kernel = kernel
     found = logits_and_gradient(model, batch.to(torch.device("cuda")))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from mllm.batch import IGNORE_INDEX
 from mllm.config import ModelSettings, TrainableSettings
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
@@ -138,6 +137,11 @@ def test_image_count_mismatch_names_the_sample(tiny_parts, samples):
     wrong = dataclasses.replace(batch, image_token_counts=(15,))
     with pytest.raises(UserError, match="'a'"):
         model(wrong)
+    fewer = dataclasses.replace(batch, image_places=batch.image_places[1:])
+    with pytest.raises(UserError, match=r"15 image tokens but 16 image features \(1 images\) in samples a"):
+        model(fewer)
+    with pytest.raises(UserError, match="16 image tokens but 0 image features"):
+        model(dataclasses.replace(batch, pixel_values=None))
 
 
 def test_text_only_batch_trains_every_part_with_a_zero_gradient(tiny_parts, samples):
@@ -152,7 +156,7 @@ def test_batch_without_targets_has_loss_zero_and_finite_gradients(tiny_parts, sa
     model, processor = build(tiny_settings(tiny_parts))
     apply_policy(model, TrainableSettings(language_model="full"))
     batch = batch_of(samples, processor, "samples")
-    loss = model(dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORE_INDEX)))
+    loss = model(dataclasses.replace(batch, target_places=batch.target_places[:0], target_ids=batch.target_ids[:0]))
     loss.backward()
     assert loss.item() == 0.0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -21,7 +21,7 @@ from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.estimate import startable
 from mllm.training.flops import unit_flops
 from mllm.training.gpus import gpu_named
-from mllm.training.instruction import InstructionTask
+from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.training.loop import total_steps
 from mllm.training.plan.data import DataPlan, RowFigures, plan_data
 from mllm.training.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
@@ -97,7 +97,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     model, processor = build_skeleton(run.model)
     parts, weights = _parts(model, run)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
-    task = InstructionTask(mixture, processor, run.data, run.train)
+    multiple = 1 if gpu is None else GPU_LENGTH_MULTIPLE
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
     steps = total_steps(task, run.train)
     data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
@@ -110,7 +111,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing)
+        device = "cpu" if gpu is None else "cuda"
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device)
 
     step = step_in(dtype)
 

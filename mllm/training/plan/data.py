@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from mllm.config import DataSettings, LoopSettings, Packing
+from mllm.config import Packing
+from mllm.data.collate import padded_length
 from mllm.data.example import Example, read_image_sizes, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.streaming import StreamedSamples
@@ -93,7 +94,7 @@ def plan_data(
     examples = [example for batch in batches for example in batch]
     if not examples:
         raise UserError(f"none of the {sum(skipped.values())} samples read can be trained on: {dict(skipped)}")
-    figures = tuple(_figures([b for b in batches if b], p, ranks, task.data, task.loop, unit) for p in PACKINGS)
+    figures = tuple(_figures([b for b in batches if b], p, ranks, task, unit) for p in PACKINGS)
     epochs, rest = divmod(steps, task.steps_per_epoch)
     samples = epochs * task.mixture.epoch_length + min(rest * size, task.mixture.epoch_length)
     lengths = _lengths([example.length for example in examples])
@@ -124,10 +125,10 @@ def _figures(
     batches: Sequence[list[Example]],
     packing: Packing,
     ranks: int,
-    data: DataSettings,
-    loop: LoopSettings,
+    task: InstructionTask,
     unit: UnitFlops,
 ) -> RowFigures:
+    data, loop = task.data, task.loop
     rows_seen = tokens = positions = micro_batches = 0
     flops = 0.0
     shapes: list[Shape] = []
@@ -139,7 +140,7 @@ def _figures(
         flops += unit.of(work)
         hands = [deal(rows, rank, ranks, loop.micro_batch_size) for rank in range(ranks)]
         micro_batches = max(micro_batches, len(hands[0]))
-        step_shapes = [_shape(group) for hand in hands for group in hand]
+        step_shapes = [_shape(group, task.length_multiple) for hand in hands for group in hand]
         positions += sum(shape.rows * shape.length for shape in step_shapes)
         shapes += step_shapes
     count = len(batches)
@@ -155,9 +156,9 @@ def _figures(
     )
 
 
-def _shape(rows: Sequence[Row]) -> Shape:
-    longest = max(row.length for row in rows)
-    return Shape(len(rows), longest, sum(_images(r) for r in rows), sum(_targets(r) for r in rows))
+def _shape(rows: Sequence[Row], length_multiple: int) -> Shape:
+    length = padded_length(rows, length_multiple)
+    return Shape(len(rows), length, sum(_images(r) for r in rows), sum(_targets(r) for r in rows))
 
 
 def _images(row: Row) -> int:

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from mllm.model.lean_layers import use_lean_layers
-from mllm.model.loss import supervised_loss_sum
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.loss import chunk_rows, supervised_loss_sum
+from mllm.model.multimodal import MultimodalLM, splice
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 from mllm.training.plan.data import Shape
 
@@ -68,12 +68,13 @@ class StepMemory:
     logits: int
 
 
-def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool) -> StepMemory:
+def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool, device: str) -> StepMemory:
     """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
 
-    dtype: as `train.dtype`, float32 | autocast | bfloat16. The attention keeps what flash-attention's kernels
-    and ours keep.
+    dtype: as `train.dtype`, float32 | autocast | bfloat16. device: "cpu" or "cuda", on which the run will have logits of
+    other numbers of positions at once. The attention keeps what flash-attention's kernels and ours keep.
     """
+    rows = chunk_rows(model.language_model.get_output_embeddings().weight.shape[0], device)
     use_lean_layers(model.language_model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
@@ -83,9 +84,9 @@ def step_memory(model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bo
             # The random state can't be read while tensors have no contents, and dropout costs the same without it.
             options = {"use_reentrant": False, "preserve_rng_state": False}
             model.language_model.gradient_checkpointing_enable(options)
-        fresh = _peak_over_weights(model, lambda: _forward(model, shape), dtype, resident_gradients=False)
-        resident = _peak_over_weights(model, lambda: _forward(model, shape), dtype, resident_gradients=True)
-        head = _peak_over_weights(model, lambda: _head_alone(model, shape), dtype, resident_gradients=True)
+        fresh = _peak_over_weights(model, lambda: _forward(model, shape, rows), dtype, resident_gradients=False)
+        resident = _peak_over_weights(model, lambda: _forward(model, shape, rows), dtype, resident_gradients=True)
+        head = _peak_over_weights(model, lambda: _head_alone(model, shape, rows), dtype, resident_gradients=True)
     return StepMemory(resident, fresh, head)
 
 
@@ -140,31 +141,30 @@ def _peak_over_weights(
     return max(0, live.peak - held - gradients)
 
 
-def _forward(model: MultimodalLM, shape: Shape) -> torch.Tensor:
+def _forward(model: MultimodalLM, shape: Shape, rows: int) -> torch.Tensor:
     """The loss of a micro-batch of `shape`, through the model's own parts."""
     side = model.vision_encoder.model.config.image_size
     features = model.encode_images(torch.zeros(max(1, shape.images), 3, side, side))
     embeddings = model.language_model.get_input_embeddings()(torch.zeros(shape.rows, shape.length, dtype=torch.int64))
-    places = torch.zeros(shape.rows, shape.length, 1, dtype=torch.bool)
-    embeddings = embeddings.masked_scatter(places, features.to(embeddings.dtype))
+    embeddings = splice(embeddings, torch.zeros(features.shape[:2], dtype=torch.int64).flatten(), features)
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
         use_cache=False,
     ).last_hidden_state
-    return _loss(model, hidden.flatten(0, 1), shape)
+    return _loss(model, hidden.flatten(0, 1), shape, rows)
 
 
-def _head_alone(model: MultimodalLM, shape: Shape) -> torch.Tensor:
+def _head_alone(model: MultimodalLM, shape: Shape, rows: int) -> torch.Tensor:
     head = model.language_model.get_output_embeddings()
     hidden = torch.zeros(shape.rows * shape.length, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
-    return _loss(model, hidden, shape)
+    return _loss(model, hidden, shape, rows)
 
 
-def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape) -> torch.Tensor:
-    picked = hidden[torch.arange(max(1, shape.targets))]
+def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape, rows: int) -> torch.Tensor:
+    picked = hidden.index_select(0, torch.arange(max(1, shape.targets)))
     targets = torch.zeros(len(picked), dtype=torch.int64)
-    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets)
+    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets, rows)
 
 
 @dataclass(frozen=True)

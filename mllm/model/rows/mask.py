@@ -1,0 +1,51 @@
+"""One dense mask: the plain statement of which places see which. B rows, H heads, T tokens, d features a head."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from mllm.batch import NO_PARENT, PADDING_SEGMENT
+
+
+def visible_places(segment_ids: torch.Tensor, parent_segment: torch.Tensor) -> torch.Tensor:
+    """Parents [B, T]: for each place the segment that its own continues, NO_PARENT for most and for padding."""
+    parents = parent_segment.gather(1, segment_ids.clamp(min=0))
+    return parents.masked_fill(segment_ids == PADDING_SEGMENT, NO_PARENT)
+
+
+def segment_mask(segment_ids: torch.Tensor, parent_segment: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Additive mask [B, 1, T, T] of `dtype`: 0 where a query (row) may see a key (column), the lowest number elsewhere.
+
+    segment_ids: [B, T]; parent_segment: [B, segments]. A padding position sees itself alone, so that no row of the
+    softmax is empty.
+    """
+    length = segment_ids.shape[1]
+    places = torch.arange(length, device=segment_ids.device)
+    causal = places[:, None] >= places[None, :]
+    parents = visible_places(segment_ids, parent_segment)
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    parent = (parents[:, :, None] == segment_ids[:, None, :]) & (parents != NO_PARENT)[:, :, None]
+    visible = (same | parent) & causal & (segment_ids != PADDING_SEGMENT)[:, None, :]
+    visible |= torch.eye(length, dtype=torch.bool, device=segment_ids.device)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=segment_ids.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def repeated(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key and value with as many heads as the query."""
+    groups = query.shape[1] // key.shape[1]
+    return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
+
+
+@dataclass(frozen=True)
+class MaskedRows:
+    """One dense mask [B, 1, T, T]: the plain statement of what the others compute; for GPUs without flash-attn."""
+
+    mask: torch.Tensor
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        key, value = repeated(query, key, value)
+        return F.scaled_dot_product_attention(query, key, value, self.mask, dropout, scale=scaling)
