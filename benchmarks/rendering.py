@@ -35,10 +35,24 @@ from mllm.images.prepare import ImagePreparer
 from mllm.processor import Processor
 from mllm.training.instruction import InstructionTask
 
-WORDS = (
-    "the a cat dog sits on table red blue person walking street near large building with window and tree while sky looks "
-    "clear today there are several people holding umbrellas"
-).split()
+WORDS = [
+    *("the", "a", "cat", "dog", "sits", "on", "table", "red", "blue", "person", "walking", "street", "near", "large"),
+    *(
+        "building",
+        "with",
+        "window",
+        "and",
+        "tree",
+        "while",
+        "sky",
+        "looks",
+        "clear",
+        "today",
+        "there",
+        "are",
+        "several",
+    ),
+]
 # name: (prompt format, turns, words of a question, words of an answer, samples a rank)
 STAGES = {
     "stage 1": ("plain", 1, (1, 3), (8, 20), 16),
@@ -100,7 +114,7 @@ def seconds_of_window(task: InstructionTask, ranks: int, steps: int) -> float:
 
 def measure_stage(root: Path, name: str, options: argparse.Namespace) -> None:
     prompt_format, *_, per_rank = STAGES[name]
-    recipe = write_recipe(root, name, max(options.samples, 2 * per_rank * max(options.ranks)))
+    recipe = write_recipe(root, name, max(options.samples, per_rank * max(options.ranks)))
     preparer = ImagePreparer(336, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), "pad")
     processor = Processor(word_start_tokenizer(), prompt_format, ImageGeometry(336, 14), preparer)
     mixture = Mixture(load_recipe(str(recipe)), 0, False)

@@ -27,9 +27,9 @@ class DataSettings(Settings):
     `packing`: `none` = a row a sample; `samples` = several samples in a row, each seeing only itself; `shared_prefix` =
     also, samples that open with the same image and tokens store that opening once. `group_by_length`, for `none`: a
     global batch holds samples with images or samples without, of like length. `workers`: threads of each rank that decode
-    the images of the next step (0: its one thread that prepares the step does; auto: by the cores that it may have). `on_too_long`: of a sample of more than
-    `max_length_tokens`; `truncate_text` keeps its first tokens, never a part of an image, and drops it where no answer is
-    among them.
+    the images of the next step (0: its one thread that prepares the step does; auto: by the cores that it may have).
+    `on_too_long`: of a sample of more than `max_length_tokens`; `truncate_text` keeps its first tokens, never a part of an
+    image, and drops it where no answer is among them.
     """
 
     recipe: str

@@ -12,7 +12,6 @@ from mllm.data.collate import Decode, reading
 from mllm.errors import UserError
 from mllm.processor import Processor
 
-
 FEWEST_WORKERS, MOST_WORKERS = 2, 8
 
 
