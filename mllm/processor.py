@@ -72,6 +72,10 @@ class Processor:
         """float32 [3, S, S] of an RGB image."""
         return self.preparer(image)
 
+    def fitted_pixels(self, image: Image.Image) -> torch.Tensor:
+        """uint8 [3, S, S] of an RGB image, not yet normalized: `Batch.normalized_pixels` makes `pixels` of it."""
+        return self.preparer.fitted(image)
+
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """Tokens that end an answer: what the format puts behind one, and the tokenizer's end-of-sequence token."""

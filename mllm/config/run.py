@@ -1,6 +1,6 @@
 """Settings of a training run: data, optimizer, schedule, engine, checkpoints."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,9 +27,9 @@ class DataSettings(Settings):
     `packing`: `none` = a row a sample; `samples` = several samples in a row, each seeing only itself; `shared_prefix` =
     also, samples that open with the same image and tokens store that opening once. `group_by_length`, for `none`: a
     global batch holds samples with images or samples without, of like length. `workers`: threads of each rank that decode
-    the images of the next step (0: its one thread that prepares the step does). `on_too_long`: of a sample of more than
-    `max_length_tokens`; `truncate_text` keeps its first tokens, never a part of an image, and drops it where no answer is
-    among them.
+    the images of the next step (0: its one thread that prepares the step does; auto: by the cores that it may have).
+    `on_too_long`: of a sample of more than `max_length_tokens`; `truncate_text` keeps its first tokens, never a part of an
+    image, and drops it where no answer is among them.
     """
 
     recipe: str
@@ -37,7 +37,7 @@ class DataSettings(Settings):
     packing: Packing = "samples"
     group_by_image: bool = False
     group_by_length: bool = False
-    workers: int = Field(default=2, ge=0)
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     on_bad_sample: Literal["error", "skip"] = "error"
     on_too_long: OnTooLong = "error"
 

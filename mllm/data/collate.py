@@ -48,8 +48,8 @@ def collate(
     `decode` gives the pixels [3, S, S] of an image file, float32 as the encoder takes them or uint8 before they are
     normalized, or raises UserError; by default the file is read here.
 
-    An image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and no example that
-    shows it is learned from: the rows keep their shape on every rank.
+    Each example with an image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and
+    the example isn't learned from: the rows keep their shape on every rank.
     """
     length = padded_length(rows, length_multiple)
     width = max(len(row.segments) for row in rows)
@@ -62,7 +62,7 @@ def collate(
     counts: list[int] = []
     owners: list[str] = []
     for r, row in enumerate(rows):
-        broken = _decode_images(row, decode or reading(processor), on_bad_sample, pixels)
+        broken = _decode_images(row, decode or reading(processor), pixels)
         for segment, _, count in shown_images(row):
             counts.append(count)
             owners.append(segment.example.sample_id)
@@ -73,8 +73,11 @@ def collate(
             position_ids[r, place] = torch.arange(segment.start, segment.stop)
             segment_ids[r, place] = s
             parents[r, s] = segment.parent
-            if not broken.intersection(segment.example.images):
+            reason = next((broken[path] for path in segment.example.images if path in broken), None)
+            if reason is None:
                 targets[r, place] = torch.tensor(targets_of(segment))
+            else:
+                on_bad_sample(BadSampleError(segment.example.sample_id, "image", reason))
             offset += segment.length
     lengths = [[segment.length for segment in row.segments] for row in rows]
     target_places = flat_places(targets != IGNORE_INDEX)
@@ -97,20 +100,19 @@ def collate(
 
 
 def reading(processor: Processor) -> Decode:
-    """Reads and prepares an image file in the calling thread."""
-    return lambda path: processor.pixels(read_image(path))
+    """Reads and fits an image file in the calling thread: uint8, a quarter of the bytes, normalized where they are used."""
+    return lambda path: processor.fitted_pixels(read_image(path))
 
 
-def _decode_images(row: Row, decode: Decode, on_bad_sample: OnBadSample, pixels: list[torch.Tensor | None]) -> set[str]:
-    """Append the pixels of the row's images to `pixels`, None for those that can't be decoded; returns their paths."""
-    broken: set[str] = set()
-    for segment, path, _ in shown_images(row):
+def _decode_images(row: Row, decode: Decode, pixels: list[torch.Tensor | None]) -> dict[str, str]:
+    """Append the pixels of the row's images to `pixels`, None for those that can't be decoded; returns these, and why."""
+    broken: dict[str, str] = {}
+    for _, path, _ in shown_images(row):
         try:
             pixels.append(decode(path))
         except UserError as error:
-            on_bad_sample(BadSampleError(segment.example.sample_id, "image", str(error)))
             pixels.append(None)
-            broken.add(path)
+            broken[path] = str(error)
     return broken
 
 

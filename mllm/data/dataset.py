@@ -1,7 +1,7 @@
 """The samples of a recipe, and the order in which an epoch visits them."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Mixture:
 
     def __init__(self, recipe: RecipeSettings, seed: int, group_by_image: bool) -> None:
         self.sources = [read_source(source, f"{seed}/stream/{n}") for n, source in enumerate(recipe.sources)]
-        self.samples: Sequence[Sample] = ChainedSamples([source.samples for source in self.sources])
+        self.samples = ChainedSamples([source.samples for source in self.sources])
         self._names = [source.path for source in recipe.sources]
         self._roots = {Path(source.image_root).resolve() for source in recipe.sources}
         self.seed = seed
@@ -86,6 +86,15 @@ class Mixture:
         """Samples visited in an epoch."""
         return sum(source.count for source in self.sources)
 
+    def unchecked(self, index: int) -> tuple[Sample, dict[str, str]]:
+        """A sample, and which of its images may not be opened and why: see `IndexedSamples.unchecked`.
+
+        A sample of a stream with such an image raises BadSampleError.
+        """
+        part, number = self.samples.place_of(index)
+        samples = self.sources[part].samples
+        return samples.unchecked(number) if isinstance(samples, IndexedSamples) else (samples[number], {})
+
     def phase_lengths(self) -> list[int]:
         """Samples visited in each phase of an epoch, in the order of the phases."""
         lengths: dict[int, int] = {}
@@ -95,10 +104,10 @@ class Mixture:
 
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(characters of text, number of images) of each of `samples`, int64."""
-        chars, images = zip(*(samples.sizes() for samples in self._indexed("the sizes of its samples")), strict=True)
+        chars, images = zip(*(samples.sizes() for samples in self.indexed("the sizes of its samples")), strict=True)
         return np.concatenate(chars), np.concatenate(images)
 
-    def _indexed(self, what: str) -> list[IndexedSamples]:
+    def indexed(self, what: str) -> list[IndexedSamples]:
         found = []
         for name, source in zip(self._names, self.sources, strict=True):
             if isinstance(source.samples, StreamedSamples):
@@ -109,7 +118,7 @@ class Mixture:
     def images(self) -> list[str]:
         """The paths of all images of the recipe, each once, sorted; none is opened."""
         found: set[str] = set()
-        for samples in self._indexed("a list of its images"):
+        for samples in self.indexed("a list of its images"):
             found.update(pc.unique(samples.image_paths().flatten()).to_pylist())
         return sorted(found)
 
@@ -169,7 +178,7 @@ class Mixture:
 
     def _group_numbers(self) -> np.ndarray:
         """int32 for each sample, equal where `Sample.group` is."""
-        groups = pa.concat_arrays([samples.groups() for samples in self._indexed("the images of its samples")])
+        groups = pa.concat_arrays([samples.groups() for samples in self.indexed("the images of its samples")])
         numbers = groups.dictionary_encode().indices.to_numpy().copy()
         del groups
         pa.default_memory_pool().release_unused()

@@ -1,6 +1,10 @@
 """From a sample to an example: tokens and labels, with lengths known before any pixel is decoded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from mllm.config.run import OnTooLong
 from mllm.conversation.schema import Sample
@@ -23,6 +27,20 @@ class Example:
     def length(self) -> int:
         return len(self.tokens.input_ids)
 
+    @property
+    def image_spans(self) -> tuple[tuple[int, int], ...]:
+        return self.tokens.image_spans
+
+    @cached_property
+    def first_supervised(self) -> int:
+        """Index of the first token that is learned."""
+        return self.tokens.supervised.index(True)
+
+    @cached_property
+    def opening(self) -> np.ndarray:
+        """int32 ids before the first token that is learned."""
+        return np.asarray(self.tokens.input_ids[: self.first_supervised], dtype=np.int32)
+
 
 def render_example(
     sample: Sample, processor: Processor, max_length_tokens: int, on_too_long: OnTooLong = "error"
@@ -30,36 +48,72 @@ def render_example(
     """Render a sample for training. Raises BadSampleError, with its kind, when it can't be trained on.
 
     A sample that is too long is cut where `on_too_long` is truncate_text and an answer is left; else it is of the kind
-    `too_long`.
+    `too_long`. Images are opened only where their size decides how many tokens they become: one that is missing or broken
+    is met when it is decoded.
     """
+    tokens = render_whole(sample, processor)
+    length, first_supervised = len(tokens.input_ids), tokens.supervised.index(True)
+    kept = kept_tokens(sample.id, length, first_supervised, tokens.image_spans, max_length_tokens, on_too_long)
+    if kept == length:
+        return Example(sample.id, tokens, sample.images)
+    spans = spans_within(tokens.image_spans, kept)
+    cut = Tokens(tokens.input_ids[:kept], tokens.supervised[:kept], spans)
+    return Example(sample.id, cut, sample.images[: len(spans)], cut_tokens=length - kept)
+
+
+def render_whole(sample: Sample, processor: Processor) -> Tokens:
+    """All tokens of a sample, of which at least one is learned. Raises BadSampleError when it can't be trained on."""
     sample.check()
-    try:
-        sizes = [read_image_size(path) for path in sample.images]
-    except UserError as error:
-        raise BadSampleError(sample.id, "image", str(error)) from None
-    tokens = processor.render(sample.messages, sizes)
+    tokens = processor.render(sample.messages, _image_sizes(sample, processor))
     if tokens.supervised_count == 0:
         raise BadSampleError(sample.id, "nothing_supervised", "no token of it would be learned")
-    length = len(tokens.input_ids)
+    return tokens
+
+
+def _image_sizes(sample: Sample, processor: Processor) -> list[tuple[int, int]]:
+    geometry = processor.geometry
+    if not geometry.count_depends_on_size:
+        return [(geometry.image_size_px, geometry.image_size_px)] * len(sample.images)
+    return read_image_sizes(sample)
+
+
+def read_image_sizes(sample: Sample) -> list[tuple[int, int]]:
+    """(height, width) of each image, from its header. Raises BadSampleError for one that can't be read."""
+    try:
+        return [read_image_size(path) for path in sample.images]
+    except UserError as error:
+        raise BadSampleError(sample.id, "image", str(error)) from None
+
+
+def kept_tokens(
+    sample_id: str,
+    length: int,
+    first_supervised: int,
+    image_spans: Sequence[tuple[int, int]],
+    max_length_tokens: int,
+    on_too_long: OnTooLong,
+) -> int:
+    """How many of a sample's `length` tokens are trained on: all, or the first ones, where a cut is allowed.
+
+    An image that the limit would cut through is left out with all that follows. Raises BadSampleError of the kind
+    `too_long`.
+    """
     if length <= max_length_tokens:
-        return Example(sample.id, tokens, sample.images)
+        return length
     reason = f"is {length} tokens long, data.max_length_tokens is {max_length_tokens}; "
     if on_too_long != "truncate_text":
         raise BadSampleError(
-            sample.id, "too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text"
+            sample_id, "too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text"
         )
-    cut = _truncated(tokens, max_length_tokens)
-    if cut.supervised_count == 0:
-        raise BadSampleError(sample.id, "too_long", f"{reason}none of its answers lies before the cut")
-    images = sample.images[: len(cut.image_spans)]
-    return Example(sample.id, cut, images, cut_tokens=length - len(cut.input_ids))
-
-
-def _truncated(tokens: Tokens, max_length_tokens: int) -> Tokens:
-    """The first tokens; an image that the limit would cut through is left out with all that follows."""
     end = max_length_tokens
-    for start, length in tokens.image_spans:
-        if start < end < start + length:
+    for start, count in image_spans:
+        if start < end < start + count:
             end = start
-    spans = tuple((start, length) for start, length in tokens.image_spans if start + length <= end)
-    return Tokens(tokens.input_ids[:end], tokens.supervised[:end], spans)
+    if first_supervised >= end:
+        raise BadSampleError(sample_id, "too_long", f"{reason}none of its answers lies before the cut")
+    return end
+
+
+def spans_within(image_spans: Sequence[tuple[int, int]], end: int) -> tuple[tuple[int, int], ...]:
+    """The images whose tokens lie before `end`."""
+    return tuple((start, count) for start, count in image_spans if start + count <= end)

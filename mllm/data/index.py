@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -47,10 +48,13 @@ _MESSAGES = TypeAdapter(tuple[Message, ...])
 
 
 class SampleIndex:
-    """The samples of one source, file after file, in file order; image paths are as the file gives them, in normal form."""
+    """The samples of one source, file after file, in file order; image paths are as the file gives them, in normal form.
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    files: (key, number of samples) of each file's index.
+    """
+
+    def __init__(self, table: pa.Table, files: tuple[tuple[str, int], ...]) -> None:
+        self.table, self.files = table, files
         self._batches = table.to_batches()
         self._ends = np.cumsum([batch.num_rows for batch in self._batches]).tolist()
 
@@ -59,12 +63,15 @@ class SampleIndex:
 
     def __getitem__(self, row: int) -> Sample:
         """The sample at `row` (not negative), made anew at every call."""
+        values = {name: self.field(row, name) for name in ("id", "images", "source", "kind")}
+        messages = _MESSAGES.validate_json(self.field(row, "messages"))
+        return Sample(**values | {"messages": messages, "images": tuple(values["images"])})
+
+    def field(self, row: int, name: str) -> Any:
+        """One field of the sample at `row`, as it is stored."""
         number = bisect.bisect_right(self._ends, row)
         batch = self._batches[number]
-        inner = row - self._ends[number] + batch.num_rows
-        values = {name: batch.column(name)[inner].as_py() for name in ("id", "images", "source", "kind")}
-        messages = _MESSAGES.validate_json(batch.column("messages")[inner].as_py())
-        return Sample(**values | {"messages": messages, "images": tuple(values["images"])})
+        return batch.column(name)[row - self._ends[number] + batch.num_rows].as_py()
 
     def rows_of(self, kinds: tuple[str, ...] | None, origins: tuple[str, ...] | None) -> np.ndarray:
         """int64 rows whose kind is in `kinds` and whose source is in `origins`; None stands for all."""
@@ -77,7 +84,11 @@ class SampleIndex:
 
 def join_indexes(indexes: Sequence[SampleIndex]) -> SampleIndex:
     """The samples of several files in turn."""
-    return indexes[0] if len(indexes) == 1 else SampleIndex(pa.concat_tables([index.table for index in indexes]))
+    if len(indexes) == 1:
+        return indexes[0]
+    return SampleIndex(
+        pa.concat_tables([index.table for index in indexes]), tuple(file for index in indexes for file in index.files)
+    )
 
 
 _open: WeakValueDictionary[str, SampleIndex] = WeakValueDictionary()
@@ -93,7 +104,8 @@ def open_index(path: Path, reader_name: str) -> SampleIndex:
     key = index_key(path, reader_name, reader)
     index = _open.get(key)
     if index is None:
-        index = _open[key] = SampleIndex(_cached_table(path, reader, key))
+        table = _cached_table(path, reader, key)
+        index = _open[key] = SampleIndex(table, ((key, table.num_rows),))
     return index
 
 
@@ -131,17 +143,16 @@ def _cached_table(path: Path, reader: Reader, key: str) -> pa.Table:
             return _mapped(_write(reader(path), path, Path(private) / "index.arrow"))
     final = directory / f"{key}.arrow"
     if not final.is_file():
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with _locked(directory / f"{key}.lock"):
-                if not final.is_file():
-                    _write(reader(path), path, final)
-        except OSError as error:
-            raise UserError(
-                f"can't write the index of {path} to {directory}: {error}; set {CACHE_VARIABLE} to a directory with "
-                f"room, or to {NO_CACHE}"
-            ) from None
+        with writing_alone(directory, key, f"the index of {path}"):
+            if not final.is_file():
+                _write(reader(path), path, final)
     return _mapped(final)
+
+
+def read_cached_index(directory: Path, key: str) -> SampleIndex:
+    """The index that `open_index` wrote to `directory` under `key`, without a look at the file it was made of."""
+    table = _mapped(directory / f"{key}.arrow")
+    return SampleIndex(table, ((key, table.num_rows),))
 
 
 def _mapped(file: Path) -> pa.Table:
@@ -149,10 +160,20 @@ def _mapped(file: Path) -> pa.Table:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def writing_alone(directory: Path, key: str, what: str) -> Iterator[None]:
+    """Hold the lock of `key` in the cache directory: of several processes one writes and the others wait.
+
+    Raises UserError when the directory can't be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / f"{key}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise UserError(
+            f"can't write {what} to {directory}: {error}; set {CACHE_VARIABLE} to a directory with room, or to {NO_CACHE}"
+        ) from None
 
 
 def _write(samples: Iterable[Sample], path: Path, final: Path) -> Path:

@@ -1,18 +1,53 @@
-"""Laying examples out in rows: alone, several to a row, or as branches on a shared trunk."""
+"""Laying examples out in rows: alone, several to a row, or as branches on a shared trunk.
 
+What is laid out needs no tokens: an outline says how long a sample is and what it opens with. So a step of samples that
+other ranks will render can be laid out from numbers, and each row is as if its examples had been there.
+"""
+
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol
+
+import numpy as np
+from typing_extensions import TypeVar
 
 from mllm.batch import NO_PARENT
 from mllm.config import Packing
 from mllm.data.example import Example
 
 
+class Outline(Protocol):
+    """What laying out has to know of a sample.
+
+    length: tokens, without the `cut_tokens` that are left out; images: paths, in order; image_spans: (start, tokens) of
+    each; first_supervised: index of the first token that is learned; opening: int [first_supervised], the ids before it.
+    """
+
+    @property
+    def sample_id(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def cut_tokens(self) -> int: ...
+    @property
+    def images(self) -> tuple[str, ...]: ...
+    @property
+    def image_spans(self) -> tuple[tuple[int, int], ...]: ...
+    @property
+    def first_supervised(self) -> int: ...
+    @property
+    def opening(self) -> np.ndarray: ...
+
+
+E = TypeVar("E", bound=Outline, default=Example)
+
+
 @dataclass(frozen=True)
-class PlacedSegment:
+class PlacedSegment(Generic[E]):
     """Tokens `start:stop` of `example`, placed in a row; `parent` is the index in the row of the segment it continues."""
 
-    example: Example
+    example: E
     start: int
     stop: int
     parent: int = NO_PARENT
@@ -23,53 +58,77 @@ class PlacedSegment:
 
 
 @dataclass(frozen=True)
-class Row:
-    segments: tuple[PlacedSegment, ...]
+class Row(Generic[E]):
+    segments: tuple[PlacedSegment[E], ...]
 
     @property
     def length(self) -> int:
         return _length(self.segments)
 
 
-def shared_prefix_length(examples: Sequence[Example]) -> int:
-    """Tokens that all examples open with and that may be stored once.
+@dataclass(frozen=True)
+class _Sharing(Generic[E]):
+    """Examples that may share what they open with: the first of them, and how many tokens of it all have in common.
 
-    Counted up to the first supervised token, less one: a branch's first supervised token is predicted from a place of
-    its own. A prefix that would cut an image in two ends before it.
+    limit: at most so many are shared. They end before the first supervised token, less one: a branch's first supervised
+    token is predicted from a place of its own.
     """
-    first = examples[0].tokens
-    limit = min(e.tokens.supervised.index(True) for e in examples) - 1
-    length = 0
-    while length < limit and all(e.tokens.input_ids[length] == first.input_ids[length] for e in examples):
-        length += 1
-    for start, count in first.image_spans:
-        if start < length < start + count:
-            length = start
-    return length
+
+    examples: tuple[E, ...]
+    alike: int
+    limit: int
+    total: int
+
+    @classmethod
+    def of(cls, example: E) -> "_Sharing[E]":
+        return cls((example,), example.first_supervised, example.first_supervised - 1, example.length)
+
+    def joined_by(self, example: E) -> "_Sharing[E]":
+        first = self.examples[0].opening[: self.alike]
+        other = example.opening[: len(first)]
+        differing = np.flatnonzero(first[: len(other)] != other)
+        alike = int(differing[0]) if len(differing) else len(other)
+        limit = min(self.limit, example.first_supervised - 1)
+        return _Sharing((*self.examples, example), alike, limit, self.total + example.length)
+
+    @property
+    def prefix(self) -> int:
+        """Tokens that are stored once. A prefix that would cut an image in two ends before it."""
+        if len(self.examples) == 1:
+            return 0
+        length = max(0, min(self.alike, self.limit))
+        for start, count in self.examples[0].image_spans:
+            if start < length < start + count:
+                length = start
+        return length
+
+    @property
+    def length(self) -> int:
+        return self.total - self.prefix * (len(self.examples) - 1)
+
+    def unit(self) -> list[PlacedSegment[E]]:
+        """A trunk and a branch for each example, or the examples as they are."""
+        prefix = self.prefix
+        if not prefix:
+            return [PlacedSegment(example, 0, example.length) for example in self.examples]
+        trunk = PlacedSegment(self.examples[0], 0, prefix)
+        return [trunk, *(PlacedSegment(e, prefix, e.length, parent=0) for e in self.examples)]
 
 
-def _unit(examples: list[Example]) -> list[PlacedSegment]:
-    """A trunk and a branch for each example, or the lone example as it is."""
-    prefix = shared_prefix_length(examples) if len(examples) > 1 else 0
-    if prefix <= 0:
-        return [PlacedSegment(example, 0, example.length) for example in examples]
-    trunk = PlacedSegment(examples[0], 0, prefix)
-    return [trunk, *(PlacedSegment(e, prefix, e.length, parent=0) for e in examples)]
-
-
-def _split(examples: list[Example], max_length: int) -> list[list[PlacedSegment]]:
+def _split(examples: list[E], max_length: int) -> list[list[PlacedSegment[E]]]:
     """Units of at most `max_length` tokens that hold all examples of one image, in order."""
-    units: list[list[PlacedSegment]] = []
-    current: list[Example] = []
-    for example in examples:
-        if current and _length(_unit([*current, example])) > max_length:
-            units.append(_unit(current))
-            current = []
-        current.append(example)
-    return [*units, _unit(current)]
+    units: list[list[PlacedSegment[E]]] = []
+    current = _Sharing.of(examples[0])
+    for example in examples[1:]:
+        joined = current.joined_by(example)
+        if joined.length > max_length:
+            units.append(current.unit())
+            joined = _Sharing.of(example)
+        current = joined
+    return [*units, current.unit()]
 
 
-def pack(examples: Sequence[Example], packing: Packing, max_length: int, ranks: int = 1) -> list[Row]:
+def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 1) -> list[Row[E]]:
     """Rows of at most `max_length` tokens, deterministic.
 
     First-fit decreasing (Johnson 1973) says how few rows suffice; the units are then spread over that many, rounded up to
@@ -80,7 +139,7 @@ def pack(examples: Sequence[Example], packing: Packing, max_length: int, ranks: 
     if packing == "samples":
         units = [[PlacedSegment(e, 0, e.length)] for e in examples]
     else:
-        groups: dict[tuple[str, ...], list[Example]] = {}
+        groups: dict[tuple[str, ...], list[E]] = {}
         for number, example in enumerate(examples):
             key = example.images or (f"text/{number}",)
             groups.setdefault(key, []).append(example)
@@ -91,7 +150,7 @@ def pack(examples: Sequence[Example], packing: Packing, max_length: int, ranks: 
     count = min(len(units), -(-(max(fitted) + 1) // ranks) * ranks)
     spread = _spread(lengths, count)
     places = spread if _fullest(lengths, spread) <= max_length else fitted
-    bins: list[list[PlacedSegment]] = [[] for _ in range(max(places) + 1)]
+    bins: list[list[PlacedSegment[E]]] = [[] for _ in range(max(places) + 1)]
     for unit, place in zip(units, places, strict=True):
         offset = len(bins[place])
         bins[place] += [
@@ -101,30 +160,40 @@ def pack(examples: Sequence[Example], packing: Packing, max_length: int, ranks: 
     return [Row(tuple(segments)) for segments in bins]
 
 
-def _length(segments: Sequence[PlacedSegment]) -> int:
+def _length(segments: Sequence[PlacedSegment[E]]) -> int:
     return sum(segment.length for segment in segments)
 
 
 def _first_fit(lengths: Sequence[int], max_length: int) -> list[int]:
-    """For each of `lengths`, longest first, the first bin with room for it."""
-    places: list[int] = []
-    used: list[int] = []
+    """For each of `lengths`, longest first, the first bin with room for it.
+
+    A tree over the bins holds the most room below each node, so that a bin is found in the logarithm of their number.
+    """
+    leaves = 1 << max(0, len(lengths) - 1).bit_length()
+    room = [max_length] * (2 * leaves)
+    places = []
     for length in lengths:
-        place = next((i for i, filled in enumerate(used) if filled + length <= max_length), len(used))
-        if place == len(used):
-            used.append(0)
-        used[place] += length
-        places.append(place)
+        wanted = min(length, max_length)
+        node = 1
+        while node < leaves:
+            node *= 2
+            if room[node] < wanted:
+                node += 1
+        places.append(node - leaves)
+        room[node] -= length
+        while node > 1:
+            node //= 2
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return places
 
 
 def _spread(lengths: Sequence[int], count: int) -> list[int]:
-    """For each of `lengths`, longest first, the emptiest of `count` bins (Graham 1969)."""
-    used = [0] * count
+    """For each of `lengths`, longest first, the emptiest of `count` bins (Graham 1969), the first of those alike."""
+    used = [(0, place) for place in range(count)]
     places = []
     for length in lengths:
-        place = used.index(min(used))
-        used[place] += length
+        filled, place = used[0]
+        heapq.heapreplace(used, (filled + length, place))
         places.append(place)
     return places
 

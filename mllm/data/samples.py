@@ -59,7 +59,7 @@ class IndexedSamples(Sequence[Sample]):
 
         Links are followed when a sample is asked for: a look at every file would not be opening an index.
         """
-        self._index, self._rows, self._root, self._files = index, rows, root, files
+        self.source, self.rows, self._root, self._files = index, rows, root, files
         images = self._columns("images")["images"].combine_chunks()
         flat = pc.list_flatten(images)
         holders = pc.replace_substring_regex(flat, REFERENCE, "")
@@ -71,12 +71,35 @@ class IndexedSamples(Sequence[Sample]):
             self[int(row)]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return with_resolved_images(self._index[int(self._rows[index])], self._root, self._files)
+        return with_resolved_images(self.source[int(self.rows[index])], self._root, self._files)
+
+    def unchecked(self, index: int) -> tuple[Sample, dict[str, str]]:
+        """A sample with its images below the root though one may leave it, and why those that do are refused.
+
+        What decides on the rows of a step may not depend on the disk, which only the rank that opens an image looks at.
+        """
+        sample = self.source[int(self.rows[index])]
+        paths = self.image_names(index)
+        refused: dict[str, str] = {}
+        for path, image in zip(paths, sample.images, strict=True):
+            try:
+                locate_image(self._root, image, self._files, sample.id)
+            except BadSampleError as error:
+                refused[path] = error.reason
+        return sample.model_copy(update={"images": paths}), refused
+
+    def id_of(self, index: int) -> str:
+        return self.source.field(int(self.rows[index]), "id")
+
+    def image_names(self, index: int) -> tuple[str, ...]:
+        """The paths of a sample's images as `self[index]` has them, unchecked."""
+        names = self.source.field(int(self.rows[index]), "images")
+        return tuple(name if is_stored(name) else str(self._root / name) for name in names)
 
     def image_paths(self) -> pa.ListArray:
         """For each sample the paths of its images, resolved, unchecked."""
@@ -106,8 +129,8 @@ class IndexedSamples(Sequence[Sample]):
         return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
 
     def _columns(self, *names: str) -> pa.Table:
-        table = self._index.table.select(list(names))
-        return table if len(self._rows) == len(table) else table.take(pa.array(self._rows))
+        table = self.source.table.select(list(names))
+        return table if len(self.rows) == len(table) else table.take(pa.array(self.rows))
 
 
 class ChainedSamples(Sequence[Sample]):
@@ -125,6 +148,10 @@ class ChainedSamples(Sequence[Sample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
+        number, inner = self.place_of(index % len(self))
+        return self._parts[number][inner]
+
+    def place_of(self, index: int) -> tuple[int, int]:
+        """(number of the part, index in it) of the sample at `index` (not negative)."""
         number = bisect.bisect_right(self._ends, index)
-        return self._parts[number][index - self._ends[number] + len(self._parts[number])]
+        return number, index - self._ends[number] + len(self._parts[number])

@@ -38,6 +38,11 @@ class ImageGeometry:
         """Patches along one side."""
         return self.image_size_px // self.patch_size_px
 
+    @property
+    def count_depends_on_size(self) -> bool:
+        """Whether images of two sizes may become different numbers of tokens, so that sizes have to be read to count."""
+        return False
+
     def layout(self, height_px: int, width_px: int) -> ImageLayout:
         """The layout of an image of this size, without decoding a pixel."""
         if height_px < 1 or width_px < 1:

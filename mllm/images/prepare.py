@@ -32,6 +32,10 @@ class ImagePreparer:
         array = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
+    def fitted(self, image: Image.Image) -> torch.Tensor:
+        """uint8 [3, S, S] of an image of mode RGB and any size: what is yet to be rescaled and normalized."""
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(self._to_square(image)).transpose(2, 0, 1)))
+
     def _to_square(self, image: Image.Image) -> Image.Image:
         size = self.image_size_px
         if self.fit == "stretch":

@@ -100,6 +100,7 @@ def finetune(
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[parts["model"].attention_kernel])
     costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
     task = InstructionTask(mixture, processor, settings.data, settings.train, costs, multiple)
+    task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
     def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -1,13 +1,13 @@
 """Instruction tuning (and alignment) as a task of the loop.
 
-A step's global batch is a set of samples fixed by (seed, step) alone. Every rank renders and packs it in the same way
-and takes its share of the rows, so the number of ranks, the micro-batch size and packing change the layout of the work
-and nothing else.
+A step's global batch is a set of samples fixed by (seed, step) alone. Every rank lays it out in the same way and takes
+its share of the rows, so the number of ranks, the micro-batch size and packing change the layout of the work and nothing
+else. Several ranks lay out what was counted before (`mllm.data.counts`), and each renders what its own rows hold.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,12 @@ from torch import nn
 
 from mllm.config import DataSettings, LoopSettings
 from mllm.data.collate import Decode, collate, shown_images
+from mllm.data.counts import Counted, TokenCounts, can_be_counted
 from mllm.data.dataset import Mixture
 from mllm.data.decoding import ImageDecoder
 from mllm.data.example import Example, render_example
 from mllm.data.grouping import group_by_length
-from mllm.data.packing import Row, pack
+from mllm.data.packing import E, PlacedSegment, Row, pack
 from mllm.errors import BadSampleError, UserError
 from mllm.processor import Processor
 from mllm.training.flops import UnitFlops, Work, causal_pairs
@@ -63,6 +64,7 @@ class InstructionTask:
         self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
         self.length_multiple = length_multiple
         self._decoder = ImageDecoder(processor, data.workers)
+        self._counts: TokenCounts | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -84,34 +86,64 @@ class InstructionTask:
         tokens_per_image = self.processor.geometry.layout(side, side).token_count
         return group_by_length(self.mixture, epoch, self.loop.global_batch_size, tokens_per_image)
 
+    def prepare(self, world_size: int) -> None:
+        """Count the tokens of all samples, unless that was done or `world_size` ranks do without; may take minutes."""
+        if self._counts is None and world_size > 1 and can_be_counted(self.mixture, self.processor):
+            self._counts = TokenCounts(self.mixture, self.processor)
+
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
+        self.prepare(world_size)
         skips = _Skips(self.data.on_bad_sample == "error", [])
+        refused: dict[str, str] = {}
+
+        def render(index: int) -> Example:
+            sample, leaving = self.mixture.unchecked(index)
+            refused.update(leaving)
+            return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+
+        if self._counts is None:
+            ids, examples = self._usable(step, render, skips)
+            groups = self._dealt(examples, rank, world_size)
+        else:
+            ids, outlines = self._usable(step, self._outline, skips)
+            groups = _rendered(self._dealt(outlines, rank, world_size), render)
+        ahead = deque(
+            self._decoder.start((p for row in group for _, p, _ in shown_images(row)), refused) for group in groups
+        )
+        # A group's decoder is let go with it: what it holds is in the batch by then.
+        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)))
+
+    def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
+        """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
         ids: list[str] = []
-        examples: list[Example] = []
+        found: list[E] = []
         for index in self.sample_indices(step):
             try:
-                sample = self.mixture.samples[index]
-                example = render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+                outline = look(index)
             except BadSampleError as error:
                 if error.kind == "too_long" and self.data.on_too_long != "error":
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
                 ids.append(error.sample_id)
-            else:
-                ids.append(sample.id)
-                examples.append(example)
-                if example.cut_tokens:
-                    used = f"its first {example.length} of {example.length + example.cut_tokens} tokens were used"
-                    skips.found.append((sample.id, "truncated", used))
-        if not examples:
+                continue
+            ids.append(outline.sample_id)
+            found.append(outline)
+            if outline.cut_tokens:
+                used = f"its first {outline.length} of {outline.length + outline.cut_tokens} tokens were used"
+                skips.found.append((outline.sample_id, "truncated", used))
+        if not found:
             raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
+        return tuple(ids), found
+
+    def _outline(self, index: int) -> Counted:
+        assert self._counts is not None
+        return self._counts.outline(index, self.data.max_length_tokens, self.data.on_too_long)
+
+    def _dealt(self, examples: list[E], rank: int, world_size: int) -> list[list[Row[E]]]:
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
-        groups = deal(rows, rank, world_size, self.loop.micro_batch_size)
-        ahead = deque(self._decoder.start(p for row in group for _, p, _ in shown_images(row)) for group in groups)
-        # A group's decoder is let go with it: what it holds is in the batch by then.
-        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
-        return StepWindow(tuple(ids), micro_batches, tuple(skips.found))
+        return deal(rows, rank, world_size, self.loop.micro_batch_size)
 
     def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode, self.length_multiple)
@@ -120,6 +152,20 @@ class InstructionTask:
 
     def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
         return module(micro_batch.inputs.to(next(module.parameters()).device))
+
+
+def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:
+    """The same rows of rendered samples, each rendered once."""
+    examples: dict[int, Example] = {}
+
+    def filled(segment: PlacedSegment[Counted]) -> PlacedSegment:
+        counted = segment.example
+        if counted.index not in examples:
+            examples[counted.index] = render(counted.index)
+            counted.check(examples[counted.index])
+        return PlacedSegment(examples[counted.index], segment.start, segment.stop, segment.parent)
+
+    return [[Row(tuple(filled(segment) for segment in row.segments)) for row in group] for group in groups]
 
 
 def work_of(rows: Sequence[Row], targets: int) -> Work:
@@ -133,25 +179,22 @@ def work_of(rows: Sequence[Row], targets: int) -> Work:
     )
 
 
-def deal(rows: list[Row], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row]]:
+def deal(rows: list[Row[E]], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row[E]]]:
     """The micro-batches of `rank`: rows dealt longest first, back and forth, so that ranks carry like loads.
 
     Every rank gets the same number of micro-batches; where rows run out, one repeats the shortest row without targets.
     """
     ordered = sorted(rows, key=lambda row: -row.length)
-    hands: list[list[Row]] = [[] for _ in range(world_size)]
-    for index, row in enumerate(ordered):
-        turn, seat = divmod(index, world_size)
-        hands[seat if turn % 2 == 0 else world_size - 1 - seat].append(row)
-    count = max(math.ceil(len(hand) / micro_batch_size) for hand in hands)
-    own = [hands[rank][i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
+    count = math.ceil(math.ceil(len(ordered) / world_size) / micro_batch_size)
+    turns = range(0, len(ordered), world_size)
+    seats = [start + (rank if turn % 2 == 0 else world_size - 1 - rank) for turn, start in enumerate(turns)]
+    hand = [ordered[seat] for seat in seats if seat < len(ordered)]
+    own = [hand[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
     return [group or [_without_targets(ordered[-1])] for group in own]
 
 
-def _without_targets(row: Row) -> Row:
+def _without_targets(row: Row[E]) -> Row[E]:
     """The row's first segment alone, cut before its first supervised token: keeps a rank in step, teaches nothing."""
     segment = row.segments[0]
-    tokens = segment.example.tokens
-    spans_end = max((start + count for start, count in tokens.image_spans), default=0)
-    stop = max(spans_end, min(segment.stop, tokens.supervised.index(True)))
-    return Row((type(segment)(segment.example, 0, stop),))
+    stop = max(1, min(segment.stop, segment.example.first_supervised))
+    return Row((PlacedSegment(segment.example, 0, stop),))

@@ -157,11 +157,12 @@ class Trainer:
         self.gradients.check()
         rate = lr_scale(step, self.total, self.optim)
         targets, tokens, flops, total = torch.cat([counts, self.engine.sum_on_device(loss_sum)]).tolist()
-        mean_loss = total * (1.0 / max(1.0, targets))
+        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
+        self._check_learns(targets, step, window)
+        mean_loss = total * (1.0 / targets)
         self._check_finite("loss", mean_loss, step, window)
         grad_norm = self.engine.step(rate)
         self._check_finite("gradient norm", grad_norm, step, window)
-        self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
         self.tokens_seen += int(tokens)
         computed_s = time.monotonic() - started
         return {
@@ -175,6 +176,15 @@ class Trainer:
             "skipped_samples": len(self.skipped),
             "sample_ids": list(window.sample_ids),
         }
+
+    def _check_learns(self, targets: float, step: int, window: StepWindow) -> None:
+        """Raise UserError on all ranks when the step's samples leave nothing to learn."""
+        if not targets:
+            reason = f" ({window.skipped[0][0]}: {window.skipped[0][2]})" if window.skipped else ""
+            raise UserError(
+                f"step {step + 1}: every one of its {len(window.sample_ids)} samples was skipped{reason}; "
+                "`mllm data validate` names what is wrong with them"
+            )
 
     def _numbers(self, values: Sequence[float]) -> torch.Tensor:
         """float64 [n] on the device. Written there by a kernel each: a copy of the host's memory would be waited for."""

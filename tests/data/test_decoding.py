@@ -7,7 +7,7 @@ import torch
 
 from mllm.config import DataSettings, LoopSettings
 from mllm.data.dataset import Mixture
-from mllm.data.decoding import ImageDecoder
+from mllm.data.decoding import ImageDecoder, own_share_of_cores
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.model.build import load_processor
@@ -41,12 +41,27 @@ def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks
     whole, broken = save_image(tmp_path / "a.png"), tmp_path / "b.png"
     broken.write_bytes(b"no image")
     seen = []
-    real = processor.preparer
+    real = processor.fitted_pixels
     monkeypatch.setattr(
-        processor, "preparer", lambda image: seen.append(threading.current_thread().name) or real(image)
+        processor, "fitted_pixels", lambda image: seen.append(threading.current_thread().name) or real(image)
     )
     decode = ImageDecoder(processor, 2).start([whole, str(broken), whole])
     assert torch.equal(decode(whole), decode(whole))
     assert len(seen) == 1 and seen[0].startswith("decode")
     with pytest.raises(UserError, match=r"b\.png"):
         decode(str(broken))
+
+
+def test_threads_that_decode_are_a_ranks_share_of_the_cores(monkeypatch):
+    for variable in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(variable, raising=False)
+    for cores, variable, ranks, expected in (
+        (1, None, 0, 2),
+        (6, None, 0, 5),
+        (96, None, 0, 8),
+        (64, "LOCAL_SIZE", 16, 3),
+    ):
+        monkeypatch.setattr("mllm.data.decoding.usable_cores", lambda cores=cores: cores)
+        if variable:
+            monkeypatch.setenv(variable, str(ranks))
+        assert own_share_of_cores() == expected

@@ -3,9 +3,12 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mllm.batch import IGNORE_INDEX
 from mllm.conversation.tokenize import Tokens
+from mllm.data.collate import targets_of
 from mllm.data.example import Example
-from mllm.data.packing import pack
+from mllm.data.packing import PlacedSegment, Row, _first_fit, _spread, pack
+from mllm.training.instruction import deal
 
 MAX_LENGTH = 64
 
@@ -42,3 +45,68 @@ def test_what_only_a_tight_fit_can_hold_is_fitted_tightly():
     # Spread over two rows, longest first, one would get 32 + 21 + 21 = 74 tokens.
     examples = [example(f"e{n}", length) for n, length in enumerate((32, 32, 22, 21, 21))]
     assert [row.length for row in pack(examples, "samples", MAX_LENGTH, 1)] == [64, 64]
+
+
+def scanned(lengths, max_length):
+    """First fit as it is defined: every bin is looked at."""
+    places, used = [], []
+    for length in lengths:
+        place = next((n for n, filled in enumerate(used) if filled + length <= max_length), len(used))
+        used += [0] * (place == len(used))
+        used[place] += length
+        places.append(place)
+    return places
+
+
+@given(lengths, st.integers(1, 40))
+def test_bins_found_by_tree_and_heap_are_those_of_looking_at_every_bin(lengths, count):
+    lengths = sorted(lengths, reverse=True)
+    assert _first_fit(lengths, MAX_LENGTH) == scanned(lengths, MAX_LENGTH)
+    used, places = [0] * count, []
+    for length in lengths:
+        places.append(used.index(min(used)))
+        used[places[-1]] += length
+    assert _spread(lengths, count) == places
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 9)), min_size=2, max_size=8), st.data())
+def test_a_prefix_is_shared_as_far_as_all_tokens_agree_and_cuts_no_image(shapes, data):
+    """Openings of 0 to 1 tokens, an image of 4, 0 to 3 tokens; then what is learned, up to 9 tokens longer than one."""
+    examples = []
+    for number, (before, after, more) in enumerate(shapes):
+        ids = [7] * before + [9] * 4 + data.draw(st.lists(st.integers(1, 2), min_size=after, max_size=after))
+        supervised = (False,) * len(ids) + (True,) * (1 + more)
+        tokens = Tokens((*ids, *range(100, 101 + more)), supervised, ((before, 4),))
+        examples.append(Example(f"e{number}", tokens, ("a.png",)))
+    (row,) = pack(examples, "shared_prefix", 1000, 1)
+    limit = min(e.first_supervised for e in examples) - 1
+    openings = [e.tokens.input_ids[:limit] for e in examples]
+    agreed = next((n for n, ids in enumerate(zip(*openings, strict=True)) if len(set(ids)) > 1), limit)
+    start = examples[0].image_spans[0][0]
+    expected = start if start < agreed < start + 4 else agreed
+    trunk = row.segments[0]
+    assert (
+        (trunk.stop, row.segments[-1].start) == (expected, expected) if expected else trunk.stop == examples[0].length
+    )
+    assert row.length == sum(e.length for e in examples) - expected * (len(examples) - 1)
+
+
+@given(lengths, st.integers(1, 9), st.integers(1, 3))
+def test_dealing_gives_every_row_to_one_rank_and_every_rank_as_many_micro_batches(lengths, ranks, size):
+    rows = pack([example(f"e{n}", length) for n, length in enumerate(lengths)], "samples", MAX_LENGTH, ranks)
+    hands = [deal(rows, rank, ranks, size) for rank in range(ranks)]
+    assert len({len(hand) for hand in hands}) == 1
+    dealt = [row for hand in hands for group in hand for row in group]
+    fillers = [row for row in dealt if row not in rows]
+    assert sorted(map(id, rows)) == sorted(id(row) for row in dealt if row in rows)
+    assert all(targets_of(s) == [IGNORE_INDEX] * s.length for row in fillers for s in row.segments)
+
+
+def test_a_row_that_keeps_a_rank_in_step_teaches_nothing_though_an_image_follows_an_answer():
+    supervised = (False, False, True, False, False, True)
+    late = Example("late", Tokens((1, 9, 3, 9, 9, 4), supervised, ((1, 1), (3, 2))), ("a.png", "b.png"))
+    (filler,) = deal([Row((PlacedSegment(late, 0, 6),))], 1, 2, 1)[0]
+    assert filler.length == 2 and set(targets_of(filler.segments[0])) == {IGNORE_INDEX}
+    at_once = Example("at once", Tokens((5, 6), (True, True), ()), ())
+    (filler,) = deal([Row((PlacedSegment(at_once, 0, 2),))], 1, 2, 1)[0]
+    assert filler.length == 1 and set(targets_of(filler.segments[0])) == {IGNORE_INDEX}

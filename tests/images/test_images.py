@@ -1,6 +1,7 @@
 """Untrusted images: decoded to upright RGB on white within limits, or refused with one clear error."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from mllm.batch import Batch
 from mllm.errors import UserError
 from mllm.images.decode import DecodeLimits, read_image, read_image_size
 from mllm.images.layout import ImageGeometry
@@ -85,3 +87,14 @@ def test_the_token_count_follows_from_the_geometry():
     assert ImageGeometry(64, 8, shuffle=2).layout(64, 64).token_count == 16
     with pytest.raises(ValueError, match="shuffled"):
         ImageGeometry(56, 8, shuffle=2)
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
+def test_fitted_pixels_that_are_normalized_later_are_the_prepared_ones_to_the_last_bit(fit):
+    preparer = ImagePreparer(16, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), fit)
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    fitted = preparer.fitted(image)
+    statistics = torch.tensor([preparer.mean, preparer.std])
+    batch = SimpleNamespace(pixel_values=fitted[None], pixel_statistics=statistics)
+    assert fitted.dtype == torch.uint8
+    assert torch.equal(Batch.normalized_pixels(batch)[0], preparer(image))

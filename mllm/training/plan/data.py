@@ -8,7 +8,7 @@ from statistics import median
 
 from mllm.config import Packing
 from mllm.data.collate import padded_length
-from mllm.data.example import Example, render_example
+from mllm.data.example import Example, read_image_sizes, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import BadSampleError, UserError
@@ -114,6 +114,7 @@ def _examples(task: InstructionTask, step: int, processor: Processor, skipped: C
     for index in task.sample_indices(step):
         try:
             sample = task.mixture.samples[index]
+            read_image_sizes(sample)
             examples.append(render_example(sample, processor, task.data.max_length_tokens, task.data.on_too_long))
         except BadSampleError as error:
             skipped[error.kind] += 1
