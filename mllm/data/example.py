@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mllm.config.run import OnTooLong
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
-from mllm.errors import BadSampleError, UserError
+from mllm.errors import ConversationRefusedError, UserError
 from mllm.images.decode import read_image_size
 from mllm.processor import Processor
 
@@ -36,21 +36,22 @@ def render_example(
     try:
         sizes = [read_image_size(path) for path in sample.images]
     except UserError as error:
-        raise BadSampleError(sample.id, "image", str(error)) from None
-    tokens = processor.render(sample.messages, sizes)
+        raise sample.bad("image", str(error)) from None
+    try:
+        tokens = processor.render(sample.messages, sizes)
+    except ConversationRefusedError as error:
+        raise sample.bad("prompt_format", str(error)) from None
     if tokens.supervised_count == 0:
-        raise BadSampleError(sample.id, "nothing_supervised", "no token of it would be learned")
+        raise sample.bad("nothing_supervised", "no token of it would be learned")
     length = len(tokens.input_ids)
     if length <= max_length_tokens:
         return Example(sample.id, tokens, sample.images)
     reason = f"is {length} tokens long, data.max_length_tokens is {max_length_tokens}; "
     if on_too_long != "truncate_text":
-        raise BadSampleError(
-            sample.id, "too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text"
-        )
+        raise sample.bad("too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text")
     cut = _truncated(tokens, max_length_tokens)
     if cut.supervised_count == 0:
-        raise BadSampleError(sample.id, "too_long", f"{reason}none of its answers lies before the cut")
+        raise sample.bad("too_long", f"{reason}none of its answers lies before the cut")
     images = sample.images[: len(cut.image_spans)]
     return Example(sample.id, cut, images, cut_tokens=length - len(cut.input_ids))
 

@@ -91,6 +91,7 @@ def finetune(
 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train)
     processor: Processor = parts["processor"]
+    _use_one_day(processor, run_dir, engine)
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[kernel])
     task = InstructionTask(mixture, processor, settings.data, settings.train, unit_flops(parts["model"]))
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
@@ -126,6 +127,14 @@ def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
         model, processor = checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
     use_lean_layers(model.language_model)
     return model, processor
+
+
+def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
+    """Let prompts that print the date print one: the day that the run began with, the same on all ranks."""
+    if processor.day is not None:
+        last = latest_checkpoint(run_dir)
+        begun = checkpoint.read_day(last / "model") if last else None
+        processor.use_day(engine.gather(begun or processor.day)[0])
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:
