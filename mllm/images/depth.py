@@ -5,6 +5,7 @@ Cameras and scanners write 8, 10, 12 or 14 significant bits into 16. The depth o
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,7 @@ def to_8_bit_grey(image: Image.Image) -> Image.Image:
 
 def low_byte_unpacker(image: Image.Image) -> str | None:
     """For an image not yet loaded, of several channels of 16 bits: what unpacks their low bytes; None for any other."""
-    tiles = getattr(image, "tile", ())
+    tiles: Any = getattr(image, "tile", ())
     return LOW_BYTES.get(_rawmode(tiles[0][3])) if len(tiles) == 1 else None
 
 

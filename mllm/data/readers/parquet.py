@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm.data.readers.errors import OnError
+from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
 from mllm.images.stored import parquet_reference
 
@@ -34,13 +35,6 @@ def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str,
                     row += 1
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
-
-
-def without_nulls(value: Any) -> Any:
-    """`value` without the keys that hold None: a column has every field for every row, a record only its own."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_list(file: pq.ParquetFile, name: str) -> bool:
