@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mllm.conversation.schema import Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
-from mllm.data.readers.json_lines import read_array, read_lines
+from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.parquet import read_parquet
 from mllm.data.readers.remote import is_url, read_remote
 from mllm.data.readers.tables import read_csv, read_tsv
@@ -19,9 +19,9 @@ from mllm.errors import UserError
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
     ".csv": read_csv,
-    ".json": read_array,
-    ".jsonl": read_lines,
-    ".ndjson": read_lines,
+    ".json": read_json,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
     ".parquet": read_parquet,
     ".tar": read_tar,
     ".tsv": read_tsv,
