@@ -20,6 +20,8 @@ from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import ConversationRefusedError, UserError
 
 CLOCK = "strftime_now"
+CLOCK_SIGNS = (*"aAbBcdDeFfGHIjmMnpRStTuUVwWxXyYzZ", "-d", "-m", "-j", "-H", "-I", "-M", "-S")
+PERCENT = "\ue0f2"
 SIMPLEST = (
     Message(role="user", content=(TextPart(text="?"),)),
     Message(role="assistant", content=(TextPart(text="a"),)),
@@ -50,6 +52,7 @@ class NativeFormat:
         self._structures: dict[tuple[Shape, bool], list[Segment | int]] = {}
         self._day = day or date.today()
         self.prints_day = CLOCK in str(tokenizer.chat_template)
+        self._dated_template = self._with_day()
         self.takes_parts = self._probe_parts()
 
     def special_tokens(self) -> tuple[str, ...]:
@@ -63,6 +66,7 @@ class NativeFormat:
     @day.setter
     def day(self, day: date | None) -> None:
         self._day = day or self._day
+        self._dated_template = self._with_day()
         self._structures.clear()
 
     def segments(self, messages: Sequence[Message], eos_token: str, generation: bool) -> list[Segment]:
@@ -103,6 +107,20 @@ class NativeFormat:
         """What the template itself renders for these messages."""
         return self._render([(m.role, self._parts(m)) for m in messages], generation)
 
+    def _with_day(self) -> str | None:
+        """The template with a clock of its own that stands still; None where it asks for no time, for the template as it is.
+
+        A macro of that name hides the function that transformers gives to templates; another function can't be handed in.
+        """
+        if not self.prints_day:
+            return None
+        midnight = datetime.combine(self._day, datetime.min.time())
+        steps = "".join(f" | replace({f'%{sign}'!r}, {midnight.strftime(f'%{sign}')!r})" for sign in CLOCK_SIGNS)
+        percent = f"replace('%%', {PERCENT!r}){steps} | replace({PERCENT!r}, '%')"
+        # What follows an expression keeps its line feed, what follows a block doesn't.
+        macro = f"{{% macro {CLOCK}(format) %}}{{{{ format | {percent} }}}}{{% endmacro %}}{{{{ '' }}}}"
+        return macro + self.tokenizer.get_chat_template()
+
     @staticmethod
     def _parts(message: Message) -> list[str | None]:
         return [None if isinstance(part, ImagePart) else part.text for part in message.content]
@@ -120,14 +138,12 @@ class NativeFormat:
 
     def _render(self, turns: Sequence[tuple[str, list[str | None]]], generation: bool) -> str:
         """Render turns of (role, parts), None standing for an image."""
-        # A name in the context hides the global of transformers that reads the clock.
-        clock = {CLOCK: datetime.combine(self._day, datetime.min.time()).strftime} if self.prints_day else {}
         try:
             return self.tokenizer.apply_chat_template(
                 [{"role": role, "content": self._content(parts)} for role, parts in turns],
                 tokenize=False,
                 add_generation_prompt=generation,
-                **clock,
+                chat_template=self._dated_template,
             )
         except Exception as error:
             # A template is a program of somebody else's: whatever it raises is its answer to these turns.

@@ -50,7 +50,10 @@ def read_image_size(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_L
     """(height, width) in pixels as displayed, from the header alone. Raises UserError like `read_image`."""
     with _opened(source, limits) as image:
         width, height = image.size
-        rotated = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        try:
+            rotated = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        except Exception:
+            rotated = False  # pixels that come before the EXIF of a PNG can't be decoded: `read_image` tells
         return (width, height) if rotated else (height, width)
 
 

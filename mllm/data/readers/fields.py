@@ -20,13 +20,18 @@ READERS_OF = {
 }
 
 
+def keys_of(record: dict[str, Any]) -> str:
+    """The keys of a record, in a few words."""
+    keys = ", ".join(str(key) for key in list(record)[:SHOWN_KEYS]) or "none"
+    return f"{keys}, …" if len(record) > SHOWN_KEYS else keys
+
+
 def found(record: dict[str, Any]) -> str:
     """What a record holds, for the end of an error: its keys, and which reader reads such records."""
-    keys = ", ".join(str(key) for key in list(record)[:SHOWN_KEYS]) or "none"
     reader = next(
         (f"; records with `{key}` are read by {name}" for key, name in READERS_OF.items() if key in record), ""
     )
-    return f"found the keys {keys}{' …' if len(record) > SHOWN_KEYS else ''}{reader}"
+    return f"found the keys {keys_of(record)}{reader}"
 
 
 def without_nulls(value: Any) -> Any:
@@ -122,8 +127,6 @@ def placeholder_fault(record: dict[str, Any], messages: Sequence[Message]) -> Fa
     if not left:
         return None
     had = sum(message.image_count for message in messages)
-    return Fault(
-        kind="image_count",
-        reason=f"has {had + left} {PLACEHOLDER} in the user's turns and {had} image(s); {found(record)}; name its images "
-        f"`image` or `images` (where {PLACEHOLDER} is meant as text, write typed parts for the reader `messages`)",
-    )
+    reason = f"has {had + left} {PLACEHOLDER} in the user's turns and {had} image(s) (keys: {keys_of(record)}); "
+    remedy = f"name its images `image` or `images` (the reader `messages` takes {PLACEHOLDER} as text in a typed part)"
+    return Fault(kind="image_count", reason=reason + remedy)

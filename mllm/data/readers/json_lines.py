@@ -27,9 +27,7 @@ def _check_text(value: Any, has_surrogates: bool) -> None:
 
 def reason_of(error: ValueError | RecursionError) -> str:
     """Why a JSON text can't be read, in a line."""
-    if isinstance(error, UnicodeDecodeError):
-        return not_utf8(error)
-    return f"not valid JSON: {error}"
+    return f"not valid JSON: {not_utf8(error) if isinstance(error, UnicodeDecodeError) else error}"
 
 
 def read_json(path: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:

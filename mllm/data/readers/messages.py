@@ -89,19 +89,20 @@ def _turns(place: str, record: dict[str, Any]) -> list[Any]:
 
 def _message(place: str, where: str, turn: Any, shown: list[_Shown]) -> Message:
     """The message of a turn; what its image parts say is added to `shown`."""
-    role = turn.get("role") if isinstance(turn, dict) else None
-    if not isinstance(role, str) or role not in ROLES:
-        held = f"{role!r} among {', '.join(turn)}" if isinstance(turn, dict) else type(turn).__name__
-        hint = "; the reader `sharegpt` reads `from` and `value`" if isinstance(turn, dict) and "from" in turn else ""
-        raise BadRecordError(place, f"{where}: a message needs `role` ({', '.join(ROLES)}); found {held}{hint}")
+    if not isinstance(turn, dict):
+        raise BadRecordError(place, f"{where}: expected an object of role and content, found {type(turn).__name__}")
+    role = turn.get("role")
+    if role not in ROLES:
+        hint = "; the reader `sharegpt` reads `from` and `value`" if "from" in turn else ""
+        raise BadRecordError(place, f"{where}.role: expected one of {', '.join(ROLES)}, found {role!r}{hint}")
     content = turn.get("content", "" if turn.keys() & OF_TURNS.keys() else None)
     if isinstance(content, str):
-        return Message(role=role, content=(TextPart(text=content),))  # type: ignore[arg-type]
+        return Message(role=role, content=(TextPart(text=content),))
     if not isinstance(content, list):
         held = type(content).__name__
-        raise BadRecordError(place, f"{where}: `content` must be text or a list of typed parts; found {held}")
+        raise BadRecordError(place, f"{where}.content: expected text or a list of typed parts, found {held}")
     parts = tuple(_part(place, f"{where}.content.{number}", part, shown) for number, part in enumerate(content))
-    return Message(role=role, content=parts)  # type: ignore[arg-type]
+    return Message(role=role, content=parts)
 
 
 def _part(place: str, where: str, part: Any, shown: list[_Shown]) -> Part:

@@ -87,4 +87,5 @@ def read_with_places(reader: Callable[..., Iterator[Sample]], path: Path | str, 
     with_places = getattr(reader, "with_places", None)
     if with_places is not None:
         return with_places(path, on_error)
-    return ((str(path), sample) for sample in reader(path, on_error))
+    samples = reader(path) if on_error is raise_error else reader(path, on_error)
+    return ((str(path), sample) for sample in samples)
