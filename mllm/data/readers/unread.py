@@ -113,8 +113,14 @@ def _says_something(value: Any) -> bool:
 
 
 def _image_fault(image: str) -> Fault | None:
+    reason = not_a_path(image)
+    return None if reason is None else Fault(kind="image", reason=reason)
+
+
+def not_a_path(image: str) -> str | None:
+    """What `image` is where it is no path, and what to do; None for what may be a path."""
     for pattern, what, remedy in NO_PATHS:
         if pattern.match(image):
             shown = image if len(image) <= 60 else f"{image[:40]}…"
-            return Fault(kind="image", reason=f"image {shown!r} {what}, not a path; {remedy}")
+            return f"image {shown!r} {what}, not a path; {remedy}"
     return None
