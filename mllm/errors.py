@@ -13,11 +13,16 @@ class UserError(Exception):
 class BadSampleError(UserError):
     """One sample can't be used (corrupt image, no assistant turn, too long); `on_bad_sample` decides what follows."""
 
-    def __init__(self, sample_id: str, kind: str, reason: str) -> None:
-        super().__init__(f"sample {sample_id!r}: {reason}")
+    def __init__(self, sample_id: str, kind: str, reason: str, place: str = "") -> None:
+        """place: where the sample was read, `file:line` or alike; it opens the reason unless the id says it already."""
         self.sample_id = sample_id
         self.kind = kind
-        self.reason = reason
+        self.reason = f"{place}: {reason}" if place and place != sample_id else reason
+        super().__init__(f"sample {sample_id!r}: {self.reason}")
+
+
+class ConversationRefusedError(UserError):
+    """A prompt format renders conversations, but not this one (a system turn under a template without any, for one)."""
 
 
 class TimeIsUp(KeyboardInterrupt):

@@ -1,6 +1,7 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property
 
 import torch
@@ -25,8 +26,14 @@ class Processor:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, format_name: str, geometry: ImageGeometry, preparer: ImagePreparer
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        format_name: str,
+        geometry: ImageGeometry,
+        preparer: ImagePreparer,
+        day: date | None = None,
     ) -> None:
+        """day: what a chat template that prints the date prints; None is today."""
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.preparer = preparer
@@ -35,7 +42,7 @@ class Processor:
         self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.format: PromptFormat | NativeFormat
         if format_name == NATIVE:
-            self.format = NativeFormat(tokenizer, IMAGE_TOKEN)
+            self.format = NativeFormat(tokenizer, IMAGE_TOKEN, day)
             self._opening: tuple[int, ...] = ()
         else:
             self.format = prompt_format(format_name)
@@ -62,6 +69,16 @@ class Processor:
             (False,) * shift + tokens.supervised,
             tuple((start + shift, length) for start, length in tokens.image_spans),
         )
+
+    @property
+    def day(self) -> date | None:
+        """The day that the prompt format prints, fixed with the model; None when it prints none."""
+        return self.format.day if isinstance(self.format, NativeFormat) else None
+
+    def use_day(self, day: date | None) -> None:
+        """Print `day` from here on, where the prompt format prints one; None changes nothing."""
+        if isinstance(self.format, NativeFormat):
+            self.format.day = day
 
     @property
     def opens_with_bos(self) -> bool:

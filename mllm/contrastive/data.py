@@ -1,6 +1,5 @@
 """Image–caption pairs for contrastive training, augmented and batched as a pure function of the step."""
 
-import json
 import random
 import re
 from collections.abc import Hashable, Sequence
@@ -12,6 +11,11 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.tokenizer import tokenize
+from mllm.data.readers.errors import raise_error
+from mllm.data.readers.fields import found
+from mllm.data.readers.json_lines import read_json
+from mllm.data.readers.records import CONTAINERS, read_records
+from mllm.data.readers.unread import not_a_path
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.images.prepare import ImagePreparer
@@ -56,19 +60,24 @@ class PairBatch:
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
-    """JSON lines of `{"image": path relative to image_root, "caption": text}`; raises UserError with the line."""
+    """The records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
+
+    The file is of any kind that samples come in, by its suffix; of another suffix, JSON lines.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"pairs file {path} does not exist")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-            image, caption = record["image"], record["caption"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}:{number}: expected an object with image and caption ({error!r})") from None
-        if not isinstance(caption, str) or not caption.strip():
-            raise UserError(f"{path}:{number}: the caption is empty")
+    for place, record in read_records(path) if path.suffix in CONTAINERS else read_json(path, raise_error):
+        held = record if isinstance(record, dict) else {}
+        image, caption = held.get("image"), held.get("caption")
+        if not isinstance(image, str) or not isinstance(caption, str):
+            raise UserError(f"{place}: expected an object with image (a path) and caption (text); {found(held)}")
+        fault = not_a_path(image)
+        if fault is not None:
+            raise UserError(f"{place}: {fault}")
+        if not caption.strip():
+            raise UserError(f"{place}: the caption is empty")
         pairs.append(Pair(Path(image_root) / image, caption))
     if len({pair.caption for pair in pairs}) < 2:
         raise UserError(f"{path}: needs at least two different captions to contrast")

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mllm.contrastive.encode import DualEncoder, image_files
+from mllm.data.readers.text_lines import text_lines
 from mllm.errors import UserError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -26,16 +27,19 @@ ENSEMBLE = (
 
 
 def read_lines(path: Path | str, what: str) -> list[str]:
-    """Lines of a text file that aren't blank. Raises UserError when the file is missing, empty, or a line comes twice."""
+    """Lines of a text file that aren't blank.
+
+    Raises UserError when the file is missing, empty or not in UTF-8, or a line comes twice.
+    """
     if not Path(path).is_file():
         raise UserError(f"{what} file {path} does not exist")
-    lines: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    lines: dict[str, str] = {}
+    for place, line in text_lines(Path(path)):
         name = line.strip()
         if name in lines:
-            raise UserError(f"{path}:{number}: {what} {name!r} is named twice (first in line {lines[name]})")
+            raise UserError(f"{place}: {what} {name!r} is named twice (first in line {lines[name].rpartition(':')[2]})")
         if name:
-            lines[name] = number
+            lines[name] = place
     if not lines:
         raise UserError(f"{what} file {path} is empty")
     return list(lines)

@@ -3,19 +3,29 @@
 The template is rendered with a marker in place of every text part; what lies between the markers is structure (parsed
 for special tokens), the parts themselves are plain text. The result is then held against the template's rendering of
 the real messages, so that a template that rewrites texts is refused instead of trained on wrongly.
+
+A template may print the day (`strftime_now`). For one format it is always the same day, which is saved with the model: a
+structure that changed at midnight would be neither a prefix of what was trained nor what a resumed run saw before.
 """
 
 import re
 from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from mllm.conversation.formats import Segment
-from mllm.conversation.schema import ImagePart, Message
-from mllm.errors import UserError
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.errors import ConversationRefusedError, UserError
 
+CLOCK = "strftime_now"
+CLOCK_SIGNS = (*"aAbBcdDeFfGHIjmMnpRStTuUVwWxXyYzZ", "-d", "-m", "-j", "-H", "-I", "-M", "-S")
+PERCENT = "\ue0f2"
+SIMPLEST = (
+    Message(role="user", content=(TextPart(text="?"),)),
+    Message(role="assistant", content=(TextPart(text="a"),)),
+)
 MARKER = re.compile("\ue0f0(\\d+)\ue0f1")
 CHECKED_TURNS = 32  # prefixes are checked turn by turn up to here: the structure repeats after the first turns
 
@@ -30,7 +40,8 @@ Shape = tuple[tuple[str, tuple[str, ...]], ...]
 class NativeFormat:
     """Segments from `tokenizer.chat_template`. Raises UserError when there is none or it can't be followed."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token: str, day: date | None = None) -> None:
+        """day: what a template that asks for the date is told, at midnight; None is the day of today."""
         self.name = "native"
         self.tokenizer = tokenizer
         self.image_token = image_token
@@ -39,13 +50,38 @@ class NativeFormat:
         tokens = sorted({*tokenizer.all_special_tokens, image_token}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(t) for t in tokens))
         self._structures: dict[tuple[Shape, bool], list[Segment | int]] = {}
+        self._day = day or date.today()
+        self.prints_day = CLOCK in str(tokenizer.chat_template)
+        self._dated_template = self._with_day()
         self.takes_parts = self._probe_parts()
 
     def special_tokens(self) -> tuple[str, ...]:
         return ()
 
+    @property
+    def day(self) -> date | None:
+        """The day that the template prints; None when it prints none."""
+        return self._day if self.prints_day else None
+
+    @day.setter
+    def day(self, day: date | None) -> None:
+        self._day = day or self._day
+        self._dated_template = self._with_day()
+        self._structures.clear()
+
     def segments(self, messages: Sequence[Message], eos_token: str, generation: bool) -> list[Segment]:
-        """The conversation as segments; with `generation`, followed by the opening of an assistant turn."""
+        """The conversation as segments; with `generation`, followed by the opening of an assistant turn.
+
+        Raises ConversationRefusedError for what the template doesn't take, UserError when it takes no conversation at all.
+        """
+        try:
+            return self._segments(messages, generation)
+        except UserError as error:
+            # Asked for the simplest conversation, a template that can't be used says so itself.
+            self._segments(SIMPLEST, generation=False)
+            raise ConversationRefusedError(str(error)) from None
+
+    def _segments(self, messages: Sequence[Message], generation: bool) -> list[Segment]:
         shape: Shape = tuple((m.role, tuple(part.type for part in m.content)) for m in messages)
         if (shape, generation) not in self._structures:
             self._structures[shape, generation] = self._structure(shape, generation)
@@ -71,6 +107,20 @@ class NativeFormat:
         """What the template itself renders for these messages."""
         return self._render([(m.role, self._parts(m)) for m in messages], generation)
 
+    def _with_day(self) -> str | None:
+        """The template with a clock of its own that stands still; None where it asks for no time, for the template as it is.
+
+        A macro of that name hides the function that transformers gives to templates; another function can't be handed in.
+        """
+        if not self.prints_day:
+            return None
+        midnight = datetime.combine(self._day, datetime.min.time())
+        steps = "".join(f" | replace({f'%{sign}'!r}, {midnight.strftime(f'%{sign}')!r})" for sign in CLOCK_SIGNS)
+        percent = f"replace('%%', {PERCENT!r}){steps} | replace({PERCENT!r}, '%')"
+        # What follows an expression keeps its line feed, what follows a block doesn't.
+        macro = f"{{% macro {CLOCK}(format) %}}{{{{ format | {percent} }}}}{{% endmacro %}}{{{{ '' }}}}"
+        return macro + self.tokenizer.get_chat_template()
+
     @staticmethod
     def _parts(message: Message) -> list[str | None]:
         return [None if isinstance(part, ImagePart) else part.text for part in message.content]
@@ -93,10 +143,14 @@ class NativeFormat:
                 [{"role": role, "content": self._content(parts)} for role, parts in turns],
                 tokenize=False,
                 add_generation_prompt=generation,
+                chat_template=self._dated_template,
             )
-        except (TemplateError, TypeError, KeyError) as error:
+        except Exception as error:
+            # A template is a program of somebody else's: whatever it raises is its answer to these turns.
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"the chat template of {self.tokenizer.name_or_path!r} refuses this conversation: {error}"
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses this conversation: {reason}; "
+                "change its turns, or choose a prompt format from the table"
             ) from None
 
     def _content(self, parts: list[str | None]) -> Any:

@@ -50,11 +50,20 @@ class Message(_Strict):
         return sum(isinstance(part, ImagePart) for part in self.content)
 
 
+class Fault(_Strict):
+    """What a reader found wrong with a record that it could read: the sample can't be trained on."""
+
+    kind: str
+    reason: str
+
+
 class Sample(_Strict):
     """A conversation and its images.
 
     `images` holds paths, resolved against the image root of the recipe. `source` and `kind` are for reports, `group`
-    names what samples of one image share (the image path unless said otherwise).
+    names what samples of one image share (the image path unless said otherwise). `fault` is what `check` will raise;
+    `place`, where the sample was read (`file:line` or alike), is known to samples of a recipe and goes into errors only:
+    samples that differ in nothing else are equal.
     """
 
     id: str
@@ -62,6 +71,16 @@ class Sample(_Strict):
     images: tuple[str, ...] = ()
     source: str = ""
     kind: str = ""
+    fault: Fault | None = Field(default=None, exclude=True)
+    place: str = Field(default="", exclude=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sample):
+            return NotImplemented
+        return {**self.__dict__, "place": ""} == {**other.__dict__, "place": ""}
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.messages, self.images))
 
     @property
     def group(self) -> str:
@@ -69,12 +88,18 @@ class Sample(_Strict):
 
     def check(self) -> None:
         """Raise BadSampleError if this can't be trained on: see the messages for what is required."""
+        if self.fault is not None:
+            raise self.bad(self.fault.kind, self.fault.reason)
         if not any(m.role == "assistant" and m.text for m in self.messages):
-            raise BadSampleError(self.id, "no_assistant_turn", "has no assistant turn with words in it")
-        check_turns(self.id, self.messages, len(self.images))
+            raise self.bad("no_assistant_turn", "has no assistant turn with words in it")
+        check_turns(self.id, self.messages, len(self.images), self.place)
+
+    def bad(self, kind: str, reason: str) -> BadSampleError:
+        """The error that says what is wrong with this sample, and where it was read."""
+        return BadSampleError(self.id, kind, reason, self.place)
 
 
-def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int) -> None:
+def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int, place: str = "") -> None:
     """Raise BadSampleError unless the roles alternate and the image parts match the images.
 
     An optional system turn comes first, then user and assistant in turn, starting with the user.
@@ -84,13 +109,12 @@ def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int)
         expected = "assistant" if index % 2 else "user"
         if message.role != expected:
             raise BadSampleError(
-                sample_id, "turn_order", f"turn {index} is {message.role!r} where {expected!r} is expected"
+                sample_id, "turn_order", f"turn {index} is {message.role!r} where {expected!r} is expected", place
             )
     for message in messages:
         if message.role != "user" and message.image_count:
-            raise BadSampleError(sample_id, "image_outside_user_turn", f"has an image in a {message.role} turn")
+            raise BadSampleError(sample_id, "image_outside_user_turn", f"has an image in a {message.role} turn", place)
     parts = sum(m.image_count for m in messages)
     if parts != image_count:
-        raise BadSampleError(
-            sample_id, "image_count", f"has {parts} image part(s) in its messages but {image_count} image(s)"
-        )
+        reason = f"has {parts} image part(s) in its messages but {image_count} image(s)"
+        raise BadSampleError(sample_id, "image_count", reason, place)

@@ -105,7 +105,9 @@ class TokenCounts:
             kind, reason = fault
             raise BadSampleError(sample_id, kind, reason) if kind else UserError(reason)
         length, first, spans = counts.figures(row)
-        kept = kept_tokens(sample_id, length, first, spans, max_length_tokens, on_too_long)
+        # For an error alone, and a look-up costs as much as the rest.
+        place = samples.place_read(number) if length > max_length_tokens else ""
+        kept = kept_tokens(sample_id, length, first, spans, max_length_tokens, on_too_long, place)
         spans = spans if kept == length else spans_within(spans, kept)
         return Counted(sample_id, index, kept, first, spans, length - kept, counts, row, samples, number)
 

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from mllm.conversation.schema import Sample
 from mllm.data.index import join_indexes, open_index
 from mllm.data.readers import READERS
+from mllm.data.readers.errors import raise_error
+from mllm.data.readers.records import read_with_places
 from mllm.data.readers.remote import is_url
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
@@ -52,9 +54,9 @@ def _stream(source: SourceSettings, seed: str) -> StreamedSamples:
     holders = {str(Path(file)) for file in files}
 
     def read(file: str) -> Iterator[Sample]:
-        for sample in reader(file if is_url(file) else Path(file)):
+        for place, sample in read_with_places(reader, file if is_url(file) else Path(file), raise_error):
             if _is_kept(sample.kind, source.kinds) and _is_kept(sample.source, source.origins):
-                yield sample
+                yield sample.model_copy(update={"place": place})
 
     def finish(sample: Sample) -> Sample:
         return with_resolved_images(sample, root, holders)

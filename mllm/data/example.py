@@ -9,7 +9,7 @@ import numpy as np
 from mllm.config.run import OnTooLong
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
-from mllm.errors import BadSampleError, UserError
+from mllm.errors import BadSampleError, ConversationRefusedError, UserError
 from mllm.images.decode import read_image_size
 from mllm.processor import Processor
 
@@ -53,10 +53,11 @@ def render_example(
     """
     tokens = render_whole(sample, processor)
     length, first_supervised = len(tokens.input_ids), tokens.supervised.index(True)
-    kept = kept_tokens(sample.id, length, first_supervised, tokens.image_spans, max_length_tokens, on_too_long)
+    spans = tokens.image_spans
+    kept = kept_tokens(sample.id, length, first_supervised, spans, max_length_tokens, on_too_long, sample.place)
     if kept == length:
         return Example(sample.id, tokens, sample.images)
-    spans = spans_within(tokens.image_spans, kept)
+    spans = spans_within(spans, kept)
     cut = Tokens(tokens.input_ids[:kept], tokens.supervised[:kept], spans)
     return Example(sample.id, cut, sample.images[: len(spans)], cut_tokens=length - kept)
 
@@ -64,9 +65,13 @@ def render_example(
 def render_whole(sample: Sample, processor: Processor) -> Tokens:
     """All tokens of a sample, of which at least one is learned. Raises BadSampleError when it can't be trained on."""
     sample.check()
-    tokens = processor.render(sample.messages, _image_sizes(sample, processor))
+    sizes = _image_sizes(sample, processor)
+    try:
+        tokens = processor.render(sample.messages, sizes)
+    except ConversationRefusedError as error:
+        raise sample.bad("prompt_format", str(error)) from None
     if tokens.supervised_count == 0:
-        raise BadSampleError(sample.id, "nothing_supervised", "no token of it would be learned")
+        raise sample.bad("nothing_supervised", "no token of it would be learned")
     return tokens
 
 
@@ -82,7 +87,7 @@ def read_image_sizes(sample: Sample) -> list[tuple[int, int]]:
     try:
         return [read_image_size(path) for path in sample.images]
     except UserError as error:
-        raise BadSampleError(sample.id, "image", str(error)) from None
+        raise sample.bad("image", str(error)) from None
 
 
 def kept_tokens(
@@ -92,25 +97,25 @@ def kept_tokens(
     image_spans: Sequence[tuple[int, int]],
     max_length_tokens: int,
     on_too_long: OnTooLong,
+    place: str = "",
 ) -> int:
     """How many of a sample's `length` tokens are trained on: all, or the first ones, where a cut is allowed.
 
-    An image that the limit would cut through is left out with all that follows. Raises BadSampleError of the kind
-    `too_long`.
+    An image that the limit would cut through is left out with all that follows. place: where the sample was read. Raises
+    BadSampleError of the kind `too_long`.
     """
     if length <= max_length_tokens:
         return length
     reason = f"is {length} tokens long, data.max_length_tokens is {max_length_tokens}; "
     if on_too_long != "truncate_text":
-        raise BadSampleError(
-            sample_id, "too_long", f"{reason}raise it, or set data.on_too_long to drop or truncate_text"
-        )
+        remedy = "raise it, or set data.on_too_long to drop or truncate_text"
+        raise BadSampleError(sample_id, "too_long", reason + remedy, place)
     end = max_length_tokens
     for start, count in image_spans:
         if start < end < start + count:
             end = start
     if first_supervised >= end:
-        raise BadSampleError(sample_id, "too_long", f"{reason}none of its answers lies before the cut")
+        raise BadSampleError(sample_id, "too_long", f"{reason}none of its answers lies before the cut", place)
     return end
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from mllm.conversation.schema import Message, Sample
+from mllm.conversation.schema import Fault, Message, Sample
 from mllm.data.readers import READERS, Reader
+from mllm.data.readers.errors import raise_error
+from mllm.data.readers.records import PlacedSamples, read_with_places
 from mllm.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_PER_BATCH = 4096
 CACHE_VARIABLE = "MLLM_CACHE_DIR"
 NO_CACHE = "off"
@@ -42,6 +44,8 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
         ("kind", pa.string()),
         ("text_chars", pa.int32()),
+        ("place", pa.large_string()),
+        ("fault", pa.large_string()),
     ]
 )
 _MESSAGES = TypeAdapter(tuple[Message, ...])
@@ -63,9 +67,10 @@ class SampleIndex:
 
     def __getitem__(self, row: int) -> Sample:
         """The sample at `row` (not negative), made anew at every call."""
-        values = {name: self.field(row, name) for name in ("id", "images", "source", "kind")}
+        values = {name: self.field(row, name) for name in ("id", "images", "source", "kind", "place", "fault")}
         messages = _MESSAGES.validate_json(self.field(row, "messages"))
-        return Sample(**values | {"messages": messages, "images": tuple(values["images"])})
+        fault = None if values["fault"] is None else Fault.model_validate_json(values["fault"])
+        return Sample(**values | {"messages": messages, "images": tuple(values["images"]), "fault": fault})
 
     def field(self, row: int, name: str) -> Any:
         """One field of the sample at `row`, as it is stored."""
@@ -140,12 +145,12 @@ def _cached_table(path: Path, reader: Reader, key: str) -> pa.Table:
     if directory is None:
         with tempfile.TemporaryDirectory() as private:
             # The mapping outlives the name.
-            return _mapped(_write(reader(path), path, Path(private) / "index.arrow"))
+            return _mapped(_write(_placed(reader, path), path, Path(private) / "index.arrow"))
     final = directory / f"{key}.arrow"
     if not final.is_file():
         with writing_alone(directory, key, f"the index of {path}"):
             if not final.is_file():
-                _write(reader(path), path, final)
+                _write(_placed(reader, path), path, final)
     return _mapped(final)
 
 
@@ -153,6 +158,10 @@ def read_cached_index(directory: Path, key: str) -> SampleIndex:
     """The index that `open_index` wrote to `directory` under `key`, without a look at the file it was made of."""
     table = _mapped(directory / f"{key}.arrow")
     return SampleIndex(table, ((key, table.num_rows),))
+
+
+def _placed(reader: Reader, path: Path) -> PlacedSamples:
+    return read_with_places(reader, path, raise_error)
 
 
 def _mapped(file: Path) -> pa.Table:
@@ -176,7 +185,7 @@ def writing_alone(directory: Path, key: str, what: str) -> Iterator[None]:
         ) from None
 
 
-def _write(samples: Iterable[Sample], path: Path, final: Path) -> Path:
+def _write(samples: PlacedSamples, path: Path, final: Path) -> Path:
     """Write an index under a temporary name, flush it to the disk and give it its name."""
     started = time.monotonic()
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
@@ -185,8 +194,8 @@ def _write(samples: Iterable[Sample], path: Path, final: Path) -> Path:
         with open(temporary, "wb") as file:
             with pa.ipc.new_file(file, SCHEMA) as writer:
                 rows: list[tuple[object, ...]] = []
-                for sample in samples:
-                    rows.append(_row(sample))
+                for place, sample in samples:
+                    rows.append(_row(place, sample))
                     count += 1
                     if len(rows) == ROWS_PER_BATCH:
                         writer.write_batch(_batch(rows))
@@ -202,10 +211,13 @@ def _write(samples: Iterable[Sample], path: Path, final: Path) -> Path:
     return final
 
 
-def _row(sample: Sample) -> tuple[object, ...]:
-    images = [str(Path(image)) for image in sample.images]
+def _row(place: str, sample: Sample) -> tuple[object, ...]:
+    # What a faulty sample calls its images may be no paths; it is refused before any is looked for.
+    images = [] if sample.fault else [str(Path(image)) for image in sample.images]
     messages = _MESSAGES.dump_json(sample.messages).decode()
-    return (sample.id, messages, images, sample.source, sample.kind, sum(len(m.text) for m in sample.messages))
+    chars = sum(len(m.text) for m in sample.messages)
+    fault = sample.fault.model_dump_json() if sample.fault else None
+    return (sample.id, messages, images, sample.source, sample.kind, chars, place, fault)
 
 
 def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:

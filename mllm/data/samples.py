@@ -1,6 +1,7 @@
 """Samples of a source as sequences: made from an index when they are asked for, their images held to their place."""
 
 import bisect
+import os
 from collections.abc import Collection, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,30 +20,39 @@ LEAVES = r"^/|(^|/)\.\.(/|$)"
 REFERENCE = r"^(tar|parquet):[0-9]+:[0-9]+:"
 
 
-def resolve_image(root: Path, image: str, sample_id: str) -> Path:
+def resolve_image(root: Path, image: str, sample_id: str, place: str = "") -> Path:
     """`root / image`, refused when it leaves the root (a data file must not read the rest of the machine)."""
     path = root / image
     try:
-        is_inside = path.resolve().is_relative_to(root.resolve())
+        target, inside = path.resolve(), root.resolve()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL or half a character in it, links in a circle
-        raise BadSampleError(sample_id, "image", f"image {image[:200]!r} can't be a path") from None
-    if not is_inside:
-        raise BadSampleError(sample_id, "image", f"image {image!r} leaves the image root {root}")
-    return path
+        raise BadSampleError(sample_id, "image", f"image {image[:200]!r} can't be a path", place) from None
+    if target.is_relative_to(inside):
+        return path
+    reason, remedy = f"image {image!r} leaves the image root {root}", "set image_root to a folder that holds it"
+    if Path(os.path.normpath(inside / image)).is_relative_to(inside):
+        reason += f" by a link to {target}"
+        remedy = "set image_root to the folder that the links lead to, or mount it in their place"
+    raise BadSampleError(sample_id, "image", f"{reason}; {remedy}", place)
 
 
-def locate_image(root: Path, image: str, files: Collection[str], sample_id: str) -> str:
+def locate_image(root: Path, image: str, files: Collection[str], sample_id: str, place: str = "") -> str:
     """Where `image` lies: its path below `root`, or the reference as it is, which must point into one of `files`."""
     if not is_stored(image):
-        return str(resolve_image(root, image, sample_id))
+        return str(resolve_image(root, image, sample_id, place))
     if holder_of(image) not in files:
-        raise BadSampleError(sample_id, "image", f"image {image!r} lies in another file than its sample")
+        raise BadSampleError(sample_id, "image", f"image {image!r} lies in another file than its sample", place)
     return image
 
 
 def with_resolved_images(sample: Sample, root: Path, files: Collection[str]) -> Sample:
-    """`sample` with its paths below `root`. Raises BadSampleError for an image outside it, or inside none of `files`."""
-    images = tuple(locate_image(root, image, files, sample.id) for image in sample.images)
+    """`sample` with its paths below `root`. Raises BadSampleError for an image outside it, or inside none of `files`.
+
+    A sample with a fault comes back as it is: `check` refuses it before its images are looked for.
+    """
+    if sample.fault is not None:
+        return sample
+    images = tuple(locate_image(root, image, files, sample.id, sample.place) for image in sample.images)
     return sample.model_copy(update={"images": images})
 
 
@@ -88,13 +98,17 @@ class IndexedSamples(Sequence[Sample]):
         refused: dict[str, str] = {}
         for path, image in zip(paths, sample.images, strict=True):
             try:
-                locate_image(self._root, image, self._files, sample.id)
+                locate_image(self._root, image, self._files, sample.id, sample.place)
             except BadSampleError as error:
                 refused[path] = error.reason
         return sample.model_copy(update={"images": paths}), refused
 
     def id_of(self, index: int) -> str:
         return self.source.field(int(self.rows[index]), "id")
+
+    def place_read(self, index: int) -> str:
+        """Where a sample was read, `file:line` or alike."""
+        return self.source.field(int(self.rows[index]), "place")
 
     def image_names(self, index: int) -> tuple[str, ...]:
         """The paths of a sample's images as `self[index]` has them, unchecked."""

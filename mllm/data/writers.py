@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm.conversation.schema import Sample
-from mllm.data.readers.llava import PLACEHOLDER, read_llava_record
+from mllm.data.readers.fields import PLACEHOLDER
+from mllm.data.readers.llava import read_llava_record
 from mllm.errors import UserError
 from mllm.files import temporary_name
 from mllm.images.decode import DEFAULT_LIMITS
@@ -35,8 +36,10 @@ class SampleWriter(AbstractContextManager["SampleWriter"]):
     def write(self, sample: Sample, located: Located) -> None:
         """Append a sample; located(image) is where one of its images lies on the disk.
 
-        Raises UserError for what the format can't give back exactly.
+        Raises UserError for what the format can't give back exactly, and for a sample with a fault.
         """
+        if sample.fault is not None:
+            raise sample.bad(sample.fault.kind, sample.fault.reason)
         self._write(sample, located)
         self.count += 1
 

@@ -1,7 +1,7 @@
 """Images that lie inside a larger file: a reference to one is a string, as a path is, and costs nothing until it is read.
 
 `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th image of a row whose column
-`images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do.
+`images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone.
 """
 
 from functools import lru_cache
@@ -10,6 +10,7 @@ from typing import Any
 
 from mllm.errors import UserError
 
+IMAGE_COLUMNS = ("images", "image")
 SCHEMES = ("tar:", "parquet:")
 
 
@@ -46,9 +47,38 @@ def read_stored(reference: str, max_bytes: int) -> bytes:
                 file.seek(int(first))
                 return file.read(int(second))
         image = _parquet_image(path, int(first), int(second))
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"image {reference!r} can't be read: {error}") from None
+    except UserError:
+        raise
+    except Exception as error:
+        # What pyarrow raises for a damaged page is listed nowhere; any of it means that the image can't be had.
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"image {reference!r} can't be read: {reason}") from None
     return image
+
+
+def image_column(schema: Any) -> str | None:
+    """The column of a parquet file that holds the bytes of images, by its Arrow schema; None where there is none."""
+    names = (name for name in IMAGE_COLUMNS if name in schema.names)
+    return next((name for name in names if _is_binary(element_type(schema.field(name).type))), None)
+
+
+def element_type(kind: Any) -> Any:
+    """The type of the items of a list, of anything else the type itself."""
+    return kind.value_type if is_list(kind) else kind
+
+
+def is_list(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return any(is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
 
 
 def _parquet_image(path: str, row: int, number: int) -> bytes:
@@ -56,9 +86,10 @@ def _parquet_image(path: str, row: int, number: int) -> bytes:
     group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
     value = _row_group(path, group, column)[row - starts[group]].as_py()
     image = value[number] if isinstance(value, list) else value
-    if not image or image.get("bytes") is None:
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
         raise ValueError(f"row {row} holds no bytes")
-    return image["bytes"]
+    return content
 
 
 @lru_cache(maxsize=16)
@@ -70,7 +101,7 @@ def _parquet_file(path: str) -> tuple[Any, list[int], str]:
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return file, starts[:-1], "images" if "images" in file.schema_arrow.names else "image"
+    return file, starts[:-1], image_column(file.schema_arrow) or IMAGE_COLUMNS[0]
 
 
 @lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ A model directory holds `config.json`, `model.safetensors` (or shards with their
 import hashlib
 import json
 from collections.abc import Container, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "version": VERSION,
         "dtype": str(dtype).removeprefix("torch."),
         "prompt_format": processor.format_name,
+        "prompt_day": processor.day.isoformat() if processor.day else None,
         "image_token_id": processor.image_token_id,
         "feature_layer": model.vision_encoder.feature_layer,
         "class_token": model.vision_encoder.class_token,
@@ -223,7 +225,17 @@ def read_processor(path: Path, prompt_format: str | None = None, image: ImageSet
     vision, projector = config["vision_config"], ProjectorSettings(**config["projector"])
     geometry = encoder_geometry(vision["image_size"], vision["patch_size"], config["class_token"], projector.shuffle)
     preparer = _preparer(path, image or ImageSettings(**config["image"]))
-    return Processor(load_tokenizer(str(path)), prompt_format or config["prompt_format"], geometry, preparer)
+    tokenizer, format_name = load_tokenizer(str(path)), prompt_format or config["prompt_format"]
+    return Processor(tokenizer, format_name, geometry, preparer, read_day(path))
+
+
+def read_day(path: Path) -> date | None:
+    """The day that the prompts of a model directory print; None where they print none, or none was saved."""
+    day = read_config(path).get("prompt_day")
+    try:
+        return None if day is None else date.fromisoformat(day)
+    except (TypeError, ValueError):
+        raise UserError(f"{path / 'config.json'}: prompt_day is {day!r}; expected a day such as 2026-01-31") from None
 
 
 def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:

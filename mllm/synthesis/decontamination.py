@@ -1,9 +1,10 @@
 """Keeping test pictures out of training: dropped before sampling, and checked again on what was written."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from mllm.data.readers.errors import raise_error
+from mllm.data.readers.json_lines import read_lines
 from mllm.errors import UserError
 from mllm.synthesis.picture import Picture, pixel_hash
 
@@ -24,8 +25,7 @@ def check_no_leak(root: Path, training: list[Path], heldout: list[Path]) -> None
 
     def hashes(path: Path) -> dict[str, str]:
         found = {}
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
+        for _, row in read_lines(path, raise_error):
             for image in row["images"] if "images" in row else [row["image"]]:
                 if image not in hash_of:
                     hash_of[image] = pixel_hash((root / image).read_bytes(), image)

@@ -97,6 +97,7 @@ def finetune(
 
     engine = build_engine(build_module, settings.engine, settings.optim, settings.train, lambda: parts["contents"]())
     processor: Processor = parts["processor"]
+    _use_one_day(processor, run_dir, engine)
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[parts["model"].attention_kernel])
     costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
     task = InstructionTask(mixture, processor, settings.data, settings.train, costs, multiple)
@@ -146,6 +147,14 @@ def begin_run(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beg
 def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
     return begin_run(settings).filled()
+
+
+def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
+    """Let prompts that print the date print one: the day that the run began with, the same on all ranks."""
+    if processor.day is not None:
+        last = latest_checkpoint(run_dir)
+        begun = checkpoint.read_day(last / "model") if last else None
+        processor.use_day(engine.gather(begun or processor.day)[0])
 
 
 def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:

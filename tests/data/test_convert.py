@@ -35,7 +35,7 @@ def odd(tmp_path):
         ),
         sample("middle", "look at <image> and tell", "ok", image="a.png"),
         sample("no words", "<image>", "a caption", image="a.png"),
-        sample("literal", "what does <image> mean?", "a tag, <image>"),
+        sample("literal", "what shows a picture?", "a tag, <image>"),
         sample("signs", "CR\r\nLF \u2028 NUL\x00 \U0001f469\u200d\U0001f680 \t'\"\\", "  blanks stay  \n"),
         sample("long", *[f"turn {n}" for n in range(5000)]),
         sample(None, "null id", "x"),

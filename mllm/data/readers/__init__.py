@@ -14,4 +14,4 @@ Reader = Callable[..., Iterator[Sample]]
 READERS: Registry[Reader] = Registry("reader")
 
 # They enter themselves in READERS.
-from mllm.data.readers import captions, coco, llava, messages, refcoco, sharegpt, vqa  # noqa: F401
+from mllm.data.readers import captions, cauldron, coco, llava, messages, refcoco, sharegpt, vqa  # noqa: F401

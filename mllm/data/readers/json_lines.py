@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.data.readers.errors import BadRecordError, OnError
+from mllm.data.readers.fields import found
+from mllm.data.readers.text_lines import BOM, not_utf8, raw_lines
 from mllm.errors import UserError
 
 WHITE_SPACE = " \t\n\r"
@@ -13,7 +15,7 @@ WHITE_SPACE = " \t\n\r"
 
 def parse_json(line: bytes) -> Any:
     """The value of a JSON text in UTF-8. Raises ValueError also for half of a surrogate pair, which no encoding has."""
-    value = json.loads(line)
+    value = json.loads(line.removeprefix(BOM).decode("utf-8"))
     _check_text(value, b"\\ud" in line.lower())
     return value
 
@@ -23,29 +25,48 @@ def _check_text(value: Any, has_surrogates: bool) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
+def reason_of(error: ValueError | RecursionError) -> str:
+    """Why a JSON text can't be read, in a line."""
+    return f"not valid JSON: {not_utf8(error) if isinstance(error, UnicodeDecodeError) else error}"
+
+
+def read_json(path: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:
+    """Pairs of `read_array` or of `read_lines`: an array is told by its first sign, whatever the file is called."""
+    first = next((line for _, line in raw_lines(path) if line.strip()), b"").strip()
+    if first.startswith(b"["):
+        return read_array(path, on_error)
+    if path.suffix == ".json":
+        try:
+            parse_json(first)
+        except UnicodeDecodeError:
+            pass  # a line of its own, to be named
+        except (ValueError, RecursionError):
+            return read_array(path, on_error)  # no line by itself: says what the whole is
+    return read_lines(path, on_error)
+
+
 def read_lines(path: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:
     """(`file:line`, record) pairs of JSON lines; empty lines are passed over."""
-    # Read as bytes, only "\n" separates records: text would also be cut at U+2028 inside a string.
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    record = parse_json(line)
-                except (ValueError, RecursionError) as error:
-                    on_error(BadRecordError(f"{path}:{number}", f"not valid JSON: {error}"))
-                else:
-                    yield f"{path}:{number}", record
+    for place, line in raw_lines(path):
+        if line.strip():
+            try:
+                record = parse_json(line)
+            except (ValueError, RecursionError) as error:
+                on_error(BadRecordError(place, reason_of(error)))
+            else:
+                yield place, record
 
 
 def read_array(path: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:
     """(`file[index]`, record) pairs of a JSON array: the text of the file is in memory, its objects are not."""
     decoder = json.JSONDecoder()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _whole_text(path)
         at = _skip(text, 0)
         if text[at : at + 1] != "[":
-            kind = type(json.loads(text)).__name__
-            raise UserError(f"{path}: expected a JSON array of samples, found {kind}")
+            value = json.loads(text)
+            held = f"an object; {found(value)}" if isinstance(value, dict) else type(value).__name__
+            raise UserError(f"{path}: expected a JSON array of samples, or a sample a line; found {held}")
         at, index = _skip(text, at + 1), 0
         if text[at : at + 1] == "]":
             at += 1
@@ -66,18 +87,33 @@ def read_array(path: Path, on_error: OnError) -> Iterator[tuple[str, Any]]:
         if _skip(text, at) != len(text):
             raise json.JSONDecodeError("extra data", text, at)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+        raise UserError(f"{path}: {reason_of(error)}") from None
+
+
+def _whole_text(path: Path) -> str:
+    """The text of a file. Raises BadRecordError with the line for what isn't UTF-8."""
+    content = path.read_bytes().removeprefix(BOM)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadRecordError(f"{path}:{line}", not_utf8(error)) from None
 
 
 def read_document(path: Path | str, fields: Sequence[str]) -> dict[str, Any]:
     """The one JSON object that a file is. Raises UserError unless it has all of `fields`."""
     try:
         document = parse_json(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: {reason_of(error)}") from None
     missing = [name for name in fields if not (isinstance(document, dict) and isinstance(document.get(name), list))]
     if missing:
-        raise UserError(f"{path}: expected a JSON object with the lists {', '.join(fields)}; {missing[0]} is missing")
+        held = found(document) if isinstance(document, dict) else f"found {type(document).__name__}"
+        raise UserError(
+            f"{path}: expected a JSON object with the lists {', '.join(fields)}; {missing[0]} is missing ({held})"
+        )
     return document
 
 

@@ -6,10 +6,9 @@ from typing import Any
 from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
-from mllm.data.readers.fields import image_paths
+from mllm.data.readers.fields import PLACEHOLDER, found, image_paths, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
 
-PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -17,19 +16,26 @@ def read_llava_record(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     """The sample of a LLaVA record.
 
     As in LLaVA, the placeholder of a turn moves to its front and the rest is stripped; as many placeholders as the
-    sample has images become image parts, in order, and any further one stays text.
+    sample has images become image parts, in order, and any further one of a user is a fault of the sample. A field
+    `system` (or `system_prompt`) is the system turn.
     """
     images = image_paths(place, record, ("image", "images"))
     turns = record.get("conversations")
     if not isinstance(turns, list):
-        raise BadRecordError(place, "expected `conversations` (a list) and `image` (a path or a list of paths)")
+        what = "expected `conversations` (a list) and `image` (a path or a list of paths)"
+        raise BadRecordError(place, f"{what}; {found(record)}")
     remaining = len(images)
     messages = []
     for turn in turns:
         message, used = _message(place, turn, remaining)
         remaining -= used
         messages.append(message)
-    yield Sample(id=str(record.get("id", place)), messages=tuple(messages), images=images)
+    yield Sample(
+        id=str(record.get("id", place)),
+        messages=with_system(record, messages),
+        images=images,
+        fault=placeholder_fault(record, messages),
+    )
 
 
 read_llava = READERS.register("llava")(record_reader(read_llava_record))
@@ -37,7 +43,10 @@ read_llava = READERS.register("llava")(record_reader(read_llava_record))
 
 def _message(place: str, turn: Any, images_left: int) -> tuple[Message, int]:
     if not isinstance(turn, dict) or str(turn.get("from")) not in ROLES or not isinstance(turn.get("value"), str):
-        raise BadRecordError(place, f"a turn needs `from` ({', '.join(ROLES)}) and `value` (text)")
+        held = (
+            f"{turn.get('from')!r} under the keys {', '.join(turn)}" if isinstance(turn, dict) else type(turn).__name__
+        )
+        raise BadRecordError(place, f"a turn needs `from` ({', '.join(ROLES)}) and `value` (text); found {held}")
     role, text = ROLES[turn["from"]], turn["value"]
     used = min(images_left, text.count(PLACEHOLDER)) if role == "user" else 0
     parts: list[Part] = [ImagePart()] * used

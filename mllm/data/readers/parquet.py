@@ -8,53 +8,54 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mllm.data.readers.errors import OnError
+from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
-from mllm.images.stored import parquet_reference
+from mllm.images.stored import IMAGE_COLUMNS, image_column, parquet_reference
 
 ROWS_AT_ONCE = 256
+IMAGES_AT_ONCE = 16
 
 
 def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) pairs. Of a column `images` or `image` with bytes in it, only how many there are is read."""
+    """(place, row) pairs. Of a column of images (`images` or `image`) only how many a row has is read, as far as that is
+    stored apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
+    """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            held = [
-                name for name in ("images", "image") if name in file.schema_arrow.names and _holds_bytes(file, name)
-            ]
-            columns = [name for name in file.schema_arrow.names if name not in held]
+            held = image_column(file.schema_arrow)
+            if held is not None and _holds_no_bytes(file, held):
+                held = None
+            leaf = _path_leaf(file, held) if held else None
+            # Bytes in the other column would be read for nothing: references are into one.
+            columns = [name for name in file.schema_arrow.names if held is None or name not in IMAGE_COLUMNS]
+            if held:
+                columns.append(leaf or held)
             row = 0
-            for batch in file.iter_batches(
-                ROWS_AT_ONCE, columns=columns + [f"{name}.{_path_leaf(file, name)}" for name in held]
-            ):
+            for batch in file.iter_batches(ROWS_AT_ONCE if leaf or not held else IMAGES_AT_ONCE, columns=columns):
                 for record in batch.to_pylist():
-                    for name in held:
-                        count = len(record[name] or ()) if _is_list(file, name) else int(record[name] is not None)
-                        record[name] = [parquet_reference(str(path), row, number) for number in range(count)]
+                    if held:
+                        count = len(record[held]) if isinstance(record[held], list) else int(record[held] is not None)
+                        record[held] = [parquet_reference(str(path), row, number) for number in range(count)]
                     yield f"{path}[{row}]", without_nulls(record)
                     row += 1
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
 
 
-def without_nulls(value: Any) -> Any:
-    """`value` without the keys that hold None: a column has every field for every row, a record only its own."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+def _leaves(file: pq.ParquetFile, name: str) -> dict[str, int]:
+    """The columns inside `name`, as parquet calls them, and their numbers."""
+    paths = (file.schema.column(number).path for number in range(len(file.schema)))
+    return {path: n for n, path in enumerate(paths) if path == name or path.startswith(f"{name}.")}
 
 
-def _is_list(file: pq.ParquetFile, name: str) -> bool:
-    kind = file.schema_arrow.field(name).type
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+def _path_leaf(file: pq.ParquetFile, name: str) -> str | None:
+    return next((path for path in _leaves(file, name) if path.endswith(".path")), None)
 
 
-def _holds_bytes(file: pq.ParquetFile, name: str) -> bool:
-    kind = file.schema_arrow.field(name).type
-    element = kind.value_type if _is_list(file, name) else kind
-    return pa.types.is_struct(element) and {"bytes", "path"} <= {field.name for field in element}
-
-
-def _path_leaf(file: pq.ParquetFile, name: str) -> str:
-    """The column of paths inside `name`, as parquet calls it."""
-    paths = (file.schema.column(i).path for i in range(len(file.schema)))
-    return next(p for p in paths if p.startswith(f"{name}.") and p.endswith(".path")).removeprefix(f"{name}.")
+def _holds_no_bytes(file: pq.ParquetFile, name: str) -> bool:
+    """Whether the file's own statistics say that every value of the bytes in `name` is null."""
+    number = next((n for path, n in _leaves(file, name).items() if path.endswith(".bytes")), None)
+    if number is None:
+        return False
+    chunks = [file.metadata.row_group(group).column(number) for group in range(file.metadata.num_row_groups)]
+    return all(c.statistics is not None and c.statistics.num_values == 0 and c.num_values > 0 for c in chunks)

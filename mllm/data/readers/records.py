@@ -9,18 +9,19 @@ from pydantic import ValidationError
 
 from mllm.conversation.schema import Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
-from mllm.data.readers.json_lines import read_array, read_lines
+from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.parquet import read_parquet
 from mllm.data.readers.remote import is_url, read_remote
 from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
+from mllm.data.readers.unread import unread_fault
 from mllm.errors import UserError
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
     ".csv": read_csv,
-    ".json": read_array,
-    ".jsonl": read_lines,
-    ".ndjson": read_lines,
+    ".json": read_json,
+    ".jsonl": read_json,
+    ".ndjson": read_json,
     ".parquet": read_parquet,
     ".tar": read_tar,
     ".tsv": read_tsv,
@@ -69,10 +70,16 @@ def record_reader(samples_of: SamplesOf) -> Callable[..., Iterator[Sample]]:
                 where = ".".join(str(part) for part in first["loc"])
                 on_error(BadRecordError(place, f"{where}: {first['msg']}"))
             else:
-                yield from ((place, sample) for sample in samples)
+                yield from ((place, _with_fault(sample, record)) for sample in samples)
 
     read.with_places = with_places  # type: ignore[attr-defined]
     return read
+
+
+def _with_fault(sample: Sample, record: dict[str, Any]) -> Sample:
+    """`sample`, with what it leaves out of `record` as its fault if the reader found none."""
+    fault = None if sample.fault else unread_fault(record, sample)
+    return sample if fault is None else sample.model_copy(update={"fault": fault})
 
 
 def read_with_places(reader: Callable[..., Iterator[Sample]], path: Path | str, on_error: OnError) -> PlacedSamples:
@@ -80,4 +87,5 @@ def read_with_places(reader: Callable[..., Iterator[Sample]], path: Path | str, 
     with_places = getattr(reader, "with_places", None)
     if with_places is not None:
         return with_places(path, on_error)
-    return ((str(path), sample) for sample in reader(path, on_error))
+    samples = reader(path) if on_error is raise_error else reader(path, on_error)
+    return ((str(path), sample) for sample in samples)

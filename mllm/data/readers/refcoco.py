@@ -6,7 +6,7 @@ from typing import Any
 from mllm.conversation.schema import Sample
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
-from mllm.data.readers.fields import asked_about_images, image_paths
+from mllm.data.readers.fields import asked_about_images, found, image_paths
 from mllm.data.readers.records import record_reader
 
 IMAGE_FIELDS = ("image", "images", "file_name", "image_path")
@@ -23,7 +23,7 @@ def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     images = image_paths(place, record, IMAGE_FIELDS)
     given = record.get("sentences", [record.get("sentence")])
     if not images or not isinstance(given, list):
-        raise BadRecordError(place, "expected an image, `bbox` and `sentences`")
+        raise BadRecordError(place, f"expected an image, `bbox` and `sentences`; {found(record)}")
     sentences = [s.get("raw", s.get("sent")) if isinstance(s, dict) else s for s in given]
     if not all(isinstance(sentence, str) for sentence in sentences):
         raise BadRecordError(place, "a sentence is text, or an object with `raw` or `sent`")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.data.readers.parquet import without_nulls
+from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
+from mllm.conversation.schema import Sample
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
-from mllm.data.readers.fields import image_paths
+from mllm.data.readers.fields import found, image_paths, place_images, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
 
-PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "system": "system"} | dict.fromkeys(
     ("gpt", "chatgpt", "assistant", "bing", "bard", "model"), "assistant"
 )
@@ -21,50 +20,29 @@ def read_sharegpt(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     """Samples of ShareGPT records.
 
     The first placeholders of users' turns, as many as the sample has images, become image parts where they stand;
-    images without a placeholder come before the first user's words. A field `system` is the system turn.
+    images without a placeholder come before the first user's words, and a placeholder without an image is a fault of the
+    sample. A field `system` (or `system_prompt`) is the system turn.
     """
     images = image_paths(place, record)
     turns = record.get("conversations", record.get("messages"))
     if not isinstance(turns, list):
-        raise BadRecordError(place, "expected `conversations` or `messages` (a list of turns)")
-    remaining = len(images)
-    messages: list[Message] = []
-    if isinstance(record.get("system"), str) and record["system"]:
-        messages.append(Message(role="system", content=(TextPart(text=record["system"]),)))
-    for turn in turns:
-        role, text = _turn(place, turn)
-        parts: list[Part] = [TextPart(text=text)]
-        if role == "user":
-            pieces = text.split(PLACEHOLDER, remaining)
-            remaining -= len(pieces) - 1
-            parts = _with_images(pieces)
-        messages.append(Message(role=role, content=tuple(parts)))
-    if remaining:
-        messages = _with_images_first(place, messages, remaining)
-    yield Sample(id=str(record.get("id", place)), messages=tuple(messages), images=images)
+        raise BadRecordError(place, f"expected `conversations` or `messages` (a list of turns); {found(record)}")
+    messages = place_images(place, [_turn(place, turn) for turn in turns], len(images))
+    yield Sample(
+        id=str(record.get("id", place)),
+        messages=with_system(record, messages),
+        images=images,
+        fault=placeholder_fault(record, messages),
+    )
 
 
 def _turn(place: str, turn: Any) -> tuple[Any, str]:
-    if isinstance(turn, dict):
-        role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if str(role) in ROLES and isinstance(text, str):
-            return ROLES[str(role)], text
-    raise BadRecordError(place, f"a turn needs `from` or `role` ({', '.join(ROLES)}) and `value` or `content` (text)")
-
-
-def _with_images(pieces: list[str]) -> list[Part]:
-    parts: list[Part] = []
-    for number, piece in enumerate(pieces):
-        if number:
-            parts.append(ImagePart())
-        if piece or len(pieces) == 1:
-            parts.append(TextPart(text=piece))
-    return parts
-
-
-def _with_images_first(place: str, messages: list[Message], count: int) -> list[Message]:
-    first = next((n for n, message in enumerate(messages) if message.role == "user"), None)
-    if first is None:
-        raise BadRecordError(place, "has images and no user's turn to show them in")
-    opened = Message(role="user", content=(*[ImagePart()] * count, *messages[first].content))
-    return [*messages[:first], opened, *messages[first + 1 :]]
+    what = f"a turn needs `from` or `role` ({', '.join(ROLES)}) and `value` or `content` (text)"
+    if not isinstance(turn, dict):
+        raise BadRecordError(place, f"{what}; found {type(turn).__name__}")
+    role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
+    if str(role) in ROLES and isinstance(text, str):
+        return ROLES[str(role)], text
+    if isinstance(text, list):
+        raise BadRecordError(place, f"{what}; found a list of parts, which the reader `messages` reads")
+    raise BadRecordError(place, f"{what}; found {role!r} with {type(text).__name__} under the keys {', '.join(turn)}")

@@ -6,24 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from mllm.data.readers.errors import BadRecordError, OnError
+from mllm.data.readers.text_lines import check_encoding
 from mllm.errors import UserError
 
 
 def read_csv(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, row) pairs, the line being a row's last; fields may be quoted and hold line ends."""
-    return _rows(path, csv.excel, on_error)
+    """(`file:line`, row) pairs, the line being a row's last; fields may be quoted and hold line ends.
+
+    Fields are parted by commas; where the header has none, by the tabs or semicolons that it has.
+    """
+    return _rows(path, ",\t;", on_error)
 
 
 def read_tsv(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(`file:line`, row) pairs of a file whose fields are parted by tabs."""
-    return _rows(path, csv.excel_tab, on_error)
+    """(`file:line`, row) pairs of a file whose fields are parted by tabs; where the header has none, by commas."""
+    return _rows(path, "\t,;", on_error)
 
 
-def _rows(path: Path, dialect: type[csv.Dialect], on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path, delimiters: str, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
+    check_encoding(path)
     try:
         # A byte that isn't UTF-8 becomes half of a surrogate pair, so that it spoils its own row alone.
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, dialect=dialect)
+            header = file.readline()
+            file.seek(0)
+            delimiter = next((sign for sign in delimiters if sign in header), delimiters[0])
+            rows = csv.DictReader(file, delimiter=delimiter)
             for row in rows:
                 place = f"{path}:{rows.line_num}"
                 if None in row:  # fields beyond the header: most likely a text whose comma isn't quoted

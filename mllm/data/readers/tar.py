@@ -1,4 +1,8 @@
-"""Samples of a webdataset tar: neighbouring members that share their name up to the first dot."""
+"""Samples of a webdataset tar: neighbouring members that share their name up to the first dot.
+
+Where a name has more dots, what stands between the first and the last of them is a part of the key if the texts differ in it
+(`22.05.txt` and `22.10.txt` are two samples), else it numbers or labels (`7.0.png`, `7.1.png` and `7.json` are one).
+"""
 
 import tarfile
 from collections.abc import Iterator
@@ -20,7 +24,7 @@ def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any
     The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
     calls them; their bytes are passed over.
     """
-    key, record = None, _Record()
+    key, group = "", _Group(path, "")
     try:
         # "r:" takes no compressed tar: an image in one has no place of its own.
         with tarfile.open(path, "r:") as tar:
@@ -33,38 +37,59 @@ def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any
                 stem, _, suffix = name.partition(".")
                 member_key = f"{folder}/{stem}" if folder else stem
                 if member_key != key:
-                    yield from record.whole(path, key, on_error)
-                    key, record = member_key, _Record()
-                record.add(path, key, suffix.lower(), member, tar)
-            yield from record.whole(path, key, on_error)
+                    yield from group.records(on_error)
+                    key, group = member_key, _Group(path, member_key)
+                group.add(suffix, member, tar)
+            yield from group.records(on_error)
     except (OSError, tarfile.TarError) as error:
         raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None
 
 
-class _Record:
-    """What the members of one key amount to."""
+class _Group:
+    """The members that share a key up to the first dot; `labels` are what their names have up to the last."""
 
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
-        self.images: list[str] = []
-        self.error: BadRecordError | None = None
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.fields: dict[str, dict[str, Any]] = {}
+        self.images: list[tuple[str, str]] = []
+        self.errors: dict[str, BadRecordError] = {}
 
-    def whole(self, path: Path, key: str | None, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The record with its place; nothing where a member can't be read, or before the first (key None)."""
-        if self.error is not None:
-            on_error(self.error)
-        elif key is not None:
-            images = {"images": self.images, "image": self.images} if self.images else {}
-            yield f"{path}:{key}", {"id": key} | self.fields | images
-
-    def add(self, path: Path, key: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
-        if suffix.rpartition(".")[-1] in IMAGE_SUFFIXES:
-            self.images.append(tar_reference(str(path), member.offset_data, member.size))
-        elif suffix in ("json", "txt"):
+    def add(self, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        label, _, kind = suffix.rpartition(".")
+        kind = kind.lower()
+        if kind in IMAGE_SUFFIXES:
+            self.images.append((label, tar_reference(str(self.path), member.offset_data, member.size)))
+        elif kind in ("json", "txt"):
+            fields = self.fields.setdefault(label, {})
             try:
-                self.fields |= _text_fields(f"{path}:{key}.{suffix}", suffix, member, tar)
+                fields |= _text_fields(f"{self.path}:{self.key}.{suffix}", kind, member, tar)
             except BadRecordError as error:
-                self.error = self.error or error
+                self.errors.setdefault(label, error)
+
+    def records(self, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, record) of each sample in the group; one with a member that can't be read goes to `on_error`."""
+        texts, images = self.fields, [image for _, image in self.images]
+        if len(texts) > 1 and "" not in texts:
+            # An image without a label is the image of all.
+            for label in dict.fromkeys([*texts, *(label for label, _ in self.images if label)]):
+                own = [image for of, image in self.images if of in (label, "")]
+                yield from self._record(f"{self.key}.{label}", texts.get(label, {}), own, [label], on_error)
+        elif len(texts) == 1 and all(label in texts for label, _ in self.images):
+            (label, fields), *_ = texts.items()
+            yield from self._record(f"{self.key}.{label}".rstrip("."), fields, images, [label], on_error)
+        elif texts or images:
+            labelled = {label: held.get("txt", held) for label, held in texts.items() if label}
+            yield from self._record(self.key, labelled | texts.get("", {}), images, list(texts), on_error)
+
+    def _record(
+        self, key: str, fields: dict[str, Any], images: list[str], labels: list[str], on_error: OnError
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        error = next((self.errors[label] for label in labels if label in self.errors), None)
+        if error is not None:
+            on_error(error)
+        else:
+            held = {"images": images, "image": images} if images else {}
+            yield f"{self.path}:{key}", {"id": key} | fields | held
 
 
 def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> dict[str, Any]:
