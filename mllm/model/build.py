@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from mllm.config import ModelSettings
@@ -11,6 +11,7 @@ from mllm.errors import UserError
 from mllm.model.encoders import VisionEncoder, encoder_geometry, load_preparer, load_vision_model, vision_config
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import build_projector
+from mllm.model.stored_weights import check_complete, check_described, first_line
 from mllm.processor import Processor
 
 
@@ -43,9 +44,15 @@ def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTra
         merge_lora(model)
         return model.language_model.to(dtype)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        config = AutoConfig.from_pretrained(path)
+        check_described(path, config, lambda: AutoModelForCausalLM.from_config(config))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"language model {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"language model {path!r} could not be loaded: {first_line(error)}") from None
+    check_complete(path, report["missing_keys"])
+    return model
 
 
 def fit_embeddings(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from mllm.errors import UserError
 from mllm.images.layout import ImageGeometry
 from mllm.images.prepare import Fit, ImagePreparer
+from mllm.model.stored_weights import check_complete, check_described, first_line
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,15 @@ def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
-    return family.model.from_pretrained(path, config=vision, dtype=dtype, use_safetensors=True)
+    check_described(path, vision, lambda: family.model(vision))
+    try:
+        model, report = family.model.from_pretrained(
+            path, config=vision, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"vision encoder {path!r} could not be loaded: {first_line(error)}") from None
+    check_complete(path, report["missing_keys"])
+    return model
 
 
 def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:

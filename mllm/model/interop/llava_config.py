@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mllm.errors import UserError
 from mllm.model.checkpoint import check_model_directory
+from mllm.model.stored_weights import check_described, first_line
 from mllm.processor import Processor
 
 CONVERTER = "transformers' convert_llava_weights_to_hf.py"
@@ -48,7 +47,8 @@ def read_llava_config(source: Path) -> LlavaConfig:
     check_model_directory(source)
     if content.get("model_type") != "llava":
         raise UserError(
-            f"{source} holds a {content.get('model_type')!r} model; of other layouts than ours, LLaVA's (model_type llava) is read"
+            f"{source} holds a {content.get('model_type')!r} model; of other layouts than ours, LLaVA's "
+            "(model_type llava) is read"
         )
     for part in ("vision_config", "text_config"):
         if not isinstance(content.get(part), dict) or "model_type" not in content[part]:
@@ -59,13 +59,15 @@ def read_llava_config(source: Path) -> LlavaConfig:
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{source}: its config can't be read: {_first_line(error)}") from None
+        raise UserError(f"{source}: its config can't be read: {first_line(error)}") from None
     if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
             f"{config.vision_feature_layer}; ours has gelu on a single layer"
         )
-    _check_size(source, config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{source} is quantized; get the model in 16 or 32 bits, and load it with --quantize")
+    check_described(source, config, lambda: LlavaForConditionalGeneration(config))
     return config
 
 
@@ -83,42 +85,7 @@ def _read_json(source: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{source}: its config can't be read: {_first_line(error)}") from None
+        raise UserError(f"{source}: its config can't be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{source}: its config can't be read: it is no JSON object")
     return content
-
-
-def _check_size(source: Path, config: LlavaConfig) -> None:
-    """Raise UserError where the files hold fewer numbers than the config's model has, as when it is filled with defaults."""
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{source} is quantized; get the model in 16 or 32 bits (and load it with --quantize)")
-    try:
-        with torch.device("meta"):
-            peer = LlavaForConditionalGeneration(config)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: no model can be built by its config: {_first_line(error)}") from None
-    peer.tie_weights()
-    wanted, held = sum(parameter.numel() for parameter in peer.parameters()), stored_numbers(source)
-    if held < wanted:
-        raise UserError(
-            f"{source}: its config.json describes a model of {wanted:,} parameters, and its files hold {held:,}: "
-            "one of them isn't whole; get the directory again"
-        )
-
-
-def stored_numbers(source: Path) -> int:
-    """How many numbers the safetensors files of a directory hold, by their headers alone."""
-    count = 0
-    for file in sorted(source.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    count += torch.Size(opened.get_slice(name).get_shape()).numel()
-        except SafetensorError as error:
-            raise UserError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
-    return count
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
