@@ -81,6 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--allow-remote-images", action="store_true", help="fetch image URLs, though none of private addresses"
     )
+    serve.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin use the API in a browser, such as http://localhost:3000; repeatable; * is every page",
+    )
 
     synth = subparser(
         commands,
@@ -315,6 +322,7 @@ def _serve(options: argparse.Namespace) -> None:
         timeout_s=options.timeout_s,
         allow_remote_images=options.allow_remote_images,
         api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
+        cors_origins=tuple(options.cors_origin),
     )
     listener = bind(options.host, options.port)
     model, processor = _load(options)
