@@ -155,7 +155,8 @@ def _official(
     if not isinstance(benchmark, OfficialBenchmark):
         return {}
     texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in conditions}
-    return {condition: benchmark.score_all(own, items).scores for condition, own in texts.items()}
+    results = {condition: benchmark.score_all(own, items) for condition, own in texts.items()}
+    return {c: own.scores | ({"notes": list(own.notes)} if own.notes else {}) for c, own in results.items()}
 
 
 def _file_hash(path: str) -> str:
@@ -205,6 +206,7 @@ def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]]) -> list[s
     if not isinstance(chosen.benchmark, OfficialBenchmark):
         return said
     said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
+    said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
     for figure in chosen.benchmark.card.published:
         note = f" ({figure.note})" if figure.note else ""
         said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")

@@ -88,7 +88,7 @@ class _StreamOptions(Strict):
 
 
 class ChatCompletionRequest(UnservedFields):
-    """The body of `POST /v1/chat/completions`; a field that isn't known, or asks for what isn't served, is refused by name."""
+    """The body of `POST /v1/chat/completions`; a field that is unknown or asks for what isn't served is refused by name."""
 
     model: str
     messages: list[_ChatMessage] = Field(min_length=1)
