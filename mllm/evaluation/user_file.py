@@ -29,7 +29,9 @@ def _one_or_more(value: Any) -> Any:
 
 
 def _said(value: Any) -> Any:
-    """A number as its text; what is no answer at all is refused."""
+    """The answer as it is, unless it is none at all."""
+    if isinstance(value, str):
+        return _not_blank(value)
     if value is None or isinstance(value, bool) or value in ([], {}):
         raise ValueError(f"{json.dumps(value)} is no answer; expected text or a number")
     return value
@@ -100,7 +102,9 @@ class UserFile(OfficialBenchmark):
             raise UserError(f"{where}: {other}: the image of a question is read from the key image, one a question")
         image = None if line.image is None else self.path.parent / line.image
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
-        references = list(words) if self._wants_text else line.references
+        references = line.references
+        if self._wants_text:
+            references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         fields = extra | {"references": references, "type": line.type}
         return Item(name, image, line.question, words, line.type, line.image or name, fields)
 
