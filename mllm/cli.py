@@ -17,7 +17,12 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         "model", help="a model directory, a run directory with final/ in it, or a LLaVA directory or hub id"
     )
     parser.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights, by bitsandbytes")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights; auto: bfloat16 on a GPU that has it, float32 elsewhere",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0; a GPU if there is one")
     parser.add_argument("--prompt-format", help="where the model doesn't say which it was trained with")
 

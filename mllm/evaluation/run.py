@@ -30,6 +30,7 @@ from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, a
 from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
 from mllm.images.decode import image_bytes
+from mllm.model.load import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def evaluate_directory(
     seed: int,
     batch_size: int,
     *,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     on_missing: str = "error",
     choice_by: str = "generation",
 ) -> dict[str, list[Score]]:
