@@ -257,7 +257,9 @@ def build_parser() -> argparse.ArgumentParser:
     settings = score.add_argument_group("settings of single metrics")
     settings.add_argument("--bins", help="ece: number of bins (15)")
     settings.add_argument("--norm", help="ece: l1, l2 or max (l1)")
-    settings.add_argument("--convention", help="iou: coordinates of predictions: pixels, 0-1, 0-1000 or 0-1024 (pixels)")
+    settings.add_argument(
+        "--convention", help="iou: coordinates of predictions: pixels, 0-1, 0-1000 or 0-1024 (pixels)"
+    )
     settings.add_argument("--reference-convention", help="iou: coordinates of references (pixels)")
     settings.add_argument("--threshold", help="iou: the IoU from which a box counts (0.5)")
     plan = subparser(
