@@ -17,7 +17,12 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
         "model", help="a model directory, a run directory with final/ in it, or a LLaVA directory or hub id"
     )
     parser.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights, by bitsandbytes")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights; auto: bfloat16 on a GPU that has it, float32 elsewhere",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0; a GPU if there is one")
     parser.add_argument("--prompt-format", help="where the model doesn't say which it was trained with")
 
@@ -80,6 +85,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--timeout-s", type=float, default=120.0, help="of a request, waiting included")
     serve.add_argument(
         "--allow-remote-images", action="store_true", help="fetch image URLs, though none of private addresses"
+    )
+    serve.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin use the API in a browser, such as http://localhost:3000; repeatable; * is every page",
     )
 
     synth = subparser(
@@ -245,7 +257,9 @@ def build_parser() -> argparse.ArgumentParser:
     settings = score.add_argument_group("settings of single metrics")
     settings.add_argument("--bins", help="ece: number of bins (15)")
     settings.add_argument("--norm", help="ece: l1, l2 or max (l1)")
-    settings.add_argument("--convention", help="iou: coordinates of predictions: pixels, 0-1 or 0-1000 (pixels)")
+    settings.add_argument(
+        "--convention", help="iou: coordinates of predictions: pixels, 0-1, 0-1000 or 0-1024 (pixels)"
+    )
     settings.add_argument("--reference-convention", help="iou: coordinates of references (pixels)")
     settings.add_argument("--threshold", help="iou: the IoU from which a box counts (0.5)")
     plan = subparser(
@@ -315,6 +329,7 @@ def _serve(options: argparse.Namespace) -> None:
         timeout_s=options.timeout_s,
         allow_remote_images=options.allow_remote_images,
         api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
+        cors_origins=tuple(options.cors_origin),
     )
     listener = bind(options.host, options.port)
     model, processor = _load(options)

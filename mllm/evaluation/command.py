@@ -44,7 +44,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="that an endpoint's answer may have beyond a benchmark's limit, for models whose reasoning counts",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="of the weights")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="of the weights; auto: bfloat16 on a GPU that has it, float32 elsewhere (results.json says which)",
+    )
     parser.add_argument(
         "--on-missing",
         choices=["error", "skip"],

@@ -4,8 +4,8 @@ import asyncio
 import base64
 import io
 import logging
-import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image
 
 from mllm.chat_request import Sampling
 from mllm.errors import UserError
+from mllm.evaluation.completion import Received, read_completion
 from mllm.evaluation.question import OnReplies, Question, Reply
 from mllm.images.decode import image_bytes, read_image
 
@@ -23,6 +24,7 @@ PREFIX = "openai:"
 UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
 RETRIES = 6  # the client waits longer each time, or as long as the server says
 TIMEOUT_S = 120.0
+PATIENCE = 8  # answers that may be no completion before the endpoint is taken for something else
 GREEDY = Sampling()
 
 
@@ -31,8 +33,8 @@ class Endpoint:
 
     sampling: as the server wants it, temperature 0 where it can be. thinking_tokens: that an answer may have beyond a
     benchmark's limit, for models whose reasoning counts. Requests that fail for want of capacity or connection are sent
-    again. Log-probabilities are asked for, and done without where the endpoint refuses them. The key comes from the
-    environment (OPENAI_API_KEY).
+    again. Log-probabilities are asked for, and done without where the endpoint refuses them. An answer without words is an
+    empty one, counted and said at the end. The key comes from the environment (OPENAI_API_KEY).
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Endpoint:
         }
         self._openai, self._name, self._concurrency, self._retries = openai, name, concurrency, retries
         self._wants_logprobs = True
+        self._problems: Counter[str] = Counter()
+        self._completions = 0
 
     def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         if any(question.options for question in questions):
@@ -79,6 +83,8 @@ class Endpoint:
             remedy = self._sampling.remedy(error)
             advice = f"; say --{remedy[0].replace('_', '-')} {remedy[1]}" if remedy else ""
             raise UserError(f"{self.identity['endpoint']}, model {self._name}: {words}{cause}{advice}") from None
+        for problem, count in self._problems.most_common():
+            logger.warning("%d answer(s) without words count as empty: %s", count, problem)
 
     async def _answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         waiting = iter(questions)
@@ -106,24 +112,32 @@ class Endpoint:
         }
         wants_logprobs = self._wants_logprobs
         try:
-            found = await client.chat.completions.create(**asked, **({"logprobs": True} if wants_logprobs else {}))
+            found = await _create(client, **asked, **({"logprobs": True} if wants_logprobs else {}))
         except (self._openai.BadRequestError, self._openai.PermissionDeniedError) as error:
             if not wants_logprobs or "logprobs" not in str(error):
                 raise
             if self._wants_logprobs:
                 logger.warning("the endpoint gives no log-probabilities")
             self._wants_logprobs = False
-            found = await client.chat.completions.create(**asked)
-        if not found.choices:
-            raise self._openai.OpenAIError("an answer without a choice")
-        choice = found.choices[0]
-        tokens = choice.logprobs.content if choice.logprobs is not None else None
-        return Reply((choice.message.content or "").strip(), _summed([token.logprob for token in tokens or ()]))
+            found = await _create(client, **asked)
+        return self._reply(read_completion(found))
+
+    def _reply(self, received: Received) -> Reply:
+        """The reply, its problem counted. Raises OpenAIError where nothing but what is no completion has come back."""
+        self._completions += received.is_completion
+        if received.problem is not None:
+            self._problems[received.problem] += 1
+            if not self._completions and self._problems.total() >= PATIENCE:
+                raise self._openai.OpenAIError(received.problem)
+        return received.reply
 
 
-def _summed(logprobs: Sequence[float]) -> float | None:
-    total = math.fsum(logprobs)
-    return min(0.0, total) if logprobs and math.isfinite(total) else None
+async def _create(client: Any, **asked: Any) -> Any:
+    """What the server answers; its text where it isn't JSON."""
+    try:
+        return await client.chat.completions.create(**asked)
+    except ValueError as error:  # the client leaves JSON that is cut short to its parser's error
+        return str(error)
 
 
 def content_of(question: Question) -> list[dict[str, Any]]:

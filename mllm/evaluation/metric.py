@@ -39,10 +39,14 @@ class Line(BaseModel):
 
 @dataclass(frozen=True)
 class Result:
-    """`scores["score"]` is the headline; `per_line` has one number a line, in their order."""
+    """`scores["score"]` is the headline; `per_line` has one number a line, in their order.
+
+    notes: what whoever reads the score has to know of the answers, such as how many couldn't be read.
+    """
 
     scores: dict[str, Any]
     per_line: list[float]
+    notes: tuple[str, ...] = ()
 
 
 class Metric(BaseModel, ABC):

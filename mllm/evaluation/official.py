@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.metric import Result, parse_line
-from mllm.evaluation.metrics import build_metric
+from mllm.evaluation.metrics import METRICS, build_metric
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
@@ -96,6 +96,14 @@ class OfficialBenchmark:
         ]
         return metric.score(lines)
 
+    def check_item(self, item: Item, where: str) -> None:
+        """Raise UserError naming `where` and the field, unless an answer to the item could be scored."""
+        parse_line(METRICS.get(self.metric).line, _record("", item), where)
+
+    def check_items(self, items: Sequence[Item]) -> None:
+        """Raise UserError unless answers to the items could be scored together, before anything is asked."""
+        self.score_all([""] * len(items), items)
+
     def majority(self, data: Path) -> MajorityAnswer | None:
         return None
 
@@ -126,7 +134,8 @@ def find_official(root: Path, names: Sequence[str], source: str) -> Path:
 def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else str(problem["msg"])
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {text}" if place else text
 
 
 def coco_image(root: Path, split: str, image_id: int) -> Path:

@@ -53,7 +53,8 @@ def plan_run(
     """Read the benchmarks and draw their questions.
 
     limit: questions per benchmark (None = the benchmark's own default). on_missing: `error`, or `skip` to leave out
-    questions whose image isn't there. Raises UserError for an unknown benchmark, missing files, or nothing to ask.
+    questions whose image isn't there. Raises UserError for an unknown benchmark, missing files, nothing to ask, or
+    questions whose answers couldn't be scored.
     """
     plan = [_choose(name, find_benchmark(name), data, limit, seed, on_missing) for name in dict.fromkeys(names)]
     if by_likelihood and not any(options_of(item) for chosen in plan for item in chosen.items):
@@ -85,5 +86,7 @@ def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed
     kept = tuple(item for item in sample if item.id not in reasons)
     if not kept:
         raise UserError(f"{name}: all {len(sample)} question(s) lack their image, such as {sorted(gone)[0]}")
+    if isinstance(benchmark, OfficialBenchmark):
+        benchmark.check_items(kept)
     skipped = tuple(Skipped(name, item_id, reason) for item_id, reason in reasons.items())
     return Chosen(name, benchmark, kept, len(everything), skipped)

@@ -30,6 +30,7 @@ from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, a
 from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
 from mllm.images.decode import image_bytes
+from mllm.model.load import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class Outcome:
     answers: dict[str, list[Answer]]
     scores: dict[str, list[Score]]
     official: dict[str, dict[str, dict[str, Any]]]
+
+    def empty_answers(self, name: str) -> int:
+        """How many of the model's own answers to a benchmark have no words."""
+        return sum(answer.condition == "model" and not answer.answer for answer in self.answers[name])
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def evaluate_directory(
     seed: int,
     batch_size: int,
     *,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     on_missing: str = "error",
     choice_by: str = "generation",
 ) -> dict[str, list[Score]]:
@@ -121,6 +126,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
         outcome = score_replies(plan, replies, setup)
         if ranks.rank == 0:
             provenance = {"model": name} | _provenance(plan, subject, setup, hash_of) | {"official": outcome.official}
+            provenance["empty_answers"] = {chosen.name: outcome.empty_answers(chosen.name) for chosen in plan}
             _write(setup.output, provenance, plan, outcome, runs)
         ranks.gather(None)  # no rank leaves before the files are there
     return outcome.scores
@@ -155,7 +161,8 @@ def _official(
     if not isinstance(benchmark, OfficialBenchmark):
         return {}
     texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in conditions}
-    return {condition: benchmark.score_all(own, items).scores for condition, own in texts.items()}
+    results = {condition: benchmark.score_all(own, items) for condition, own in texts.items()}
+    return {c: own.scores | ({"notes": list(own.notes)} if own.notes else {}) for c, own in results.items()}
 
 
 def _file_hash(path: str) -> str:
@@ -197,14 +204,18 @@ def partial_note(plan: Sequence[Chosen]) -> str | None:
     return f"PARTIAL: questions were skipped ({'; '.join(lost)}); skipped.jsonl says why" if lost else None
 
 
-def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What a reader has to know of a benchmark's scores: that they are a sample's, the official number, others' figures."""
+def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]], empty_answers: int = 0) -> list[str]:
+    """What a reader has to know of a benchmark's scores: that they are a sample's, how many answers are empty or couldn't be
+    read, the official number, others' figures."""
     asked, said = len(chosen.items), []
     if asked < chosen.in_files:
         said.append(f"A sample: {asked} of {chosen.in_files} questions were asked.")
+    if empty_answers:
+        said.append(f"{empty_answers} of {asked} answers are empty.")
     if not isinstance(chosen.benchmark, OfficialBenchmark):
         return said
     said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
+    said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
     for figure in chosen.benchmark.card.published:
         note = f" ({figure.note})" if figure.note else ""
         said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")
@@ -224,7 +235,8 @@ def _write(
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
     )
     note = partial_note(plan)
-    said = {chosen.name: remarks(chosen, outcome.official[chosen.name]) for chosen in plan}
+    empty = provenance["empty_answers"]
+    said = {chosen.name: remarks(chosen, outcome.official[chosen.name], empty[chosen.name]) for chosen in plan}
     title = f"Scores of {provenance['model']}"
     write_text_atomically(output / "report.md", as_markdown(title, scores, note, said))
     write_report(output / "report.html", title, scores, answers, runs, note, said)

@@ -1,6 +1,7 @@
 """Scoring a file of predictions without a model: the work behind `mllm score`."""
 
 import json
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from mllm.errors import UserError
 from mllm.evaluation.metric import Line, Metric, Result, parse_line
 from mllm.evaluation.metrics import build_metric
 from mllm.files import write_text_atomically
+
+logger = logging.getLogger(__name__)
 
 
 def score_file(
@@ -25,6 +28,8 @@ def score_file(
         raise UserError(f"--per-sample: {per_sample} is {kind}; name a new file")
     places, lines = read_lines(path, type(metric))
     result = metric.score(lines)
+    for note in result.notes:
+        logger.warning(note)
     if per_sample is not None:
         write_text_atomically(per_sample, "".join(_sample_lines(places, lines, result)))
     return {"metric": name, "count": len(lines)} | result.scores

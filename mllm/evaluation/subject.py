@@ -16,7 +16,7 @@ from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
 from mllm.inference.likelihood import score_answers
 from mllm.model.checkpoint import directory_hash, model_directory
-from mllm.model.load import load, local_directory
+from mllm.model.load import load, local_directory, resolve_dtype
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
@@ -101,6 +101,7 @@ def load_local(source: str, dtype: str, batch_size: int) -> tuple[LocalModel, Pa
     """The model of `source` (see `mllm.load`) on this process's GPU if there is one, and the directory that it is in."""
     path = model_directory(local_directory(source))
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    dtype = resolve_dtype(dtype, device)
     model, processor = load(path, dtype=dtype, device=device)
     identity = {
         "model_sha256": directory_hash(path),

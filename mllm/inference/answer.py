@@ -1,7 +1,7 @@
 """From the tokens of an answer, one by one, to its text: streaming, stop strings, log-probabilities."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -126,11 +126,11 @@ class Row:
         self._stops = frozenset(processor.stop_token_ids)
         self._on_text, self._is_cancelled, self._on_finish = on_text, is_cancelled, on_finish
 
-    def add(self, token_id: int, logprobs: torch.Tensor | None) -> None:
-        """Take the next token; `logprobs` [K] of the model at its place."""
+    def add(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        """Take the next token and its log-probability, with at least as many alternatives as are wanted."""
         self.token_ids.append(token_id)
-        if logprobs is not None and self.decoding.logprobs:
-            self.logprobs.append(_token_logprob(token_id, logprobs, self.decoding.top_logprobs))
+        if logprob is not None and self.decoding.logprobs:
+            self.logprobs.append(replace(logprob, top=logprob.top[: self.decoding.top_logprobs]))
         is_end = token_id in self._stops
         self._say("" if is_end else self.words.add(token_id))
         if is_end or self.words.stopped:
@@ -162,9 +162,17 @@ class Row:
         )
 
 
-def _token_logprob(token_id: int, logprobs: torch.Tensor, count: int) -> TokenLogprob:
-    values, ids = logprobs.topk(min(count, len(logprobs)))
-    return TokenLogprob(token_id, float(logprobs[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+def token_logprobs(token_ids: torch.Tensor, logprobs: torch.Tensor, count: int) -> list[TokenLogprob]:
+    """Of each row's token [B] among log-probabilities [B, K], with the `count` likeliest; read from the device at once."""
+    values, ids = logprobs.topk(min(count, logprobs.shape[1]))
+    own = logprobs.gather(1, token_ids[:, None])
+    # Numbers below 2²⁴, such as those of tokens, are exact in float32, so that one copy brings all.
+    read = torch.cat([column.float() for column in (token_ids[:, None], own, values, ids)], 1).tolist()
+    width = values.shape[1]
+    return [
+        TokenLogprob(int(row[0]), row[1], tuple(zip(map(int, row[2 + width :]), row[2 : 2 + width], strict=True)))
+        for row in read
+    ]
 
 
 class RowWatcher(StoppingCriteria):
@@ -174,8 +182,15 @@ class RowWatcher(StoppingCriteria):
         self.rows, self.processors = rows, processors
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        logprobs = self.processors.logprobs
-        for index, (row, token_id) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
+        for row, (token_id, logprob) in zip(self.rows, self._read(input_ids[:, -1]), strict=True):
             if row.finish_reason is None:
-                row.add(token_id, None if logprobs is None else logprobs[index])
+                row.add(token_id, logprob)
         return torch.tensor([row.finish_reason is not None for row in self.rows], device=input_ids.device)
+
+    def _read(self, token_ids: torch.Tensor) -> list[tuple[int, TokenLogprob | None]]:
+        """Each row's token [B] and its log-probability where any row wants it: one wait for the device."""
+        logprobs = self.processors.logprobs
+        if logprobs is None:
+            return [(token_id, None) for token_id in token_ids.tolist()]
+        most = max(row.decoding.top_logprobs for row in self.rows)
+        return [(found.token_id, found) for found in token_logprobs(token_ids, logprobs, most)]

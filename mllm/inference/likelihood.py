@@ -88,9 +88,9 @@ def _score_together(
             logits_to_keep=kept,
             **cache_argument(language_model, opened.cache),
         ).logits
-    scores = {}
+    scores = []
     for row, index in enumerate(opened.members):
         ids = torch.tensor(prompts[index].tokens.input_ids[starts[index] :], device=logits.device)
         logprobs = logits[row, -len(ids) - 1 : -1].float().log_softmax(-1)
-        scores[index] = float(logprobs.gather(1, ids[:, None]).double().sum())
-    return scores
+        scores.append(logprobs.gather(1, ids[:, None]).double().sum())
+    return dict(zip(opened.members, torch.stack(scores).tolist(), strict=True))  # one wait for the device

@@ -18,7 +18,6 @@ from mllm.model.encoders import (
     encoder_geometry,
     load_preparer,
     load_vision_model,
-    refuse_missing,
     vision_config,
 )
 from mllm.model.fill import Contents, cast_parameters, fill, parameters_on_meta, saved_shapes
@@ -26,6 +25,7 @@ from mllm.model.multimodal import MultimodalLM
 from mllm.model.origin import Held, Made, Origin, Selection, beneath, joined
 from mllm.model.projectors import Projector, build_projector
 from mllm.model.stored_weights import StoredWeights, part_files
+from mllm.model.weight_checks import check_complete, check_described, first_line
 from mllm.processor import Processor
 
 
@@ -59,12 +59,14 @@ def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTra
         cast_parameters(model.language_model, dtype)
         return model.language_model
     try:
+        config = AutoConfig.from_pretrained(path)
+        check_described(path, config, lambda: AutoModelForCausalLM.from_config(config))
         language_model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"language model {path!r} could not be loaded: {str(error).strip().splitlines()[0]}") from None
-    refuse_missing(path, report)
+        raise UserError(f"language model {path!r} could not be loaded: {first_line(error)}") from None
+    check_complete(path, report["missing_keys"])
     return language_model
 
 
@@ -178,7 +180,7 @@ def _blank_language_model(path: str) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(path)
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise UserError(f"language model {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"language model {path!r} could not be loaded: {first_line(error)}") from None
 
 
 def _words_origin(path: str, shapes: Mapping[str, torch.Size]) -> Origin:

@@ -37,6 +37,7 @@ CONFIG_KEYS = (
     *("prompt_format", "image_token_id", "feature_layer", "class_token"),
     *("projector", "image", "vision_config", "text_config"),
 )
+PART_KEYS = {"vision_config": ("model_type", "image_size", "patch_size"), "text_config": ("model_type",)}
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -122,6 +123,8 @@ def read_config(path: Path) -> dict[str, Any]:
     if config.get("version") != VERSION:
         raise UserError(f"{path} has format version {config.get('version')}; this mllm reads version {VERSION}")
     missing = [key for key in CONFIG_KEYS if key not in config]
+    for part, keys in PART_KEYS.items():
+        missing += [f"{part}.{key}" for key in keys if part in config and key not in config[part]]
     if missing:
         raise UserError(f"{path / 'config.json'} lacks {', '.join(missing)}; it isn't whole: copy the directory again")
     return config

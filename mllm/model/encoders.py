@@ -24,6 +24,7 @@ from transformers import (
 from mllm.errors import UserError
 from mllm.images.layout import ImageGeometry
 from mllm.images.prepare import Fit, ImagePreparer
+from mllm.model.weight_checks import check_complete, check_described, first_line
 
 
 @dataclass(frozen=True)
@@ -165,23 +166,15 @@ def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
     """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
+    check_described(path, vision, lambda: family.model(vision))
     try:
         model, report = family.model.from_pretrained(
             path, config=vision, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).strip().splitlines()[0]}") from None
-    refuse_missing(path, report)
+        raise UserError(f"vision encoder {path!r} could not be loaded: {first_line(error)}") from None
+    check_complete(path, report["missing_keys"])
     return model
-
-
-def refuse_missing(path: str, report: dict[str, Any]) -> None:
-    """Raise UserError for weights that transformers' loading `report` says it had to make up."""
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} weight(s) missing, such as {missing[0]}; it isn't whole: copy it again"
-        )
 
 
 def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:

@@ -14,6 +14,7 @@ from mllm.model.products import multiply_as_asked
 from mllm.model.quantize import Quantization, quantize_language_model
 from mllm.processor import Processor
 
+AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Never a pickle: what isn't listed is not downloaded.
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -30,19 +31,18 @@ def load(
     prompt_format: str | None = None,
     image: ImageSettings | None = None,
     *,
-    dtype: str = "float32",
+    dtype: str = AUTO,
     device: str = "cpu",
     quantize: Quantization | None = None,
 ) -> tuple[MultimodalLM, Processor]:
     """The model and processor of `source`, in evaluation mode.
 
     source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
-    safetensors. prompt_format, image: replace what the source says. dtype: float32, bfloat16 or float16. quantize: the
-    language model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
+    safetensors. prompt_format, image: replace what the source says. dtype: see `resolve_dtype`. quantize: the language
+    model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
     weights are not exactly those that its config asks for, or the device isn't there.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; choose one of: {', '.join(DTYPES)}")
+    dtype = resolve_dtype(dtype, device)
     multiply_as_asked(dtype)
     path = checkpoint.model_directory(local_directory(source))
     if checkpoint.is_ours(path):
@@ -59,6 +59,24 @@ def load(
         raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from None
     store_wide_layers_by_column(model.language_model)
     return model, processor
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`float32`, `bfloat16` or `float16`; of `auto`, bfloat16 on a GPU that has it and float32 elsewhere.
+
+    Raises UserError for another name.
+    """
+    if dtype in DTYPES:
+        return dtype
+    if dtype != AUTO:
+        raise UserError(f"unknown dtype {dtype!r}; choose one of: {', '.join((AUTO, *DTYPES))}")
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return "float32"
+    try:
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    except (RuntimeError, AssertionError, ValueError):
+        return "float32"  # no such device, which whoever moves the model there says
 
 
 def local_directory(source: Path | str) -> Path:

@@ -1,7 +1,8 @@
 """The exact loss on held-out samples, measured by all ranks together while a run goes on."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -12,6 +13,7 @@ from mllm.training.callback import Callback, RunContext
 from mllm.training.engine import Engine
 from mllm.training.feed import Feed
 from mllm.training.instruction import InstructionTask, length_multiple
+from mllm.training.task import StepWindow
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,17 @@ class HeldOutLoss(Callback):
             return {}
         return {"heldout_loss": self._loss()}
 
+    def _windows(self) -> Iterator[StepWindow]:
+        """Those of the whole recipe, each made while the one before is used."""
+        engine, count = self._engine, self._task.steps_per_epoch
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(self._task.window, 0, engine.rank, engine.world_size)
+            for step in range(1, count):
+                window = pending.result()
+                pending = pool.submit(self._task.window, step, engine.rank, engine.world_size)
+                yield window
+            yield pending.result()
+
     @torch.no_grad()
     def _loss(self) -> float:
         engine, module = self._engine, self._engine.module
@@ -48,8 +61,7 @@ class HeldOutLoss(Callback):
         targets, skipped = 0, 0
         module.eval()
         try:
-            for window_step in range(self._task.steps_per_epoch):
-                window = self._task.window(window_step, engine.rank, engine.world_size)
+            for window in self._windows():
                 skipped += len(window.skipped)
                 for micro_batch in Feed(window.micro_batches, engine.device):
                     with engine.autocast():

@@ -219,22 +219,43 @@ def test_scienceqa_has_the_image_subset_apart():
 
 @pytest.mark.parametrize(
     ("prediction", "wanted"),
-    [("B", 1), ("b.", 1), (" B. the leaf", 1), ("(B)", 1), ("B leaf", 0), ("B ", 0), ("A. B", 0)],
+    [
+        ("B", 1),
+        ("b.", 1),
+        (" B. the leaf", 1),
+        ("(B)", 1),
+        ("B leaf", 0),
+        ("B ", 1),
+        ("A. B", 0),
+        (" B", 1),
+        ("B\n", 1),
+        ("\tb.\n", 1),
+    ],
 )
 def test_ai2d(prediction, wanted):
     assert score("ai2d", prediction, "B") == wanted
 
 
 answers = st.text(alphabet="ab ,.'-1T", max_size=8)
+letters = st.sampled_from("ABCDE")
 
 
-@given(answers, st.lists(answers, min_size=1, max_size=10), st.randoms(use_true_random=False))
-def test_scores_are_bounded_and_the_order_of_references_does_not_matter(prediction, references, random):
-    shuffled = random.sample(references, len(references))
-    for name in ("vqa", "vqa_official", "gqa", "anls", "chartqa_relaxed", "ai2d", "scienceqa"):
-        value = score(name, prediction, references)
-        assert 0 <= value <= 1
-        assert value == pytest.approx(score(name, prediction, shuffled))
+@given(
+    answers,
+    st.lists(answers, min_size=1, max_size=10),
+    st.lists(letters, min_size=1),
+    st.randoms(use_true_random=False),
+)
+def test_scores_are_bounded_and_the_order_of_references_does_not_matter(prediction, texts, options, random):
+    for names, references in (
+        (("vqa", "vqa_official", "gqa", "anls", "chartqa_relaxed", "exact_match"), texts),
+        (("ai2d", "scienceqa"), options),
+    ):
+        shuffled = random.sample(references, len(references))
+        for name in names:
+            value = score(name, prediction, references)
+            assert 0 <= value <= 1
+            assert value == pytest.approx(score(name, prediction, shuffled))
 
 
 @given(st.text(alphabet="abc dß", max_size=10), st.text(alphabet="abc dß", max_size=10))

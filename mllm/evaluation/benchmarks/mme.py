@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
+from mllm.evaluation.metrics.closed import spelled_as
 from mllm.evaluation.metrics.mme import COGNITION, PERCEPTION, read_yes_or_no
 from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark
 
@@ -61,4 +62,4 @@ class Mme(OfficialBenchmark):
 
     def score(self, answer: str, item: Item) -> float:
         """Whether this answer alone is right; the official points need both questions of an image."""
-        return float(read_yes_or_no(answer) == item.references[0].lower())
+        return float(read_yes_or_no(answer) == spelled_as(("yes", "no"), item.references[0]))

@@ -1,37 +1,53 @@
 """Intersection over union of boxes: accuracy at 0.5, as for RefCOCO, RefCOCO+ and RefCOCOg (Yu et al. 2016)."""
 
-import re
-from collections.abc import Sequence
-from typing import Annotated, Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat
 
 from mllm.errors import UserError
 from mllm.evaluation.metric import METRICS, Line, Metric, Result, mean
+from mllm.evaluation.metrics.box_text import box_of, read_bins, read_box
 
-Convention = Literal["pixels", "0-1", "0-1000"]
+Convention = Literal["pixels", "0-1", "0-1000", "0-1024"]
+# What the whole width or height is.
+UNITS = {"0-1": 1.0, "0-1000": 1000.0, "0-1024": 1024.0}
 Box = tuple[float, float, float, float]
 Corners = Annotated[list[float], Field(min_length=4, max_length=4)]
-_NUMBER = re.compile(r"-?\d+(?:\.\d+)?|-?\.\d+")
+
+
+def _as_text(value: object) -> object:
+    """What a model wrote as JSON and somebody parsed, as the text that it was; four numbers stay."""
+    is_structure = isinstance(value, Mapping) or (
+        isinstance(value, list) and any(isinstance(v, list | Mapping) for v in value)
+    )
+    return json.dumps(value) if is_structure else value
 
 
 def _as_boxes(value: object) -> object:
-    return [value] if isinstance(value, list) and value and not isinstance(value[0], list) else value
+    """References as lists of four numbers, each read from its text where it is one."""
+    if isinstance(value, str | Mapping) or (isinstance(value, list) and value and isinstance(value[0], int | float)):
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    return [_read(own) if isinstance(own, str | Mapping) else own for own in value]
+
+
+def _read(reference: Any) -> list[float]:
+    box = box_of(reference)
+    if box is None:
+        raise ValueError(f"{reference!r} names no box; expected x1, y1, x2, y2")
+    return box
 
 
 class IouLine(Line):
-    """Boxes are corners x1, y1, x2, y2; a prediction may be text, whose first four numbers are taken."""
+    """Boxes are corners x1, y1, x2, y2; `box_text` says which texts name one."""
 
-    prediction: Corners | str  # type: ignore[assignment]
+    prediction: Annotated[Corners | str, BeforeValidator(_as_text)]  # type: ignore[assignment]
     references: Annotated[list[Corners], BeforeValidator(_as_boxes), Field(min_length=1)]  # type: ignore[assignment]
     width: PositiveFloat | None = None
     height: PositiveFloat | None = None
-
-
-def read_box(text: str) -> list[float] | None:
-    """The first four numbers of a text, None where there are fewer."""
-    numbers = [float(number) for number in _NUMBER.findall(text)[:4]]
-    return numbers if len(numbers) == 4 else None
 
 
 def box_iou(first: Box, second: Box) -> float:
@@ -58,8 +74,9 @@ def _ordered(corners: Sequence[float], limit_x: float, limit_y: float) -> Box:
 class Iou(Metric):
     """`score` is the share of boxes with IoU ≥ the threshold. Coordinates are what they are declared to be.
 
-    convention, reference_convention: pixels of the image, 0–1 or 0–1000 of its width and height. Where the two differ,
-        lines need `width` and `height` (pixels); pixels are clipped to the image where lines have them.
+    convention, reference_convention: pixels of the image, or what the whole width and height are. In 0-1024 the tokens
+        `<loc0123>` are read, too, which are bins by definition. Where the two differ, lines need `width` and `height`
+        (pixels); pixels are clipped to the image where lines have them.
     """
 
     line = IouLine
@@ -69,18 +86,44 @@ class Iou(Metric):
     threshold: float = Field(0.5, gt=0, le=1)
 
     def score(self, lines: Sequence[IouLine]) -> Result:
-        values, unread = [], 0
+        values, unread, outside = [], 0, 0
         for number, line in enumerate(lines, 1):
             if self.convention != self.reference_convention and (line.width is None or line.height is None):
                 raise UserError(
                     f"answer {line.id or number}: width, height: fields required, since predictions are in "
                     f"{self.convention} and references in {self.reference_convention}"
                 )
-            corners = read_box(line.prediction) if isinstance(line.prediction, str) else line.prediction
+            corners = self._corners(line)
             unread += corners is None
+            outside += corners is not None and self._is_outside(corners, line)
             values.append(0.0 if corners is None else self._best(corners, line))
         scores = {"score": mean([float(v >= self.threshold) for v in values]), "mean_iou": mean(values)}
-        return Result(scores | {"without_box": unread}, values)
+        counts = {"without_box": unread, "outside_frame": outside}
+        return Result(scores | counts, values, tuple(self._notes(len(lines), unread, outside)))
+
+    def _corners(self, line: IouLine) -> list[float] | None:
+        if not isinstance(line.prediction, str):
+            return line.prediction
+        bins = read_bins(line.prediction) if self.convention == "0-1024" else None
+        return bins or read_box(line.prediction)
+
+    def _is_outside(self, corners: Sequence[float], line: IouLine) -> bool:
+        """Whether a corner lies outside what is declared to be the image."""
+        unit = UNITS.get(self.convention)
+        right, bottom = (unit, unit) if unit is not None else (line.width, line.height)
+        limits = (right, bottom, right, bottom)
+        return any(
+            value < 0 or (limit is not None and value > limit) for value, limit in zip(corners, limits, strict=True)
+        )
+
+    def _notes(self, count: int, unread: int, outside: int) -> Sequence[str]:
+        notes = [f"{unread} of {count} answers name no box that can be read, and count as misses"] if unread else []
+        if outside > count / 2:
+            notes.append(
+                f"{outside} of {count} boxes reach beyond the image as the convention {self.convention} has it; are they in "
+                "these units?"
+            )
+        return notes
 
     def _best(self, corners: Sequence[float], line: IouLine) -> float:
         box = self._in_common_units(corners, self.convention, line)
@@ -90,11 +133,11 @@ class Iou(Metric):
         """Pixels where the two conventions differ, else the units that both are in."""
         width, height = line.width, line.height
         if self.convention == self.reference_convention:
-            top = {"pixels": float("inf"), "0-1": 1.0, "0-1000": 1000.0}[convention]
+            top = UNITS.get(convention, float("inf"))
             is_pixels = convention == "pixels"
             return _ordered(corners, (is_pixels and width) or top, (is_pixels and height) or top)
         assert width is not None and height is not None
-        unit = {"pixels": 1.0, "0-1": 1.0, "0-1000": 1000.0}[convention]
-        scale_x, scale_y = (1.0, 1.0) if convention == "pixels" else (width / unit, height / unit)
+        unit = UNITS.get(convention)
+        scale_x, scale_y = (1.0, 1.0) if unit is None else (width / unit, height / unit)
         x1, y1, x2, y2 = corners
         return _ordered((x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y), width, height)

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean, means_by
+from mllm.evaluation.metrics.closed import spelled_as
 
 ROTATION = 1_000_000
 _SEPARATORS = str.maketrans({mark: " " for mark in ".()[],:;!*#{}"})
@@ -41,9 +42,11 @@ class MmBenchLine(Line):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.references[0] not in self.options:
-            raise ValueError(f"references: {self.references[0]!r} is none of the options {', '.join(self.options)}")
-        return self
+        try:
+            spelled = [spelled_as(self.options, reference) for reference in self.references]
+        except ValueError as error:
+            raise ValueError(f"references: {error}") from None
+        return self.model_copy(update={"references": spelled})
 
     @property
     def key(self) -> Hashable | None:

@@ -7,6 +7,7 @@ from typing_extensions import Self
 
 from mllm.errors import UserError
 from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean
+from mllm.evaluation.metrics.closed import YesOrNo
 
 PERCEPTION = ["existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR"]
 COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"]
@@ -15,6 +16,7 @@ COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation
 class MmeLine(Line):
     """`category` is the task; `image` (or `group`) joins the two questions of an image, else neighbours are a pair."""
 
+    references: YesOrNo
     category: str = Field(validation_alias=AliasChoices("category", "type", "task"))
     image: Id | None = Field(None, validation_alias=AliasChoices("image", "group"))
 
@@ -23,8 +25,6 @@ class MmeLine(Line):
         known = (*PERCEPTION, *COGNITION)
         if self.category not in known:
             raise ValueError(f"category: unknown MME task {self.category!r}; choose one of: {', '.join(known)}")
-        if len(self.references) != 1 or self.references[0].lower() not in ("yes", "no"):
-            raise ValueError(f"references: {self.references} is neither Yes nor No")
         return self
 
 
@@ -43,7 +43,7 @@ class Mme(Metric):
     line = MmeLine
 
     def score(self, lines: Sequence[MmeLine]) -> Result:
-        hits = [read_yes_or_no(line.prediction) == line.references[0].lower() for line in lines]
+        hits = [read_yes_or_no(line.prediction) == line.references[0] for line in lines]
         tasks = {task: _task_scores(task, lines, hits) for task in dict.fromkeys(line.category for line in lines)}
         totals = {
             "perception": sum(own["score"] for task, own in tasks.items() if task in PERCEPTION),

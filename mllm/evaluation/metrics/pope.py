@@ -5,11 +5,13 @@ from collections.abc import Hashable, Sequence
 from pydantic import AliasChoices, Field
 
 from mllm.evaluation.metric import METRICS, Line, Metric, Result, mean
+from mllm.evaluation.metrics.closed import YesOrNo
 
 
 class PopeLine(Line):
     """`group` is the file: random, popular or adversarial; ids are unique within it."""
 
+    references: YesOrNo
     group: str | None = Field(None, validation_alias=AliasChoices("group", "category", "type"))
 
     @property
@@ -48,7 +50,7 @@ class Pope(Metric):
 
     def score(self, lines: Sequence[PopeLine]) -> Result:
         predicted = [says_yes(line.prediction) for line in lines]
-        actual = [line.references != ["no"] for line in lines]
+        actual = [line.references == ["yes"] for line in lines]
         groups: dict[str, dict[str, float]] = {}
         for group in dict.fromkeys(line.group for line in lines):
             chosen = [i for i, line in enumerate(lines) if line.group == group]

@@ -4,8 +4,9 @@ import re
 from collections.abc import Sequence
 
 from mllm.evaluation.metric import METRICS, Line, MeanMetric, Result, mean
+from mllm.evaluation.metrics.closed import FIRST_LETTERS, FirstLetter
 
-LETTERS = "ABCDE"
+LETTERS = FIRST_LETTERS
 # The last character is any character: the original left its dot unescaped.
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 
@@ -13,6 +14,7 @@ _SENTENCE = re.compile(r"The answer is ([A-Z]).")
 class ScienceQaLine(Line):
     """`references` is the letter of the right choice."""
 
+    references: FirstLetter
     has_image: bool | None = None
     subject: str | None = None
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
@@ -40,6 +41,7 @@ from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
 DISCONNECT_POLL_S = 0.25
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://(\[[0-9a-f:]+\]|[^/\s:?#]+)(:\d+)?", re.IGNORECASE)
 # A piece of the text of a choice; at the end all answers, or what went wrong.
 _Progress = tuple[int, str] | list[Answer] | Exception
 _Events = asyncio.Queue[_Progress]
@@ -47,7 +49,11 @@ _Events = asyncio.Queue[_Progress]
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the server allows. name: the model's, for clients. max_new_tokens: of an answer, where a request doesn't say."""
+    """What the server allows.
+
+    name: the model's, for clients. max_new_tokens: of an answer, where a request doesn't say. cors_origins: pages of other
+    origins that browsers may let use the API, such as https://app.example:8443; `*` is every page.
+    """
 
     name: str
     max_new_tokens: int = 256
@@ -57,6 +63,7 @@ class ServerSettings:
     max_body_bytes: int = 64 * 2**20
     allow_remote_images: bool = False
     api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise UserError for a name that is empty, or a bound that nothing keeps to."""
@@ -67,6 +74,11 @@ class ServerSettings:
                 raise UserError(f"{field} is {getattr(self, field)}; give at least 1")
         if not 0 < self.timeout_s < float("inf"):
             raise UserError(f"timeout_s is {self.timeout_s}; give seconds above 0")
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise UserError(
+                    f"the origin {origin!r} is none; give SCHEME://HOST or SCHEME://HOST:PORT, or * for all"
+                )
 
 
 def build_app(model: MultimodalLM, processor: Processor, settings: ServerSettings) -> FastAPI:
@@ -85,6 +97,11 @@ def build_app(model: MultimodalLM, processor: Processor, settings: ServerSetting
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key is not None:
         app.add_middleware(ApiKey, key=settings.api_key)
+    if settings.cors_origins:
+        # Outermost, because a browser asks for leave without the key.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     service = _Service(model, processor, settings, engine, metrics)
 
     @app.exception_handler(RequestValidationError)
@@ -94,7 +111,8 @@ def build_app(model: MultimodalLM, processor: Processor, settings: ServerSetting
         if first["type"] == "json_invalid":
             return error_body(400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', first['msg'])}")
         field = ".".join(str(part) for part in first["loc"][1:])
-        return error_body(400, f"{field or 'body'}: {first['msg']}", field or None)
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        return error_body(400, f"{field or 'body'}: {reason}", field or None)
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -108,10 +126,16 @@ def build_app(model: MultimodalLM, processor: Processor, settings: ServerSetting
     async def show_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    entry = {"id": settings.name, "object": "model", "created": service.started, "owned_by": "mllm"}
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        entry = {"id": settings.name, "object": "model", "created": service.started, "owned_by": "mllm"}
         return {"object": "list", "data": [entry]}
+
+    # A name may have slashes in it.
+    @app.get("/v1/models/{name:path}")
+    async def named_model(name: str) -> Response:
+        return JSONResponse(entry) if name == settings.name else service.unknown_model(name)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatCompletionRequest, request: Request) -> Response:
@@ -151,8 +175,7 @@ class _Service:
     async def answer(self, body: ChatCompletionRequest, request: Request) -> Response:
         begun = time.monotonic()
         if body.model != self.settings.name:
-            message = f"the model {body.model!r} is not served here; it is {self.settings.name!r}"
-            return error_body(404, message, "model", "model_not_found")
+            return self.unknown_model(body.model)
         events: _Events = asyncio.Queue()
         try:
             job = await asyncio.to_thread(self._job, body, begun, events, asyncio.get_running_loop())
@@ -170,6 +193,10 @@ class _Service:
             stream = self._stream(body, job, events, identity, begun)
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return await self._whole(body, job, events, identity, begun, request)
+
+    def unknown_model(self, name: str) -> Response:
+        message = f"the model {name!r} is not served here; it is {self.settings.name!r}"
+        return error_body(404, message, "model", "model_not_found")
 
     def _job(self, body: ChatCompletionRequest, begun: float, events: _Events, loop: asyncio.AbstractEventLoop) -> Job:
         """Decode the images and render the prompt. Raises FieldError."""

@@ -1,11 +1,9 @@
 """OpenAI's chat completions as far as they are served: what is asked, checked, and the answers' shapes."""
 
-import base64
-import binascii
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
@@ -14,6 +12,8 @@ from mllm.inference.answer import Answer, TokenLogprob
 from mllm.inference.decoding import Decoding
 from mllm.inference.remote import is_url
 from mllm.inference.request import ImageSource, Request
+from mllm.inference.serve.data_url import data_url_bytes
+from mllm.inference.serve.fields import Strict, UnservedFields, UnservedMessageFields
 
 IMAGE_LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=50_000_000, max_frames=200)
 MAX_IMAGES = 16
@@ -28,42 +28,67 @@ class FieldError(UserError):
         self.field = field
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+class _ImageUrl(Strict):
+    """`detail` is taken and not looked at: an image has as many tokens as the model gives it."""
 
-
-class _ImageUrl(_Strict):
     url: str
-    detail: Literal["auto", "low", "high"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class _TextContent(_Strict):
+class _TextContent(Strict):
     type: Literal["text"]
     text: str
 
 
-class _ImageContent(_Strict):
+class _RefusalContent(Strict):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class _ImageContent(Strict):
     type: Literal["image_url"]
     image_url: _ImageUrl
 
+    @field_validator("image_url", mode="before")
+    @classmethod
+    def _string_is_the_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
 
-class _ChatMessage(_Strict):
+
+class _ChatMessage(UnservedMessageFields):
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[_TextContent | _ImageContent, Field(discriminator="type")]]
-    name: str | None = None
+    content: list[Annotated[_TextContent | _RefusalContent | _ImageContent, Field(discriminator="type")]]
+    refusal: str | None = None
 
     @field_validator("content", mode="before")
     @classmethod
     def _string_is_one_text_part(cls, value: Any) -> Any:
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _an_answer_may_be_without_content(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") == "assistant" and value.get("content") is None:
+            return value | {"content": value.get("refusal") or ""}
+        return value
 
-class _StreamOptions(_Strict):
+    @field_validator("refusal")
+    @classmethod
+    def _of_an_answer(cls, value: str, others: ValidationInfo) -> str:
+        if others.data.get("role") not in ("assistant", None):
+            raise ValueError("only an assistant's turn has one")
+        return value
+
+
+class _StreamOptions(Strict):
+    """`include_obfuscation` pads chunks against listeners; what is served isn't padded."""
+
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
-class ChatCompletionRequest(_Strict):
-    """The body of `POST /v1/chat/completions`; a field that isn't here is refused by name."""
+class ChatCompletionRequest(UnservedFields):
+    """The body of `POST /v1/chat/completions`; a field that is unknown or asks for what isn't served is refused by name."""
 
     model: str
     messages: list[_ChatMessage] = Field(min_length=1)
@@ -78,14 +103,11 @@ class ChatCompletionRequest(_Strict):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    user: str | None = None
-    frequency_penalty: float = Field(default=0.0, ge=0, le=0)
-    presence_penalty: float = Field(default=0.0, ge=0, le=0)
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_or_none(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else [] if value is None else value
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("stop")
     @classmethod
@@ -122,11 +144,11 @@ class ChatCompletionRequest(_Strict):
         for number, message in enumerate(self.messages):
             parts: list[Part] = []
             for place, part in enumerate(message.content):
-                if isinstance(part, _TextContent):
-                    parts.append(TextPart(text=part.text))
-                else:
+                if isinstance(part, _ImageContent):
                     parts.append(ImagePart())
                     images.append(_image(part.image_url.url, f"messages.{number}.content.{place}.image_url", fetch))
+                else:
+                    parts.append(TextPart(text=part.text if isinstance(part, _TextContent) else part.refusal))
             role = "system" if message.role == "developer" else message.role
             messages.append(Message(role=role, content=tuple(parts)))
         if len(images) > MAX_IMAGES:
@@ -155,15 +177,7 @@ def _image_bytes(url: str, fetch: Callable[[str], bytes] | None) -> bytes:
         if fetch is None:
             raise UserError("remote images are off on this server; send the image as a data URL")
         return fetch(url)
-    header, comma, payload = url.partition(",")
-    if not (header.startswith("data:image/") and header.endswith(";base64") and comma):
-        raise UserError("an image is sent as a data URL: data:image/png;base64,…")
-    if len(payload) > IMAGE_LIMITS.max_bytes * 4 / 3 + 4:
-        raise UserError(f"the image has more than {IMAGE_LIMITS.max_bytes} bytes")
-    try:
-        return base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
-        raise UserError("the data URL is not valid base64") from None
+    return data_url_bytes(url, IMAGE_LIMITS.max_bytes)
 
 
 def usage(answers: list[Answer]) -> dict[str, int]:

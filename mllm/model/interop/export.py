@@ -8,6 +8,7 @@ from mllm.files import atomic_directory
 from mllm.model import checkpoint
 from mllm.model.interop.card import model_card
 from mllm.model.interop.llava import write_llava
+from mllm.model.interop.llava_config import special_ids
 from mllm.model.interop.mmproj import FILE_NAME, write_mmproj
 from mllm.model.load import DTYPES, load, local_directory
 from mllm.model.lora import merge_lora
@@ -30,6 +31,8 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
         merge_lora(model)
     elif dtype != "float32" and any(adapter["kind"] == "qlora" for adapter in model.adapters.values()):
         raise UserError("the weights are in 4 bits; merge them (--merge-lora) to write them in another dtype")
+    for name, value in special_ids(processor).items():
+        setattr(model.language_model.config, name, value)
     with atomic_directory(out) as directory:
         if layout != "mllm":
             write_llava(directory, model, processor, DTYPES[dtype])

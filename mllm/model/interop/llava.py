@@ -9,7 +9,6 @@ import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoProcessor,
@@ -30,9 +29,10 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
-from mllm.model.checkpoint import check_model_directory, is_ours, save, tied_weights
+from mllm.model.checkpoint import is_ours, save, tied_weights
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
 from mllm.model.fill import cast_parameters
+from mllm.model.interop.llava_config import greedy_generation, read_llava_config, special_ids
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector, build_projector
@@ -47,16 +47,18 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
             f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}: train with "
             "model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
         )
-    encoder = model.vision_encoder
+    encoder, ids = model.vision_encoder, special_ids(processor)
     config = LlavaConfig(
         vision_config=encoder.model.config.to_dict(),
-        text_config=model.language_model.config.to_dict(),
+        text_config=model.language_model.config.to_dict() | ids,
         image_token_index=processor.image_token_id,
         image_seq_length=processor.geometry.layout(1, 1).token_count,
         vision_feature_layer=encoder.feature_layer,
         vision_feature_select_strategy="default" if encoder.drops_class_token else "full",
         projector_hidden_act="gelu",
         tie_word_embeddings=bool(tied_weights(model)),
+        # Servers look for it here, too.
+        eos_token_id=ids["eos_token_id"],
     )
     config.architectures = ["LlavaForConditionalGeneration"]
     return config
@@ -100,6 +102,7 @@ def write_llava(directory: Path, model: MultimodalLM, processor: Processor, dtyp
         raise UserError(f"the Hugging Face LLaVA layout has no place for {homeless[0]} of this language model")
     peer.load_state_dict(state, strict=True, assign=True)
     peer.tie_weights()
+    peer.generation_config = greedy_generation(processor)
     peer.save_pretrained(directory)
     llava_processor(model, processor).save_pretrained(directory)
 
@@ -216,8 +219,7 @@ def read_llava(
     prompt_format, fit: how the model was trained, where the directory's chat template and image processor don't say it.
     Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights don't fit its config.
     """
-    check_model_directory(source)
-    config = _read_config(source)
+    config = read_llava_config(source)
     try:
         peer, report = LlavaForConditionalGeneration.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
@@ -259,23 +261,6 @@ def read_llava(
     )
     cast_parameters(model, dtype)
     return model.eval(), processor
-
-
-def _read_config(source: Path) -> LlavaConfig:
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: its config can't be read: {str(error).strip().splitlines()[0]}") from None
-    if config.model_type != "llava":
-        raise UserError(
-            f"{source} holds a {config.model_type!r} model; of other layouts than ours, LLaVA's (model_type llava) is read"
-        )
-    if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
-        raise UserError(
-            f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
-            f"{config.vision_feature_layer}; ours has gelu on a single layer"
-        )
-    return config
 
 
 def saved_fit(source: Path) -> Fit:

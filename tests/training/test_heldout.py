@@ -1,0 +1,41 @@
+"""The loss on held-out samples: its batches are made while the ones before are computed."""
+
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+from mllm.training.heldout import HeldOutLoss
+from mllm.training.task import StepWindow
+
+
+class Task:
+    """Three windows of one micro-batch; the loss of one waits until the next window is begun."""
+
+    steps_per_epoch = 3
+
+    def __init__(self):
+        self.begun = [threading.Event() for _ in range(self.steps_per_epoch)]
+        self.losses = []
+
+    def window(self, step, rank, world_size):
+        self.begun[step].set()
+        return StepWindow((str(step),), [SimpleNamespace(target_count=2, step=step)], ())
+
+    def loss_sum(self, module, micro_batch):
+        following = micro_batch.step + 1
+        if following < self.steps_per_epoch:
+            assert self.begun[following].wait(timeout=20)
+        self.losses.append(float(following))
+        return torch.tensor(float(following))
+
+
+def test_the_next_held_out_window_is_made_while_one_is_computed():
+    measured = HeldOutLoss.__new__(HeldOutLoss)
+    measured._task, measured._every, measured._total = Task(), 1, 1
+    measured._engine = SimpleNamespace(
+        module=torch.nn.Linear(1, 1), rank=0, world_size=1, autocast=nullcontext, sum_over_ranks=lambda values: values
+    )
+    assert measured.measure(1) == {"heldout_loss": (1 + 2 + 3) / 6}
+    assert measured._task.losses == [1.0, 2.0, 3.0]
