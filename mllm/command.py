@@ -1,7 +1,6 @@
 """What every command shares: its parser, `--config` and `--set`, logging, and one clear line for a user's mistake."""
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -10,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mllm.errors import TimeIsUp, UserError
+from mllm.files import DISK_IS_FULL
 
+WIDE_COLUMNS = 10_000
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -49,6 +49,14 @@ def subparser(
     parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
     parser.set_defaults(run=run)
     return parser
+
+
+def report_console() -> Any:
+    """A `rich.console.Console` for tables: as wide as the terminal, and in a file or a pipe as wide as they need."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE_COLUMNS)
 
 
 def configure_logging() -> None:

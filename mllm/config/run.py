@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from mllm.config.load import Settings
 from mllm.config.model import ModelSettings, TrainableSettings
+from mllm.config.paths import BenchmarkName, PathText
 
 Packing = Literal["none", "samples", "shared_prefix"]
 OnTooLong = Literal["error", "drop", "truncate_text"]
@@ -23,7 +24,7 @@ class DataSettings(Settings):
     among them.
     """
 
-    recipe: str
+    recipe: PathText
     max_length_tokens: int = Field(default=2048, ge=8)
     packing: Packing = "samples"
     group_by_image: bool = False
@@ -107,14 +108,14 @@ class EngineSettings(Settings):
     """
 
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
-    ds_config: str | None = None
+    ds_config: PathText | None = None
     world_size: int | None = Field(default=None, ge=1)
 
 
 class HeldOutSettings(Settings):
     """The exact loss on the samples of another recipe, measured every `every_steps` and at the end (`heldout_loss`)."""
 
-    recipe: str
+    recipe: PathText
     every_steps: int = Field(ge=1)
 
 
@@ -124,8 +125,8 @@ class SampleAnswerSettings(Settings):
     `file`: JSON lines of samples, as for training; the last assistant turn, if there is one, is what was expected.
     """
 
-    file: str
-    image_root: str = "."
+    file: PathText
+    image_root: PathText = "."
     every_steps: int = Field(ge=1)
     count: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
@@ -139,8 +140,8 @@ class BenchmarkSettings(Settings):
     (`swapped`), which are metrics `benchmark/NAME/CONDITION`.
     """
 
-    names: tuple[str, ...] = Field(min_length=1)
-    data: str
+    names: tuple[BenchmarkName, ...] = Field(min_length=1)
+    data: PathText
     every_steps: int = Field(ge=1)
     limit: int | None = Field(default=None, ge=1)
     conditions: tuple[Literal["model", "withheld", "swapped"], ...] = Field(default=("model",), min_length=1)
@@ -150,7 +151,7 @@ class BenchmarkSettings(Settings):
 class FinetuneSettings(Settings):
     """Everything `train/finetune.py` reads."""
 
-    run_dir: str
+    run_dir: PathText
     seed: int = 0
     model: ModelSettings
     trainable: TrainableSettings = TrainableSettings()

@@ -15,8 +15,11 @@ import torch
 from mllm.contrastive.encode import DualEncoder, encode_readable, image_files
 from mllm.errors import UserError
 from mllm.files import atomic_directory
+from mllm.outputs import check_directory
 
 logger = logging.getLogger(__name__)
+
+BY = "mllm clip index"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
     """Write the index of all images below `folder` to the directory `out`; returns how many are in it, how many were
     unreadable and left out. `model`: the encoder's directory, which a search loads again."""
     faiss = _faiss()
+    check_directory(Path(out), BY, [folder, model])
     files = image_files(folder)
     skipped: list[str] = []
     index, paths = None, []
@@ -54,8 +58,9 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
         paths += [str(path.resolve()) for path in chunk]
     if index is None:
         raise UserError(f"{folder}: none of {len(files)} images could be read")
-    with atomic_directory(out) as directory:
-        faiss.write_index(index, str(directory / "index.faiss"))
+    with atomic_directory(out, BY) as directory:
+        # As bytes: faiss reports a full disk in words of its own.
+        (directory / "index.faiss").write_bytes(faiss.serialize_index(index).tobytes())
         # A name of the hub stays one; a directory is found from wherever the search is run.
         found = str(Path(model).resolve()) if Path(model).exists() else model
         record = {"model": found, "fit": encoder.preparer.fit, "images": paths}

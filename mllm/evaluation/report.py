@@ -44,10 +44,11 @@ def write_report(
     runs: Sequence[TrainingRun] = (),
     note: str | None = None,
     remarks: Mapping[str, Sequence[str]] | None = None,
+    by: str | None = None,
 ) -> None:
     """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped.
 
-    note: stands above all. remarks: by benchmark, what to say beneath its table.
+    note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
     """
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -68,7 +69,7 @@ def write_report(
         body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
     page = f"<!doctype html><html lang=en>{head}<title>{escape(title)}</title><style>{STYLE}</style>"
-    write_text_atomically(path, page + "".join(body) + "</html>\n")
+    write_text_atomically(path, page + "".join(body) + "</html>\n", by)
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:

@@ -15,6 +15,7 @@ from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
 
+BY = "mllm data report"
 ROWS = 25
 THUMBNAIL_PX = 160
 SHOWN_CHARACTERS = 600
@@ -52,7 +53,7 @@ def write_page(path: Path, title: str, survey: Survey) -> None:
     parts.append(f"<h2>samples</h2><div class=grid>{''.join(map(_card, survey.shown))}</div>")
     head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    write_text_atomically(path, head + "".join(parts) + "</html>\n")
+    write_text_atomically(path, head + "".join(parts) + "</html>\n", BY)
 
 
 def _summary(survey: Survey) -> str:
