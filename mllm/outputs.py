@@ -95,7 +95,7 @@ def _check_place(out: Path, by: str) -> None:
 def _check_parents(path: Path) -> None:
     """Raise UserError unless the nearest folder above `path` that exists can be written to."""
     try:
-        existing = next(parent for parent in path.absolute().parents if _exists(parent))
+        existing = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
         _exists(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}") from None

@@ -225,8 +225,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from mllm.contrastive.encode import load_encoder
-    from mllm.contrastive.index import build_index
+    from mllm.contrastive.index import BY, build_index
+    from mllm.outputs import check_directory
 
+    check_directory(Path(options.out), BY, [options.folder, options.model])
     encoder = load_encoder(options.model, options.fit)
     model = Path(options.model) / "final" if (Path(options.model) / "final").is_dir() else Path(options.model)
     count, skipped = build_index(encoder, str(model), options.folder, options.out)

@@ -15,7 +15,6 @@ import torch
 from mllm.contrastive.encode import DualEncoder, encode_readable, image_files
 from mllm.errors import UserError
 from mllm.files import atomic_directory
-from mllm.outputs import check_directory
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,6 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
     """Write the index of all images below `folder` to the directory `out`; returns how many are in it, how many were
     unreadable and left out. `model`: the encoder's directory, which a search loads again."""
     faiss = _faiss()
-    check_directory(Path(out), BY, [folder, model])
     files = image_files(folder)
     skipped: list[str] = []
     index, paths = None, []
@@ -58,7 +56,7 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
         paths += [str(path.resolve()) for path in chunk]
     if index is None:
         raise UserError(f"{folder}: none of {len(files)} images could be read")
-    with atomic_directory(out, BY) as directory:
+    with atomic_directory(out, BY, [folder, model]) as directory:
         # As bytes: faiss reports a full disk in words of its own.
         (directory / "index.faiss").write_bytes(faiss.serialize_index(index).tobytes())
         # A name of the hub stays one; a directory is found from wherever the search is run.
