@@ -1,6 +1,7 @@
 """What every command shares: its parser, `--config` and `--set`, logging, and one clear line for a user's mistake."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -14,6 +15,8 @@ from mllm.files import DISK_IS_FULL
 WIDE_COLUMNS = 10_000
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+# What a place, and no mistake of ours, is the cause of.
+OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -76,17 +79,28 @@ def configure_logging() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def wait_without_spinning() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user has said how; it is read when torch is loaded.
+
+    Its own way is to try again and again for some milliseconds: on a machine whose cores are taken, that is the time that
+    the thread needs which is waited for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up."""
+    wait_without_spinning()
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        line = _line_of(error)
+        if line is None:
             raise
-        print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}; make room", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
     except TimeIsUp as error:
         print(f"time is up: {error}", file=sys.stderr)
@@ -95,6 +109,15 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _line_of(error: OSError) -> str | None:
+    """What to say of a full disk, or of a file that this user may not use; None for any other error."""
+    if error.errno in DISK_IS_FULL:
+        return f"{error.filename or 'a file'} could not be written: {error.strerror}; make room"
+    if error.errno in OF_THE_PLACE and error.filename:
+        return f"{error.filename} can't be used: {error.strerror}; name another place"
+    return None
 
 
 def _leave(code: int) -> NoReturn:
