@@ -61,12 +61,12 @@ def disk_failure(error: Exception) -> str | None:
 
 
 def hidden_directory(final: Path, number: int = 0) -> Path:
-    """The folder beside `final` in which it is written; of the same `number`, the same on every rank."""
+    """The directory beside `final` in which it is written; of the same `number`, the same on every rank."""
     return final.with_name(f".{final.name}{f'.{number}' if number else ''}.tmp")
 
 
 def claim_hidden(hidden: Path) -> None:
-    """Make the folder; one that a killed command left is removed first. Raises UserError where a user's has the name."""
+    """Make the directory; one that a killed command left is removed first. Raises UserError where a user's has the name."""
     discard_hidden(hidden)
     with suppress(OSError):
         hidden.rmdir()  # what is left of one between its making and its mark is empty
@@ -78,7 +78,7 @@ def claim_hidden(hidden: Path) -> None:
 
 
 def discard_hidden(hidden: Path) -> None:
-    """Remove what was half written; a folder without our mark, or in which another process writes, stays."""
+    """Remove what was half written; a directory without our mark, or in which another process writes, stays."""
     with suppress(OSError), open(hidden / UNFINISHED, "r+") as mark:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_hidden(hidden)
@@ -100,7 +100,7 @@ def _remove_hidden(hidden: Path) -> None:
 
 @contextmanager
 def _hidden(final: Path) -> Iterator[Path]:
-    """A folder beside `final`, which is gone when the block ends. Raises UserError when the disk is full."""
+    """A directory beside `final`, which is gone when the block ends. Raises UserError when the disk is full."""
     final.parent.mkdir(parents=True, exist_ok=True)
     for number in count():
         hidden = hidden_directory(final, number)
@@ -122,7 +122,7 @@ def _hidden(final: Path) -> Iterator[Path]:
 
 
 def publish_directory(hidden: Path, final: Path, by: str, is_hashed: bool = True) -> None:
-    """Give the finished folder `hidden / final.name` its final name; an earlier output of `by` there is replaced.
+    """Give the finished directory `hidden / final.name` its final name; an earlier output of `by` there is replaced.
 
     is_hashed: its files are known again by their bytes, else by their sizes. Raises UserError as `check_directory` does.
     """
@@ -171,11 +171,11 @@ def atomic_file(final: Path, by: str | None = None) -> Iterator[Path]:
         temporary.replace(final)
 
 
-def _write_list(folder: Path, text: str, scratch: Path) -> None:
+def _write_list(directory: Path, text: str, scratch: Path) -> None:
     temporary = scratch / LIST
     temporary.write_text(text, encoding="utf-8")
     fsync_path(temporary)
-    temporary.replace(folder / LIST)
+    temporary.replace(directory / LIST)
 
 
 def link_or_copy(source: str, target: str) -> None:

@@ -1,7 +1,7 @@
 """Whose files lie where a command would write: nobody's are replaced but its own.
 
-What a command writes is listed in `.mllm_outputs.json`: the files of a folder in the folder itself, a file of its own in
-the folder that it lies in. Only what is listed, and unchanged, is ever replaced, and only by the command that wrote it.
+What a command writes is listed in `.mllm_outputs.json`: the files of a directory in the directory itself, a single file in
+the directory that it lies in. Only what is listed, and unchanged, is ever replaced, and only by the command that wrote it.
 
 by: a command, as it is typed (`mllm export`).
 """
@@ -22,9 +22,9 @@ Inputs = Iterable[Path | str]
 
 
 def check_directory(out: Path, by: str, inputs: Inputs = ()) -> None:
-    """Raise UserError, with a name that is free, unless a folder may be written at `out`.
+    """Raise UserError, with a name that is free, unless a directory may be written at `out`.
 
-    It may where nothing has the name, where an empty folder has it, or one that is wholly what `by` wrote, unchanged. An
+    It may where nothing has the name, where an empty directory has it, or one that is wholly what `by` wrote, unchanged. An
     input, what holds one and what lies in one are never written over, nor are the working directory, the home directory and
     what holds them.
     """
@@ -42,7 +42,7 @@ def check_directory(out: Path, by: str, inputs: Inputs = ()) -> None:
         if stranger is not None:
             raise UserError(f"{out} would be replaced, and holds {stranger}; {_instead(out)}")
     elif out.exists():
-        raise UserError(f"{out} is a file, and a folder would be written there; {_instead(out)}")
+        raise UserError(f"{out} is a file, and a directory would be written there; {_instead(out)}")
 
 
 def check_file(out: Path, by: str, inputs: Inputs = ()) -> None:
@@ -57,21 +57,21 @@ def check_file(out: Path, by: str, inputs: Inputs = ()) -> None:
     _check_target(out, by, lambda: _instead(out))
 
 
-def check_files(folder: Path, names: Iterable[str], by: str) -> None:
-    """Raise UserError, with a folder's name that is free, unless `by` may write the files `names` into `folder`.
+def check_files(directory: Path, names: Iterable[str], by: str) -> None:
+    """Raise UserError, with a directory's name that is free, unless `by` may write the files `names` into `directory`.
 
-    The folder's other files stay. `names`: paths relative to the folder.
+    The directory's other files stay. `names`: paths relative to the directory.
     """
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} is no folder, and files would be written into it; {_instead(folder)}")
-    _check_parents(folder / LIST)
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise UserError(f"{directory} is no directory, and files would be written into it; {_instead(directory)}")
+    _check_parents(directory / LIST)
     for name in names:
-        _check_target(folder / name, by, lambda: _instead(folder))
+        _check_target(directory / name, by, lambda: _instead(directory))
 
 
 def _check_target(path: Path, by: str, instead: Callable[[], str]) -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no plain file"
+        kind = "a link" if path.is_symlink() else "a directory" if path.is_dir() else "no plain file"
         raise UserError(f"{path} is {kind}, and a file would be written there; {instead()}")
     if path.exists():
         reason = _strangeness(path, path.name, _listed(path.parent), by)
@@ -93,14 +93,14 @@ def _check_place(out: Path, by: str) -> None:
 
 
 def _check_parents(path: Path) -> None:
-    """Raise UserError unless the nearest folder above `path` that exists can be written to."""
+    """Raise UserError unless the nearest directory above `path` that exists can be written to."""
     try:
         existing = next((parent for parent in path.absolute().parents if _exists(parent)), Path("/"))
         _exists(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be written: {getattr(error, 'strerror', None) or error}") from None
     if not existing.is_dir():
-        raise UserError(f"{path} can't be written: {existing} is no folder; {_instead(existing)}")
+        raise UserError(f"{path} can't be written: {existing} is no directory; {_instead(existing)}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{path} can't be written: no permission to write in {existing}; name another place")
 
@@ -126,17 +126,17 @@ def free_name(path: Path) -> Path:
     return next(name for name in names if not os.path.lexists(name))
 
 
-def first_stranger(folder: Path, by: str) -> str | None:
-    """A file or folder below `folder` that `by` did not write or that was changed since, in words; None if there is none.
+def first_stranger(directory: Path, by: str) -> str | None:
+    """What lies below `directory` that `by` did not write or that was changed since, in words; None if there is nothing.
 
-    Links and empty folders count: no command leaves any.
+    Links and empty directories count: no command leaves any.
     """
-    listed = _listed(folder)
-    folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
+    listed = _listed(directory)
+    directories = {parent.as_posix() for name in listed for parent in Path(name).parents}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
         if path.is_dir() and not path.is_symlink():
-            reason = None if name in folders else f"which `{by}` did not write"
+            reason = None if name in directories else f"which `{by}` did not write"
         else:
             reason = None if name == LIST else _strangeness(path, name, listed, by)
         if reason is not None:
@@ -153,9 +153,9 @@ def _strangeness(path: Path, name: str, listed: dict[str, Any], by: str) -> str 
     return None if is_known else f"which was changed since `{by}` wrote it"
 
 
-def _listed(folder: Path) -> dict[str, Any]:
-    """Relative path → command and marks of the files that are listed in `folder`."""
-    path = folder / LIST
+def _listed(directory: Path) -> dict[str, Any]:
+    """Relative path → command and marks of the files that are listed in `directory`."""
+    path = directory / LIST
     if not path.is_file():
         return {}
     try:
@@ -178,12 +178,12 @@ def _mark(path: Path, is_hashed: bool) -> str:
     return f"sha256 {digest.hexdigest()}"
 
 
-def listed_with(folder: Path, files: dict[str, Path], by: str, is_hashed: bool) -> str:
-    """The text of the list of `folder` with `files` (relative path → where its content lies) added to what is there.
+def listed_with(directory: Path, files: dict[str, Path], by: str, is_hashed: bool) -> str:
+    """The text of the list of `directory` with `files` (relative path → where its content lies) added to what is there.
 
     The mark before stays known: a command may be killed between writing the list and giving a file its name.
     """
-    listed = _listed(folder)
+    listed = _listed(directory)
     for name, path in files.items():
         before = listed[name]["is"][:1] if name in listed else []
         listed[name] = {"by": by, "is": [_mark(path, is_hashed), *before]}
