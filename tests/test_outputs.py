@@ -89,7 +89,7 @@ def command(*words):
 
 
 # Folders that are written whole, and the input of each.
-FOLDERS = {
+DIRECTORIES = {
     "export": (command("export", "IN/model", "OUT", "--layout", "mllm"), "model"),
     "import": (command("import", "IN/hf", "OUT"), "hf"),
     "convert-gguf": (command("convert-gguf", "--file", "IN/gguf/words.gguf", "OUT"), "gguf/words.gguf"),
@@ -161,17 +161,17 @@ def refused(arguments, capsys, root, free):
     assert not os.path.lexists(free) and contents(root) == before
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_with_a_file_of_the_users_is_never_replaced(name, material, tmp_path, capsys):
+@pytest.mark.parametrize("name", DIRECTORIES)
+def test_a_directory_with_a_file_of_the_users_is_never_replaced(name, material, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_bytes(MINE)
-    refused(FOLDERS[name][0](material, out), capsys, tmp_path, tmp_path / "out-2")
+    refused(DIRECTORIES[name][0](material, out), capsys, tmp_path, tmp_path / "out-2")
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", DIRECTORIES)
 @pytest.mark.parametrize("way", ["file", "link", "dangling link", "below a file"])
-def test_whatever_is_in_the_way_of_a_folder_stays(name, way, material, tmp_path, capsys):
+def test_whatever_is_in_the_way_of_a_directory_stays(name, way, material, tmp_path, capsys):
     (tmp_path / "thesis").write_bytes(MINE)
     (tmp_path / "folder").mkdir()
     out = tmp_path / "out"
@@ -182,14 +182,14 @@ def test_whatever_is_in_the_way_of_a_folder_stays(name, way, material, tmp_path,
         out, free = tmp_path / "thesis" / "out", tmp_path / "thesis-2"
     else:
         out.symlink_to(tmp_path / ("folder" if way == "link" else "gone"))
-    refused(FOLDERS[name][0](material, out), capsys, tmp_path, free)
+    refused(DIRECTORIES[name][0](material, out), capsys, tmp_path, free)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, source) in FOLDERS.items() if source])
+@pytest.mark.parametrize("name", [name for name, (_, source) in DIRECTORIES.items() if source])
 @pytest.mark.parametrize("way", ["input", "parent", "inside"])
 def test_an_input_and_what_holds_it_and_lies_in_it_is_never_written_over(name, way, material, tmp_path, capsys):
     shutil.copytree(material / "in", tmp_path / "in")
-    arguments, source = FOLDERS[name]
+    arguments, source = DIRECTORIES[name]
     source = tmp_path / "in" / source
     out = {"input": source, "parent": source.parent, "inside": source / "out"}[way]
     before = contents(tmp_path / "in")
@@ -199,7 +199,7 @@ def test_an_input_and_what_holds_it_and_lies_in_it_is_never_written_over(name, w
     assert not free.exists() and not free.is_relative_to(source)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", DIRECTORIES)
 @pytest.mark.parametrize("out", [".", "..", "/", "~", ""])
 def test_the_working_directory_and_the_home_are_never_replaced(name, out, material, tmp_path, monkeypatch, capsys):
     (tmp_path / "home").mkdir()
@@ -207,7 +207,7 @@ def test_the_working_directory_and_the_home_are_never_replaced(name, out, materi
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path / "work" / "here")
     before = contents(tmp_path)
-    code, line = run(FOLDERS[name][0](material, out), capsys)
+    code, line = run(DIRECTORIES[name][0](material, out), capsys)
     assert code == 2 and "never replaced; write to" in line and contents(tmp_path) == before
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_is_the_input_stays_whoever_wrote_it(name, material, tmp_pat
 
 
 @pytest.mark.parametrize("name", GROWING)
-def test_files_are_added_to_a_folder_and_no_file_of_the_users_is_replaced(name, material, tmp_path, capsys):
+def test_files_are_added_to_a_directory_and_no_file_of_the_users_is_replaced(name, material, tmp_path, capsys):
     arguments, written = GROWING[name]
     out = tmp_path / "out"
     out.mkdir()
@@ -260,8 +260,8 @@ def test_files_are_added_to_a_folder_and_no_file_of_the_users_is_replaced(name, 
 
 
 REPEATED = {
-    "export": FOLDERS["export"][0],
-    "synth": FOLDERS["synth"][0],
+    "export": DIRECTORIES["export"][0],
+    "synth": DIRECTORIES["synth"][0],
     "synth from inputs": instructions,
     "data validate": GROWING["data validate"][0],
     **{name: FILES[name][0] for name in ("data convert", "data report", "score")},
@@ -321,7 +321,7 @@ def test_a_part_of_an_output_that_is_gone_does_not_make_it_the_users(tmp_path):
     write_out(tmp_path / "out", "b")
 
 
-def test_a_users_folder_with_the_name_of_a_temporary_stays_and_what_was_killed_goes(tmp_path):
+def test_a_users_directory_with_the_name_of_a_temporary_stays_and_what_was_killed_goes(tmp_path):
     (tmp_path / ".out.tmp").mkdir()
     (tmp_path / ".out.tmp" / "thesis.tex").write_bytes(MINE)
     (tmp_path / ".out.old").mkdir()
