@@ -18,6 +18,11 @@ export TOKENIZERS_PARALLELISM ?= false
 # oneDNN keeps compiled products of 1,024 shapes, some 160 KB each; rows of many lengths fill that.
 export ONEDNN_PRIMITIVE_CACHE_CAPACITY ?= 128
 
+# DeepSpeed looks for an accelerator, and each process says that it found none.
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR ?= cpu
+endif
+
 .PHONY: demo demo-clip test lint gpu-check clean
 
 $(VENV)/.installed: pyproject.toml
@@ -41,7 +46,7 @@ $(RUN)/smollm2-135m/config.json: | $(VENV)/.installed
 $(RUN)/data/synth_report.json: | $(VENV)/.installed
 	$(BIN)/mllm synth data_recipes/demo/synth.yaml
 
-LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --num_gpus $(RANKS) --master_port $(PORT)
+LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_gpus $(RANKS) --master_port $(PORT)
 STAGES := $(foreach number,0 1 2,train/configs/demo_stage$(number).yaml)
 SAMPLES := data_recipes/demo/samples
 

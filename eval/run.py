@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from mllm.command import configure_logging, run_command
+from mllm.config import expanded
 from mllm.evaluation.command import add_eval_arguments, run_eval
 
 
@@ -17,7 +18,9 @@ def main(arguments: Sequence[str]) -> None:
         "  torchrun --nproc_per_node 8 eval/run.py --model runs/demo/stage2 --benchmarks pope --data /data/benchmarks",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", help="a model directory, a run's, a LLaVA directory or hub id, or openai:NAME")
+    parser.add_argument(
+        "--model", type=expanded, help="a model directory, a run's, a LLaVA directory or hub id, or openai:NAME"
+    )
     add_eval_arguments(parser)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
     options = parser.parse_args(arguments)

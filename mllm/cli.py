@@ -5,7 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.command import add_overrides, configure_logging, run_command, subparser
+from mllm.command import add_overrides, configure_logging, report_console, run_command, subparser
+from mllm.config import expanded
 from mllm.contrastive.command import add_clip_commands
 from mllm.errors import UserError
 from mllm.evaluation.command import add_eval_arguments, run_eval
@@ -14,7 +15,9 @@ from mllm.evaluation.command import add_eval_arguments, run_eval
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model, and how it is loaded; `_load` reads them."""
     parser.add_argument(
-        "model", help="a model directory, a run directory with final/ in it, or a LLaVA directory or hub id"
+        "model",
+        type=expanded,
+        help="a model directory, a run directory with final/ in it, or a LLaVA directory or hub id",
     )
     parser.add_argument("--quantize", choices=["4bit", "8bit"], help="the language model's weights, by bitsandbytes")
     parser.add_argument(
@@ -50,7 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _model_arguments(chat)
     chat.add_argument(
-        "--image", action="append", default=[], metavar="PATH|URL", help="goes with the first question; repeatable"
+        "--image",
+        action="append",
+        default=[],
+        type=expanded,
+        metavar="PATH|URL",
+        help="goes with the first question; repeatable",
     )
     chat.add_argument(
         "-p",
@@ -101,7 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
         "make training data from captions, boxes and text",
         "mllm synth data_recipes/demo/synth.yaml\n  mllm synth data_recipes/synth_openai.yaml --set limit=100",
     )
-    synth.add_argument("config", help="with `sources` (see data_recipes/demo) or with `inputs` (see docs/synthesis.md)")
+    synth.add_argument(
+        "config", type=expanded, help="with `sources` (see data_recipes/demo) or with `inputs` (see docs/synthesis.md)"
+    )
     add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
@@ -112,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
         "print samples, coloured by trained and masked tokens",
         "mllm data show train/configs/demo_stage2.yaml --count 3",
     )
-    show.add_argument("config", help="a training config: its recipe, tokenizer and prompt format are used")
+    show.add_argument(
+        "config", type=expanded, help="a training config: its recipe, tokenizer and prompt format are used"
+    )
     show.add_argument("--count", type=int, default=3)
 
     check = subparser(
@@ -122,13 +134,17 @@ def build_parser() -> argparse.ArgumentParser:
         "read and check every sample of a recipe and decode its images",
         "mllm data validate data_recipes/demo/instruct.yaml --config train/configs/demo_stage2.yaml --fix runs/clean",
     )
-    check.add_argument("recipe")
-    check.add_argument("--config", help="a training config: check lengths and labels with its tokenizer and format too")
+    check.add_argument("recipe", type=expanded)
+    check.add_argument(
+        "--config", type=expanded, help="a training config: check lengths and labels with its tokenizer and format too"
+    )
     check.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="threads that decode images")
     check.add_argument(
-        "--list", metavar="FILE", help="write every problem as a JSON line of place, id, kind and reason"
+        "--list", type=expanded, metavar="FILE", help="write every problem as a JSON line of place, id, kind and reason"
     )
-    check.add_argument("--fix", metavar="DIR", help="write the good samples there, and a recipe.yaml of them")
+    check.add_argument(
+        "--fix", type=expanded, metavar="DIR", help="write the good samples there, and a recipe.yaml of them"
+    )
 
     survey = subparser(
         data,
@@ -137,8 +153,8 @@ def build_parser() -> argparse.ArgumentParser:
         "one HTML page of what a recipe's samples are like",
         "mllm data report data_recipes/demo/instruct.yaml --out report.html",
     )
-    survey.add_argument("recipe")
-    survey.add_argument("--out", default="report.html")
+    survey.add_argument("recipe", type=expanded)
+    survey.add_argument("--out", type=expanded, default="report.html")
 
     rewrite = subparser(
         data,
@@ -147,10 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
         "write samples in another format: .jsonl, .parquet, or .json (LLaVA's)",
         "mllm data convert captions.tsv captions.parquet --reader captions --image-root images --embed-images",
     )
-    rewrite.add_argument("source", help="a file, or a pattern in quotes")
-    rewrite.add_argument("out")
+    rewrite.add_argument("source", type=expanded, help="a file, or a pattern in quotes")
+    rewrite.add_argument("out", type=expanded)
     rewrite.add_argument("--reader", default="messages", help="what the records of the source mean")
-    rewrite.add_argument("--image-root", default=".", help="where image paths start from, for --embed-images")
+    rewrite.add_argument(
+        "--image-root", type=expanded, default=".", help="where image paths start from, for --embed-images"
+    )
     rewrite.add_argument("--embed-images", action="store_true", help="put the image files into the parquet file")
 
     convert = subparser(
@@ -162,8 +180,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     source = convert.add_mutually_exclusive_group(required=True)
     source.add_argument("--package", help="an installed Python package that carries one GGUF file")
-    source.add_argument("--file", help="a GGUF file")
-    convert.add_argument("out")
+    source.add_argument("--file", type=expanded, help="a GGUF file")
+    convert.add_argument("out", type=expanded)
 
     export = subparser(
         commands,
@@ -172,8 +190,8 @@ def build_parser() -> argparse.ArgumentParser:
         "write a model in another layout",
         "mllm export runs/llava/stage2 exported --layout hf",
     )
-    export.add_argument("model")
-    export.add_argument("out")
+    export.add_argument("model", type=expanded)
+    export.add_argument("out", type=expanded)
     export.add_argument(
         "--layout",
         choices=["hf", "gguf", "mllm"],
@@ -190,8 +208,8 @@ def build_parser() -> argparse.ArgumentParser:
         "convert a Hugging Face LLaVA directory to one of ours",
         "mllm import llava-1.5-7b-hf runs/llava15 --prompt-format vicuna_v1 --fit pad",
     )
-    bring.add_argument("source", help="a directory in safetensors, or a hub id")
-    bring.add_argument("out")
+    bring.add_argument("source", type=expanded, help="a directory in safetensors, or a hub id")
+    bring.add_argument("out", type=expanded)
     bring.add_argument("--prompt-format", help="the one it was trained with; else told by its chat template")
     bring.add_argument(
         "--fit", choices=["pad", "crop", "stretch"], help="as in training; else as its image processor does"
@@ -204,7 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
         "how long training runs will take on this machine, measured on a few of their micro-batches",
         "mllm estimate train/configs/demo_stage1.yaml train/configs/demo_stage2.yaml --ranks 2",
     )
-    estimate.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
+    estimate.add_argument(
+        "configs", type=expanded, nargs="+", metavar="CONFIG", help="in the order in which they will run"
+    )
     estimate.add_argument("--ranks", type=int, default=1, help="processes that will share the work")
 
     evaluate = subparser(
@@ -216,7 +236,10 @@ def build_parser() -> argparse.ArgumentParser:
         "  mllm eval openai:gpt-4o --base-url https://api.openai.com/v1 --benchmarks pope --data data --output runs/gpt-4o",
     )
     evaluate.add_argument(
-        "model", nargs="?", help="a model directory, a run's, a LLaVA directory or hub id, or openai:NAME"
+        "model",
+        nargs="?",
+        type=expanded,
+        help="a model directory, a run's, a LLaVA directory or hub id, or openai:NAME",
     )
     add_eval_arguments(evaluate)
 
@@ -227,8 +250,8 @@ def build_parser() -> argparse.ArgumentParser:
         "two evaluations, question by question, with a test of significance",
         "mllm compare runs/a/eval runs/b/eval",
     )
-    comparison.add_argument("a", help="a directory that `mllm eval` wrote, or its answers.jsonl")
-    comparison.add_argument("b")
+    comparison.add_argument("a", type=expanded, help="a directory that `mllm eval` wrote, or its answers.jsonl")
+    comparison.add_argument("b", type=expanded)
     comparison.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     comparison.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -239,9 +262,9 @@ def build_parser() -> argparse.ArgumentParser:
         "how well an evaluation's log-probabilities tell right from wrong",
         "mllm calibrate runs/a/eval --picture reliability.png",
     )
-    calibration.add_argument("results", help="a directory that `mllm eval` wrote, or its answers.jsonl")
+    calibration.add_argument("results", type=expanded, help="a directory that `mllm eval` wrote, or its answers.jsonl")
     calibration.add_argument("--bins", type=int, default=15)
-    calibration.add_argument("--picture", metavar="OUT.png", help="where a reliability diagram goes")
+    calibration.add_argument("--picture", type=expanded, metavar="OUT.png", help="where a reliability diagram goes")
 
     score = subparser(
         commands,
@@ -251,9 +274,11 @@ def build_parser() -> argparse.ArgumentParser:
         "mllm score --metric vqa predictions.jsonl --per-sample scores.jsonl\n"
         "  mllm score --metric iou boxes.jsonl --convention 0-1000",
     )
-    score.add_argument("predictions", help='JSON lines {"prediction": ..., "references": ...}; see docs/metrics.md')
+    score.add_argument(
+        "predictions", type=expanded, help='JSON lines {"prediction": ..., "references": ...}; see docs/metrics.md'
+    )
     score.add_argument("--metric", required=True, help="its name; an unknown one lists them")
-    score.add_argument("--per-sample", metavar="OUT.jsonl", help="where each line's score goes")
+    score.add_argument("--per-sample", type=expanded, metavar="OUT.jsonl", help="where each line's score goes")
     settings = score.add_argument_group("settings of single metrics")
     settings.add_argument("--bins", help="ece: number of bins (15)")
     settings.add_argument("--norm", help="ece: l1, l2 or max (l1)")
@@ -269,7 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
         "parameters, tokens, rows, memory, FLOPs and hours of training runs, before any GPU time",
         "mllm plan train/configs/llava15_7b_stage1.yaml train/configs/llava15_7b_stage2.yaml --gpu h100 --gpus 8 --mfu 0.4",
     )
-    plan.add_argument("configs", nargs="+", metavar="CONFIG", help="in the order in which they will run")
+    plan.add_argument("configs", type=expanded, nargs="+", metavar="CONFIG", help="in the order in which they will run")
     plan.add_argument("--gpu", help="a100, h100, … : for the hours, and to see whether the run fits")
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks that share the work (default 1)")
     plan.add_argument(
@@ -382,8 +407,6 @@ def _plan(options: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from mllm.config import FinetuneSettings, load_settings
     from mllm.training.plan import Machine, plan_runs
     from mllm.training.plan.report import plan_report
@@ -393,7 +416,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps([asdict(plan) for plan in plans], indent=2))
         return
-    console = Console()
+    console = report_console()
     for plan in plans:
         console.print(plan_report(plan))
 
@@ -428,11 +451,14 @@ def _validate(options: argparse.Namespace) -> None:
     from mllm.config import FinetuneSettings, load_settings
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
-    from mllm.data.validate import validate
+    from mllm.data.validate import BY, validate
     from mllm.model.build import load_processor
+    from mllm.outputs import check_file
 
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: give at least 1")
+    if options.list:
+        check_file(Path(options.list), BY)
     check = None
     if options.config:
         settings = load_settings(FinetuneSettings, options.config)
@@ -457,7 +483,7 @@ def _validate(options: argparse.Namespace) -> None:
         findings.write_list(Path(options.list))
     print(f"{findings.samples:,} samples with {findings.images:,} images: {len(findings.problems):,} problems")
     if findings.problems:
-        Console().print(findings.table())
+        report_console().print(findings.table())
         raise UserError(
             f"{options.recipe}: {len(findings.problems)} problems; --list writes them all, --fix a clean copy"
         )
@@ -467,9 +493,11 @@ def _report_data(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from mllm.data.recipe import load_recipe
-    from mllm.data.report.page import write_page
+    from mllm.data.report.page import BY, write_page
     from mllm.data.report.survey import survey_recipe
+    from mllm.outputs import check_file
 
+    check_file(Path(options.out), BY, [options.recipe])
     recipe = load_recipe(options.recipe)
     survey = survey_recipe(recipe)
     write_page(Path(options.out), recipe.name, survey)

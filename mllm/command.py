@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from mllm.errors import EXIT_USER_ERROR, TimeIsUp, UserError
+from mllm.files import DISK_IS_FULL
 
+WIDE_COLUMNS = 10_000
 EXIT_INTERRUPTED = 130
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a place, and no mistake of ours, is the cause of.
+OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -50,6 +53,14 @@ def subparser(
     return parser
 
 
+def report_console() -> Any:
+    """A `rich.console.Console` for tables: as wide as the terminal, and in a file or a pipe as wide as they need."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE_COLUMNS)
+
+
 def configure_logging() -> None:
     """Log lines to stderr: everything of ours on rank 0, only errors elsewhere."""
     rank = int(os.environ.get("RANK", "0"))
@@ -67,17 +78,28 @@ def configure_logging() -> None:
     transformers_logging.disable_progress_bar()
 
 
+def wait_without_spinning() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user has said how; it is read when torch is loaded.
+
+    Its own way is to try again and again for some milliseconds: on a machine whose cores are taken, that is the time that
+    the thread needs which is waited for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
     """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up."""
+    wait_without_spinning()
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        line = _line_of(error)
+        if line is None:
             raise
-        print(f"error: {error.filename or 'a file'} could not be written: {error.strerror}; make room", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
     except TimeIsUp as error:
         print(f"time is up: {error}", file=sys.stderr)
@@ -86,6 +108,15 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _line_of(error: OSError) -> str | None:
+    """What to say of a full disk, or of a file that this user may not use; None for any other error."""
+    if error.errno in DISK_IS_FULL:
+        return f"{error.filename or 'a file'} could not be written: {error.strerror}; make room"
+    if error.errno in OF_THE_PLACE and error.filename:
+        return f"{error.filename} can't be used: {error.strerror}; name another place"
+    return None
 
 
 def _leave(code: int) -> NoReturn:

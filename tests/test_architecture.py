@@ -4,12 +4,13 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-BASE = {"errors", "registry", "files", "config"}
+BASE = {"errors", "registry", "outputs", "files", "config"}
 ALLOWED = {
     "errors": set(),
     "registry": {"errors"},
-    "files": set(),
-    "command": {"errors"},
+    "outputs": {"errors"},
+    "files": {"errors", "outputs"},
+    "command": {"errors", "files"},
     "chat_request": set(),
     "config": {"errors"},
     "batch": set(),

@@ -17,6 +17,7 @@ from mllm.config.model import (
     TrainableSettings,
     VisionEncoderSettings,
 )
+from mllm.config.paths import ExpandedPath, PathText, expanded, expanded_benchmark, expanded_path
 from mllm.config.run import (
     Attention,
     BenchmarkSettings,
@@ -40,6 +41,7 @@ __all__ = [
     "ContrastiveSettings",
     "DataSettings",
     "EngineSettings",
+    "ExpandedPath",
     "FinetuneSettings",
     "HeldOutSettings",
     "ImageSettings",
@@ -49,12 +51,16 @@ __all__ = [
     "ModelSettings",
     "OptimizerSettings",
     "Packing",
+    "PathText",
     "ProjectorSettings",
     "SampleAnswerSettings",
     "Settings",
     "TrainableSettings",
     "VisionEncoderSettings",
     "dump_yaml",
+    "expanded",
+    "expanded_benchmark",
+    "expanded_path",
     "load_settings",
     "read_yaml",
     "validate_settings",

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mllm.config.load import Settings
+from mllm.config.paths import PathText
 from mllm.config.run import EngineSettings, LoopSettings, OptimizerSettings
 
 
@@ -21,7 +22,7 @@ class ClipModelSettings(Settings):
     """
 
     layout: Literal["clip", "siglip", "resnet"] = "clip"
-    image_encoder: str | None = None
+    image_encoder: PathText | None = None
     lock_image: bool = False
     image_size_px: int = 64
     patch_size_px: int = 8
@@ -89,9 +90,9 @@ class ClipDataSettings(Settings):
     max_pairs: train on so many of the pairs, drawn by the seed. noise spoils training captions, never held-out ones.
     """
 
-    pairs: str
-    heldout: str | None = None
-    image_root: str
+    pairs: PathText
+    heldout: PathText | None = None
+    image_root: PathText
     max_pairs: int | None = Field(default=None, ge=2)
     noise: CaptionNoiseSettings = CaptionNoiseSettings()
 
@@ -111,7 +112,7 @@ class ContrastiveLossSettings(Settings):
 class ContrastiveSettings(Settings):
     """Everything `train/contrastive.py` reads."""
 
-    run_dir: str
+    run_dir: PathText
     seed: int = 0
     model: ClipModelSettings = ClipModelSettings()
     data: ClipDataSettings

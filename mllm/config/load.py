@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mllm.config.paths import expanded
 from mllm.errors import UserError
 
 
@@ -35,7 +36,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError when the file is missing or isn't a mapping."""
-    path = Path(path)
+    path = Path(expanded(str(path)))
     if not path.is_file():
         raise UserError(f"config file {path} does not exist")
     try:
@@ -78,9 +79,10 @@ def _read_value(text: str) -> Any:
 
 def load_settings(cls: type[S], path: Path | str, overrides: Sequence[str] = ()) -> S:
     """Read `path`, apply `overrides`, validate against `cls`. Raises UserError naming file, line, key and choices."""
+    path = expanded(str(path))
     values = read_yaml(path)
     apply_overrides(values, overrides)
-    return validate_settings(cls, values, str(path))
+    return validate_settings(cls, values, path)
 
 
 def validate_settings(cls: type[S], values: dict[str, Any], origin: str) -> S:

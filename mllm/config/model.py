@@ -1,10 +1,11 @@
 """Settings of the assembled model: encoder, projector, language model, images, prompt format."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mllm.config.load import Settings
+from mllm.config.paths import PathText
 
 
 class VisionEncoderSettings(Settings):
@@ -14,7 +15,7 @@ class VisionEncoderSettings(Settings):
     LLaVA-1.5). `class_token: keep` hands the class token on as one more image token.
     """
 
-    path: str
+    path: PathText
     feature_layer: int = -2
     class_token: Literal["drop", "keep"] = "drop"
 
@@ -33,7 +34,7 @@ class ProjectorSettings(Settings):
 class LanguageModelSettings(Settings):
     """A causal language model of transformers, or a model directory of ours, whose language model is taken."""
 
-    path: str
+    path: PathText
 
 
 class ImageSettings(Settings):
@@ -49,7 +50,7 @@ class ImageSettings(Settings):
 class ModelSettings(Settings):
     """Either `init_from` (a checkpoint of ours) or all three parts."""
 
-    init_from: str | None = None
+    init_from: PathText | None = None
     vision_encoder: VisionEncoderSettings | None = None
     projector: ProjectorSettings = ProjectorSettings()
     language_model: LanguageModelSettings | None = None
@@ -70,13 +71,19 @@ class LoraSettings(Settings):
     """Low-rank updates (LLaVA-1.5: rank 128, alpha 256, dropout 0.05).
 
     `targets`: patterns of module names within the part, where `*` stands for anything; a pattern may leave out the
-    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). Empty: every linear layer but the language model's head.
+    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). Empty, or `all-linear` as peft calls it: every linear layer
+    but the language model's head.
     """
 
     rank: int = Field(default=128, ge=1)
     alpha: float = Field(default=256, gt=0)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: tuple[str, ...] = ()
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _all_linear_is_no_pattern(cls, value: Any) -> Any:
+        return () if value in ("all-linear", ["all-linear"], ("all-linear",)) else value
 
 
 class TrainableSettings(Settings):

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from mllm.config.load import Settings
 from mllm.config.model import ModelSettings, TrainableSettings
+from mllm.config.paths import BenchmarkName, PathText
 
 Packing = Literal["none", "samples", "shared_prefix"]
 OnTooLong = Literal["error", "drop", "truncate_text"]
@@ -32,7 +33,7 @@ class DataSettings(Settings):
     image, and drops it where no answer is among them.
     """
 
-    recipe: str
+    recipe: PathText
     max_length_tokens: int = Field(default=2048, ge=8)
     packing: Packing = "samples"
     group_by_image: bool = False
@@ -120,7 +121,7 @@ class EngineSettings(Settings):
     """
 
     kind: Literal["auto", "torch", "deepspeed"] = "auto"
-    ds_config: str | None = None
+    ds_config: PathText | None = None
     world_size: int | None = Field(default=None, ge=1)
     timeout_minutes: float = Field(default=120.0, gt=0)
 
@@ -128,7 +129,7 @@ class EngineSettings(Settings):
 class HeldOutSettings(Settings):
     """The exact loss on the samples of another recipe, measured every `every_steps` and at the end (`heldout_loss`)."""
 
-    recipe: str
+    recipe: PathText
     every_steps: int = Field(ge=1)
 
 
@@ -138,8 +139,8 @@ class SampleAnswerSettings(Settings):
     `file`: JSON lines of samples, as for training; the last assistant turn, if there is one, is what was expected.
     """
 
-    file: str
-    image_root: str = "."
+    file: PathText
+    image_root: PathText = "."
     every_steps: int = Field(ge=1)
     count: int = Field(default=8, ge=1)
     max_new_tokens: int = Field(default=64, ge=1)
@@ -153,8 +154,8 @@ class BenchmarkSettings(Settings):
     (`swapped`), which are metrics `benchmark/NAME/CONDITION`.
     """
 
-    names: tuple[str, ...] = Field(min_length=1)
-    data: str
+    names: tuple[BenchmarkName, ...] = Field(min_length=1)
+    data: PathText
     every_steps: int = Field(ge=1)
     limit: int | None = Field(default=None, ge=1)
     conditions: tuple[Literal["model", "withheld", "swapped"], ...] = Field(default=("model",), min_length=1)
@@ -164,7 +165,7 @@ class BenchmarkSettings(Settings):
 class FinetuneSettings(Settings):
     """Everything `train/finetune.py` reads."""
 
-    run_dir: str
+    run_dir: PathText
     seed: int = 0
     model: ModelSettings
     trainable: TrainableSettings = TrainableSettings()

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mllm.command import subparser
+from mllm.config import expanded, expanded_path
 from mllm.contrastive.adapt.command import EXAMPLE, add_adapt_arguments, run_adapt
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_clip_commands(commands: Any) -> None:
@@ -17,8 +20,8 @@ def add_clip_commands(commands: Any) -> None:
         parts, "classify", _classify, "name images, without training",
         "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes 'a circle,a rectangle'",
     )  # fmt: skip
-    classify.add_argument("model", help="a directory of a CLIPModel or SiglipModel, or a run's")
-    classify.add_argument("images", nargs="+", metavar="IMAGE")
+    classify.add_argument("model", type=expanded, help="a directory of a CLIPModel or SiglipModel, or a run's")
+    classify.add_argument("images", type=expanded, nargs="+", metavar="IMAGE")
     _add_classes(classify)
     classify.add_argument("-k", type=int, default=3, help="name the k likeliest (default 3)")
 
@@ -26,8 +29,8 @@ def add_clip_commands(commands: Any) -> None:
         parts, "retrieve", _retrieve, "the images of a folder that are nearest to a text or an image",
         "mllm clip retrieve data_recipes/demo/clip runs/demo/data/images --text 'a dog' --sheet dogs.png",
     )  # fmt: skip
-    retrieve.add_argument("model")
-    retrieve.add_argument("folder")
+    retrieve.add_argument("model", type=expanded)
+    retrieve.add_argument("folder", type=expanded)
     _add_query(retrieve)
 
     evaluate = subparser(
@@ -35,11 +38,11 @@ def add_clip_commands(commands: Any) -> None:
         "mllm clip eval runs/demo/clip --pairs runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data\n"
         "  mllm clip eval runs/demo/clip --folder pets --ensemble",
     )  # fmt: skip
-    evaluate.add_argument("model")
+    evaluate.add_argument("model", type=expanded)
     what = evaluate.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pairs", metavar="FILE", help='JSON lines {"image": …, "caption": …}')
-    what.add_argument("--folder", help="its folders are classes")
-    evaluate.add_argument("--image-root", default=".", help="where the paths of --pairs start from")
+    what.add_argument("--pairs", type=expanded, metavar="FILE", help='JSON lines {"image": …, "caption": …}')
+    what.add_argument("--folder", type=expanded, help="its folders are classes")
+    evaluate.add_argument("--image-root", type=expanded, default=".", help="where the paths of --pairs start from")
     evaluate.add_argument("-k", type=int, nargs="+", default=[1, 5, 10])
     _add_templates(evaluate)
     _add_fit(evaluate)
@@ -48,16 +51,16 @@ def add_clip_commands(commands: Any) -> None:
         parts, "index", _index, "make a FAISS index of a folder's images",
         "mllm clip index data_recipes/demo/clip runs/demo/data/images runs/demo/index",
     )  # fmt: skip
-    index.add_argument("model")
-    index.add_argument("folder")
-    index.add_argument("out")
+    index.add_argument("model", type=expanded)
+    index.add_argument("folder", type=expanded)
+    index.add_argument("out", type=expanded)
     _add_fit(index)
 
     search = subparser(
         parts, "search", _search, "search an index by text or by image",
         "mllm clip search runs/demo/index --text 'a red fruit' --sheet fruit.png",
     )  # fmt: skip
-    search.add_argument("index")
+    search.add_argument("index", type=expanded)
     _add_query(search, fit=False)
 
     adapt = subparser(parts, "adapt", run_adapt, "learn a few labelled images on frozen, cached features", EXAMPLE)
@@ -68,18 +71,20 @@ def add_clip_commands(commands: Any) -> None:
         "mllm clip diagnose data_recipes/demo/clip runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data "
         "--picture space.png",
     )  # fmt: skip
-    diagnosis.add_argument("model")
-    diagnosis.add_argument("pairs", help='JSON lines {"image": …, "caption": …}')
-    diagnosis.add_argument("--image-root", default=".")
-    diagnosis.add_argument("--folder", help="class folders: measure also how much hangs on the choice of a prompt")
-    diagnosis.add_argument("--picture", metavar="OUT.png")
+    diagnosis.add_argument("model", type=expanded)
+    diagnosis.add_argument("pairs", type=expanded, help='JSON lines {"image": …, "caption": …}')
+    diagnosis.add_argument("--image-root", type=expanded, default=".")
+    diagnosis.add_argument(
+        "--folder", type=expanded, help="class folders: measure also how much hangs on the choice of a prompt"
+    )
+    diagnosis.add_argument("--picture", type=_picture, metavar="OUT.png")
     _add_fit(diagnosis)
 
     simulation = subparser(
         parts, "misalignment", _misalignment, "simulate which latent factors survive omitted and altered semantics",
         "mllm clip misalignment runs/misalignment --omitted 3 --perturbed 3",
     )  # fmt: skip
-    simulation.add_argument("out", help="a directory for table.json and picture.png")
+    simulation.add_argument("out", type=expanded, help="a directory for table.json and picture.png")
     simulation.add_argument("--omitted", type=int, default=3, help="semantic factors that no text mentions (default 3)")
     simulation.add_argument("--perturbed", type=int, default=3, help="factors that texts often get wrong (default 3)")
     simulation.add_argument("--steps", type=int, default=3000)
@@ -93,14 +98,14 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 def _add_templates(parser: argparse.ArgumentParser) -> None:
     templates = parser.add_mutually_exclusive_group()
     templates.add_argument("--template", action="append", default=[], help="with {} for the name; more are an ensemble")
-    templates.add_argument("--templates", metavar="FILE", help="a template a line")
+    templates.add_argument("--templates", type=expanded, metavar="FILE", help="a template a line")
     templates.add_argument("--ensemble", action="store_true", help="average over eight templates")
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
     classes = parser.add_mutually_exclusive_group(required=True)
     classes.add_argument("--classes", help="names, with commas between")
-    classes.add_argument("--class-file", metavar="FILE", help="a name a line")
+    classes.add_argument("--class-file", type=expanded, metavar="FILE", help="a name a line")
     _add_templates(parser)
     _add_fit(parser)
 
@@ -108,11 +113,30 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
 def _add_query(parser: argparse.ArgumentParser, fit: bool = True) -> None:
     query = parser.add_mutually_exclusive_group(required=True)
     query.add_argument("--text")
-    query.add_argument("--image", metavar="FILE")
+    query.add_argument("--image", type=expanded, metavar="FILE")
     parser.add_argument("-k", type=int, default=10)
-    parser.add_argument("--sheet", metavar="OUT.png", help="draw what was found")
+    parser.add_argument("--sheet", type=_picture, metavar="OUT.png", help="draw what was found")
     if fit:
         _add_fit(parser)
+
+
+def _picture(text: str) -> Path:
+    """Of a picture to write. Raises ArgumentTypeError, of which argparse makes a line, for a kind that isn't drawn."""
+    path = expanded_path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{text!r}: pictures are written as {', '.join(PICTURES)}")
+    return path
+
+
+def _check_picture(path: Path | None, by: str, *inputs: str) -> None:
+    from mllm.outputs import check_file
+
+    if path is not None:
+        check_file(path, by, inputs)
+
+
+def _by(options: argparse.Namespace) -> str:
+    return f"mllm clip {options.clip_command}"
 
 
 def _check_k(k: int) -> None:
@@ -154,6 +178,7 @@ def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
 
     _check_k(options.k)
+    _check_picture(options.sheet, _by(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
     _show(options, nearest(encoder.images(files), files, _query(encoder, options), options.k))
@@ -169,7 +194,7 @@ def _show(options: argparse.Namespace, hits: list[Any]) -> None:
     if options.sheet:
         from mllm.contrastive.sheet import save_sheet
 
-        save_sheet(hits, options.text or options.image, options.sheet)
+        save_sheet(hits, options.text or options.image, options.sheet, _by(options))
         print(f"saved {options.sheet}")
 
 
@@ -200,8 +225,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from mllm.contrastive.encode import load_encoder
-    from mllm.contrastive.index import build_index
+    from mllm.contrastive.index import BY, build_index
+    from mllm.outputs import check_directory
 
+    check_directory(Path(options.out), BY, [options.folder, options.model])
     encoder = load_encoder(options.model, options.fit)
     model = Path(options.model) / "final" if (Path(options.model) / "final").is_dir() else Path(options.model)
     count, skipped = build_index(encoder, str(model), options.folder, options.out)
@@ -213,6 +240,7 @@ def _search(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import open_index
 
     _check_k(options.k)
+    _check_picture(options.sheet, _by(options))
     index = open_index(options.index)
     encoder = load_encoder(index.model, index.fit)
     _show(options, index.search(_query(encoder, options), options.k))
@@ -225,10 +253,11 @@ def _diagnose(options: argparse.Namespace) -> None:
     import torch
 
     from mllm.contrastive.data import read_pairs
-    from mllm.contrastive.diagnose import diagnose, draw_diagnosis, prompt_sensitivity
+    from mllm.contrastive.diagnose import BY, diagnose, draw_diagnosis, prompt_sensitivity
     from mllm.contrastive.encode import load_encoder
     from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
 
+    _check_picture(options.picture, BY, options.pairs)
     pairs = read_pairs(options.pairs, options.image_root)
     encoder = load_encoder(options.model, options.fit)
     images, texts = encoder.images([p.image for p in pairs]), encoder.texts([p.caption for p in pairs])

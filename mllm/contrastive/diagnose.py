@@ -9,6 +9,10 @@ from pathlib import Path
 
 import torch
 
+from mllm.files import atomic_file
+
+BY = "mllm clip diagnose"
+
 UNIFORMITY_T = 2.0
 MAX_PAIRWISE = 4096
 
@@ -73,7 +77,7 @@ def prompt_sensitivity(images: torch.Tensor, labels: torch.Tensor, prompts: torc
     return accuracies.min().item(), accuracies.mean().item(), accuracies.max().item()
 
 
-def draw_diagnosis(images: torch.Tensor, texts: torch.Tensor, path: Path | str) -> None:
+def draw_diagnosis(images: torch.Tensor, texts: torch.Tensor, path: Path) -> None:
     """Left: both modalities on the two main axes of their joint features. Right: cosines of pairs and of other pairs."""
     import matplotlib
 
@@ -98,5 +102,6 @@ def draw_diagnosis(images: torch.Tensor, texts: torch.Tensor, path: Path | str) 
     cosines.set_title("cosine of image and text")
     cosines.legend()
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with atomic_file(path, BY) as temporary:
+        figure.savefig(temporary, dpi=110)
     pyplot.close(figure)

@@ -18,6 +18,8 @@ from mllm.files import atomic_directory
 
 logger = logging.getLogger(__name__)
 
+BY = "mllm clip index"
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -54,8 +56,9 @@ def build_index(encoder: DualEncoder, model: str, folder: Path | str, out: Path 
         paths += [str(path.resolve()) for path in chunk]
     if index is None:
         raise UserError(f"{folder}: none of {len(files)} images could be read")
-    with atomic_directory(out) as directory:
-        faiss.write_index(index, str(directory / "index.faiss"))
+    with atomic_directory(out, BY, [folder, model]) as directory:
+        # As bytes: faiss reports a full disk in words of its own.
+        (directory / "index.faiss").write_bytes(faiss.serialize_index(index).tobytes())
         # A name of the hub stays one; a directory is found from wherever the search is run.
         found = str(Path(model).resolve()) if Path(model).exists() else model
         record = {"model": found, "fit": encoder.preparer.fit, "images": paths}

@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from mllm.errors import UserError
 from mllm.files import atomic_directory, write_json_atomically
+from mllm.outputs import check_directory
+
+BY = "mllm clip misalignment"
 
 Structure = Literal["independent", "dependent", "chain"]
 STRUCTURES: tuple[Structure, ...] = ("independent", "dependent", "chain")
@@ -180,6 +183,7 @@ def simulate(settings: Simulation, seed: int) -> tuple[list[float], list[float]]
 
 def study(settings: Simulation, seeds: int, out: Path) -> list[FactorRow]:
     """Every dependence structure and kind of factor; writes `table.json` and `picture.png` into `out`."""
+    check_directory(out, BY)
     rows = []
     for structure in STRUCTURES:
         runs = [simulate(replace(settings, structure=structure), seed) for seed in range(seeds)]
@@ -187,7 +191,7 @@ def study(settings: Simulation, seeds: int, out: Path) -> list[FactorRow]:
         for kind in dict.fromkeys(kinds):
             values = [[run[i][n] for run in runs for n, k in enumerate(kinds) if k == kind] for i in (0, 1)]
             rows.append(FactorRow(structure, kind, statistics.mean(values[0]), statistics.mean(values[1])))
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, BY) as directory:
         record = {"settings": asdict(settings), "seeds": seeds, "rows": [asdict(row) for row in rows]}
         write_json_atomically(directory / "table.json", record)
         _draw(rows, directory / "picture.png")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mllm.config import ContrastiveSettings, dump_yaml
+from mllm.config import ContrastiveSettings
 from mllm.contrastive.data import Pair, PairBatcher, read_pairs
 from mllm.contrastive.model import build_dual, image_processor, save_clip
 from mllm.contrastive.noise import spoil_captions
@@ -17,27 +17,37 @@ from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.task import ContrastiveTask
 from mllm.contrastive.tokenizer import too_long, train_tokenizer
 from mllm.errors import UserError
-from mllm.files import atomic_directory, write_json_atomically, write_text_atomically
+from mllm.files import atomic_directory, write_json_atomically
 from mllm.images.prepare import ImagePreparer
 from mllm.model.encoders import vision_config
-from mllm.training.build_engine import build_engine, launched_rank, launched_world_size, with_known_dtype
+from mllm.training.build_engine import build_engine, launched_world_size, with_known_dtype
 from mllm.training.callback import Callback
 from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
 from mllm.training.engine import Engine
 from mllm.training.loop import Trainer
 from mllm.training.picture import CurvesPicture
+from mllm.training.resume import BY
+from mllm.training.run_settings import begin_run
 from mllm.training.trackers import build_trackers
 
 logger = logging.getLogger(__name__)
 
 
 def train_clip(settings: ContrastiveSettings) -> Path:
-    """Train a dual encoder; returns the directory `final/` of the run, readable by `CLIPModel` or `SiglipModel`."""
+    """Train a dual encoder; returns the directory `final/` of the run, readable by `CLIPModel` or `SiglipModel`.
+
+    A run that was stopped goes on; one that is finished with the same settings has nothing to do. Raises UserError where
+    they differ.
+    """
+    derived = {"train.dtype"} if settings.train.dtype == "auto" else set()
+    if "micro_batch_size" not in settings.train.model_fields_set:
+        derived.add("train.micro_batch_size")
     settings = with_portions(settings, launched_world_size())
     settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
     run_dir = Path(settings.run_dir)
-    if launched_rank() == 0:
-        write_text_atomically(run_dir / "config.yaml", dump_yaml(settings))
+    if begin_run(settings, run_dir, derived):
+        logger.info("%s is already there, of these settings: nothing to do", run_dir / "final")
+        return run_dir / "final"
     torch.manual_seed(settings.seed)
     batcher, spoilt = _build_batcher(settings)
     engine = build_engine(
@@ -118,7 +128,7 @@ def _finish(settings: ContrastiveSettings, engine: Engine, batcher: PairBatcher,
     """Write `final/`: the model in float16 and its training log (called on every rank)."""
     state_dict = engine.full_state_dict()
     if engine.rank == 0:
-        with atomic_directory(Path(settings.run_dir) / "final") as directory:
+        with atomic_directory(Path(settings.run_dir) / "final", BY) as directory:
             save_clip(directory, engine.module, state_dict, batcher.tokenizer, settings.model, torch.float16)
             log = _training_log(settings, batcher) | facts | {"parameters": _count(state_dict)}
             if settings.data.heldout:

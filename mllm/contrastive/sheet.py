@@ -6,6 +6,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mllm.contrastive.index import Hit
+from mllm.files import atomic_file
 from mllm.images.decode import read_image
 
 THUMBNAIL_PX = 160
@@ -13,8 +14,11 @@ LABEL_PX = 28
 COLUMNS = 5
 
 
-def save_sheet(hits: Sequence[Hit], title: str, path: Path | str) -> None:
-    """Draw the hits in rows of five, best first, each with its cosine and file name, under a title."""
+def save_sheet(hits: Sequence[Hit], title: str, path: Path, by: str) -> None:
+    """Draw the hits in rows of five, best first, each with its cosine and file name, under a title.
+
+    by: the command that does, see `mllm.outputs.check_file`.
+    """
     rows = -(-len(hits) // COLUMNS)
     cell = THUMBNAIL_PX + LABEL_PX
     sheet = Image.new("RGB", (min(COLUMNS, len(hits)) * THUMBNAIL_PX, rows * cell + LABEL_PX), "white")
@@ -27,7 +31,8 @@ def save_sheet(hits: Sequence[Hit], title: str, path: Path | str) -> None:
         sheet.paste(thumbnail, (left + (THUMBNAIL_PX - thumbnail.width) // 2, top + 4))
         label = _fitting(draw, f"{hit.score:.3f} {Path(hit.path).name}", THUMBNAIL_PX - 8)
         draw.text((left + 4, top + THUMBNAIL_PX), label, fill="black")
-    sheet.save(path)
+    with atomic_file(path, by) as temporary:
+        sheet.save(temporary)
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, width_px: int) -> str:

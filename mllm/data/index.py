@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from mllm.config import expanded
 from mllm.conversation.schema import Fault, Message, Sample
 from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
@@ -133,7 +134,7 @@ def _code_hash(reader: Reader) -> str:
 
 def cache_directory() -> Path | None:
     """Where indexes are kept; None when `MLLM_CACHE_DIR` is `off`."""
-    given = os.environ.get(CACHE_VARIABLE, "")
+    given = expanded(os.environ.get(CACHE_VARIABLE, ""))
     if given == NO_CACHE:
         return None
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mllm.config import Settings, load_settings
+from mllm.config import PathText, Settings, load_settings
 from mllm.data.readers.remote import is_url
 from mllm.errors import UserError
 
@@ -27,9 +27,9 @@ class SourceSettings(Settings):
     and each `shuffle_buffer` in succession are shuffled among themselves.
     """
 
-    path: str
+    path: PathText
     reader: str = "messages"
-    image_root: str = "."
+    image_root: PathText = "."
     weight: float = Field(default=1.0, gt=0)
     count: int | None = Field(default=None, ge=1)
     kinds: tuple[str, ...] | None = None

@@ -22,7 +22,9 @@ from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
+from mllm.outputs import check_files
 
+BY = "mllm data validate"
 AHEAD = 256
 EXAMPLES = 3
 HOLD_IMAGES = (".parquet", ".tar")
@@ -58,7 +60,7 @@ class Findings:
     def write_list(self, path: Path) -> None:
         """All problems as JSON lines of place, id, kind and reason."""
         lines = [json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in self.problems]
-        write_text_atomically(path, "".join(lines))
+        write_text_atomically(path, "".join(lines), BY)
 
 
 def validate(
@@ -77,71 +79,81 @@ def validate(
     advance(findings) is called after every sample. Raises UserError when there is nothing good to write.
     """
     findings = Findings()
-    done: dict[tuple[str, str, str], str] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        for source in recipe.sources:
-            key = (source.path, source.reader, source.image_root)
-            if key not in done:
-                done[key] = _validate_source(source, len(done), pool, check, fix_directory, findings, advance)
+    distinct = {_key(source): source for source in recipe.sources}
+    copies = {key: _copy_name(number, source) for number, (key, source) in enumerate(distinct.items())}
+    if fix_directory is not None:
+        check_files(fix_directory, [*copies.values(), "recipe.yaml"], BY)
+    with ThreadPoolExecutor(jobs) as pool, ExitStack() as files:  # which have their names when all of it is done
+        for key, source in distinct.items():
+            copy = None if fix_directory is None else fix_directory / copies[key]
+            _validate_source(source, copy, files, pool, check, findings, advance)
     if fix_directory is not None:
         sources = [
-            source.model_copy(
-                update={"path": done[source.path, source.reader, source.image_root], "reader": "messages"}
-            )
+            source.model_copy(update={"path": str(fix_directory / copies[_key(source)]), "reader": "messages"})
             for source in recipe.sources
         ]
         fixed = recipe.model_copy(update={"sources": tuple(sources)})
-        write_text_atomically(fix_directory / "recipe.yaml", dump_yaml(fixed))
+        write_text_atomically(fix_directory / "recipe.yaml", dump_yaml(fixed), BY)
     return findings
+
+
+def _key(source: SourceSettings) -> tuple[str, str, str]:
+    return source.path, source.reader, source.image_root
+
+
+def _holds_images(source: SourceSettings) -> bool:
+    return Path(source.path).suffix in HOLD_IMAGES
+
+
+def _copy_name(number: int, source: SourceSettings) -> str:
+    """What the clean copy of a recipe's n-th file of samples is called."""
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source.path).stem)
+    return f"{number}-{stem}{'.parquet' if _holds_images(source) else '.jsonl'}"
 
 
 def _validate_source(
     source: SourceSettings,
-    number: int,
+    copy: Path | None,
+    files: ExitStack,
     pool: ThreadPoolExecutor,
     check: Check | None,
-    fix_directory: Path | None,
     findings: Findings,
     advance: Callable[[Findings], None],
-) -> str:
-    """Returns the path of the clean copy, "" where none is written."""
+) -> None:
+    """`copy`: where the clean copy goes; the writer of it is left to `files` to close."""
     seen: Counter[str] = Counter()
     writer: SampleWriter | None = None
-    with ExitStack() as stack:
-        for place, original, resolved, problem in _examined(source, pool, check, findings):
-            seen[original.id] += 1
-            if problem is not None:
-                findings.problems.append(problem)
-            if seen[original.id] == 2:
-                findings.problems.append(Problem(place, original.id, "duplicate_id", "another sample has this id"))
-            if fix_directory is not None and problem is None:
-                if writer is None:
-                    is_held = Path(source.path).suffix in HOLD_IMAGES
-                    name = f"{number}-{_stem(source.path)}{'.parquet' if is_held else '.jsonl'}"
-                    writer = stack.enter_context(open_writer(fix_directory / name, embed_images=is_held))
-                if seen[original.id] > 1:
-                    original = original.model_copy(update={"id": f"{original.id}~{seen[original.id]}"})
-                writer.write(original, dict(zip(original.images, resolved.images, strict=True)).__getitem__)
-            advance(findings)
-    if writer is None and fix_directory is not None:
+    for original, resolved, is_good in examined(source, pool, check, findings):
+        seen[original.id] += 1
+        if copy is not None and is_good:
+            if writer is None:
+                writer = files.enter_context(open_writer(copy, BY, embed_images=_holds_images(source)))
+            if seen[original.id] > 1:
+                original = original.model_copy(update={"id": f"{original.id}~{seen[original.id]}"})
+            writer.write(original, dict(zip(original.images, resolved.images, strict=True)).__getitem__)
+        advance(findings)
+    if writer is None and copy is not None:
         raise UserError(f"source {source.path} has no good samples to write a clean copy of")
-    return str(writer.path) if writer is not None else ""
 
 
-def _stem(path: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(path).stem)
+Examined = tuple[Sample, Sample, bool]
 
 
-Examined = tuple[str, Sample, Sample, Problem | None]
-
-
-def _examined(
-    source: SourceSettings, pool: ThreadPoolExecutor, check: Check | None, findings: Findings
+def examined(
+    source: SourceSettings,
+    pool: ThreadPoolExecutor,
+    check: Check | None,
+    findings: Findings,
+    looks_at_images: bool = True,
 ) -> Iterator[Examined]:
-    """(place, sample as read, sample with resolved images, what is wrong with it), in the order of the files."""
+    """(sample as read, sample with resolved images, whether it is good), in the order of the files.
+
+    What is wrong goes into `findings`. looks_at_images: find and decode them; else they stay as the records name them.
+    """
     reader, root, files = READERS.get(source.reader), Path(source.image_root), source.files()
     holders = [str(Path(file)) for file in files]
     decoded: dict[str, Future[str | None] | str | None] = {}
+    seen: Counter[str] = Counter()
     waiting: deque[tuple[str, Sample, Sample, Problem | None]] = deque()
 
     def note(error: BadRecordError) -> None:
@@ -154,13 +166,18 @@ def _examined(
         return error
 
     def finish(place: str, sample: Sample, resolved: Sample, problem: Problem | None) -> Examined:
-        reasons = [] if problem else [error_of(image) for image in resolved.images]
+        reasons = [] if problem or not looks_at_images else [error_of(image) for image in resolved.images]
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             problem = Problem(place, sample.id, "image", reason)
         elif problem is None and check is not None:
             problem = _problem_of(place, lambda: check(resolved))
-        return place, sample, resolved, problem
+        if problem is not None:
+            findings.problems.append(problem)
+        seen[sample.id] += 1
+        if seen[sample.id] == 2:
+            findings.problems.append(Problem(place, sample.id, "duplicate_id", "another sample has this id"))
+        return sample, resolved, problem is None
 
     for file in files:
         try:
@@ -168,7 +185,7 @@ def _examined(
                 findings.samples += 1
                 resolved = sample
                 problem = _problem_of(place, sample.check)
-                if problem is None:
+                if problem is None and looks_at_images:
                     try:
                         resolved = with_resolved_images(sample, root, holders)
                     except BadSampleError as error:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -14,7 +14,7 @@ from mllm.conversation.schema import Sample
 from mllm.data.readers.fields import PLACEHOLDER
 from mllm.data.readers.llava import read_llava_record
 from mllm.errors import UserError
-from mllm.files import temporary_name
+from mllm.files import atomic_file
 from mllm.images.decode import DEFAULT_LIMITS
 from mllm.images.stored import is_stored, read_stored
 
@@ -28,9 +28,10 @@ Located = Callable[[str], str]
 class SampleWriter(AbstractContextManager["SampleWriter"]):
     """Writes `path`, which has its name only once all is written and the block ends without an error."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.temporary = path, temporary_name(path)
+    def __init__(self, path: Path, by: str) -> None:
+        """by: the command that writes; see `mllm.outputs.check_file`."""
+        self._publishing = ExitStack()
+        self.path, self.temporary = path, self._publishing.enter_context(atomic_file(path, by))
         self.count = 0
 
     def write(self, sample: Sample, located: Located) -> None:
@@ -52,19 +53,17 @@ class SampleWriter(AbstractContextManager["SampleWriter"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._publishing:
             self._close()
-            if kind is None:
-                self.temporary.replace(self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)
+            if error is not None:
+                raise error
 
 
 class _TextWriter(SampleWriter):
     opening, between, closing = "", "", ""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, by: str) -> None:
+        super().__init__(path, by)
         self._file: IO[str] = open(self.temporary, "w", encoding="utf-8", newline="\n")  # noqa: SIM115 (see _close)
         self._file.write(self.opening)
 
@@ -115,8 +114,8 @@ class ParquetWriter(SampleWriter):
     Images that lie inside another file can't be referred to from this one: they have to be embedded.
     """
 
-    def __init__(self, path: Path, embed_images: bool = False) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, by: str, embed_images: bool = False) -> None:
+        super().__init__(path, by)
         image = IMAGE if embed_images else pa.string()
         self._embed = embed_images
         strings = [(name, pa.string()) for name in ("source", "kind")]
@@ -155,12 +154,12 @@ def _image_value(name: str, location: str) -> dict[str, Any]:
         raise UserError(f"image {location!r} can't be read: {error.strerror}") from None
 
 
-def open_writer(path: Path, embed_images: bool = False) -> SampleWriter:
+def open_writer(path: Path, by: str, embed_images: bool = False) -> SampleWriter:
     """A writer by the suffix of `path`: .jsonl, .parquet, or .json for LLaVA's. Raises UserError for another."""
     if embed_images and path.suffix != ".parquet":
         raise UserError(f"{path}: only .parquet can hold images")
     if path.suffix == ".parquet":
-        return ParquetWriter(path, embed_images)
+        return ParquetWriter(path, by, embed_images)
     if path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{path}: samples can be written as .jsonl, .parquet, or .json (LLaVA's)")
-    return JsonLinesWriter(path) if path.suffix == ".jsonl" else LlavaWriter(path)
+    return JsonLinesWriter(path, by) if path.suffix == ".jsonl" else LlavaWriter(path, by)

@@ -9,7 +9,7 @@ from typing import Any
 
 from mllm.errors import UserError
 from mllm.evaluation.question import Question, Reply
-from mllm.files import fsync_directory
+from mllm.files import fsync_path
 
 
 class AnswerLog:
@@ -31,7 +31,7 @@ class AnswerLog:
             if file == own and own.is_file():
                 os.truncate(own, whole_bytes)
         self._file = open(own, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
-        fsync_directory(directory)
+        fsync_path(directory)
 
     def key(self, question: Question) -> str:
         """SHA-256 of model, words, image, and how the answer is found."""

@@ -11,10 +11,13 @@ from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.compare import answers_file, read_answers
 from mllm.evaluation.metrics import build_metric
 from mllm.evaluation.metrics.ece import Bin, EceLine, calibration_bins
+from mllm.files import atomic_file
+from mllm.outputs import check_file
 
 logger = logging.getLogger(__name__)
 
 FIELD = "logprob"
+BY = "mllm calibrate"
 
 
 def calibrate(results: Path, bins: int = 15, picture: Path | None = None) -> dict[str, dict[str, float]]:
@@ -25,6 +28,8 @@ def calibrate(results: Path, bins: int = 15, picture: Path | None = None) -> dic
     reliability diagram for each benchmark (PNG, or another ending that matplotlib knows). Raises UserError where answers
     have no log-probability, or one that is none, and where no benchmark is left.
     """
+    if picture is not None:
+        check_file(picture, BY, [answers_file(results)])
     metric = build_metric("ece", {"bins": str(bins)})
     found: dict[str, dict[str, float]] = {}
     diagrams: dict[str, list[Bin]] = {}
@@ -66,11 +71,11 @@ def draw_reliability(path: Path, diagrams: dict[str, list[Bin]], errors: dict[st
     for column, (name, bins) in enumerate(diagrams.items()):
         _draw(panels[0][column], panels[1][column], bins)
         panels[0][column].set_title(f"{name}: ECE {errors[name]:.3f}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise UserError(f"can't draw {path}: {error}") from None
+    with atomic_file(path, BY) as temporary:
+        try:
+            figure.savefig(temporary, dpi=150)
+        except ValueError as error:
+            raise UserError(f"can't draw {path}: {error}") from None
 
 
 def _draw(accuracy: Any, counts: Any, bins: Sequence[Bin]) -> None:

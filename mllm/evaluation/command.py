@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mllm.chat_request import MaxTokensName, Sampling
+from mllm.config import expanded_benchmark, expanded_path
 from mllm.errors import UserError
 
 
@@ -17,8 +18,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         help="names, separated by commas; NAME@SOURCE is read from a data set of the hub (its id, or a copy of its files), "
         "FILE.jsonl or FILE.jsonl:METRIC are your own questions",
     )
-    parser.add_argument("--data", type=Path, default=Path("runs/demo/data"), help="where the benchmarks' files lie")
-    parser.add_argument("--output", type=Path, help="where results.json and answers.jsonl go (default: MODEL/eval)")
+    parser.add_argument(
+        "--data", type=expanded_path, default=Path("runs/demo/data"), help="where the benchmarks' files lie"
+    )
+    parser.add_argument(
+        "--output", type=expanded_path, help="where results.json and answers.jsonl go (default: MODEL/eval)"
+    )
     parser.add_argument("--limit", type=at_least_1, help="questions per benchmark")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=at_least_1, default=32)
@@ -91,7 +96,7 @@ def run_eval(options: argparse.Namespace) -> None:
     from mllm.evaluation.benchmarks import find_benchmark
     from mllm.evaluation.run import Setup, evaluate_subject, print_scores
 
-    names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
+    names = [expanded_benchmark(name.strip()) for name in options.benchmarks.split(",") if name.strip()]
     if not names:
         raise UserError(f"--benchmarks {options.benchmarks!r} names none; --list says which there are")
     for name in names:

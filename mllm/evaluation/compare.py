@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm.command import report_console
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.intervals import RESAMPLES, bootstrap_interval
@@ -149,7 +150,6 @@ def as_json(comparisons: Sequence[Comparison]) -> str:
 
 def print_comparisons(comparisons: Sequence[Comparison], a: str, b: str) -> None:
     """A table of percentages."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"A = {a}, B = {b}; mean score, %")
@@ -166,4 +166,4 @@ def print_comparisons(comparisons: Sequence[Comparison], a: str, b: str) -> None
             f"{entry.only_a} / {entry.only_b}",
             f"{entry.p_value:.2g} ({entry.test})",
         )
-    Console().print(table)
+    report_console().print(table)

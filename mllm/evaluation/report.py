@@ -16,6 +16,7 @@ from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
 
 GALLERY = 18
+STRIP = 6
 THUMBNAIL_PX = 96
 LABELS = {True: "right", False: "wrong", None: "answers"}
 STYLE = """
@@ -32,7 +33,7 @@ details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}svg{max-width:100%
 .note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}
 .right b{color:#2a7d3c}.wrong b{color:#b3372f}
 @media(max-width:40rem){h1{font-size:1.5rem}.track{display:none}th,td{padding:.3rem .18rem;font-size:12px}
-td small{display:block;font-size:10px}}
+td small{display:block;font-size:10px}.strip .card:nth-child(n+3){display:none}}
 """
 
 
@@ -44,10 +45,11 @@ def write_report(
     runs: Sequence[TrainingRun] = (),
     note: str | None = None,
     remarks: Mapping[str, Sequence[str]] | None = None,
+    by: str | None = None,
 ) -> None:
     """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped.
 
-    note: stands above all. remarks: by benchmark, what to say beneath its table.
+    note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
     """
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -56,24 +58,43 @@ def write_report(
     ]
     body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
+    body.append(_strip(answers))
     for name, entries in scores.items():
         body += [f"<h2>{escape(name)}</h2><div class=scroll>{_table(entries)}</div>", draw_intervals(name, entries)]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
         metric = metric_of(name)
         body += ["<p>Less is better.</p>"] if metric.lower_is_better else []
-        labelled = [(LABELS[metric.is_right(a.score)], a) for a in answers[name] if a.condition == "model"]
+        labelled = [(_label(name, a), a) for a in answers[name] if a.condition == "model"]
         wanted = ("answers",) if metric.right_at is None else ("wrong", "right")
         body += [_gallery(label, [a for own, a in labelled if own == label]) for label in wanted]
     if runs:
         body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
     head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
     page = f"<!doctype html><html lang=en>{head}<title>{escape(title)}</title><style>{STYLE}</style>"
-    write_text_atomically(path, page + "".join(body) + "</html>\n")
+    write_text_atomically(path, page + "".join(body) + "</html>\n", by)
+
+
+def _label(benchmark: str, answer: Answer) -> str:
+    return LABELS[metric_of(benchmark).is_right(answer.score)]
+
+
+def _spread(answers: Sequence[Answer], count: int) -> Sequence[Answer]:
+    """`count` of the answers, from all over them."""
+    return answers[:: max(1, len(answers) // count)][:count]
+
+
+def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:
+    """A few answers with their pictures from every benchmark, to see at once what was asked."""
+    cards = []
+    for name, own in answers.items():
+        pictured = [a for a in own if a.condition == "model" and a.image]
+        cards += [_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
+    return f"<div class='grid strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:
     """Answers of a kind from all over the benchmark, folded away until they are wanted."""
-    shown = answers[:: max(1, len(answers) // GALLERY)][:GALLERY]
+    shown = _spread(answers, GALLERY)
     cards = "".join(_card(answer, label) for answer in shown)
     title = f"{label} ({len(shown)} of {len(answers)} shown)"
     return f"<details><summary>{title}</summary><div class=grid>{cards}</div></details>"

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 import mllm
+from mllm.command import report_console
 from mllm.errors import UserError
 from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all
@@ -31,9 +31,13 @@ from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
 from mllm.images.decode import image_bytes
 from mllm.model.load import AUTO
+from mllm.outputs import check_files
 
 logger = logging.getLogger(__name__)
 
+BY = "mllm eval"
+ASKED = "asked"
+WRITTEN = ("answers.jsonl", "skipped.jsonl", "results.json", "report.md", "report.html")
 PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
 
 
@@ -112,17 +116,23 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
 
     open_subject: the model under test, its name, and the training behind it; called when the benchmarks are read.
     Answers are kept in `asked/` of the output directory as they come, and the same call goes on from there. Under a
-    launcher the ranks share the questions, and rank 0 writes. Raises UserError for an unknown benchmark or missing files.
+    launcher the ranks share the questions, and rank 0 writes. Raises UserError for an unknown benchmark, missing files, and
+    files in the output that would be replaced and that no evaluation wrote.
     """
     with launched_ranks() as ranks:
-        plan = ranks.first_on_0(setup.plan)
+        plan = ranks.first_on_0(lambda: _checked_plan(setup))
         subject, name, runs = open_subject()
         hash_of = cache(_file_hash)
-        log = AnswerLog(setup.output / "asked", ranks.rank, subject.identity, hash_of)
-        replies = answer_all(setup.questions(plan), subject, log, ranks)
-        log.close()
+        log = AnswerLog(setup.output / ASKED, ranks.rank, subject.identity, hash_of)
+        try:
+            replies = answer_all(setup.questions(plan), subject, log, ranks)
+        except KeyboardInterrupt:
+            known = f"the answers so far are kept in {setup.output / ASKED}"
+            raise KeyboardInterrupt(f"{known}; the same command goes on from there") from None
+        finally:
+            log.close()
         if not any(reply.text for reply in replies.values()):
-            raise UserError(f"{name} answered nothing to {len(replies)} question(s); {setup.output / 'asked'} has them")
+            raise UserError(f"{name} answered nothing to {len(replies)} question(s); {setup.output / ASKED} has them")
         outcome = score_replies(plan, replies, setup)
         if ranks.rank == 0:
             provenance = {"model": name} | _provenance(plan, subject, setup, hash_of) | {"official": outcome.official}
@@ -130,6 +140,12 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
             _write(setup.output, provenance, plan, outcome, runs)
         ranks.gather(None)  # no rank leaves before the files are there
     return outcome.scores
+
+
+def _checked_plan(setup: Setup) -> list[Chosen]:
+    check_files(setup.output, WRITTEN, BY)
+    check_files(setup.output / ASKED, (), BY)
+    return setup.plan()
 
 
 def score_replies(plan: Sequence[Chosen], replies: Mapping[Question, Reply], setup: Setup) -> Outcome:
@@ -227,19 +243,20 @@ def _write(
 ) -> None:
     answers, scores = outcome.answers, outcome.scores
     lines = [json.dumps({"benchmark": n} | r, ensure_ascii=False) for n, e in answers.items() for r in as_records(e)]
-    write_text_atomically(output / "answers.jsonl", "\n".join(lines) + "\n")
+    write_text_atomically(output / "answers.jsonl", "\n".join(lines) + "\n", BY)
     skipped = [json.dumps(asdict(entry), ensure_ascii=False) + "\n" for chosen in plan for entry in chosen.skipped]
-    write_text_atomically(output / "skipped.jsonl", "".join(skipped))
+    write_text_atomically(output / "skipped.jsonl", "".join(skipped), BY)
     write_json_atomically(
         output / "results.json",
         provenance | {"scores": {name: as_records(entries) for name, entries in scores.items()}},
+        BY,
     )
     note = partial_note(plan)
     empty = provenance["empty_answers"]
     said = {chosen.name: remarks(chosen, outcome.official[chosen.name], empty[chosen.name]) for chosen in plan}
     title = f"Scores of {provenance['model']}"
-    write_text_atomically(output / "report.md", as_markdown(title, scores, note, said))
-    write_report(output / "report.html", title, scores, answers, runs, note, said)
+    write_text_atomically(output / "report.md", as_markdown(title, scores, note, said), BY)
+    write_report(output / "report.html", title, scores, answers, runs, note, said, by=BY)
     logger.info("wrote results.json, answers.jsonl, report.md and report.html to %s", output)
     if note is not None:
         logger.warning(note)
@@ -261,4 +278,4 @@ def print_scores(scores: dict[str, list[Score]]) -> None:
             }
             count = next(e.count for e in entries if e.type == kind)
             table.add_row(label, kind, str(count), *(cells.get(c, "") for c in conditions))
-    Console().print(table)
+    report_console().print(table)

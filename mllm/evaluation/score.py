@@ -10,6 +10,9 @@ from mllm.errors import UserError
 from mllm.evaluation.metric import Line, Metric, Result, parse_line
 from mllm.evaluation.metrics import build_metric
 from mllm.files import write_text_atomically
+from mllm.outputs import check_file
+
+BY = "mllm score"
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +26,14 @@ def score_file(
     nothing is written.
     """
     metric = build_metric(name, settings)
-    if per_sample is not None and (per_sample.is_dir() or per_sample.resolve() == path.resolve()):
-        kind = "a directory" if per_sample.is_dir() else "the file of predictions"
-        raise UserError(f"--per-sample: {per_sample} is {kind}; name a new file")
+    if per_sample is not None:
+        check_file(per_sample, BY, [path])
     places, lines = read_lines(path, type(metric))
     result = metric.score(lines)
     for note in result.notes:
         logger.warning(note)
     if per_sample is not None:
-        write_text_atomically(per_sample, "".join(_sample_lines(places, lines, result)))
+        write_text_atomically(per_sample, "".join(_sample_lines(places, lines, result)), BY)
     return {"metric": name, "count": len(lines)} | result.scores
 
 

@@ -125,13 +125,16 @@ class ChatSession:
         return row.answer(len(prompt), len(prompt) - known)
 
     def save(self, path: str | Path) -> None:
-        """Write the conversation to a JSON file; images are named by their absolute paths."""
+        """Write the conversation to a JSON file; images are named by their absolute paths.
+
+        Raises UserError where the file is there and no chat saved it.
+        """
         images = [
             DATA_URL + base64.b64encode(i).decode() if isinstance(i, bytes) else str(Path(i).resolve())
             for i in self.images
         ]
         saved = _SavedChat(messages=tuple(self.messages), images=tuple(images))
-        write_text_atomically(path, saved.model_dump_json(indent=2) + "\n")
+        write_text_atomically(path, saved.model_dump_json(indent=2) + "\n", "mllm chat")
 
     def load(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote. Raises UserError, and changes nothing, if it can't be used."""

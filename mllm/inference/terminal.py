@@ -14,12 +14,13 @@ from rich.console import Console
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.inference.chat import ChatSession
+from mllm.inference.pasted import is_dropped, local_path, pasted_path, pasted_paths
 from mllm.inference.prompting import line_reader
 from mllm.inference.remote import fetch_image, is_url
 from mllm.inference.request import ImageSource
 
 COMMANDS = {
-    "/image": "PATH|URL  show an image with the next question",
+    "/image": "PATH|URL …  show images with the next question; or drop their files here",
     "/undo": "take back the last question and its answer",
     "/reset": "start over",
     "/system": "[TEXT]  replace the system prompt, or remove it",
@@ -31,8 +32,8 @@ COMMANDS = {
 
 
 def open_image(source: str) -> ImageSource:
-    """A path as it is, a URL's bytes. Raises UserError unless it holds an image."""
-    image: ImageSource = fetch_image(source, allow_private=True) if is_url(source) else source
+    """The path of a file, a URL's bytes. Raises UserError unless it holds an image."""
+    image: ImageSource = fetch_image(source, allow_private=True) if is_url(source) else local_path(source)
     read_image(image)
     return image
 
@@ -107,8 +108,10 @@ class _Terminal:
     def show_image(self, argument: str) -> None:
         if not argument:
             raise UserError("/image needs a path or a URL")
-        self.pending.append(open_image(argument))
-        self.say(f"image {argument} goes with the next question")
+        paths = pasted_paths(argument)
+        self.pending += [open_image(path) for path in paths]
+        for path in paths:
+            self.say(f"image {path} goes with the next question")
 
     def undo(self, _: str) -> None:
         self.session.undo()
@@ -126,13 +129,14 @@ class _Terminal:
     def save(self, argument: str) -> None:
         if not argument:
             raise UserError("/save needs a file name")
-        self.session.save(argument)
-        self.say(f"saved {argument}")
+        path = pasted_path(argument)
+        self.session.save(path)
+        self.say(f"saved {path}")
 
     def load(self, argument: str) -> None:
         if not argument:
             raise UserError("/load needs a file name")
-        self.session.load(argument)
+        self.session.load(pasted_path(argument))
         for message in self.session.messages:
             self.say(f"{message.role}> {'[image] ' * message.image_count}{message.text}")
 
@@ -161,10 +165,12 @@ class _Terminal:
             "/help": self.help,
         }
         command, _, argument = line.partition(" ")
-        if not line.startswith("/"):
-            self.ask(line)
-        elif command in handlers:
+        if command in handlers:
             handlers[command](argument.strip())
+        elif is_dropped(line):
+            self.show_image(line)
+        elif not line.startswith("/"):
+            self.ask(line)
         else:
             raise UserError(f"unknown command {command!r}; choose one of: {', '.join(COMMANDS)}")
 
@@ -173,7 +179,8 @@ def chat_in_terminal(session: ChatSession, images: Sequence[str], as_json: bool 
     """Read questions until `/exit` or the end of input. Ctrl-C stops an answer and keeps the conversation."""
     terminal = _Terminal(session, Console(highlight=False), as_json=as_json)
     for image in images:
-        terminal.show_image(image)
+        terminal.pending.append(open_image(image))
+        terminal.say(f"image {image} goes with the next question")
     read_line = line_reader(COMMANDS)
     terminal.say("/help lists the commands")
     while True:

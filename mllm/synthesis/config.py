@@ -1,11 +1,10 @@
 """Settings of a synthesis run: where images come from and how many samples of each kind to write."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from mllm.config import Settings
+from mllm.config import ExpandedPath, Settings
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -15,7 +14,7 @@ class EasyVqaSource(Settings):
 
     kind: Literal["easyvqa"]
     name: str = "easyvqa"
-    path: Path | None = None
+    path: ExpandedPath | None = None
     caption_count: Count = 900
     yes_no_count: Count = 4000
     shape_count: Count = 1500
@@ -27,7 +26,7 @@ class CaptionedParquetSource(Settings):
 
     kind: Literal["captioned_parquet"]
     name: str
-    path: Path
+    path: ExpandedPath
     split: str = "train"
     heldout_split: str = "test"
     max_title_characters: Annotated[int, Field(ge=1)] = 80
@@ -49,7 +48,7 @@ class RenderedWordsSource(Settings):
 
     kind: Literal["rendered_words"]
     name: str = "words"
-    path: Path
+    path: ExpandedPath
     asked_words: Annotated[int, Field(ge=1)] | None = None
     image_size_px: Annotated[int, Field(ge=32, le=512)] = 64
     caption_count: Count = 600
@@ -64,7 +63,7 @@ SourceConfig = Annotated[EasyVqaSource | CaptionedParquetSource | RenderedWordsS
 class SynthConfig(Settings):
     """A whole run. The same settings and the same input files give the same `data_hash`."""
 
-    output: Path
+    output: ExpandedPath
     seed: int = 0
     backend: str = "template"
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]

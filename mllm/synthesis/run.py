@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mllm.errors import UserError
 from mllm.files import atomic_directory, write_json_atomically
+from mllm.outputs import check_directory
 from mllm.synthesis import template  # noqa: F401  (registers the backend)
 from mllm.synthesis.backend import BACKENDS
 from mllm.synthesis.config import SynthConfig
@@ -27,6 +28,7 @@ from mllm.synthesis.writing import (
     write_lines,
 )
 
+BY = "mllm synth"
 TRAINING_FILES = ("captions.jsonl", "instruct.jsonl", "in_words.jsonl", "clip_pairs.jsonl")
 
 
@@ -35,17 +37,14 @@ def synthesize(config: SynthConfig) -> SynthReport:
 
     The directory holds `images/`, `captions.jsonl`, `instruct.jsonl`, `in_words.jsonl`, `clip_pairs.jsonl` and
     `heldout/*.jsonl`; image paths in them are relative to it. An earlier run's directory is replaced. Raises UserError for
-    missing or unusable sources, and where the directory holds anything else.
+    missing or unusable sources, and where the directory holds anything else, or a source.
     """
     names = [source.name for source in config.sources]
     if len(set(names)) < len(names):
         raise UserError(f"sources: each needs its own name, found {', '.join(names)}; set `name` in the config")
-    is_ours = (config.output / REPORT_NAME).is_file() and (config.output / "images").is_dir()
-    is_empty = config.output.is_dir() and not any(config.output.iterdir())
-    if config.output.exists() and not is_ours and not is_empty:
-        raise UserError(f"output {config.output} holds other files than a run's, and would be replaced; name another")
+    check_directory(config.output, BY, [source.path for source in config.sources if source.path is not None])
     outputs, dropped = draft_all(config)
-    with atomic_directory(config.output) as root:
+    with atomic_directory(config.output, BY) as root:
         store = ImageStore(root)
         files = write_all(root, outputs, store, config.seed)
         check_no_leak(root, [root / name for name in TRAINING_FILES], sorted((root / "heldout").glob("*.jsonl")))

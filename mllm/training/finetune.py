@@ -26,7 +26,7 @@ from mllm.model.projectors import Projector
 from mllm.model.rows.choice import KERNEL_NAMES, first_that_works, gpu_capability, usable_kernels
 from mllm.model.skeleton import begin_model, text_config
 from mllm.processor import Processor
-from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
+from mllm.training.build_engine import build_engine, with_known_dtype
 from mllm.training.calibration import calibrate_projector
 from mllm.training.callback import Callback, CallbackFactory, RunContext
 from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
@@ -38,21 +38,11 @@ from mllm.training.loop import Trainer
 from mllm.training.optimizer import part_rates
 from mllm.training.peak import device_peak_flops
 from mllm.training.picture import CurvesPicture
-from mllm.training.resume import latest_checkpoint
+from mllm.training.resume import BY, latest_checkpoint
+from mllm.training.run_settings import begin_run
 from mllm.training.trackers import build_trackers
 
 logger = logging.getLogger(__name__)
-
-WATCHING: dict[str, Any] = {
-    "train": {
-        *("save_every_steps", "save_every_minutes", "keep_checkpoints", "keep_best_by", "best_is"),
-        *("log_every_steps", "trackers"),
-    },
-    "engine": {"timeout_minutes"},
-    "samples": True,
-    "eval": True,
-    "benchmarks": True,
-}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
@@ -65,25 +55,26 @@ def finetune(
 ) -> Path | None:
     """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
 
-    The resolved settings are saved first. With `stop_after`, the run ends (resumable) when that many steps are done.
+    The resolved settings are saved first; a run that is finished with the same ones has nothing to do. With `stop_after`,
+    the run ends (resumable) when that many steps are done.
     more_callbacks: builds callbacks that training can't know (`mllm.evaluation.callbacks.generating_callbacks`).
     """
     run_dir = Path(settings.run_dir)
+    derived = ("train.dtype",) if settings.train.dtype == "auto" else ()
     settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
     final = run_dir / "final"
-    if final.is_dir():
-        logger.info("%s is already there: nothing to do", final)
-        return final
     words = text_config(settings.model)
     kernels = usable_kernels(settings.train.attention, settings.train.dtype, gpu_capability(), words)
-    _save_settings(settings, run_dir)
+    if begin_run(settings, run_dir, derived):
+        logger.info("%s is already there, of these settings: nothing to do", final)
+        return final
     torch.manual_seed(settings.seed)
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     parts: dict[str, Any] = {}
 
     def build_module() -> MultimodalLM:
         kernel = first_that_works(kernels, words)
-        beginning = begin_run(settings, mixture)
+        beginning = build_beginning(settings, mixture)
         model = beginning.model
         model.attention_kernel = kernel
         parts.update(model=model, processor=beginning.processor, contents=beginning.open_contents)
@@ -126,7 +117,7 @@ def finetune(
     return final if done == trainer.total else None
 
 
-def begin_run(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beginning:
+def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beginning:
     """The model that a run begins with, before any weight is read, and its processor: from parts, or its `init_from`.
 
     A projector that is new is calibrated on images of `mixture`, if the settings say so.
@@ -146,7 +137,7 @@ def begin_run(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beg
 
 def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
-    return begin_run(settings).filled()
+    return build_beginning(settings).filled()
 
 
 def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
@@ -155,30 +146,6 @@ def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
         last = latest_checkpoint(run_dir)
         begun = checkpoint.read_day(last / "model") if last else None
         processor.use_day(engine.gather(begun or processor.day)[0])
-
-
-def _save_settings(settings: FinetuneSettings, run_dir: Path) -> None:
-    """Write `config.yaml`. Raises UserError when the run has begun with settings that train otherwise."""
-    path = run_dir / "config.yaml"
-    if launched_rank() != 0:
-        return
-    if path.is_file() and (run_dir / "checkpoints").is_dir():
-        begun = load_config(str(path))
-        changed = [
-            name for name in FinetuneSettings.model_fields if _training(begun)[name] != _training(settings)[name]
-        ]
-        if changed:
-            raise UserError(
-                f"{path} holds other settings ({', '.join(changed)}) and the run has begun; "
-                f"use another run_dir, or remove {run_dir}"
-            )
-    write_text_atomically(path, dump_yaml(settings))
-
-
-def _training(settings: FinetuneSettings) -> dict[str, Any]:
-    """The settings without those that only watch and save: these may change when a run goes on."""
-    values = settings.model_dump(exclude=WATCHING)
-    return {name: values.get(name) for name in FinetuneSettings.model_fields}
 
 
 def _callbacks(context: RunContext, more_callbacks: CallbackFactory | None) -> list[Callback]:
@@ -204,7 +171,7 @@ def _publish_final(engine: Engine, run_dir: Path) -> None:
     """Give the model of the last step's checkpoint the name `final`."""
     last = latest_checkpoint(run_dir)
     if engine.rank == 0 and last is not None:
-        with atomic_directory(run_dir / "final") as directory:
+        with atomic_directory(run_dir / "final", BY) as directory:
             shutil.copytree(last / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
     engine.barrier()
 

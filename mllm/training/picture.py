@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from mllm.files import atomic_file
 from mllm.training.callback import Callback
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def draw(steps: list[dict[str, Any]], title: str, path: Path) -> None:
     for axes in (loss, norm, rate, speed):
         axes.grid(alpha=0.3)
         axes.set_xlabel("step")
-    figure.savefig(path, dpi=100)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
 
 
 def _curve(axes: Any, steps: list[dict[str, Any]], name: str, smooth: bool = False, colour: str | None = None) -> None:

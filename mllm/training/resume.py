@@ -5,14 +5,28 @@ appears under that name only when whole.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.files import publish_directory, remove_directory, temporary_name, write_failure, write_json_atomically
+from mllm.files import (
+    claim_hidden,
+    discard_hidden,
+    hidden_directory,
+    publish_directory,
+    remove_directory,
+    write_failure,
+    write_json_atomically,
+)
+from mllm.outputs import first_stranger
 from mllm.training.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+BY = "training"
 
 # What `Trainer` writes and reads.
 PROGRESS = ("step", "total_steps", "world_size", "skipped", "tokens_seen", "best", "callbacks")
@@ -30,8 +44,8 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
 
 def clean(run_dir: Path) -> None:
     """Remove what a run that was killed has left half written or half removed."""
-    for left in (run_dir / "checkpoints").glob(".*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in (run_dir / "checkpoints").glob(".step_*.tmp"):
+        discard_hidden(left)
 
 
 def save_checkpoint(
@@ -48,23 +62,34 @@ def save_checkpoint(
     Raises UserError when the disk doesn't take it; the checkpoints before are whole, and no half one is left.
     """
     final = run_dir / "checkpoints" / f"step_{step:08d}"
-    temporary = temporary_name(final)
+    hidden = hidden_directory(final)
     try:
-        _write(engine, temporary, progress, write_model)
+        if engine.rank == 0:
+            claim_hidden(hidden)
+        _write(engine, hidden / final.name, progress, write_model)
         engine.barrier()
         if engine.rank == 0:
-            publish_directory(temporary, final)
+            publish_directory(hidden, final, BY, is_hashed=False)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard_hidden(hidden)
         reason = write_failure(error)
         if reason is None:
             raise
         raise UserError(_unsaved(final, reason)) from None
     if engine.rank == 0:
         for old in _superseded(run_dir, keep, best_step):
-            remove_directory(old)
+            _remove(old)
     engine.barrier()
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint that holds nothing but what was saved."""
+    stranger = first_stranger(checkpoint, BY)
+    if stranger is None:
+        remove_directory(checkpoint)
+    else:
+        logger.warning("%s stays: it holds %s", checkpoint, stranger)
 
 
 def _write(
@@ -74,7 +99,6 @@ def _write(
     write_model: Callable[[Path, dict[str, Any]], None],
 ) -> None:
     if engine.rank == 0:
-        shutil.rmtree(directory, ignore_errors=True)
         (directory / "state").mkdir(parents=True)
     engine.barrier()
     state_dict = engine.full_state_dict()

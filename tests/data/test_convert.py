@@ -87,3 +87,33 @@ def test_what_llavas_json_cannot_say_is_refused_and_leaves_no_file(tmp_path, con
     with pytest.raises(UserError, match="would come back from LLaVA's JSON as another"):
         convert(tmp_path / "s.jsonl", tmp_path / "out.json")
     assert [path.name for path in tmp_path.iterdir()] == ["s.jsonl"]
+
+
+CONVERSATION = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}]
+FAULTS = {
+    "turn order": {"messages": CONVERSATION[::-1], "images": ["a.png"]},
+    "image count": {"messages": CONVERSATION, "images": []},
+    "nothing said": {"messages": CONVERSATION[:1], "images": ["a.png"]},
+    "same id": {"id": "good", "messages": CONVERSATION, "images": ["a.png"]},
+    "no record": {"text": "red"},
+    "broken image": {"messages": CONVERSATION, "images": ["torn.png"]},
+    "image elsewhere": {"messages": CONVERSATION, "images": ["../a.png"]},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_validation_calls_a_problem_is_not_converted(tmp_path, fault, capsys):
+    root = tmp_path / "data"
+    root.mkdir()
+    save_image(root / "a.png")
+    (root / "torn.png").write_bytes(b"torn")
+    records = [{"id": "good", "messages": CONVERSATION, "images": ["a.png"]}, {"id": "bad"} | FAULTS[fault]]
+    (root / "s.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = {"path": str(root / "s.jsonl"), "image_root": str(root)}
+    (root / "recipe.yaml").write_text(json.dumps({"name": "r", "sources": [source]}))
+    with pytest.raises(UserError, match="1 problems"):
+        _command(["data", "validate", str(root / "recipe.yaml")])
+    assert "s.jsonl:2" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"s\.jsonl:2.*mllm data validate"):
+        convert(root / "s.jsonl", tmp_path / "out.parquet", "--image-root", str(root), "--embed-images")
+    assert not (tmp_path / "out.parquet").exists() and not list(tmp_path.glob(".*"))

@@ -11,6 +11,7 @@ from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all
 from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.ranks import deal
+from mllm.evaluation.run import Setup, evaluate_subject
 
 QUESTIONS = [Question(f"what {n}?", f"{n // 3}.png" if n % 5 else None, 8) for n in range(40)]
 
@@ -96,3 +97,23 @@ def test_ranks_share_the_questions_and_no_image(tmp_path):
     assert not images[0] & images[1] and not images[1] & images[2] and not images[0] & images[2]
     assert max(map(len, shares)) - min(map(len, shares)) <= 3
     assert deal(QUESTIONS[:1], 2) == [QUESTIONS[:1], []]
+
+
+def test_an_interrupted_evaluation_says_that_its_answers_are_kept_and_goes_on(tmp_path):
+    (tmp_path / "q.jsonl").write_text("".join(f'{{"question": "what {n}?", "answer": "a"}}\n' for n in range(12)))
+    setup = Setup([str(tmp_path / "q.jsonl")], tmp_path, tmp_path / "eval", conditions=("model",))
+
+    class Impatient(Parrot):
+        def answer(self, questions, on_replies):
+            super().answer(questions[:8], on_replies)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*asked; the same command goes on"):
+        evaluate_subject(setup, lambda: (Impatient(), "parrot", []))
+    after = Parrot()
+    evaluate_subject(setup, lambda: (after, "parrot", []))
+    assert len(after.asked) == 4 and (tmp_path / "eval" / "results.json").is_file()
+    (tmp_path / "eval" / "report.md").write_text("my own words")
+    with pytest.raises(UserError, match=r"report\.md would be replaced, which was changed.*eval-2"):
+        evaluate_subject(setup, lambda: (Parrot(), "parrot", []))
+    assert (tmp_path / "eval" / "report.md").read_text() == "my own words"

@@ -25,7 +25,7 @@ def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):
     write_report(tmp_path / "r.html", "<title>", {"b": summarize(answers, 0)}, {"b": answers}, remarks=said)
     page = (tmp_path / "r.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 4  # at the top, and in the galleries
     assert "http" not in page
     assert "50.0" in page and "&lt;b&gt;beware" in page
     assert "wrong (1 of 1 shown)" in page and "right (1 of 1 shown)" in page
@@ -50,6 +50,22 @@ def test_a_sample_and_what_others_report_are_said_beside_the_official_number():
     assert first == "A sample: 3 of 9 questions were asked." and second == "Official number (vqa): 0.785."
     assert published[0].startswith("Published: LLaVA-1.5-7B 78.5 % (on test-dev; ours is val). Source: Liu et al. 2023")
     assert remarks(Chosen("own", find_benchmark("clipart"), (None,) * 9, 9, ()), {}) == []
+
+
+def test_the_first_screen_shows_pictures_of_every_benchmark(tmp_path):
+    image = save_image(tmp_path / "i.png")
+    answers = {
+        name: [
+            Answer(condition, str(n), "all", str(n), f"{name} {condition} {n}?", image, "a", ("b",), 0.0)
+            for n in range(9)
+            for condition in ("withheld", "model")
+        ]
+        for name in ("x", "y", "z")
+    }
+    write_report(tmp_path / "r.html", "t", {name: summarize(own, 0) for name, own in answers.items()}, answers)
+    first = (tmp_path / "r.html").read_text().split("<h2>")[0]
+    assert first.count("data:image/png") == 6 and all(first.count(f"{name} model") == 2 for name in answers)
+    assert "withheld 0?" not in first
 
 
 def test_the_gallery_takes_right_and_wrong_from_the_metric(tmp_path):

@@ -101,7 +101,7 @@ def test_a_missing_file_is_named(monkeypatch, capsys, tmp_path):
 def test_scores_of_lines_replace_neither_the_predictions_nor_a_directory(monkeypatch, capsys, tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(GOOD[0]))
-    for target, said in ((path, "is the file of predictions"), (tmp_path, "is a directory")):
+    for target, said in ((path, "is the input"), (tmp_path, "is a directory")):
         code, out, err = run(monkeypatch, capsys, "--metric", "gqa", path, "--per-sample", target)
         assert (code, out) == (2, "") and said in err
     assert json.loads(path.read_text()) == GOOD[0]

@@ -54,6 +54,18 @@ def drop(page, path):
     page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(make, encoded)})
 
 
+def test_an_empty_page_says_what_to_do_and_an_example_is_asked_by_a_click(port, open_page):  # noqa: F811
+    page = open_page(port)
+    until(page, "document.getElementById('model').textContent === 'tiny'")
+    assert "Drop an image" in page.inner_text("#chat") and page.locator(".example img").count() == 2
+    page.click(".example >> nth=1")
+    until(page, "document.querySelector('#send').textContent === 'Send' && messages.length === 2")
+    assert page.locator(".example").count() == 0 and page.locator(".user img").count() == 1
+    assert "What word is written here?" in page.inner_text(".user")
+    page.click("#reset")
+    assert page.locator(".example").count() == 2 and page.locator("#waiting img").count() == 0
+
+
 def test_images_are_chosen_dropped_and_removed_and_the_answers_are_the_models(
     assembled,  # noqa: F811
     port,  # noqa: F811

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from prompt_toolkit.document import Document
+from rich.console import Console
 
 from mllm.errors import UserError
 from mllm.inference import terminal
@@ -200,3 +201,74 @@ def test_an_image_is_fetched_within_limits_and_from_a_private_address_only_if_al
         fetch_image("ftp://127.0.0.1/x", allow_private=True)
     terminal.chat_script(session, ["hello"], [f"{address}/image"])
     assert session.images == [image]
+
+
+@pytest.fixture
+def odd_paths(tmp_path, monkeypatch):
+    """Images with odd names in the home directory, which is also the working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PICTURES", str(tmp_path / "deep"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("my cat.png", "it's.png", "100% (1).png", "ä#b?.png", "deep/plain.png"):
+        save_image(tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "pasted, names",
+    [
+        ("'{home}/my cat.png'", ["my cat.png"]),
+        ('"{home}/my cat.png" ', ["my cat.png"]),
+        (r"{home}/my\ cat.png", ["my cat.png"]),
+        ("my cat.png", ["my cat.png"]),
+        ("~/my cat.png", ["my cat.png"]),
+        ("file://{home}/my%20cat.png\t", ["my cat.png"]),
+        ("file://localhost{home}/100%25%20(1).png", ["100% (1).png"]),
+        ("file://{home}/%C3%A4%23b%3F.png", ["ä#b?.png"]),
+        ("it's.png", ["it's.png"]),
+        (r"it\'s.png", ["it's.png"]),
+        (r"'{home}/it'\''s.png'", ["it's.png"]),
+        (r"100%\ \(1\).png", ["100% (1).png"]),
+        ("100% (1).png", ["100% (1).png"]),
+        ("$PICTURES/plain.png ${{PICTURES}}/plain.png", ["deep/plain.png"] * 2),
+        (
+            r"'{home}/my cat.png' ~/deep/plain.png file://{home}/it%27s.png",
+            ["my cat.png", "deep/plain.png", "it's.png"],
+        ),
+    ],
+)
+def test_images_are_found_by_whatever_a_terminal_pastes(session, odd_paths, pasted, names):
+    loop = terminal._Terminal(session, Console())
+    line = pasted.format(home=odd_paths)
+    loop.take(f"/image {line}")
+    assert [Path(image).absolute() for image in loop.pending] == [odd_paths / name for name in names]
+    if line.startswith(("/", "~", "'", '"', "file:")):
+        loop.take(line)
+        assert len(loop.pending) == 2 * len(names) and not session.messages
+
+
+@pytest.mark.parametrize(
+    "pasted, reason",
+    [
+        ("no such cat.png", "image 'no such cat.png' does not exist"),
+        ("deep/plain.png gone.png", "'gone.png' does not exist"),
+        ("file://elsewhere/cat.png", "another machine, elsewhere"),
+        ("$UNSET_HERE/cat.png", "UNSET_HERE is not set"),
+        ("~nobody-of-that-name/cat.png", "no such home directory"),
+    ],
+)
+def test_a_pasted_path_that_is_not_there_is_named(session, odd_paths, pasted, reason):
+    with pytest.raises(UserError, match=reason.replace("$", r"\$")):
+        terminal._Terminal(session, Console()).take(f"/image {pasted}")
+
+
+def test_a_conversation_is_kept_under_a_pasted_name_and_no_other_file_is_replaced(session, odd_paths):
+    loop = terminal._Terminal(session, Console())
+    for _ in range(2):
+        loop.take(r"/save ~/my\ chat.json")
+    loop.take(f"/load '{odd_paths}/my chat.json'")
+    (odd_paths / "notes.json").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.json would be replaced.*write to .*notes-2\.json"):
+        loop.take("/save ~/notes.json")
+    assert (odd_paths / "notes.json").read_text() == "mine"

@@ -17,12 +17,12 @@ from mllm.model.fill import parameters_on_meta
 from mllm.model.policy import apply_policy, count_parameters
 from mllm.training.build_engine import build_engine
 from mllm.training.deepspeed_engine import init_distributed
-from mllm.training.finetune import begin_run
+from mllm.training.finetune import build_beginning
 
 
 def start(settings):
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, False)
-    beginning = begin_run(settings, mixture)
+    beginning = build_beginning(settings, mixture)
     with parameters_on_meta():
         counts = apply_policy(beginning.model, settings.trainable)
     return beginning, counts

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from mllm.command import run_command
 from mllm.config import FinetuneSettings, validate_settings
 from mllm.errors import TimeIsUp, UserError
-from mllm.files import write_failure
+from mllm.files import claim_hidden, write_failure
 from mllm.model.checkpoint import load
 from mllm.training.callback import Callback
 from mllm.training.finetune import finetune
@@ -165,8 +165,8 @@ def test_a_failed_write_is_told_from_other_errors_whoever_wrote(tmp_path, limite
 def test_what_a_killed_run_left_half_written_is_removed(tiny_parts, recipe, tmp_path):
     values = config(tiny_parts, recipe, tmp_path / "run")
     go(values, stop_after=2)
-    for name in (".step_00000005.tmp", ".step_00000001.old"):
-        (tmp_path / "run" / "checkpoints" / name / "model").mkdir(parents=True)
+    claim_hidden(tmp_path / "run" / "checkpoints" / ".step_00000005.tmp")
+    (tmp_path / "run" / "checkpoints" / ".step_00000005.tmp" / "model").mkdir()
     go(values)
     assert saved_steps(tmp_path / "run") == [2, 6]
 
@@ -174,7 +174,7 @@ def test_what_a_killed_run_left_half_written_is_removed(tiny_parts, recipe, tmp_
 def test_how_a_run_is_watched_may_change_when_it_goes_on_and_what_it_learns_may_not(tiny_parts, recipe, tmp_path):
     values = config(tiny_parts, recipe, tmp_path / "run")
     go(values, stop_after=2)
-    with pytest.raises(UserError, match=r"holds other settings \(optim\)"):
+    with pytest.raises(UserError, match=r"has begun: optim\.lr is 0\.001 there and 0\.002 here"):
         go(values | {"optim": {"lr": 2e-3}})
     values["train"] |= {"save_every_steps": 1, "keep_checkpoints": 5, "log_every_steps": 1}
     go(values | {"eval": {"recipe": str(recipe), "every_steps": 2}})

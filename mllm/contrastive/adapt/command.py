@@ -4,6 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mllm.command import report_console
+from mllm.config import expanded
+
 NAMES = ("zero_shot", "linear_probe", "tip_adapter", "coop", "cocoop", "clap")
 EXAMPLE = (
     "mllm clip adapt coop data_recipes/demo/clip --train runs/demo/data/clip_pairs.jsonl --image-root runs/demo/data \\\n"
@@ -14,17 +17,25 @@ EXAMPLE = (
 def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_adapt)
     parser.add_argument("method", choices=[*NAMES, "all"])
-    parser.add_argument("model", help="a directory of a CLIPModel or SiglipModel, or a run's")
-    parser.add_argument("--train", required=True, help="class folders, or pairs (.jsonl) whose captions are classes")
-    parser.add_argument("--test", required=True, nargs="+", help="as --train; more than one: other domains too")
-    parser.add_argument("--image-root", default=".", help="where the image paths of pairs start from")
-    parser.add_argument("--class-file", metavar="FILE", help="a name a line (default: the folders of --train)")
+    parser.add_argument("model", type=expanded, help="a directory of a CLIPModel or SiglipModel, or a run's")
+    parser.add_argument(
+        "--train", type=expanded, required=True, help="class folders, or pairs (.jsonl) whose captions are classes"
+    )
+    parser.add_argument(
+        "--test", type=expanded, required=True, nargs="+", help="as --train; more than one: other domains too"
+    )
+    parser.add_argument("--image-root", type=expanded, default=".", help="where the image paths of pairs start from")
+    parser.add_argument(
+        "--class-file", type=expanded, metavar="FILE", help="a name a line (default: the folders of --train)"
+    )
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="images of each class")
     parser.add_argument("--seeds", type=int, default=3, help="draws of the shots (default 3)")
     parser.add_argument(
         "--base-to-new", action="store_true", help="learn half of the classes, score the other half too"
     )
-    parser.add_argument("--cache", default="runs/clip_features", metavar="DIR", help="where features are kept")
+    parser.add_argument(
+        "--cache", type=expanded, default="runs/clip_features", metavar="DIR", help="where features are kept"
+    )
     parser.add_argument("--fit", choices=["pad", "crop", "stretch"], help="how images become square (as trained)")
     coop = parser.add_argument_group("coop")
     coop.add_argument("--context", type=int, default=16, help="number of context vectors (default 16)")
@@ -36,7 +47,6 @@ def add_adapt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_adapt(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mllm.contrastive.adapt.problem import encode_labelled, labelled_files
@@ -70,7 +80,7 @@ def run_adapt(options: argparse.Namespace) -> None:
     for row in rows:
         figures = (f"{100 * row.accuracy:.1f}", f"{100 * row.deviation:.1f}", f"{row.fit_s:.1f}")
         table.add_row(row.method, str(row.shots), row.test, *figures)
-    Console(width=None if Console().is_terminal else 160).print(table)
+    report_console().print(table)
 
 
 def _method(name: str, options: argparse.Namespace) -> Any:

@@ -16,6 +16,7 @@ from mllm.contrastive.data import read_pairs
 from mllm.contrastive.encode import DualEncoder
 from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
+from mllm.files import atomic_file
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,8 @@ def encode_labelled(
     else:
         features = encoder.images(files)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            save_file({"features": features}, temporary)
-            temporary.replace(path)
+            with atomic_file(path) as temporary:
+                save_file({"features": features}, temporary)
     return LabelledFeatures(features, torch.tensor(labels), tuple(names))
 
 

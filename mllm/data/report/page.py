@@ -3,7 +3,7 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.images.decode import read_image
 
+BY = "mllm data report"
 ROWS = 25
+FIRST = 4  # samples that stand at the top
 THUMBNAIL_PX = 160
 SHOWN_CHARACTERS = 600
 WORD_EDGES = (1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640)
@@ -37,7 +39,7 @@ padding:.6rem;font-size:13px;overflow-wrap:anywhere}.card img{display:block;max-
 
 def write_page(path: Path, title: str, survey: Survey) -> None:
     """Write the report of a survey to `path`."""
-    parts = [f"<h1>{escape(title)}</h1>", f"<p>{_summary(survey)}</p><div class=two>"]
+    parts = [f"<h1>{escape(title)}</h1>", f"<p>{_summary(survey)}</p>{_cards(survey.shown[:FIRST])}<div class=two>"]
     for name, counts in (("source", survey.sources), ("kind", survey.kinds), ("script", survey.scripts)):
         parts.append(f"<section><h2>by {name}</h2>{_bars(counts)}</section>")
     parts.append("</div><div class=two>")
@@ -49,10 +51,11 @@ def write_page(path: Path, title: str, survey: Survey) -> None:
     parts.append(f"</div>{_balance(survey)}{_overlap(survey)}")
     for name, funnel in survey.funnels.items():
         parts.append(f"<h2>losses of the synthesis</h2><p><small>{escape(name)}</small></p>{_funnel(funnel)}")
-    parts.append(f"<h2>samples</h2><div class=grid>{''.join(map(_card, survey.shown))}</div>")
+    if survey.shown[FIRST:]:
+        parts.append(f"<h2>more samples</h2>{_cards(survey.shown[FIRST:])}")
     head = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    write_text_atomically(path, head + "".join(parts) + "</html>\n")
+    write_text_atomically(path, head + "".join(parts) + "</html>\n", BY)
 
 
 def _summary(survey: Survey) -> str:
@@ -130,6 +133,10 @@ def _funnel(funnel: Mapping[str, int]) -> str:
             f"<tr><td>{escape(name)}</td><td class=n>{count:,}</td><td><div class=funnel>{bars}</div></td></tr>"
         )
     return f"<table>{''.join(rows)}</table>"
+
+
+def _cards(samples: Sequence[Sample]) -> str:
+    return f"<div class=grid>{''.join(map(_card, samples))}</div>"
 
 
 def _card(sample: Sample) -> str:

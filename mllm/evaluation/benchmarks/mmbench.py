@@ -11,6 +11,7 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Item
 from mllm.evaluation.metrics.mmbench_circular import ROTATION
 from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, lettered_lines
+from mllm.files import write_bytes_atomically
 
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
 # What an empty cell became on its way through pandas.
@@ -93,9 +94,7 @@ def _write_images(path: Path, rows: list[dict[str, str]]) -> dict[str, Path]:
                 content = base64.b64decode(cell, validate=True)
             except binascii.Error as error:
                 raise UserError(f"{path}: the image of row {row['index']} is not base64: {error}") from None
-            temporary = target.with_suffix(".tmp")
-            temporary.write_bytes(content)
-            temporary.replace(target)
+            write_bytes_atomically(target, content)
     return files
 
 

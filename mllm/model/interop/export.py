@@ -12,8 +12,10 @@ from mllm.model.interop.llava_config import special_ids
 from mllm.model.interop.mmproj import FILE_NAME, write_mmproj
 from mllm.model.load import DTYPES, load, local_directory
 from mllm.model.lora import merge_lora
+from mllm.outputs import check_directory
 
 Layout = Literal["hf", "gguf", "mllm"]
+BY = "mllm export"
 
 
 def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge: bool = False) -> None:
@@ -22,9 +24,11 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
     layout: `hf` is transformers' LLaVA layout, which has no LoRA, so that it is merged; `gguf` is the same with encoder and
     projector as llama.cpp's `mmproj.gguf` beside it, for llama.cpp's own script to convert the language model from; `mllm`
     is ours, where `merge` says whether LoRA is merged. dtype: of the weights.
-    Raises UserError for a model that the layout can't hold.
+    Raises UserError for a model that the layout can't hold, and for an `out` that isn't an earlier export.
     """
-    path = checkpoint.model_directory(local_directory(source))
+    directory = local_directory(source)
+    check_directory(out, BY, [directory])
+    path = checkpoint.model_directory(directory)
     model, processor = load(path)
     card = model_card(path, model, processor, layout)
     if merge or layout != "mllm":
@@ -33,7 +37,7 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
         raise UserError("the weights are in 4 bits; merge them (--merge-lora) to write them in another dtype")
     for name, value in special_ids(processor).items():
         setattr(model.language_model.config, name, value)
-    with atomic_directory(out) as directory:
+    with atomic_directory(out, BY) as directory:
         if layout != "mllm":
             write_llava(directory, model, processor, DTYPES[dtype])
             if layout == "gguf":
@@ -41,6 +45,7 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
         else:
             state = model.state_dict()
             if dtype != "float32":
-                state = {name: tensor.to(DTYPES[dtype]) for name, tensor in state.items()}
+                weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+                state = {n: tensor.to(DTYPES[dtype]) if n in weights else tensor for n, tensor in state.items()}
             checkpoint.write(directory, model, processor, state)
         (directory / "README.md").write_text(card, encoding="utf-8")

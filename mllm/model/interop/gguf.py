@@ -8,6 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mllm.errors import UserError
 from mllm.files import atomic_directory
+from mllm.outputs import check_directory
+
+BY = "mllm convert-gguf"
 
 
 def gguf_of_package(package: str) -> Path:
@@ -22,9 +25,13 @@ def gguf_of_package(package: str) -> Path:
 
 
 def convert_gguf(source: Path, out: Path) -> None:
-    """Dequantize `source` to float32 and write config, safetensors and tokenizer to `out`, atomically."""
+    """Dequantize `source` to float32 and write config, safetensors and tokenizer to `out`, atomically.
+
+    Raises UserError for a source that isn't there, and for an `out` that isn't an earlier output of this.
+    """
     if not source.is_file():
         raise UserError(f"GGUF file {source} does not exist")
+    check_directory(out, BY, [source])
     directory, name = str(source.parent), source.name
     model = AutoModelForCausalLM.from_pretrained(directory, gguf_file=name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name)
@@ -35,6 +42,6 @@ def convert_gguf(source: Path, out: Path) -> None:
             delattr(model, attribute)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with atomic_directory(out) as temporary:
+    with atomic_directory(out, BY) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

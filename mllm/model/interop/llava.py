@@ -29,14 +29,17 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.images.prepare import Fit
 from mllm.model.build import fit_embeddings, load_tokenizer
-from mllm.model.checkpoint import is_ours, save, tied_weights
+from mllm.model.checkpoint import is_ours, tied_weights, write
 from mllm.model.encoders import VisionEncoder, encoder_family, load_preparer
 from mllm.model.fill import cast_parameters
 from mllm.model.interop.llava_config import greedy_generation, read_llava_config, special_ids
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector, build_projector
+from mllm.outputs import check_directory
 from mllm.processor import IMAGE_TOKEN, Processor
+
+BY = "mllm import"
 
 
 def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
@@ -208,7 +211,10 @@ def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | 
     """Convert a local LLaVA directory in transformers' layout to one of ours, atomically; see `read_llava`."""
     if is_ours(source):
         raise UserError(f"{source} is a model of ours already; nothing is left to import")
-    save(out, *read_llava(source, prompt_format, fit))
+    check_directory(out, BY, [source])
+    model, processor = read_llava(source, prompt_format, fit)
+    with atomic_directory(out, BY) as directory:
+        write(directory, model, processor, model.state_dict())
 
 
 def read_llava(

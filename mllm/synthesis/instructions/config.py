@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mllm.chat_request import MaxTokensName
-from mllm.config import Settings
+from mllm.config import ExpandedPath, PathText, Settings
 
 Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -58,7 +58,7 @@ class LocalSettings(Settings):
     """A transformers language model on this machine, `batch_size` prompts at a time. temperature 0 is greedy."""
 
     kind: Literal["local"]
-    model: str
+    model: PathText
     device: str = "auto"
     batch_size: int = Field(default=8, ge=1)
     max_tokens: int = Field(default=512, ge=1)
@@ -72,16 +72,16 @@ class InputSettings(Settings):
     """A file of images with facts, in any container that data readers know; see docs/synthesis.md for its fields."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
-    path: str
-    image_root: str = "."
+    path: PathText
+    image_root: PathText = "."
 
 
 class EvaluationSettings(Settings):
     """Samples that must not be trained on: their images, and their questions word for word."""
 
-    path: str
+    path: PathText
     reader: str = "messages"
-    image_root: str = "."
+    image_root: PathText = "."
 
 
 class FilterSettings(Settings):
@@ -113,7 +113,7 @@ class InstructionConfig(Settings):
     prompts: a directory with a folder for each kind; limit: use only the first images.
     """
 
-    output: Path
+    output: ExpandedPath
     seed: int = 0
     backend: BackendSettings
     inputs: tuple[InputSettings, ...] = Field(min_length=1)
@@ -121,7 +121,7 @@ class InstructionConfig(Settings):
     languages: dict[str, Positive] = Field(default={"en": 1.0}, min_length=1)
     requests_per_image: int = Field(default=1, ge=1)
     limit: int | None = Field(default=None, ge=1)
-    prompts: Path = Path("data_recipes/prompts")
+    prompts: ExpandedPath = Path("data_recipes/prompts")
     filters: FilterSettings = FilterSettings()
     judge: JudgeSettings | None = None
 

@@ -16,8 +16,9 @@ from mllm.data.readers.vqa import SUFFIX
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import UserError
-from mllm.files import temporary_name, write_text_atomically
+from mllm.files import atomic_file, write_text_atomically
 from mllm.images.stored import is_stored
+from mllm.outputs import check_files
 from mllm.synthesis.instructions.asking import Asked
 from mllm.synthesis.instructions.backends.base import InstructionBackend
 from mllm.synthesis.instructions.config import InstructionConfig
@@ -26,6 +27,7 @@ from mllm.synthesis.instructions.inputs import Refused
 from mllm.synthesis.instructions.journal import Totals
 from mllm.synthesis.writing import REPORT_NAME
 
+BY = "mllm synth"
 OF_IMAGES = ("bad_record", *ImageFilters.names, "duplicate_id", "no_facts")
 OF_ANSWERS = ("unanswered", "unparsable", *NAMES, "judge")
 
@@ -88,9 +90,9 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
     earlier run nothing stays that this one did not write.
     """
     root, output, digest = config.output, Output(), hashlib.sha256()
-    rejected = temporary_name(root / "rejected.jsonl")
     writers: dict[str, SampleWriter] = {}
     with ExitStack() as stack:
+        rejected = stack.enter_context(atomic_file(root / "rejected.jsonl", BY))
         refusals = stack.enter_context(open(rejected, "w", encoding="utf-8"))
         for item in items:
             if isinstance(item, Refused):
@@ -101,14 +103,13 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
             if context.source not in writers:
                 holds = is_stored(context.location)
                 path = sample_files(root, context.source)[holds]
-                writers[context.source] = stack.enter_context(open_writer(path, embed_images=holds))
+                writers[context.source] = stack.enter_context(open_writer(path, BY, embed_images=holds))
             writers[context.source].write(sample, {context.image: context.location}.__getitem__)
             digest.update(sample.model_dump_json().encode("utf-8", "surrogatepass"))
             output.written[f"{sample.kind}/{item.request.language}"] += 1
             if sample.kind == "absent":
                 firsts = (answer.lower().split(maxsplit=1)[:1] for _, answer in item.turns)
                 output.yes_no.update(word.strip(",.!:;") for first in firsts for word in first)
-    rejected.replace(root / "rejected.jsonl")
     output.digest = digest.hexdigest()
     written = {name: writer.path for name, writer in writers.items()}
     for source in config.inputs:
@@ -124,15 +125,17 @@ def sample_files(root: Path, name: str) -> tuple[Path, Path]:
     return root / f"{name}.jsonl", root / f"{name}.parquet"
 
 
-def check_inputs_stay(config: InstructionConfig) -> None:
-    """Raise UserError if a file of the inputs would be written over by the output."""
+def check_output(config: InstructionConfig) -> None:
+    """Raise UserError if a file of the inputs, or one that no earlier run wrote, would be replaced by the output."""
     root = config.output
     written = [path for source in config.inputs for path in sample_files(root, source.name)]
-    targets = {path.resolve() for path in (*written, root / "rejected.jsonl", root / "recipe.yaml", root / REPORT_NAME)}
+    paths = (*written, root / "rejected.jsonl", root / "recipe.yaml", root / REPORT_NAME)
+    targets = {path.resolve() for path in paths}
     for source in config.inputs:
         for file in SourceSettings(path=source.path, image_root=source.image_root).files():
             if Path(file).resolve() in targets:
                 raise UserError(f"output {root}: the samples would replace the input {file}; name another directory")
+    check_files(root, [path.name for path in paths], BY)
 
 
 def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
@@ -140,7 +143,7 @@ def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
     sources = tuple(SourceSettings(path=str(path), image_root=roots[name]) for name, path in files.items())
     if sources:
         recipe = RecipeSettings(name=config.output.name, stage="instruct", sources=sources)
-        write_text_atomically(config.output / "recipe.yaml", dump_yaml(recipe))
+        write_text_atomically(config.output / "recipe.yaml", dump_yaml(recipe), BY)
     else:
         (config.output / "recipe.yaml").unlink(missing_ok=True)
 

@@ -11,7 +11,7 @@ from mllm.synthesis.instructions.config import InstructionConfig
 from mllm.synthesis.instructions.following import ANSWERS_NAME, Follower
 from mllm.synthesis.instructions.inputs import ImageDecisions
 from mllm.synthesis.instructions.journal import Journal
-from mllm.synthesis.instructions.output import InstructionReport, check_inputs_stay, report_of, write_output
+from mllm.synthesis.instructions.output import BY, InstructionReport, check_output, report_of, write_output
 from mllm.synthesis.instructions.passes import InstructionRun
 from mllm.synthesis.writing import REPORT_NAME
 
@@ -23,7 +23,7 @@ def write_instructions(config: InstructionConfig) -> InstructionReport:
     in the order of the inputs. Raises UserError for unusable settings or inputs, and, after writing what there is, for
     what ended the run before its end.
     """
-    check_inputs_stay(config)
+    check_output(config)
     return asyncio.run(_run(config))
 
 
@@ -56,7 +56,7 @@ async def _run(config: InstructionConfig) -> InstructionReport:
             follower.stop()
             output = write_output(config, run.survivors(is_judged=True))
         report = report_of(config, output, asked, ended_by is None, journal.totals(), backend)
-        write_json_atomically(config.output / REPORT_NAME, report.model_dump(mode="json"))
+        write_json_atomically(config.output / REPORT_NAME, report.model_dump(mode="json"), BY)
     if ended_by is not None:
         raise UserError(f"{ended_by}; {report.samples:,} samples of {report.answered:,} answers are in {config.output}")
     return report
