@@ -1,6 +1,12 @@
-import torch
+from dataclasses import replace
 
-from mllm.batch import NO_PARENT, SegmentBounds
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mllm.batch import NO_PARENT, Batch, SegmentBounds
+from mllm.images.prepare import ImagePreparer
 
 
 def test_bounds_cut_the_line_of_rows_at_segments_and_padding():
@@ -19,3 +25,20 @@ def test_branches_stand_beside_their_trunk_wherever_they_are_in_a_row():
     assert (bounds.branch_bounds.tolist(), bounds.trunk_bounds.tolist()) == ([0, 3, 5], [0, 2, 5])
     assert (bounds.longest_branches, bounds.longest_trunk) == (3, 3)
     assert bounds.to(torch.device("meta")).branch_places.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))],
+    ids=["clip", "siglip"],
+)
+def test_pixels_that_travel_as_bytes_become_those_of_the_preparer_to_the_last_bit(mean, std):
+    every_byte = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    expected = ImagePreparer(16, mean, std, "stretch")(Image.fromarray(every_byte))
+    none = torch.empty(0, dtype=torch.int64)
+    bounds = SegmentBounds.of([[1]], [[NO_PARENT]], 1)
+    pixels = torch.from_numpy(every_byte.transpose(2, 0, 1).copy())[None]
+    batch = Batch(none, none, none, none, bounds, none, none, none, pixels, torch.tensor([mean, std]))
+    assert torch.equal(batch.normalized_pixels()[0], expected)
+    wide = replace(batch, pixel_values=expected[None], pixel_statistics=None)
+    assert wide.normalized_pixels() is wide.pixel_values

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -12,6 +13,7 @@ from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.errors import UserError
+from mllm.images.decode import read_image
 from mllm.inference.generate import Request, generate_batch
 from mllm.model import checkpoint
 from mllm.model.build import build, load_processor
@@ -160,6 +162,24 @@ def test_batch_without_targets_has_loss_zero_and_finite_gradients(tiny_parts, sa
     loss.backward()
     assert loss.item() == 0.0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_padding_to_a_multiple_and_pixels_as_bytes_change_neither_loss_nor_gradients(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    apply_policy(model, TrainableSettings(language_model="full", vision_encoder="full"))
+    rows = pack([render_example(s, processor, 400) for s in samples], "shared_prefix", 100)
+
+    def as_bytes(path):
+        square = processor.preparer._to_square(read_image(path))
+        return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
+
+    plain, padded = collate(rows, processor, fail), collate(rows, processor, fail, as_bytes, 128)
+    assert plain.input_ids.shape[1] % 128 and padded.input_ids.shape[1] % 128 == 0
+    assert (plain.pixel_values.dtype, padded.pixel_values.dtype) == (torch.float32, torch.uint8)
+    (loss_a, grads_a), (loss_b, grads_b) = (loss_and_gradients(model, [batch]) for batch in (plain, padded))
+    assert loss_b == pytest.approx(loss_a, rel=1e-6) and grads_a.keys() == grads_b.keys()
+    for name, gradient in grads_a.items():
+        assert torch.allclose(gradient, grads_b[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_frozen_token_embeddings_stay_while_the_rest_of_the_language_model_learns(tiny_parts, samples):
