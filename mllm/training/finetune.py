@@ -17,10 +17,11 @@ from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.model import checkpoint
 from mllm.model.attention import checkpoint_activations
 from mllm.model.build import build
+from mllm.model.fused_layers import fuse_layers
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import apply_policy, policy_table
-from mllm.model.rows.choice import KERNEL_NAMES, first_that_works, gpu_capability, usable_kernels
+from mllm.model.rows.choice import KERNEL_NAMES, device_at_hand, first_that_works, gpu_capability, usable_kernels
 from mllm.model.skeleton import text_config
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, launched_rank, with_known_dtype
@@ -128,6 +129,8 @@ def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
     else:
         model, processor = checkpoint.load(origin, settings.model.prompt_format, settings.model.image)
     use_lean_layers(model.language_model)
+    dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
+    fuse_layers(model.language_model, settings.train.fused_layers, dtype, device_at_hand())
     return model, processor
 
 
