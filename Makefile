@@ -66,7 +66,7 @@ demo: $(VENV)/.installed
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml
 
-# flash-attn compiles for long, so it is yours to install first: .venv/bin/pip install --no-build-isolation -e '.[gpu]'
+# Optional, and yours to install first: .venv/bin/pip install --no-build-isolation -e '.[flash,liger]'
 gpu-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu_check.py
 

@@ -132,6 +132,8 @@ class ContrastiveSettings(Settings):
                 "train.gradient_checkpointing and train.neftune_alpha are for language models; loss.grad_cache: true "
                 "bounds memory here"
             )
+        if (self.train.attention, self.train.fused_layers) != ("auto", "auto"):
+            raise ValueError("train.attention and train.fused_layers are for language models; leave them out")
         if self.loss.grad_cache and "micro_batch_size" not in self.train.model_fields_set:
             raise ValueError("loss.grad_cache needs train.micro_batch_size: the pairs that go through at once")
         return self

@@ -21,6 +21,8 @@ Attention = Literal[
     "flex_attention",
 ]
 
+FusedLayers = Literal["auto", "liger", "compile", "none"]
+
 
 class DataSettings(Settings):
     """Which samples, and how they are laid out in rows.
@@ -85,10 +87,13 @@ class LoopSettings(Settings):
     bfloat16 and, under DeepSpeed, float32 masters in the optimizer (one process of plain torch has none: there it is
     autocast); `auto` = bfloat16 on a GPU that has it, autocast on a CPU that multiplies it natively, float32 elsewhere.
     The run's saved config says which it was. gradient_dtype: of the gradients of bfloat16 weights under DeepSpeed,
-    which add up over micro-batches and ranks: `weights` = in bfloat16, too, as LLaVA's did, or `float32`. attention:
-    `auto` = flash-attention where it is installed and a GPU computes in bfloat16, torch's own (`sdpa`) elsewhere; with
-    flash-attention, rows whose samples share a trunk go through FlexAttention. neftune_alpha: strength of the noise
-    that NEFTune puts on words while training (Jain et al. 2023 tried 5 to 15); 0 for none.
+    which add up over micro-batches and ranks: `weights` = in bfloat16, too, as LLaVA's did, or `float32`.
+    attention: `auto` = on a CPU calls of segments; on a GPU in 16 bits flash-attn 3, 4 or 2 where it is installed and made
+    for the GPU, else the variable-length kernel in torch (`torch_varlen`), and in float32 a dense mask (`sdpa`);
+    `flash_attention` is any of flash-attn's, `flash_attention_2`, `_3` and `_4` that one; `flex_attention` is there by
+    name only. fused_layers: norms, gates and rotary embeddings of the language model as single kernels; `auto` = on a
+    GPU Liger's where `liger_kernel` is installed, else such that torch compiles; none on a CPU. neftune_alpha: strength
+    of the noise that NEFTune puts on words while training (Jain et al. 2023 tried 5 to 15); 0 for none.
     A checkpoint is written at the end, on a signal, every `save_every_steps` and every `save_every_minutes` (of the
     clock). The newest `keep_checkpoints` stay, and the best by the metric `keep_best_by` of the periodic evaluation
     (`heldout_loss`), which is saved as soon as it is measured; `best_is` says in which direction.
@@ -101,6 +106,7 @@ class LoopSettings(Settings):
     dtype: Literal["float32", "autocast", "bfloat16", "auto"] = "float32"
     gradient_dtype: Literal["weights", "float32"] = "weights"
     attention: Attention = "auto"
+    fused_layers: FusedLayers = "auto"
     gradient_checkpointing: bool = False
     neftune_alpha: float = Field(default=0.0, ge=0)
     save_every_steps: int | None = Field(default=None, ge=1)

@@ -19,11 +19,12 @@ from mllm.model.attention import checkpoint_activations
 from mllm.model.build import Beginning
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fill import parameters_on_meta
+from mllm.model.fused_layers import fuse_layers
 from mllm.model.lean_layers import use_lean_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import apply_policy, policy_table, wanted_adapters
 from mllm.model.projectors import Projector
-from mllm.model.rows.choice import KERNEL_NAMES, first_that_works, gpu_capability, usable_kernels
+from mllm.model.rows.choice import KERNEL_NAMES, device_at_hand, first_that_works, gpu_capability, usable_kernels
 from mllm.model.skeleton import begin_model, text_config
 from mllm.processor import Processor
 from mllm.training.build_engine import build_engine, with_known_dtype
@@ -132,6 +133,8 @@ def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) 
         settings.model, wanted_adapters(settings.trainable), settings.seed, calibrate if mixture and count else None
     )
     use_lean_layers(beginning.model.language_model)
+    dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
+    fuse_layers(beginning.model.language_model, settings.train.fused_layers, dtype, device_at_hand())
     return beginning
 
 

@@ -12,6 +12,7 @@ from mllm.data.packing import pack
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.model.checkpoint import load
+from mllm.model.fused_layers import fuse_layers
 from mllm.model.rows.choice import first_that_works, gpu_capability, usable_kernels
 from mllm.model.rows.varlen_kernels import VARLEN_KERNELS
 from mllm.training.finetune import start_model
@@ -36,7 +37,8 @@ def parts(tmp_path_factory):
 
 def packed_batch(parts, recipe, tmp_path, packing):  # noqa: F811
     """A model on the CPU in float32 and a batch of all samples of the recipe, packed."""
-    settings = validate_settings(FinetuneSettings, config(parts, recipe, tmp_path / "run"), "test")
+    lean = {"train__fused_layers": "none"}
+    settings = validate_settings(FinetuneSettings, config(parts, recipe, tmp_path / "run", **lean), "test")
     model, processor = start_model(settings)
     mixture = Mixture(load_recipe(str(recipe)), 0, True)
     samples = [mixture.samples[index] for index in mixture.order(0)]
@@ -88,6 +90,20 @@ def test_packed_rows_on_the_gpu_are_those_on_the_cpu(parts, recipe, tmp_path, pa
     model.to("cuda", dtype).attention_kernel = kernel
     found = logits_and_gradient(model, batch.to(torch.device("cuda")))
     for ours, theirs in zip(found, expected, strict=True):
+        assert (ours - theirs).norm() < tolerance * theirs.norm()
+
+
+@pytest.mark.parametrize("how", ["liger", "compile"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+def test_fused_layers_on_the_gpu_are_those_that_they_replace(parts, recipe, tmp_path, how, dtype, tolerance):  # noqa: F811
+    if how == "liger":
+        pytest.importorskip("liger_kernel")
+    model, batch = packed_batch(parts, recipe, tmp_path, "samples")
+    model.to("cuda", dtype).attention_kernel = "mask"
+    batch = batch.to(torch.device("cuda"))
+    expected = logits_and_gradient(model, batch)
+    assert fuse_layers(model.language_model, how, dtype, torch.device("cuda")) == how
+    for ours, theirs in zip(logits_and_gradient(model, batch), expected, strict=True):
         assert (ours - theirs).norm() < tolerance * theirs.norm()
 
 

@@ -1,19 +1,23 @@
 """What a run starts from: a calibrated projector, the language model of an earlier run, a dtype that the device has."""
 
+import pytest
 import torch
 import yaml
+from transformers import LlamaConfig
 
 from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.model import checkpoint
-from mllm.training import build_engine
+from mllm.model.rows import choice
+from mllm.training import build_engine, finetune
 from mllm.training.calibration import calibrate_projector
 from mllm.training.estimate import estimate_runs
 from mllm.training.finetune import start_model
+from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.tiny import save_image
-from tests.training.test_exactness import config, run_here
+from tests.training.test_exactness import config, run_here, series
 
 
 def settings(values):
@@ -102,3 +106,37 @@ def test_dtype_auto_is_what_the_device_multiplies_and_the_saved_config_says_it(
         run_dir = tmp_path / expected
         run_here(config(tiny_parts, recipe, run_dir, train__dtype="auto", train__max_steps=1))
         assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["dtype"] == expected
+
+
+def test_a_run_in_16_bits_on_a_gpu_learns_by_torchs_kernel_what_it_learns_on_a_cpu(
+    tiny_parts, recipe, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    losses = []
+    for name, capability in (("cpu", None), ("gpu", 9)):
+        for module in (finetune, choice):
+            monkeypatch.setattr(module, "gpu_capability", lambda found=capability: found)
+        shared = {"data__packing": "shared_prefix", "train__dtype": "autocast"}
+        run_here(config(tiny_parts, recipe, tmp_path / name, **shared))
+        losses.append(series(tmp_path / name)[1])
+    assert "attention: torch's variable-length flash-attention" in caplog.text
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+def test_a_model_that_no_kernel_of_the_gpu_takes_ends_the_run_before_anything_is_written(
+    tiny_parts, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(finetune, "gpu_capability", lambda: 9)
+    words = LlamaConfig.from_pretrained(tiny_parts / "lm")
+    words.head_dim = 12
+    words.save_pretrained(tmp_path / "lm")
+    values = config(
+        tiny_parts,
+        recipe,
+        tmp_path / "run",
+        model__language_model={"path": str(tmp_path / "lm")},
+        train__dtype="autocast",
+    )
+    with pytest.raises(UserError, match=r"heads have 12 features.*multiples of 8.*write train.attention sdpa"):
+        run_here(values)
+    assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> K
     for kernel in kernels:
         if kernel not in VARLEN_KERNELS:
             return kernel
-        fault = fault_of(varlen_kernel(kernel), Heads.of(config), _device())
+        fault = fault_of(varlen_kernel(kernel), Heads.of(config), device_at_hand())
         if fault is None:
             return kernel
         faults.append(f"{KERNEL_NAMES[kernel]} fails on a small batch: {fault}")
@@ -133,7 +133,8 @@ def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> K
     raise UserError(f"no attention kernel works here: {'; '.join(faults)}; write train.attention sdpa")
 
 
-def _device() -> torch.device:
+def device_at_hand() -> torch.device:
+    """The process's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -9,10 +9,8 @@ import torch
 
 from mllm.batch import NO_PARENT, PADDING_SEGMENT
 from mllm.errors import UserError
+from mllm.model.compiled import compiled
 from mllm.model.rows.mask import visible_places
-
-# Lengths share a graph; training and evaluation, one row and many, and inputs that learn or not have their own.
-GRAPHS_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,7 @@ class FlexRows:
 @cache
 def _flex_attention(device: str) -> Callable[..., Any]:
     """Compiled on a GPU, for rows of all lengths: uncompiled, FlexAttention fills the whole matrix."""
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention import flex_attention
 
-    if device == "cpu":
-        return flex_attention
-    # As one graph: otherwise dynamo goes on uncompiled, and without a word, when it has as many graphs as it keeps.
-    compiled: Callable[..., Any] = torch.compile(flex_attention, dynamic=True, fullgraph=True)
-
-    def attend(*inputs: Any, **named: Any) -> Any:
-        try:
-            with torch._dynamo.config.patch(recompile_limit=GRAPHS_KEPT):
-                return compiled(*inputs, **named)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:
-            raise UserError(
-                f"FlexAttention would have to be compiled for more than {GRAPHS_KEPT} kinds of rows; write "
-                "train.attention auto"
-            ) from None
-
-    return attend
+    plain: Callable[..., Any] = flex_attention.flex_attention
+    return plain if device == "cpu" else compiled(plain, dynamic=True)
