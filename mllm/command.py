@@ -5,11 +5,12 @@ import errno
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mllm.errors import EXIT_USER_ERROR, TimeIsUp, UserError
+from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, TimeIsUp, UserError
 
 EXIT_INTERRUPTED = 130
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,7 +69,10 @@ def configure_logging() -> None:
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up."""
+    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up.
+
+    Any other error is ours: its traceback, and 1.
+    """
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
@@ -85,6 +89,9 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        _leave(EXIT_FAILURE)
     sys.exit(0)
 
 
