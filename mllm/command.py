@@ -5,11 +5,12 @@ import errno
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mllm.errors import EXIT_USER_ERROR, TimeIsUp, UserError
+from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, TimeIsUp, UserError
 from mllm.files import DISK_IS_FULL
 
 WIDE_COLUMNS = 10_000
@@ -88,7 +89,10 @@ def wait_without_spinning() -> None:
 
 
 def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up."""
+    """Call `command` and exit: 0, 2 with one line for a user's mistake, 130 after Ctrl-C, 75 when time is up.
+
+    Any other error is ours: its traceback, and 1.
+    """
     wait_without_spinning()
     try:
         command(sys.argv[1:] if arguments is None else arguments)
@@ -98,7 +102,8 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except OSError as error:
         line = _line_of(error)
         if line is None:
-            raise
+            traceback.print_exc()
+            _leave(EXIT_FAILURE)
         print(f"error: {line}", file=sys.stderr)
         _leave(EXIT_USER_ERROR)
     except TimeIsUp as error:
@@ -107,6 +112,9 @@ def run_command(command: Callable[[Sequence[str]], None], arguments: Sequence[st
     except KeyboardInterrupt as error:
         print(f"interrupted{f': {error}' if str(error) else ''}", file=sys.stderr)
         _leave(EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        _leave(EXIT_FAILURE)
     sys.exit(0)
 
 

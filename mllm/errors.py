@@ -1,5 +1,6 @@
-"""Errors that are the user's to mend, and the exit code that goes with them."""
+"""Errors that are the user's to mend, and the exit codes of errors."""
 
+EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 
 

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mllm.errors import EXIT_USER_ERROR, UserError
+from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
 
-EXIT_FAILURE = 1
 # Longer than any run: the end of the connection is what is waited for.
 FOREVER = timedelta(days=365)
 # A tag of its own: the group's barriers count theirs up from 0.
@@ -77,7 +76,9 @@ class Presence:
                 raise
             self._store.set(f"waits/{self._rank}", "")
             time.sleep(4 * self._grace_s)  # the word of a rank that is gone ends this process meanwhile
-            raise UserError(self._lost_contact(error)) from error
+            lost = self._lost_contact(error)
+            self._announce(f"ended: {lost}", EXIT_USER_ERROR)
+            raise UserError(lost) from error
 
     def leave(self) -> None:
         """Tell the ranks that this one ends as planned. The others may go on to a last barrier."""
@@ -95,8 +96,9 @@ class Presence:
     def _await_next(self) -> None:
         """Wait for the goodbye of the next rank, or for the end of its connection."""
         after = (self._rank + 1) % self._world_size
-        name = str(self._store.get(f"name/{after}"), "utf-8")
+        name = f"rank {after}"
         try:
+            name = str(self._store.get(f"name/{after}"), "utf-8")
             goodbye = dist.irecv(torch.zeros(1), after, self.group, GOODBYE_TAG)
             if goodbye is not None:  # None is for processes outside the group
                 goodbye.wait(FOREVER)
@@ -126,6 +128,7 @@ class Presence:
         if self._world_size > 1:
             try:
                 self._say(f"{str(self._store.get(f'name/{self._rank}'), 'utf-8')} {what}", code, own=True)
+                time.sleep(2 * POLL_S if self._rank == 0 else 0.0)  # the store may end with rank 0
             except RuntimeError:
                 logger.debug("the other ranks can't be told: the store is gone")
 
