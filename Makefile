@@ -6,8 +6,11 @@ RUN := runs/demo
 # On a machine without a GPU the exact release resolves to the CPU build where it is offered; override for your index:
 #   make test TORCH="torch --index-url <your CPU wheel index>"
 TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.6,torch==2.13.0)
-RANKS ?= 2
+# As many ranks as there are GPUs; two on a machine without one.
+RANKS ?= $(if $(shell command -v nvidia-smi),$(shell nvidia-smi --list-gpus | grep -c ^GPU),2)
 PORT ?= 29617
+# Processes that share the tests.
+WORKERS ?= 2
 SHELL := bash
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
@@ -25,7 +28,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check mllm train eval tests benchmarks

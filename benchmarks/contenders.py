@@ -1,6 +1,7 @@
 """Contenders in a process each, so that the peak memory of one says nothing of another; they run one at a time, in turn."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,8 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=open(log, "w"),  # noqa: SIM115 (the process holds it)
             text=True,
+            # On a machine with several GPUs Hugging Face's Trainer would take them all in one process; ours takes one.
+            env={"CUDA_VISIBLE_DEVICES": "0"} | os.environ,
         )
         self._answer()
 
