@@ -10,6 +10,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,9 +37,11 @@ from mllm.model.policy import apply_policy
 from mllm.model.rows.choice import choose_kernel
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
+from mllm.training.feed import Feed
 from mllm.training.finetune import start_model
 from mllm.training.flops import unit_flops
 from mllm.training.instruction import InstructionTask
+from mllm.training.task import StepWindow
 
 SMOLLM2_135M = {
     "hidden_size": 576,
@@ -58,6 +61,25 @@ CLIP_B16 = {  # 14 × 14 = 196 image tokens
     "image_size": 224,
     "patch_size": 16,
 }
+LLAMA_1B = {  # Llama-3.2-1B's shape
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 16384,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+}
+CLIP_L14_336 = {  # 24 × 24 = 576 image tokens
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+SHAPES = {"smollm2_135m": (SMOLLM2_135M, CLIP_B16), "llama_1b": (LLAMA_1B, CLIP_L14_336)}
 SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>"]
 
 
@@ -150,6 +172,27 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     costs = unit_flops(model)
     engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
     return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine
+
+
+def train_step(
+    task: InstructionTask,
+    engine: Engine,
+    window: StepWindow,
+    within: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """One optimizer step on a window that is already prepared: forward, backward, clipping, AdamW.
+
+    within: a context for the computation of each micro-batch.
+    """
+    targets = sum(micro_batch.target_count for micro_batch in window.micro_batches)
+    feed = Feed(window.micro_batches, engine.device)
+    for micro_batch in feed:
+        with within():
+            with engine.autocast():
+                loss = task.loss_sum(engine.module, micro_batch)
+            engine.backward(loss, 1.0 / targets, last=not feed)
+            del loss
+    engine.step(1.0)
 
 
 def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

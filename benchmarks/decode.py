@@ -22,10 +22,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answer-tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
-        pair = make_pair(Path(folder))
+        pair = make_pair(Path(folder), options.device)
         image = picture(Path(folder) / "image.png", rng)
         messages = (Message(role="user", content=(ImagePart(), TextPart(text=words(rng, 20)))),)
         written: dict[str, list[int]] = {}

@@ -39,15 +39,17 @@ class Pair:
             for conversation in conversations
         ]
         pictures = [Image.open(path).convert("RGB") for path in images]
-        return dict(
-            self.peer_processor(
-                text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
-            )
+        made = self.peer_processor(
+            text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
         )
+        return {name: tensor.to(self.peer.device) for name, tensor in made.items()}
 
 
-def make_pair(root: Path) -> Pair:
-    """A SmolLM2-135M-shaped language model behind a CLIP-B/16-shaped encoder (196 image tokens), in float32."""
+def make_pair(root: Path, device: str = "cpu") -> Pair:
+    """A SmolLM2-135M-shaped language model behind a CLIP-B/16-shaped encoder (196 image tokens).
+
+    In float32 on a CPU, in bfloat16 on any other device.
+    """
     save_parts(root)
     values = {
         "vision_encoder": {"path": str(root / "clip")},
@@ -58,8 +60,9 @@ def make_pair(root: Path) -> Pair:
     export_llava(*build(validate_settings(ModelSettings, values, "benchmark")), root / "hf")
     peer_processor = AutoProcessor.from_pretrained(root / "hf")
     peer_processor.tokenizer.padding_side = "left"
-    peer = LlavaForConditionalGeneration.from_pretrained(root / "hf").eval()
-    return Pair(*mllm.load(root / "hf"), peer, peer_processor, root / "hf")
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    peer = LlavaForConditionalGeneration.from_pretrained(root / "hf", dtype=dtype).to(device).eval()
+    return Pair(*mllm.load(root / "hf", dtype=dtype, device=device), peer, peer_processor, root / "hf")
 
 
 def words(rng: random.Random, count: int) -> str:

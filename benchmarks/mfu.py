@@ -15,29 +15,15 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import in_turn, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
+from common import in_turn, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread, train_step
 from torch import nn
 
 from mllm.batch import Batch
 from mllm.model.multimodal import MultimodalLM
-from mllm.training.engine import Engine
-from mllm.training.instruction import InstructionTask
-from mllm.training.task import StepWindow
 
 SIDE = 4096
 REPEATED_CPU, REPEATED_CUDA = 2e10, 1e13
 PRECISIONS = {"float32": torch.float32, "autocast": torch.bfloat16}
-
-
-def train_step(task: InstructionTask, engine: Engine, window: StepWindow) -> None:
-    """One optimizer step on a window that is already prepared: forward, backward, clipping, AdamW."""
-    targets = sum(micro_batch.target_count for micro_batch in window.micro_batches)
-    for number, micro_batch in enumerate(window.micro_batches):
-        with engine.autocast():
-            loss = task.loss_sum(engine.module, micro_batch)
-        engine.backward(loss, 1.0 / targets, last=number == len(window.micro_batches) - 1)
-        del loss
-    engine.step(1.0)
 
 
 def products(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:

@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--soak", type=int, default=1000, help="requests of one token, over which memory is watched")
     parser.add_argument("--soak-images", type=int, default=40, help="distinct ones in the soak, asked about one by one")
     parser.add_argument("--answer-tokens", type=int, default=8)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +86,10 @@ def main() -> None:
             str(PORT),
             "--timeout-s",
             "600",
+            "--device",
+            options.device,
+            "--dtype",
+            "float32" if options.device == "cpu" else "bfloat16",
         ]
         server = subprocess.Popen(command)
         try:

@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
+from common import SHAPES, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
 from contenders import Contender, serve
 from PIL import Image
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from mllm.batch import IGNORE_INDEX
 from mllm.config import FinetuneSettings
@@ -42,7 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=2, help="timed optimizer steps a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "autocast"), default="autocast")
-    parser.add_argument("--layers", type=int, default=SMOLLM2_135M["num_hidden_layers"])
+    parser.add_argument("--shape", choices=SHAPES, default="smollm2_135m", help="of language model and encoder")
+    parser.add_argument("--layers", type=int, help="of the language model; all that its shape has")
     parser.add_argument("--only", nargs="*", help="run these contenders alone")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
@@ -57,7 +59,9 @@ def compare(script: str, options: argparse.Namespace, trainable: dict[str, str],
         return
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        save_parts(root / "parts", SMOLLM2_135M | {"num_hidden_layers": options.layers})
+        text, vision = SHAPES[options.shape]
+        layers = options.layers or text["num_hidden_layers"]
+        save_parts(root / "parts", text | {"num_hidden_layers": layers}, vision)
         save_recipe(root / "data", options.images, options.questions, tuple(options.words))
         options.root = root
         export_llava(*start_model(_settings(options, trainable)), root / "peer")
@@ -66,7 +70,7 @@ def compare(script: str, options: argparse.Namespace, trainable: dict[str, str],
 
 
 def _race(script: str, options: argparse.Namespace, root: Path, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    passed = ("global_batch", "peer_batch", "row", "steps", "dtype", "layers")
+    passed = ("global_batch", "peer_batch", "row", "steps", "dtype")
     common = [part for key in passed for part in (f"--{key.replace('_', '-')}", str(getattr(options, key)))]
     contenders = {}
     for number, name in enumerate(names):
@@ -201,7 +205,11 @@ def _peer(settings: FinetuneSettings, options: argparse.Namespace) -> Callable[[
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     task = InstructionTask(mixture, processor, settings.data, settings.train)
     samples = _Samples(task, processor, WARM_UP + options.steps)
-    llava = LlavaForConditionalGeneration.from_pretrained(options.root / "peer", dtype=torch.float32)
+    # Its best attention where it is installed; else transformers chooses.
+    flash = "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else None
+    llava = LlavaForConditionalGeneration.from_pretrained(
+        options.root / "peer", dtype=torch.float32, attn_implementation=flash
+    )
     llava.model.vision_tower.requires_grad_(False)
     if settings.trainable.language_model == "frozen":
         llava.model.language_model.requires_grad_(False)
