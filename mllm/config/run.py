@@ -103,12 +103,19 @@ class LoopSettings(Settings):
 class EngineSettings(Settings):
     """`auto` takes DeepSpeed under its launcher (or torchrun) and plain torch in a single process.
 
-    `world_size`, when given, is held against what the launcher started.
+    `fsdp` is torch's own fully sharded data parallelism, which needs no DeepSpeed. `world_size`, when given, is held
+    against what the launcher started.
     """
 
-    kind: Literal["auto", "torch", "deepspeed"] = "auto"
+    kind: Literal["auto", "torch", "deepspeed", "fsdp"] = "auto"
     ds_config: str | None = None
     world_size: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _ds_config_is_deepspeed_s(self) -> "EngineSettings":
+        if self.ds_config is not None and self.kind in ("torch", "fsdp"):
+            raise ValueError(f"ds_config is for DeepSpeed, and kind is {self.kind}; remove one of them")
+        return self
 
 
 class HeldOutSettings(Settings):

@@ -15,6 +15,7 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
 from mllm.model.packed_rows import Kernel, lay_out
+from mllm.model.partition import is_partitioned
 from mllm.model.projectors import Projector
 
 
@@ -77,7 +78,7 @@ class MultimodalLM(nn.Module):
         if pixel_values is None:
             side = self.vision_encoder.model.config.image_size
             blank = torch.zeros(1, 3, side, side, device=embeddings.device)
-            takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
+            takes_all_ranks = self.training or is_partitioned(self.vision_encoder)
             features = self.encode_images(blank) if takes_all_ranks else None
             return embeddings if features is None else embeddings + 0.0 * features.sum().to(embeddings.dtype)
         features = self.encode_images(pixel_values)

@@ -56,7 +56,9 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[N, P, V] → [N, P / shuffle², D]."""
-        return self.project(pixel_shuffle((features - self.feature_mean) / self.feature_std, self.shuffle))
+        # Mean and deviation stay float32 beside bfloat16 weights.
+        standardized = ((features - self.feature_mean) / self.feature_std).to(features.dtype)
+        return self.project(pixel_shuffle(standardized, self.shuffle))
 
     @torch.no_grad()
     def calibrate(self, features: torch.Tensor, embeddings: torch.Tensor) -> None:

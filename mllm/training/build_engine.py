@@ -60,12 +60,19 @@ def build_engine(
         kind = "deepspeed" if "RANK" in os.environ else "torch"
     check_world_size(engine, kind)
     check_dtype(loop.dtype)
+    if kind == "fsdp" and optim.kind != "adamw":
+        # The moments of bitsandbytes are blocks of a whole tensor; a rank has a part of it.
+        raise UserError(f"optim.kind is {optim.kind}, which doesn't run under engine.kind fsdp; choose adamw")
     keep_freed_memory()
     if kind == "torch":
         module = build_module()
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
     init_distributed()
     module = build_module()
+    if kind == "fsdp":
+        from mllm.training.fsdp_engine import FSDPEngine
+
+        return FSDPEngine(module, optim, loop)
     if loop.dtype == "bfloat16":
         module = module.to(torch.bfloat16)
     return DeepSpeedEngine(module, build_optimizer(module, optim), optim, loop, read_ds_config(engine.ds_config))

@@ -12,6 +12,7 @@ from torch import nn
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
+from mllm.training.engine import with_own_storage
 from mllm.training.manifest import check_manifest, write_manifest
 from mllm.training.random_state import random_state, restore_random_state
 
@@ -43,11 +44,6 @@ def init_distributed() -> None:
 
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
 REDUCE_BUCKET_ELEMENTS = 4_000_000
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with a storage of its own: ZeRO-1 and 2 keep parameters as views of one buffer, which safetensors refuses."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 class DeepSpeedEngine:
@@ -135,7 +131,7 @@ class DeepSpeedEngine:
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:
             state = self.module.state_dict() if self.rank == 0 else {}
-            return {name: _whole(tensor.detach().cpu()) for name, tensor in state.items()}
+            return {name: with_own_storage(tensor.detach().cpu()) for name, tensor in state.items()}
         import deepspeed
 
         full: dict[str, torch.Tensor] = {}
