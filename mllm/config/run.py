@@ -121,15 +121,22 @@ class LoopSettings(Settings):
 class EngineSettings(Settings):
     """`auto` takes DeepSpeed under its launcher (or torchrun) and plain torch in a single process.
 
-    `world_size`, when given, is held against what the launcher started. `timeout_minutes`: how long ranks wait for each
-    other before the run ends with an error. A rank that has ended is noticed at once, so this only bounds one that is
-    alive and stuck; it has to be longer than rank 0 takes to write a checkpoint on a slow disk or to answer samples.
+    `fsdp` is torch's own fully sharded data parallelism, which needs no DeepSpeed. `world_size`, when given, is held
+    against what the launcher started. `timeout_minutes`: how long ranks wait for each other before the run ends with an
+    error. A rank that has ended is noticed at once, so this only bounds one that is alive and stuck; it has to be longer
+    than rank 0 takes to write a checkpoint on a slow disk or to answer samples.
     """
 
-    kind: Literal["auto", "torch", "deepspeed"] = "auto"
+    kind: Literal["auto", "torch", "deepspeed", "fsdp"] = "auto"
     ds_config: PathText | None = None
     world_size: int | None = Field(default=None, ge=1)
     timeout_minutes: float = Field(default=120.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ds_config_is_deepspeed_s(self) -> "EngineSettings":
+        if self.ds_config is not None and self.kind in ("torch", "fsdp"):
+            raise ValueError(f"ds_config is for DeepSpeed, and kind is {self.kind}; remove one of them")
+        return self
 
 
 class HeldOutSettings(Settings):

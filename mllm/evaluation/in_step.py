@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from mllm.files import write_text_atomically
+from mllm.model.partition import is_partitioned, whole_outside_layers
 
 
 def forget_later_lines(path: Path, step: int) -> None:
@@ -19,21 +20,17 @@ def forget_later_lines(path: Path, step: int) -> None:
     write_text_atomically(path, "".join(kept))
 
 
-def is_partitioned(module: nn.Module) -> bool:
-    """Whether ZeRO-3 has spread the weights over the ranks."""
-    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-
-
 @contextmanager
 def ranks_in_step(module: nn.Module) -> Iterator[None]:
-    """Under ZeRO-3, let transformers generate until every rank is done: a rank that stopped alone would leave the
-    others waiting for its weights."""
+    """Where the weights are spread over the ranks, let transformers generate until every rank is done: a rank that stopped
+    alone would leave the others waiting for its weights."""
     if not is_partitioned(module):
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig
 
-    # transformers asks a weak reference to this whether ZeRO-3 is on.
+    # transformers asks a weak reference to this whether ranks go in step; it knows the question only as ZeRO-3's.
     config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
-    yield
+    with whole_outside_layers(module):
+        yield
     del config

@@ -15,6 +15,7 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
 from mllm.model.packed_rows import lay_out
+from mllm.model.partition import is_partitioned
 from mllm.model.projectors import Projector
 from mllm.model.rows.choice import Kernel
 
@@ -77,7 +78,7 @@ class MultimodalLM(nn.Module):
         check_counts(len(batch.image_places))
         side = self.vision_encoder.model.config.image_size
         blank = torch.zeros(1, 3, side, side, device=embeddings.device)
-        takes_all_ranks = self.training or hasattr(next(self.projector.parameters()), "ds_id")
+        takes_all_ranks = self.training or is_partitioned(self.vision_encoder)
         if not takes_all_ranks:
             return embeddings
         return embeddings + 0.0 * self.encode_images(blank).sum().to(embeddings.dtype)

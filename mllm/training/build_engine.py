@@ -14,8 +14,10 @@ from mllm.model.products import multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
+from mllm.training.fsdp_engine import FSDPEngine, start_process_group
 from mllm.training.optimizer import build_optimizer
 from mllm.training.placement import own_device, zero_place
+from mllm.training.ranks import join_ranks
 
 
 def launched_world_size() -> int:
@@ -69,6 +71,9 @@ def build_engine(
         kind = "deepspeed" if "RANK" in os.environ else "torch"
     check_world_size(engine, kind)
     check_dtype(loop.dtype)
+    if kind == "fsdp" and optim.kind != "adamw":
+        # The moments of bitsandbytes are blocks of a whole tensor; a rank has a part of it.
+        raise UserError(f"optim.kind is {optim.kind}, which doesn't run under engine.kind fsdp; choose adamw")
     keep_freed_memory()
     multiply_as_asked(loop.dtype)
     if kind == "torch":
@@ -76,9 +81,13 @@ def build_engine(
         if open_contents is not None:
             fill(module, open_contents, torch.float32, Place(own_device()))
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
+    time_limit = timedelta(minutes=engine.timeout_minutes)
+    if kind == "fsdp":
+        presence = join_ranks(time_limit, start_process_group)
+        return FSDPEngine(build_module(), open_contents, optim, loop, presence)
     ds_config = read_ds_config(engine.ds_config)
     filled = fill_ds_config(ds_config, optim, loop)
-    presence = init_distributed(timedelta(minutes=engine.timeout_minutes))
+    presence = init_distributed(time_limit)
     module = build_module()
     dtype = torch.bfloat16 if loop.dtype == "bfloat16" else torch.float32
     if open_contents is None:
@@ -93,4 +102,6 @@ def check_world_size(engine: EngineSettings, kind: str) -> None:
     if engine.world_size is not None and engine.world_size != world_size:
         raise UserError(f"engine.world_size is {engine.world_size} but {world_size} process(es) were launched")
     if kind == "torch" and world_size > 1:
-        raise UserError(f"engine.kind is torch but {world_size} processes were launched; use deepspeed, or one process")
+        raise UserError(
+            f"engine.kind is torch but {world_size} processes were launched; use deepspeed or fsdp, or one process"
+        )

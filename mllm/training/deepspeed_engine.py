@@ -1,7 +1,5 @@
 """The DeepSpeed implementation of `Engine`: ZeRO 0–3 and offload over raw `deepspeed.initialize`."""
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,11 @@ from torch import nn
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
+from mllm.training.engine import with_own_storage
 from mllm.training.manifest import check_manifest, write_manifest
-from mllm.training.own_gpu import take_gpu
 from mllm.training.presence import Presence
 from mllm.training.random_state import random_state, restore_random_state
+from mllm.training.ranks import RankedEngine, join_ranks
 
 __all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
 
@@ -37,37 +36,14 @@ def init_distributed(time_limit: timedelta) -> Presence:
     import deepspeed
 
     _silence_jit_builds()
-    if "RANK" not in os.environ:
-        # A single process without a launcher is a group of one.
-        defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        for key, value in defaults.items():
-            os.environ.setdefault(key, value)
-    # The store of the rendezvous that torch makes for the group, by a connection of our own.
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=time_limit))
-    store = dist.PrefixStore("mllm", store)
-    take_gpu(store, rank, world_size)
-    deepspeed.init_distributed(verbose=False, timeout=time_limit)
-    try:
-        # For objects, barriers and the watch over each other: by the processors, so that no GPU waits in a kernel.
-        group = dist.new_group(backend="gloo", timeout=time_limit)
-    except RuntimeError as error:
-        raise UserError(
-            f"the ranks can't connect by gloo ({str(error).splitlines()[0]}); set GLOO_SOCKET_IFNAME to the network "
-            "interface by which the machines reach each other"
-        ) from error
-    return Presence(store, group, rank, world_size, time_limit)
+    return join_ranks(time_limit, lambda limit: deepspeed.init_distributed(verbose=False, timeout=limit))
 
 
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
 REDUCE_BUCKET_ELEMENTS = 4_000_000
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with a storage of its own: ZeRO-1 and 2 keep parameters as views of one buffer, which safetensors refuses."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-class DeepSpeedEngine:
+class DeepSpeedEngine(RankedEngine):
     """ZeRO 0–3 over the ranks of the launcher."""
 
     def __init__(
@@ -81,9 +57,8 @@ class DeepSpeedEngine:
     ) -> None:
         import deepspeed
 
+        super().__init__(presence, loop)
         filled = fill_ds_config(ds_config, optim, loop)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self._presence = presence
         self.stage = zero_stage(filled)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
         if self._engine.zero_optimization_stage() != self.stage:
@@ -92,13 +67,8 @@ class DeepSpeedEngine:
             # DeepSpeed would copy all gradients into one buffer of up to 500 million elements, at the peak of memory.
             self._engine.enable_backward_allreduce = False
         self.module = module
-        self.device = self._engine.device
-        self.use_autocast = loop.dtype == "autocast"
         self.max_grad_norm = optim.max_grad_norm
         self.description = f"DeepSpeed ZeRO-{self.stage}, {self.world_size} rank(s), {loop.dtype} on {self.device}"
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None:
         if self.stage == 3:
@@ -124,27 +94,6 @@ class DeepSpeedEngine:
             return None
         return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
 
-    def sum_over_ranks(self, values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
-    def sum_on_device(self, values: torch.Tensor) -> torch.Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    def gather(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, self._presence.group)
-        return values
-
-    def barrier(self) -> None:
-        self._presence.barrier()
-
-    def together(self) -> AbstractContextManager[None]:
-        return self._presence.together()
-
     def save_state(self, directory: Path) -> None:
         self._engine.save_checkpoint(str(directory), tag="engine", client_state={}, exclude_frozen_parameters=True)
         torch.save(random_state(), directory / f"random_rank{self.rank}.pt")
@@ -162,7 +111,7 @@ class DeepSpeedEngine:
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         if self.stage < 3:
             state = self.module.state_dict() if self.rank == 0 else {}
-            return {name: _whole(tensor.detach().cpu()) for name, tensor in state.items()}
+            return {name: with_own_storage(tensor.detach().cpu()) for name, tensor in state.items()}
         import deepspeed
 
         full: dict[str, torch.Tensor] = {}
@@ -177,7 +126,6 @@ class DeepSpeedEngine:
         return full
 
     def close(self) -> None:
-        self._presence.leave()
-        self.barrier()
+        self._leave()
         self._engine.destroy()
         dist.destroy_process_group()

@@ -60,6 +60,11 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+def with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy where it is part of a larger buffer, as an engine's may be: safetensors refuses views."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 class TorchEngine:
     """Plain torch in one process. With dtype bfloat16 too the weights stay float32 and the forward runs under autocast."""
 

@@ -13,7 +13,8 @@ NAMED = 4
 class GradientCheck:
     """Notes which trainable tensors of an engine's module get a gradient until `check` is called; then it is done.
 
-    Hooks rather than `.grad`, which ZeRO 2 and 3 take away during the backward. A gradient of zeros counts: it says
+    Hooks, since ZeRO 2 and 3 take `.grad` away during the backward; FSDP, whose hooks would be on other tensors, leaves it.
+    A gradient of zeros counts: it says
     that the tensor takes part in the loss.
     """
 
@@ -34,6 +35,9 @@ class GradientCheck:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        for name, parameter in self._engine.module.named_parameters():
+            if parameter.grad is not None:
+                self._missing.pop(name, None)
         missing = list(dict.fromkeys(name for names in self._engine.gather(list(self._missing)) for name in names))
         if missing:
             named = ", ".join(missing[:NAMED]) + (f" and {len(missing) - NAMED} more" if len(missing) > NAMED else "")

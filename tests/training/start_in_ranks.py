@@ -5,6 +5,7 @@ Writes a line of JSON for each case: the names of tensors that differ, dtypes of
 
 import json
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def compared(settings):
 
 def main():
     cases = json.loads(Path(sys.argv[1]).read_text())
-    init_distributed()
+    init_distributed(timedelta(minutes=5))
     rank = torch.distributed.get_rank()
     with open(sys.argv[2] + f".{rank}", "w") as out:
         for case in cases:

@@ -1,0 +1,116 @@
+"""Training on torch's own fully sharded data parallelism: two ranks against one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mllm.config import FinetuneSettings, validate_settings
+from mllm.errors import UserError
+from mllm.evaluation.callbacks import generating_callbacks
+from mllm.model.checkpoint import load
+from mllm.training.finetune import finetune
+from tests.training.test_exactness import ROOT, config, free_port, run_here, series
+from tests.training.test_watching import metrics
+
+LORA = {"language_model": "lora", "projector": "full", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
+CASES = {
+    "whole": {"train__epochs": 7},
+    "accumulated": {"train__global_batch_size": 6, "train__gradient_checkpointing": True},
+    "packed": {"data__packing": "shared_prefix", "train__global_batch_size": 12},
+    "lora": {"trainable": LORA, "train__gradient_checkpointing": True},
+    "qlora": {"trainable": LORA | {"language_model": "qlora"}},
+    "low": {"train__dtype": "bfloat16"},
+    "watched": {"train__max_steps": 4},
+}
+
+
+def values_of(name, parts, recipe, run_dir):
+    changes = dict(CASES[name])
+    trainable = changes.pop("trainable", None)
+    values = config(parts, recipe, run_dir, **changes)
+    if name == "watched":
+        questions = {"file": str(recipe.parent / "samples.jsonl"), "image_root": str(recipe.parent), "count": 5}
+        values["samples"] = questions | {"every_steps": 2, "max_new_tokens": 6}
+        values["eval"] = {"recipe": str(recipe), "every_steps": 2}
+    return values | {"trainable": trainable} if trainable else values
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_parts, recipe, tmp_path_factory):
+    """The directory of every case's run, on two ranks; `stopped` is `whole`, stopped after 5 steps and resumed."""
+    root = tmp_path_factory.mktemp("fsdp")
+    planned = []
+    for name in [*CASES, "stopped"]:
+        values = values_of("whole" if name == "stopped" else name, tiny_parts, recipe, root / name)
+        planned.append([values | {"engine": {"kind": "fsdp", "world_size": 2}}, 5 if name == "stopped" else None])
+    (root / "runs.json").write_text(json.dumps(planned))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    done = subprocess.run(
+        [*command, "-m", "tests.training.runs_in_step", str(root / "runs.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["whole", "accumulated", "packed", "lora", "qlora"])
+def test_two_ranks_of_fsdp_equal_one_process(runs, tiny_parts, recipe, tmp_path, name):
+    """Losses of every step, 21 of them in the longest run, and the first gradient norm."""
+    run_here(values_of(name, tiny_parts, recipe, tmp_path / "one"))
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "one"), series(runs / name)
+    assert ids_a == ids_b
+    assert len(ids_a) == 21 or name != "whole"
+    assert loss_b == pytest.approx(loss_a, rel=1e-5)
+    assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_answers_and_held_out_loss_while_fsdp_trains_are_those_of_one_process(runs, tiny_parts, recipe, tmp_path):
+    """The questions are asked of all ranks at once, with and without an image, of embeddings and a head that are spread."""
+    values = values_of("watched", tiny_parts, recipe, tmp_path / "one")
+    finetune(validate_settings(FinetuneSettings, values, "test"), None, generating_callbacks)
+    assert (runs / "watched" / "samples.jsonl").read_text() == (tmp_path / "one" / "samples.jsonl").read_text()
+    ours, theirs = (
+        [step["heldout_loss"] for step in metrics(run_dir) if "heldout_loss" in step]
+        for run_dir in (runs / "watched", tmp_path / "one")
+    )
+    assert len(ours) == 2 and ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_fsdp_is_the_uninterrupted_one(runs):
+    assert series(runs / "stopped") == series(runs / "whole")
+
+
+@pytest.mark.slow
+def test_bfloat16_under_fsdp_learns_from_float32_weights(runs, tiny_parts, recipe, tmp_path):
+    run_here(values_of("low", tiny_parts, recipe, tmp_path / "one"))
+    assert series(runs / "low")[1] == pytest.approx(series(tmp_path / "one")[1], rel=2e-2)
+    weights = load(runs / "low" / "final")[0].state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "words"),
+    [
+        ({"kind": "fsdp", "ds_config": "ds_configs/zero3.json"}, {}, "ds_config is for DeepSpeed"),
+        ({"kind": "fsdp"}, {"optim__kind": "adamw_8bit"}, "doesn't run under engine.kind fsdp"),
+    ],
+)
+def test_what_fsdp_can_t_do_is_refused_before_a_process_group_is_made(
+    tiny_parts, recipe, tmp_path, engine, changes, words
+):
+    values = config(tiny_parts, recipe, tmp_path / "run", **changes) | {"engine": engine}
+    with pytest.raises(UserError, match=words):
+        run_here(values)
+    assert not torch.distributed.is_initialized()
