@@ -8,18 +8,9 @@ import sys
 import pytest
 import yaml
 
-from tests.training.test_exactness import (  # noqa: F401 (a fixture)
-    ROOT,
-    config,
-    free_port,
-    launch,
-    one_process,
-    run_here,
-    series,
-)
+from tests.training.test_exactness import ROOT, config, free_port, launch, series
 
 TIME_LIMIT_S = 120
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 
 
 @pytest.mark.slow

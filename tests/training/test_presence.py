@@ -19,7 +19,7 @@ from tests.training.test_exactness import ROOT, free_port
 EXPECTED = {
     "killed": ([1, 1, -9], 0, "error: rank 2 ("),
     "killed_in_collective": ([1, -9], 0, "error: rank 1 ("),
-    "first_killed": ([-9, 1], 1, "error: rank 0 ("),
+    "first_killed": ([-9, 1], 1, "error: rank 0 "),
     "mistake": ([2, 2], 0, "ended: sample 's3': its image is broken"),
     "first_mistake": ([2, 2], 1, "ended: sample 's3': its image is broken"),
     "failure": ([1, 1], 0, "ended: ZeroDivisionError: division by zero"),
