@@ -145,14 +145,19 @@ def remove_directory(path: Path) -> None:
 
 
 @contextmanager
-def atomic_directory(final: Path | str, by: str = "mllm.save", inputs: Inputs = ()) -> Iterator[Path]:
-    """Yield a fresh temporary directory; it gets the name `final` only if the block succeeds. See `check_directory`."""
+def atomic_directory(
+    final: Path | str, by: str = "mllm.save", inputs: Inputs = (), is_hashed: bool = True
+) -> Iterator[Path]:
+    """Yield a fresh temporary directory; it gets the name `final` only if the block succeeds.
+
+    See `check_directory` for what else may have that name, and `publish_directory` for `is_hashed`.
+    """
     final = Path(final)
     check_directory(final, by, inputs)
     with _hidden(final) as hidden:
         (hidden / final.name).mkdir()
         yield hidden / final.name
-        publish_directory(hidden, final, by)
+        publish_directory(hidden, final, by, is_hashed)
 
 
 @contextmanager

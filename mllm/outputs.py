@@ -85,7 +85,8 @@ def _check_place(out: Path, by: str) -> None:
     if out.is_symlink():
         raise UserError(f"{out} is a link, and would be replaced; {_instead(out)}")
     place = out.resolve()
-    kept = next((kept for kept in (Path.cwd(), Path.home().resolve()) if kept.is_relative_to(place)), None)
+    home = Path(os.path.expanduser("~")).resolve()  # Path.home() raises where there is none
+    kept = next((kept for kept in (Path.cwd(), home) if kept.is_relative_to(place)), None)
     if kept is not None:
         own = Path(Path(by.split()[-1]).stem)
         free = free_name(own) if os.path.lexists(own) else own

@@ -174,7 +174,7 @@ def _publish_final(engine: Engine, run_dir: Path) -> None:
     """Give the model of the last step's checkpoint the name `final`."""
     last = latest_checkpoint(run_dir)
     if engine.rank == 0 and last is not None:
-        with atomic_directory(run_dir / "final", BY) as directory:
+        with atomic_directory(run_dir / "final", BY, is_hashed=False) as directory:
             shutil.copytree(last / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
     engine.barrier()
 
