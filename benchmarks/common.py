@@ -32,8 +32,8 @@ from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.model.attention import checkpoint_activations
-from mllm.model.rows.choice import choose_kernel
 from mllm.model.policy import apply_policy
+from mllm.model.rows.choice import choose_kernel
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
 from mllm.training.finetune import start_model
