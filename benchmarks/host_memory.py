@@ -79,30 +79,31 @@ def status_bytes(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def as_rank(root: Path, dtype: str) -> None:
+def as_rank(root: Path, stage: int, dtype: str) -> None:
     """What a launched rank does: the tiny model first, which brings in what Python imports late."""
     init_distributed()
-    for stage in STAGES:
-        measure(settings(root / "tiny", stage, dtype))
-        found = measure(settings(root, stage, dtype))
-        if os.environ["RANK"] == "0":
-            print("FOUND", json.dumps({"stage": stage} | found), flush=True)
+    measure(settings(root / "tiny", stage, dtype))
+    found = measure(settings(root, stage, dtype))
+    if os.environ["RANK"] == "0":
+        print("FOUND", json.dumps({"stage": stage} | found), flush=True)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def launched(root: Path, ranks: int, dtype: str) -> list[dict[str, Any]]:
+def launched(root: Path, stage: int, ranks: int, dtype: str) -> dict[str, Any]:
+    """What is measured in processes of their own: none begins with memory that another run has let go."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
     done = subprocess.run(
-        [*command, __file__, "--rank-of", str(root), "--dtype", dtype],
+        [*command, __file__, "--rank-of", str(root), str(stage), "--dtype", dtype],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         sys.exit(done.stderr)
-    return [json.loads(line.removeprefix("FOUND")) for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    return json.loads(line.removeprefix("FOUND"))
 
 
 def write_case(root: Path, layers: int) -> None:
@@ -119,10 +120,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each run instead of a table")
-    parser.add_argument("--rank-of", help=argparse.SUPPRESS)
+    parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank_of:
-        as_rank(Path(options.rank_of), options.dtype)
+        as_rank(Path(options.rank_of[0]), int(options.rank_of[1]), options.dtype)
         return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +131,7 @@ def main() -> None:
         write_case(root, options.layers)
         write_case(root / "tiny", 1)
         for ranks in options.ranks:
-            for found in launched(root, ranks, options.dtype):
+            for found in (launched(root, stage, ranks, options.dtype) for stage in STAGES):
                 if options.json:
                     print(json.dumps({"ranks": ranks} | found))
                 everything, beside = found["all"], found["beside"]
