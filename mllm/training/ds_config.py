@@ -7,16 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 
 DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
 # Elements, not bytes: 100 MB buckets in bfloat16.
-ZERO_DEFAULTS: dict[str, int] = {
+ZERO_DEFAULTS: dict[str, Any] = {
     "reduce_bucket_size": 50_000_000,
     "allgather_bucket_size": 50_000_000,
     "stage3_prefetch_bucket_size": 50_000_000,
     "stage3_param_persistence_threshold": 10_000,
+    "overlap_comm": False,
+}
+# On GPUs communication runs beside computation, which takes larger buckets to hide.
+GPU_ZERO_DEFAULTS: dict[str, Any] = {
+    "reduce_bucket_size": 200_000_000,
+    "allgather_bucket_size": 200_000_000,
+    "overlap_comm": True,
 }
 OTHER_PRECISIONS = ("fp16", "amp", "torch_autocast")
 
@@ -47,9 +56,12 @@ def offloads(ds_config: dict[str, Any], what: str) -> bool:
     return _section(ds_config.get("zero_optimization", {}), what).get("device", "none") != "none"
 
 
-def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> dict[str, Any]:
+def fill_ds_config(
+    ds_config: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings, on_gpu: bool | None = None
+) -> dict[str, Any]:
     """`ds_config` with every "auto" and every missing key set from our settings.
 
+    on_gpu: whether the run is on GPUs, for sizes that depend on it; by default whether there is one here.
     Raises UserError, naming both values, when the file contradicts the settings.
     """
     filled = copy.deepcopy(ds_config)
@@ -69,7 +81,7 @@ def fill_ds_config(ds_config: dict[str, Any], optim: OptimizerSettings, loop: Lo
     del filled["train_batch_size"]
     _fill_precision(filled, loop)
     _remove_optimizer(filled, optim)
-    _fill_zero(filled, optim, loop)
+    _fill_zero(filled, optim, loop, torch.cuda.is_available() if on_gpu is None else on_gpu)
     _fill_gradients(filled, loop)
     filled.setdefault("steps_per_print", 10**9)
     left = next(_autos(filled), None)
@@ -128,7 +140,7 @@ def _remove_optimizer(filled: dict[str, Any], optim: OptimizerSettings) -> None:
     filled.pop("optimizer", None)
 
 
-def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings) -> None:
+def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings, loop: LoopSettings, on_gpu: bool) -> None:
     zero = filled.setdefault("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
@@ -138,7 +150,7 @@ def _fill_zero(filled: dict[str, Any], optim: OptimizerSettings, loop: LoopSetti
         # first update is 0.74 of what it should be.
         logger.info("ds_config says zero_optimization.stage=0, train.dtype is bfloat16: ZeRO-1 takes its place")
         zero["stage"] = 1
-    for key, value in ZERO_DEFAULTS.items():
+    for key, value in (ZERO_DEFAULTS | GPU_ZERO_DEFAULTS if on_gpu else ZERO_DEFAULTS).items():
         if zero.get(key) == "auto":
             zero[key] = value
     for what, lowest in (("offload_optimizer", 1), ("offload_param", 3)):

@@ -27,6 +27,16 @@ def test_shipped_files_are_filled_without_an_auto_left(path):
     assert offloads(filled, "offload_optimizer") == path.stem.endswith("_offload")
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_on_a_gpu_communication_runs_beside_computation_in_larger_buckets(gpu):
+    for path in (ROOT / "ds_configs").glob("zero[23]*.json"):
+        zero = fill_ds_config(json.loads(path.read_text()), OPTIM, LOOP, gpu)["zero_optimization"]
+        assert zero["overlap_comm"] is gpu
+        assert zero.get("reduce_bucket_size") in (None, 200_000_000 if gpu else 50_000_000)
+    given = {"zero_optimization": {"stage": 2, "overlap_comm": not gpu}}
+    assert fill_ds_config(given, OPTIM, LOOP, gpu)["zero_optimization"]["overlap_comm"] is not gpu
+
+
 def test_a_file_written_for_other_trainers_is_filled():
     auto = {"enabled": "auto"}
     given = {

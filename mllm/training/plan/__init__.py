@@ -110,7 +110,7 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
 
     accumulates = rows.micro_batches > 1
     loop = run.train.model_copy(update={"dtype": dtype})
-    ds_config = _ds_config(run, machine.ranks, loop)
+    ds_config = _ds_config(run, machine.ranks, loop, on_gpu)
     stage = None if ds_config is None else zero_stage(ds_config)
 
     def step_in(dtype: str) -> StepMemory:
@@ -163,10 +163,13 @@ def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount,
     return parts, Weights(total, trainable, quantized, MOMENT_BYTES["8bit" in run.optim.kind])
 
 
-def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings) -> dict[str, Any] | None:
+def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings, on_gpu: bool) -> dict[str, Any] | None:
     """The filled configuration of the run's engine, None for plain torch, which `auto` takes in a single process."""
     if run.engine.kind == "torch" or (run.engine.kind == "auto" and ranks == 1):
         if ranks > 1:
-            raise UserError(f"engine.kind is torch but --gpus is {ranks}; use deepspeed, or one GPU")
+            raise UserError(f"engine.kind is torch but --gpus is {ranks}; use deepspeed or fsdp, or one GPU")
         return None
-    return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop)
+    if run.engine.kind == "fsdp":
+        # Of what learns it holds as many bytes as ZeRO-3.
+        return fill_ds_config({"zero_optimization": {"stage": 3}}, run.optim, loop, on_gpu)
+    return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop, on_gpu)

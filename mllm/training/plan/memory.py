@@ -274,7 +274,9 @@ def zero_memory(
         activations = step.activations if accumulates else step.first
         return GpuMemory(0, ranks, held, gradients, weights.moment_bytes * trainable, activations, 0.0)
     optimizer, offloaded = (4.0 + weights.moment_bytes) * trainable / ranks, 0.0
-    buckets = size * min(trainable, int(zero.get("reduce_bucket_size", bucket)))
+    # One bucket fills while the other is reduced.
+    filling = 2 if zero.get("overlap_comm") else 1
+    buckets = filling * size * min(trainable, int(zero.get("reduce_bucket_size", bucket)))
     if stage == 3:
         buckets += size * min(weights.parameters, int(zero.get("stage3_max_live_parameters", LIVE_ELEMENTS)))
     if offloads(own, "offload_optimizer"):
