@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mllm.training.finetune import finetune
 from tests.tiny import save_image
 
 ROOT = Path(__file__).parents[2]
+STAGES, RANKS, ACCUMULATIONS = (0, 1, 2, 3), (1, 2), (1, 2)
 
 
 def config(tiny_parts, recipe, run_dir, **changes):
@@ -78,6 +80,24 @@ def launch(values, tmp_path, ranks, stage, script="train/finetune.py", time_limi
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def launch_runs(runs, tmp_path, ranks=2):
+    """Run each of (settings, step to stop and resume at or None) in turn, in the same `ranks` processes, whose collectives
+    are held to be alike."""
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    script = Path(__file__).with_name("runs_in_step.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    done = subprocess.run(
+        [*command, f"--master_port={free_port()}", str(script), str(tmp_path / "runs.json")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -102,33 +122,50 @@ def one_process(tiny_parts, recipe, tmp_path_factory):
     return series(run_dir)
 
 
+@pytest.fixture(scope="module")
+def under_zero(tiny_parts, recipe, tmp_path_factory):
+    """The root of runs named by stage, ranks and accumulation: the global batch of 4 rows as so many micro-batches on each
+    of the ranks. `resumed` is 2_2_1, stopped after 3 steps and resumed; `projector_1` and `_2` train that part alone."""
+    root = tmp_path_factory.mktemp("zero")
+
+    def values(name, stage, ranks, accumulation=1, **sections):
+        own = config(tiny_parts, recipe, root / name, train__micro_batch_size=4 // (ranks * accumulation))
+        engine = {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json", "world_size": ranks}
+        return own | {"engine": engine} | sections
+
+    runs = {
+        ranks: [
+            (values(f"{stage}_{ranks}_{accumulation}", stage, ranks, accumulation), None)
+            for stage, accumulation in product(STAGES, ACCUMULATIONS)
+        ]
+        for ranks in RANKS
+    }
+    more = [(values(f"projector_{stage}", stage, 2, trainable={}), None) for stage in (1, 2)]
+    # Before stage 3, with which DeepSpeed gives the whole process another linear function.
+    runs[2] = [(values("resumed", 2, 2), 3), *more, *runs[2]]
+    for ranks, planned in runs.items():
+        (root / str(ranks)).mkdir()
+        launch_runs(planned, root / str(ranks), ranks)
+    return root
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_loss_under_zero_equals_one_process(one_process, tiny_parts, recipe, tmp_path, stage, ranks, accumulation):
-    """The global batch of 4 rows as `accumulation` micro-batches on each of `ranks`."""
-    micro = 4 // (ranks * accumulation)
-    launch(config(tiny_parts, recipe, tmp_path / "run", train__micro_batch_size=micro), tmp_path, ranks, stage)
-    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = one_process, series(tmp_path / "run")
+@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_under_zero_equals_one_process(one_process, under_zero, stage, ranks, accumulation):
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = (
+        one_process,
+        series(under_zero / f"{stage}_{ranks}_{accumulation}"),
+    )
     assert ids_a == ids_b and len(ids_a) == 6
     assert loss_b == pytest.approx(loss_a, rel=1e-5)
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2])
-def test_resumed_run_under_zero_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path, stage):
-    script = tmp_path / "half.py"
-    script.write_text(
-        "import sys\nfrom mllm.training.finetune import finetune, load_config\n"
-        "assert finetune(load_config(sys.argv[-1]), stop_after=3) is None\n"
-    )
-    launch(config(tiny_parts, recipe, tmp_path / "whole"), tmp_path, 2, stage)
-    launch(config(tiny_parts, recipe, tmp_path / "parts"), tmp_path, 2, stage, script)
-    assert len(series(tmp_path / "parts")[0]) == 3
-    launch(config(tiny_parts, recipe, tmp_path / "parts"), tmp_path, 2, stage)
-    assert series(tmp_path / "parts") == series(tmp_path / "whole")
+def test_resumed_run_under_zero_equals_the_uninterrupted_one(under_zero):
+    assert series(under_zero / "resumed") == series(under_zero / "2_2_1")
 
 
 def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path):
@@ -173,13 +210,8 @@ def skipped_ids(run_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_run_that_trains_the_projector_alone_saves_weights_that_zero_keeps_as_views(
-    tiny_parts, recipe, tmp_path, stage
-):
-    values = config(tiny_parts, recipe, tmp_path / "run", train__max_steps=2)
-    values["trainable"] = {}
-    launch(values, tmp_path, ranks=2, stage=stage)
-    model, _ = load(tmp_path / "run" / "final")
+def test_a_run_that_trains_the_projector_alone_saves_weights_that_zero_keeps_as_views(under_zero, stage):
+    model, _ = load(under_zero / f"projector_{stage}" / "final")
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -1,10 +1,5 @@
 """Training on torch's own fully sharded data parallelism: two ranks against one process."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -13,7 +8,7 @@ from mllm.errors import UserError
 from mllm.evaluation.callbacks import generating_callbacks
 from mllm.model.checkpoint import load
 from mllm.training.finetune import finetune
-from tests.training.test_exactness import ROOT, config, free_port, run_here, series
+from tests.training.test_exactness import config, launch_runs, run_here, series
 from tests.training.test_watching import metrics
 
 LORA = {"language_model": "lora", "projector": "full", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -47,18 +42,7 @@ def runs(tiny_parts, recipe, tmp_path_factory):
     for name in [*CASES, "stopped"]:
         values = values_of("whole" if name == "stopped" else name, tiny_parts, recipe, root / name)
         planned.append([values | {"engine": {"kind": "fsdp", "world_size": 2}}, 5 if name == "stopped" else None])
-    (root / "runs.json").write_text(json.dumps(planned))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    done = subprocess.run(
-        [*command, "-m", "tests.training.runs_in_step", str(root / "runs.json")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_runs(planned, root)
     return root
 
 

@@ -1,10 +1,6 @@
 """ZeRO-3 with tensors that really are partitioned: every rank issues the same collectives and trains as one process does."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +17,7 @@ from mllm.model.loss import supervised_loss_sum
 from mllm.training.finetune import finetune
 from tests.tiny import save_image
 from tests.training.collectives import first_difference, recorded
-from tests.training.test_exactness import ROOT, config, free_port, series, skipped_ids
+from tests.training.test_exactness import ROOT, config, launch_runs, series, skipped_ids
 
 ANSWER_WORDS = (24, 1, 2, 1, 30, 3, 5)
 TEXT_ONLY, BROKEN = 2, 4
@@ -64,18 +60,6 @@ def partitioned(tmp_path, name):
     return str(tmp_path / f"{name}.json")
 
 
-def launch_in_step(runs, tmp_path):
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    script = Path(__file__).with_name("runs_in_step.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path / "runs.json")],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-6000:]
-
-
 @pytest.mark.slow
 def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one_process_does(
     tiny_parts, uneven, tmp_path
@@ -109,7 +93,7 @@ def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one
         (values(name, policy, **changes) | {"engine": {"kind": "deepspeed", "ds_config": ds_config}}, stop_after)
         for name, (policy, ds_config, changes, stop_after) in cases.items()
     ]
-    launch_in_step(runs, tmp_path)
+    launch_runs(runs, tmp_path)
     for policy in POLICIES:
         alone = values(f"one_{policy}", policy, watched=policy == "full")
         finetune(validate_settings(FinetuneSettings, alone, "test"), None, generating_callbacks)
