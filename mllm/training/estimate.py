@@ -60,7 +60,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model, processor = start_model(startable(run, origins))
     apply_policy(model, run.trainable)
     if run.train.gradient_checkpointing:
-        checkpoint_activations(model.language_model)
+        checkpoint_activations(model)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = with_known_dtype(run.train).dtype

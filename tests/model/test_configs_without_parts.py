@@ -36,12 +36,14 @@ def whole(tiny_parts, tmp_path_factory):
 @pytest.mark.parametrize("is_pickled", [False, True])
 def test_the_original_llava_layout_is_named_with_its_converter(tmp_path, model_type, is_pickled):
     config = ORIGINAL if model_type is None else ORIGINAL | {"model_type": model_type}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = tmp_path / "original"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(config))
     if is_pickled:
-        (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    for read in (mllm.load, lambda source: import_llava(source, tmp_path / "out", None, None)):
+        (source / "pytorch_model.bin").write_bytes(b"x")
+    for read in (mllm.load, lambda directory: import_llava(directory, tmp_path / "out", None, None)):
         with pytest.raises(UserError, match=r"original layout .*convert_llava_weights_to_hf\.py"):
-            read(tmp_path)
+            read(source)
 
 
 def without(*path):

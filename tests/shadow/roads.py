@@ -102,7 +102,7 @@ def train(case: Case, parts: Path, recipe: Path, device: torch.device) -> tuple[
     if dtype == "bfloat16":
         model.to(torch.bfloat16)
     if case.checkpointing and device == DEVICE:
-        checkpoint_activations(model.language_model)
+        checkpoint_activations(model)
     mixture = Mixture(load_recipe(str(recipe)), 0, settings.data.group_by_image)
     task = case.task(mixture, processor, settings.data, settings.train, length_multiple=LENGTH_MULTIPLE)
     torch.manual_seed(0)
