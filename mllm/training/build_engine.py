@@ -14,7 +14,6 @@ from mllm.model.products import multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
-from mllm.training.fsdp_engine import FSDPEngine, start_process_group
 from mllm.training.optimizer import build_optimizer
 from mllm.training.placement import own_device, zero_place
 from mllm.training.ranks import join_ranks
@@ -83,6 +82,9 @@ def build_engine(
         return TorchEngine(module, build_optimizer(module, optim), optim, loop.dtype)
     time_limit = timedelta(minutes=engine.timeout_minutes)
     if kind == "fsdp":
+        # Imported where it is used: what it needs takes seconds to import.
+        from mllm.training.fsdp_engine import FSDPEngine, start_process_group
+
         presence = join_ranks(time_limit, start_process_group)
         return FSDPEngine(build_module(), open_contents, optim, loop, presence)
     ds_config = read_ds_config(engine.ds_config)
