@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def status_bytes(key: str) -> int:
 
 def as_rank(root: Path, stage: int, dtype: str) -> None:
     """What a launched rank does: the tiny model first, which brings in what Python imports late."""
-    init_distributed()
+    init_distributed(timedelta(minutes=10))
     measure(settings(root / "tiny", stage, dtype))
     found = measure(settings(root, stage, dtype))
     if os.environ["RANK"] == "0":

@@ -6,6 +6,7 @@ import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest's own workers are told how wide its terminal is
 
 import pytest
 import torch

@@ -47,12 +47,14 @@ def test_a_disk_that_is_full_or_closed_to_the_user_is_a_line(number, capsys):
     assert left.value.code == 2 and line.startswith("error: some/file") and os.strerror(number) in line
 
 
-def test_an_error_of_the_system_that_is_our_own_mistake_keeps_its_trace():
+def test_an_error_of_the_system_that_is_our_own_mistake_keeps_its_trace(capsys):
     def command(arguments):
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(SystemExit) as ended:
         run_command(command, [])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1 and told.startswith("Traceback") and "Bad file descriptor" in told
 
 
 def test_a_table_is_not_cut_where_there_is_no_terminal(monkeypatch, capsys):

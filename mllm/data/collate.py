@@ -77,7 +77,7 @@ def collate(
             if reason is None:
                 targets[r, place] = torch.tensor(targets_of(segment))
             else:
-                on_bad_sample(BadSampleError(segment.example.sample_id, "image", reason))
+                on_bad_sample(BadSampleError(segment.example.sample_id, "image", reason, segment.example.place))
             offset += segment.length
     lengths = [[segment.length for segment in row.segments] for row in rows]
     target_places = flat_places(targets != IGNORE_INDEX)

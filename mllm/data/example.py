@@ -16,12 +16,14 @@ from mllm.processor import Processor
 
 @dataclass(frozen=True)
 class Example:
-    """A rendered sample: its tokens, its images still on the disk, and how many of its tokens were cut off."""
+    """A rendered sample: its tokens, its images still on the disk, how many of its tokens were cut off, and where it was
+    read (`Sample.place`)."""
 
     sample_id: str
     tokens: Tokens
     images: tuple[str, ...]
     cut_tokens: int = 0
+    place: str = ""
 
     @property
     def length(self) -> int:
@@ -56,10 +58,10 @@ def render_example(
     spans = tokens.image_spans
     kept = kept_tokens(sample.id, length, first_supervised, spans, max_length_tokens, on_too_long, sample.place)
     if kept == length:
-        return Example(sample.id, tokens, sample.images)
+        return Example(sample.id, tokens, sample.images, place=sample.place)
     spans = spans_within(spans, kept)
     cut = Tokens(tokens.input_ids[:kept], tokens.supervised[:kept], spans)
-    return Example(sample.id, cut, sample.images[: len(spans)], cut_tokens=length - kept)
+    return Example(sample.id, cut, sample.images[: len(spans)], cut_tokens=length - kept, place=sample.place)
 
 
 def render_whole(sample: Sample, processor: Processor) -> Tokens:

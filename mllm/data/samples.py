@@ -98,7 +98,7 @@ class IndexedSamples(Sequence[Sample]):
         refused: dict[str, str] = {}
         for path, image in zip(paths, sample.images, strict=True):
             try:
-                locate_image(self._root, image, self._files, sample.id, sample.place)
+                locate_image(self._root, image, self._files, sample.id)
             except BadSampleError as error:
                 refused[path] = error.reason
         return sample.model_copy(update={"images": paths}), refused

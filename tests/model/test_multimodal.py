@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -82,7 +81,7 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
     with torch.no_grad():
         ours = model.logits(batch)
         mask = (batch.segment_ids >= 0).long()
-        theirs = peer(input_ids=batch.input_ids, pixel_values=batch.pixel_values, attention_mask=mask).logits
+        theirs = peer(input_ids=batch.input_ids, pixel_values=batch.normalized_pixels(), attention_mask=mask).logits
     real = mask.bool()
     assert (ours[real] - theirs[real]).abs().max() < 1e-4
 
@@ -169,11 +168,10 @@ def test_padding_to_a_multiple_and_pixels_as_bytes_change_neither_loss_nor_gradi
     apply_policy(model, TrainableSettings(language_model="full", vision_encoder="full"))
     rows = pack([render_example(s, processor, 400) for s in samples], "shared_prefix", 100)
 
-    def as_bytes(path):
-        square = processor.preparer._to_square(read_image(path))
-        return torch.from_numpy(np.asarray(square).transpose(2, 0, 1).copy())
+    def prepared(path):
+        return processor.pixels(read_image(path))
 
-    plain, padded = collate(rows, processor, fail), collate(rows, processor, fail, as_bytes, 128)
+    plain, padded = collate(rows, processor, fail, prepared), collate(rows, processor, fail, length_multiple=128)
     assert plain.input_ids.shape[1] % 128 and padded.input_ids.shape[1] % 128 == 0
     assert (plain.pixel_values.dtype, padded.pixel_values.dtype) == (torch.float32, torch.uint8)
     (loss_a, grads_a), (loss_b, grads_b) = (loss_and_gradients(model, [batch]) for batch in (plain, padded))

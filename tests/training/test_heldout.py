@@ -2,12 +2,23 @@
 
 import threading
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 
 from mllm.training.heldout import HeldOutLoss
-from mllm.training.task import StepWindow
+from mllm.training.task import MicroBatch, StepWindow
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a micro-batch computes with: the number of its window."""
+
+    step: int
+
+    def to(self, device):
+        return self
 
 
 class Task:
@@ -21,10 +32,10 @@ class Task:
 
     def window(self, step, rank, world_size):
         self.begun[step].set()
-        return StepWindow((str(step),), [SimpleNamespace(target_count=2, step=step)], ())
+        return StepWindow((str(step),), [MicroBatch(Inputs(step), 2)], ())
 
     def loss_sum(self, module, micro_batch):
-        following = micro_batch.step + 1
+        following = micro_batch.inputs.step + 1
         if following < self.steps_per_epoch:
             assert self.begun[following].wait(timeout=20)
         self.losses.append(float(following))
@@ -35,7 +46,12 @@ def test_the_next_held_out_window_is_made_while_one_is_computed():
     measured = HeldOutLoss.__new__(HeldOutLoss)
     measured._task, measured._every, measured._total = Task(), 1, 1
     measured._engine = SimpleNamespace(
-        module=torch.nn.Linear(1, 1), rank=0, world_size=1, autocast=nullcontext, sum_over_ranks=lambda values: values
+        module=torch.nn.Linear(1, 1),
+        device=torch.device("cpu"),
+        rank=0,
+        world_size=1,
+        autocast=nullcontext,
+        sum_over_ranks=lambda values: values,
     )
     assert measured.measure(1) == {"heldout_loss": (1 + 2 + 3) / 6}
     assert measured._task.losses == [1.0, 2.0, 3.0]
