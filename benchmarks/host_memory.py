@@ -28,7 +28,7 @@ from mllm.model.fill import fill, parameters_on_meta
 from mllm.model.policy import apply_policy
 from mllm.training.deepspeed_engine import init_distributed
 from mllm.training.ds_config import fill_ds_config, read_ds_config
-from mllm.training.finetune import begin_run
+from mllm.training.finetune import build_beginning
 from mllm.training.placement import zero_place
 
 STAGES = (2, 3)
@@ -59,7 +59,7 @@ def settings(root: Path, stage: int, dtype: str) -> FinetuneSettings:
 def measure(run: FinetuneSettings) -> dict[str, Any]:
     """Fill a model under the run's engine; the growth of every rank, all of it and beside what the rank keeps at ZeRO 3."""
     place = zero_place(fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, run.train))
-    beginning = begin_run(run)
+    beginning = build_beginning(run)
     model = beginning.model
     with parameters_on_meta():
         apply_policy(model, run.trainable)
@@ -82,12 +82,13 @@ def status_bytes(key: str) -> int:
 
 def as_rank(root: Path, stage: int, dtype: str) -> None:
     """What a launched rank does: the tiny model first, which brings in what Python imports late."""
-    init_distributed(timedelta(minutes=10))
+    presence = init_distributed(timedelta(minutes=10))
     measure(settings(root / "tiny", stage, dtype))
     found = measure(settings(root, stage, dtype))
     if os.environ["RANK"] == "0":
         print("FOUND", json.dumps({"stage": stage} | found), flush=True)
-    torch.distributed.barrier()
+    presence.leave()
+    presence.barrier()
     torch.distributed.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ Writes a line of JSON for each case: the names of tensors that differ, dtypes of
 """
 
 import json
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ def compared(settings):
     found = {"buffers": sorted({str(b.dtype) for b in engine.module.buffers() if b.is_floating_point()})}
     found["rates"] = sorted(group["base_lr"] for group in engine._engine.optimizer.param_groups)
     counts_after = count_parameters(engine.module, settings.trainable)
+    engine._leave()
     engine._engine.destroy()
     if engine.rank != 0:
         return {}
@@ -53,7 +55,7 @@ def compared(settings):
 
 def main():
     cases = json.loads(Path(sys.argv[1]).read_text())
-    init_distributed(timedelta(minutes=5))
+    presence = init_distributed(timedelta(minutes=5))
     rank = torch.distributed.get_rank()
     with open(sys.argv[2] + f".{rank}", "w") as out:
         for case in cases:
@@ -63,8 +65,10 @@ def main():
             except UserError as error:
                 found = {"error": str(error)}
             print(json.dumps({"name": case["name"]} | found), file=out, flush=True)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    presence.leave()
+    presence.barrier()
+    # What failed to start still watches the other ranks, in threads that an ordinary exit would end while they wait.
+    os._exit(0)
 
 
 if __name__ == "__main__":
