@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mllm.errors import UserError
 from mllm.model.origin import BASE, DOWN, MAGNITUDE, UP, Origin, statistics_of
 from mllm.model.quantization import packed, quantized_size, set_packed, unpacked
-from mllm.model.stored_weights import passing_tensor
+from mllm.model.stored_weights import weight_tensor
 
 Made = TypeVar("Made")
 
@@ -124,7 +124,7 @@ class Place:
 
     reads: whether this process reads; of many, one does. gather: the value of every process, in order; share: what the
     reading process has, in all of them. keep: takes each parameter once it is there, and hands the reader's to the others
-    if whoever comes after doesn't. passes_on: `keep` leaves nothing of a parameter in the memory that it came in.
+    if whoever comes after doesn't.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -132,7 +132,6 @@ class Place:
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     share: Callable[[Any], Any] = _alone
     keep: Callable[[nn.Parameter], None] = lambda parameter: None
-    passes_on: bool = False
 
 
 ALONE = Place()
@@ -175,8 +174,8 @@ def _parameter(
     """The parameter's contents on the device; room for them where another process reads."""
     if not parameter.is_floating_point():
         dtype = parameter.dtype
-    if place.device.type == "cpu" and place.passes_on:
-        room = passing_tensor(parameter.shape, dtype)
+    if place.device.type == "cpu":
+        room = weight_tensor(parameter.shape, dtype)
     else:
         room = torch.empty(parameter.shape, dtype=dtype, device=place.device)
     value = _value(contents, name, parameter.shape)

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from mllm.model.stored_weights import weight_tensor
+
 
 @torch.no_grad()
 def store_wide_layers_by_column(model: nn.Module) -> int:
@@ -17,6 +19,6 @@ def store_wide_layers_by_column(model: nn.Module) -> int:
         if not isinstance(module, nn.Linear) or id(weight := module.weight) in moved:
             continue
         if weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] >= weight.shape[1]:
-            weight.data = weight.data.t().contiguous().t()
+            weight.data = weight_tensor(weight.t().shape, weight.dtype).copy_(weight.t()).t()
             moved.add(id(weight))
     return len(moved)

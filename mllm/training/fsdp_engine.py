@@ -52,7 +52,7 @@ def shard(module: nn.Module, dtype: str, open_contents: Callable[[], Contents] |
     policy = low if dtype == "bfloat16" else MixedPrecisionPolicy()
     parts = _Parts()
     if open_contents is not None:
-        fill(module, open_contents, torch.float32, shared_place(parts, passes_on=True))
+        fill(module, open_contents, torch.float32, shared_place(parts))
         parts.forget(module)
     whole = {parameter for parameter in module.parameters() if not parameter.is_floating_point()}
     for layer in layers_of(module):

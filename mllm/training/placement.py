@@ -16,12 +16,9 @@ def own_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def shared_place(keep: Callable[[nn.Parameter], None], passes_on: bool) -> Place:
-    """Rank 0 reads; `keep` is called on every rank with each parameter, which has its contents on rank 0 alone.
-
-    passes_on: `keep` leaves nothing of a parameter in the memory that it came in.
-    """
-    return Place(own_device(), dist.get_rank() == 0, _gather, _share, keep, passes_on)
+def shared_place(keep: Callable[[nn.Parameter], None]) -> Place:
+    """Rank 0 reads; `keep` is called on every rank with each parameter, which has its contents on rank 0 alone."""
+    return Place(own_device(), dist.get_rank() == 0, _gather, _share, keep)
 
 
 def zero_place(ds_config: dict[str, Any]) -> Place:
@@ -31,8 +28,8 @@ def zero_place(ds_config: dict[str, Any]) -> Place:
     soon as a parameter is there, so that no rank has more than one of them whole.
     """
     if zero_stage(ds_config) == 3:
-        return shared_place(_Partition(ds_config), passes_on=True)
-    return shared_place(_leave, passes_on=False)
+        return shared_place(_Partition(ds_config))
+    return shared_place(_leave)
 
 
 def _gather(value: Any) -> list[Any]:
