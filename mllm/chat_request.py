@@ -1,6 +1,7 @@
-"""What servers of OpenAI's chat completions disagree about: the name of the limit of tokens, and the temperature."""
+"""What servers of OpenAI's chat completions disagree about: the limit's name, the temperature, the shape of the answer."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,6 +10,35 @@ MaxTokensName = Literal["max_tokens", "max_completion_tokens"]
 REFUSES = re.compile(
     r"unsupported|not support|unrecogni[sz]ed|unknown|unexpected|deprecated|forbidden|not (allowed|permitted)", re.I
 )
+
+# Kinds of parts whose text is not the answer: what a model thought before it.
+THOUGHTS = ("thinking", "reasoning", "reasoning_content", "redacted_thinking")
+
+
+def words_of(content: Any) -> str:
+    """The words of a message's content: a string, a number, a part, or a list of those; reasoning is none of them."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, bool) or content is None:
+        return ""
+    if isinstance(content, int | float):
+        return str(content)
+    if isinstance(content, list | tuple):
+        return "".join(words_of(part) for part in content)
+    if field_of(content, "type") in THOUGHTS:
+        return ""
+    parts = (field_of(content, name) for name in ("text", "content", "value", "refusal"))
+    return words_of(next((part for part in parts if part is not None), None))
+
+
+def encodable(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair: JSON can hold one, a file in UTF-8 can't."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def field_of(value: Any, name: str) -> Any:
+    """Of an object or of plain JSON; None where there is no such field."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 @dataclass(frozen=True)

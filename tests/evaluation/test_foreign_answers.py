@@ -35,6 +35,7 @@ KEPT = {
     "a refusal as a part": said([{"type": "refusal", "refusal": "red"}]),
     "reasoning beside it": said("red", reasoning_content="the sky", reasoning="hm"),
     "no role": {"content": "red"},
+    "half of a character": said("red \ud83d"),
 }
 LOST = {
     "null": said(None),
@@ -52,10 +53,12 @@ NO_COMPLETION += [{"error": {"message": "out of order"}}, {"error": "out of orde
 
 @pytest.mark.parametrize("shape", KEPT)
 def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):  # noqa: F811
-    assert read_completion(whole(KEPT[shape])).reply.text == "red"
+    expected = "red ?" if "half" in shape else "red"
+    assert read_completion(whole(KEPT[shape])).reply.text == expected
+    assert read_completion(json.dumps(whole(KEPT[shape]))).reply.text == expected
     server.refuse = lambda body, number: (200, whole(KEPT[shape], finish_reason="stop"))
     question = Question("what?", None, 8)
-    assert answers_of(server, [question])[question].text == "red"
+    assert answers_of(server, [question])[question].text == expected
 
 
 @pytest.mark.parametrize("shape", LOST)

@@ -111,6 +111,10 @@ class Handler(BaseHTTPRequestHandler):
                 choice["message"] = {"role": "assistant", "content": None, "refusal": "I won't."}
             if fault == "silence":
                 choice["message"] = {"role": "assistant", "content": None}
+            if fault == "parts":
+                thought = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
+                text = {"type": "text", "text": choice["message"]["content"]}
+                choice["message"]["content"] = [thought, text]
             if fault == "half":
                 # A character outside the basic plane that was cut in two.
                 choice["message"]["content"] += " \ud83d"

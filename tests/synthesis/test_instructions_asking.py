@@ -71,7 +71,7 @@ def test_the_budget_stops_the_run_before_it_is_exceeded_and_more_of_it_goes_on(t
     assert report.cost == pytest.approx(12 * 0.2)
 
 
-@pytest.mark.parametrize("fault", ["refusal", "silence", "twice", "plain", "half"])
+@pytest.mark.parametrize("fault", ["refusal", "silence", "twice", "plain", "half", "parts"])
 def test_an_answer_that_was_paid_for_is_kept_whatever_it_says(
     tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mllm.chat_request import encodable
 from mllm.errors import UserError
 from mllm.synthesis.instructions.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.instructions.filters import Candidate
-from mllm.synthesis.instructions.parsing import as_blocks, encodable
+from mllm.synthesis.instructions.parsing import as_blocks
 from mllm.synthesis.instructions.prompts import fact_lines, prompt_key
 
 SCHEMA: dict[str, Any] = {

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mllm.chat_request import encodable
+
 Turns = list[tuple[str, str]]
 
 SCHEMA: dict[str, Any] = {
@@ -59,11 +61,6 @@ def _from_blocks(text: str) -> Turns:
         raise UnparsableError("expected blocks Question: and Answer: in turn, parted by ===")
     texts = [match[2].strip() for match in found if match]
     return list(zip(texts[::2], texts[1::2], strict=True))
-
-
-def encodable(text: str) -> str:
-    """`text` with a question mark for each half of a surrogate pair: JSON can hold one, a file in UTF-8 can't."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def as_blocks(turns: Sequence[tuple[str, str]]) -> str:

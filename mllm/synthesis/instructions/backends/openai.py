@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.chat_request import Sampling
+from mllm.chat_request import Sampling, encodable, words_of
 from mllm.errors import UserError
 from mllm.images.decode import read_image
 from mllm.synthesis.instructions.backends.base import (
@@ -23,7 +23,6 @@ from mllm.synthesis.instructions.backends.base import (
 )
 from mllm.synthesis.instructions.config import OpenAISettings
 from mllm.synthesis.instructions.pace import Pace
-from mllm.synthesis.instructions.parsing import encodable
 
 log = logging.getLogger(__name__)
 # Errors of the configuration: no other request would fare better.
@@ -200,7 +199,7 @@ class OpenAIBackend:
         self.spent(*tokens)
         self._pace.used(sum(tokens))
         texts = [at(response, "choices", 0, "message", name) for name in ("content", "refusal")]
-        text = next((text for text in texts if isinstance(text, str)), None)
+        text = next((words_of(text) for text in texts if isinstance(text, str) or words_of(text)), None)
         if text is None and not any(tokens):
             raise ValueError("the answer holds no text")
         # One without text that was paid for is kept as it is: to ask again would be to pay again.
