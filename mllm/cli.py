@@ -5,11 +5,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.command import add_overrides, configure_logging, report_console, run_command, subparser
-from mllm.config import expanded
-from mllm.contrastive.command import add_clip_commands
+from mllm.commands.clip import add_clip_commands
+from mllm.commands.eval import add_eval_arguments, run_eval
+from mllm.commands.shared import add_overrides, configure_logging, run_command, subparser
+from mllm.console import report_console
 from mllm.errors import UserError
-from mllm.evaluation.command import add_eval_arguments, run_eval
+from mllm.settings import expanded
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +34,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> Any:
     import torch
 
-    from mllm.model.load import load
+    from mllm.checkpoint.load import load
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(options.model, options.prompt_format, dtype=options.dtype, device=device, quantize=options.quantize)
@@ -107,11 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         "synth",
         _synth,
         "make training data from captions, boxes and text",
-        "mllm synth data_recipes/demo/synth.yaml\n  mllm synth data_recipes/synth_openai.yaml --set limit=100",
+        "mllm synth data_recipes/synth_openai.yaml --set limit=100",
     )
-    synth.add_argument(
-        "config", type=expanded, help="with `sources` (see data_recipes/demo) or with `inputs` (see docs/synthesis.md)"
-    )
+    synth.add_argument("config", type=expanded, help="what to read, ask and keep (see docs/synthesis.md)")
     add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
@@ -362,31 +361,30 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from mllm.config import load_settings, read_yaml
-    from mllm.synthesis.config import SynthConfig
-    from mllm.synthesis.instructions.asking import reasons_of
-    from mllm.synthesis.instructions.config import InstructionConfig
-    from mllm.synthesis.instructions.run import write_instructions
-    from mllm.synthesis.run import synthesize
+    from mllm.settings import load_settings, read_yaml
+    from mllm.synthesis.asking import reasons_of
+    from mllm.synthesis.config import InstructionConfig
+    from mllm.synthesis.run import write_instructions
 
-    if "inputs" in read_yaml(options.config):
-        written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
-        print(
-            f"{written.samples:,} samples of {written.requests:,} requests "
-            f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
+    if "sources" in read_yaml(options.config):
+        raise UserError(
+            f"{options.config} has `sources`: it is for the demo's generator, python -m data_recipes.demo {options.config}"
         )
-        print(f"data hash {written.data_hash}")
-        if written.failed:
-            total, reasons = sum(written.failed.values()), reasons_of(written.failed)
-            print(f"{total:,} requests failed ({reasons}); run again to ask them once more")
-        return
-    report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
-    print(f"data hash {report.data_hash}")
+    written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
+    print(
+        f"{written.samples:,} samples of {written.requests:,} requests "
+        f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
+    )
+    print(f"data hash {written.data_hash}")
+    if written.failed:
+        total, reasons = sum(written.failed.values()), reasons_of(written.failed)
+        print(f"{total:,} requests failed ({reasons}); run again to ask them once more")
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    from mllm.config import FinetuneSettings, load_settings
-    from mllm.training.estimate import estimate_runs
+    from mllm.finetune.estimate import estimate_runs
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: give at least 1")
@@ -407,9 +405,10 @@ def _plan(options: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from mllm.config import FinetuneSettings, load_settings
-    from mllm.training.plan import Machine, plan_runs
-    from mllm.training.plan.report import plan_report
+    from mllm.finetune.plan import Machine, plan_runs
+    from mllm.finetune.plan.report import plan_report
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     runs = [load_settings(FinetuneSettings, path, options.overrides) for path in options.configs]
     plans = plan_runs(runs, Machine(options.gpu, options.gpus, options.mfu), options.samples)
@@ -424,12 +423,13 @@ def _plan(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from mllm.config import FinetuneSettings, load_settings
+    from mllm.checkpoint.assemble import load_processor
     from mllm.data.dataset import Mixture
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
     from mllm.data.show import coloured_tokens
-    from mllm.model.build import load_processor
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     settings = load_settings(FinetuneSettings, options.config)
     processor = load_processor(settings.model)
@@ -448,12 +448,13 @@ def _validate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from mllm.config import FinetuneSettings, load_settings
+    from mllm.checkpoint.assemble import load_processor
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
     from mllm.data.validate import BY, validate
-    from mllm.model.build import load_processor
+    from mllm.finetune.settings import FinetuneSettings
     from mllm.outputs import check_file
+    from mllm.settings import load_settings
 
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: give at least 1")
@@ -518,7 +519,7 @@ def _convert_data(options: argparse.Namespace) -> None:
 def _convert_gguf(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.gguf import convert_gguf, gguf_of_package
+    from mllm.checkpoint.gguf import convert_gguf, gguf_of_package
 
     convert_gguf(gguf_of_package(options.package) if options.package else Path(options.file), Path(options.out))
     print(f"saved {options.out}")
@@ -527,7 +528,7 @@ def _convert_gguf(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.export import export
+    from mllm.checkpoint.export import export
 
     export(options.model, Path(options.out), options.layout, options.dtype, options.merge_lora)
     print(f"saved {options.out}")
@@ -536,8 +537,8 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.llava import import_llava
-    from mllm.model.load import local_directory
+    from mllm.checkpoint.llava import import_llava
+    from mllm.checkpoint.load import local_directory
 
     import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
@@ -580,7 +581,7 @@ def _score(options: argparse.Namespace) -> None:
 def _schema(options: argparse.Namespace) -> None:
     import json
 
-    from mllm.config import FinetuneSettings
+    from mllm.finetune.settings import FinetuneSettings
 
     print(json.dumps(FinetuneSettings.model_json_schema(), indent=2))
 
