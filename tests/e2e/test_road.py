@@ -13,9 +13,8 @@ import yaml
 from transformers import LlavaForConditionalGeneration
 
 from mllm.settings import dump_yaml
-from tests.synthesis.conftest import make_config  # noqa: F401 (a fixture)
-from tests.tiny import save_image
-from tests.training.test_exactness import free_port
+from tests.helpers.launches import free_port
+from tests.helpers.tiny import save_image
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable]
@@ -38,7 +37,7 @@ def write_yaml(path, values):
 
 
 @pytest.mark.slow
-def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  # noqa: F811
+def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):
     synth = make_config()
     (tmp_path / "synth.yaml").write_text(dump_yaml(synth))
     out, _ = run(*PYTHON, "-m", "data_recipes.demo", tmp_path / "synth.yaml")
