@@ -6,9 +6,7 @@ A launch costs no imports. The launchers themselves are tested where a test says
 import json
 import multiprocessing
 import os
-import runpy
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from tests.helpers.commands import run_script
 from tests.helpers.ranks import runs_in_step
 from tests.helpers.runs import ROOT
 
@@ -81,12 +80,6 @@ def in_ranks(folder: Path, ranks: int, target: Callable[..., None], *arguments: 
         for rank, (code, text) in enumerate(zip(codes, said, strict=True))
         if code
     )
-
-
-def run_script(script: str, *words: str) -> None:
-    """As `python SCRIPT WORDS` runs it."""
-    sys.argv = [script, *words]
-    runpy.run_path(script, run_name="__main__")
 
 
 def launch(values, tmp_path, ranks, stage, script="train/finetune.py", time_limit_s=240):
