@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers import kernel_stand_ins
+from tests.helpers.clip import train_on_colours
 from tests.helpers.demo_inputs import demo_config
 from tests.helpers.recipes import write_recipe
 from tests.helpers.tiny import byte_tokenizer, save_tiny_parts
@@ -81,6 +82,12 @@ def browser():
 def recipe(tmp_path_factory):
     """A recipe of a dozen samples, some with an image, some without."""
     return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A contrastive run that tells four colours apart, and the folder of its images."""
+    return train_on_colours(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture
