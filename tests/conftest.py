@@ -3,7 +3,10 @@
 import os
 import shutil
 import socket
+import subprocess
+from collections import Counter
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,11 +26,25 @@ kernel_stand_ins.register()
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what is marked `gpu` where there is none."""
+    """Skip what is marked `gpu` where there is none; files with slow tests come first, so that no worker ends with one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: item.path not in slow_tests)
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_quick_test(request, monkeypatch):
+    """A test that isn't marked `slow` launches no process: `make test-quick` leaves out those that are."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a test that launches processes is marked `slow`")
+
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(BaseProcess, "start", refuse)
 
 
 @pytest.fixture(autouse=True)
