@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from data_recipes.demo.config import SynthConfig
+from data_recipes.demo.settings import GeneratorSettings
 from mllm.data.readers.easyvqa import COLORS, SHAPES
 from mllm.settings import validate_settings
 
@@ -75,7 +75,7 @@ def tiny_rows() -> list[dict[str, object]]:
 def make_config(tmp_path: Path):
     """A function that writes the inputs and returns the settings; keyword arguments replace top-level keys."""
 
-    def make(rows: list[dict[str, object]] | None = None, **changes: object) -> SynthConfig:
+    def make(rows: list[dict[str, object]] | None = None, **changes: object) -> GeneratorSettings:
         inputs = tmp_path / "inputs"
         if not inputs.exists():
             write_easyvqa(inputs / "easyvqa")
@@ -114,7 +114,7 @@ def make_config(tmp_path: Path):
                 },
             ],
         }
-        return validate_settings(SynthConfig, {**values, **changes}, "test")
+        return validate_settings(GeneratorSettings, {**values, **changes}, "test")
 
     return make
 
