@@ -1,7 +1,6 @@
-"""What is known about one image, and the seeded randomness and hashes that go with it."""
+"""What is known about one image, and the hash of its pixels."""
 
 import hashlib
-import random
 from dataclasses import dataclass
 
 from PIL import Image
@@ -29,12 +28,6 @@ class Picture:
     color: str | None = None
     extent: str | None = None
     word: str | None = None
-
-
-def seeded_random(seed: int, *key: object) -> random.Random:
-    """A generator that depends on `seed` and `key` alone, whatever else has been drawn."""
-    # A string seed goes through SHA-512, unlike hash(), which differs from process to process.
-    return random.Random(":".join(str(part) for part in (seed, *key)))
 
 
 def decode(data: bytes, origin: str) -> Image.Image:

@@ -1,11 +1,12 @@
-"""The backend without a model: fixed phrases filled with the facts of a picture."""
+"""Fixed phrases filled with the facts of a picture: its questions and answers, and its captions."""
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from data_recipes.demo.backend import BACKENDS, Kind, Turn
 from data_recipes.demo.categories import CATEGORY_QUESTION
-from mllm.synthesis.picture import Picture
+from data_recipes.demo.picture import Picture
 
 CAPTION_QUESTION = "Describe the image."
 NAMING_QUESTIONS = ("What is this?", "What does the picture show?", "What can you see here?", "Name what is shown.")
@@ -14,36 +15,48 @@ READING_QUESTIONS = ("What word is written here?", "Read the word in the image."
 MAIN_COLOR_QUESTIONS = ("What is the main color of the drawing?", "Which color is used most?")
 EXTENT_QUESTION = "Is the drawing wider than tall or taller than wide?"
 _KEYWORDS_IN_ANSWER = 3
+Kind = Literal["caption", "naming", "category", "description", "conversation", "reading"]
 
 
-@BACKENDS.register("template")
-class TemplateBackend:
-    """Draws one of several phrasings; what it states is in the picture's facts and nowhere else."""
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer. Answers of one `facet` may imply each other, those of different facets don't."""
 
-    def turns(self, kind: Kind, picture: Picture, rng: random.Random) -> list[Turn]:
-        writers: dict[Kind, Callable[[Picture, random.Random], list[Turn]]] = {
-            "caption": _caption_turn,
-            "naming": _naming_turn,
-            "category": _category_turn,
-            "description": _description_turn,
-            "conversation": _conversation_turns,
-            "reading": _reading_turn,
-        }
-        return writers[kind](picture, rng)
+    question: str
+    answer: str
+    facet: str
 
-    def clip_captions(self, picture: Picture, rng: random.Random) -> list[str]:
-        if picture.shape and picture.color:
-            # Alone, the shape can't hide behind the color, which is so much easier to tell apart.
-            return [f"a {picture.color} {picture.shape}", f"a {picture.shape}"]
-        if picture.word:
-            return [f"the word {picture.word}"]
-        if not picture.title:
-            return [picture.category] if picture.category else []
-        keywords = _draw_keywords(picture, rng)
-        captions = [", ".join([picture.title, *keywords])]
-        if picture.category:
-            captions.append(f"{picture.title}, {picture.category}")
-        return list(dict.fromkeys(captions))
+
+def write_turns(kind: Kind, picture: Picture, rng: random.Random) -> list[Turn]:
+    """Return the turns of one sample in one of several phrasings; none when the picture's facts don't suffice.
+
+    What the turns state is in the facts and nowhere else.
+    """
+    writers: dict[Kind, Callable[[Picture, random.Random], list[Turn]]] = {
+        "caption": _caption_turn,
+        "naming": _naming_turn,
+        "category": _category_turn,
+        "description": _description_turn,
+        "conversation": _conversation_turns,
+        "reading": _reading_turn,
+    }
+    return writers[kind](picture, rng)
+
+
+def clip_captions(picture: Picture, rng: random.Random) -> list[str]:
+    """Return short captions for contrastive training; none when the picture's facts don't suffice."""
+    if picture.shape and picture.color:
+        # Alone, the shape can't hide behind the color, which is so much easier to tell apart.
+        return [f"a {picture.color} {picture.shape}", f"a {picture.shape}"]
+    if picture.word:
+        return [f"the word {picture.word}"]
+    if not picture.title:
+        return [picture.category] if picture.category else []
+    keywords = _draw_keywords(picture, rng)
+    captions = [", ".join([picture.title, *keywords])]
+    if picture.category:
+        captions.append(f"{picture.title}, {picture.category}")
+    return list(dict.fromkeys(captions))
 
 
 def _caption_turn(picture: Picture, rng: random.Random) -> list[Turn]:
@@ -102,3 +115,8 @@ def _draw_keywords(picture: Picture, rng: random.Random) -> list[str]:
     # Sampled by index and put back in order, so that a caption keeps the order its author chose.
     count = min(_KEYWORDS_IN_ANSWER, len(picture.keywords))
     return [picture.keywords[index] for index in sorted(rng.sample(range(len(picture.keywords)), count))]
+
+
+def is_negated(question: str) -> bool:
+    """Tell whether a yes/no question asks for an absence, as in "is there not a circle?"."""
+    return bool({"not", "no"} & set(question.split()))

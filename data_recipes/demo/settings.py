@@ -1,4 +1,4 @@
-"""Settings of a synthesis run: where images come from and how many samples of each kind to write."""
+"""Settings of the generator: where images come from and how many samples of each kind to write."""
 
 from typing import Annotated, Literal
 
@@ -57,13 +57,12 @@ class RenderedWordsSource(Settings):
     heldout_count: Count = 200
 
 
-SourceConfig = Annotated[EasyVqaSource | CaptionedParquetSource | RenderedWordsSource, Field(discriminator="kind")]
+SourceSettings = Annotated[EasyVqaSource | CaptionedParquetSource | RenderedWordsSource, Field(discriminator="kind")]
 
 
-class SynthConfig(Settings):
+class GeneratorSettings(Settings):
     """A whole run. The same settings and the same input files give the same `data_hash`."""
 
     output: ExpandedPath
     seed: int = 0
-    backend: str = "template"
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    sources: Annotated[tuple[SourceSettings, ...], Field(min_length=1)]
