@@ -29,18 +29,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.finetune.flops import unit_flops
+from mllm.finetune.run import start_model
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask
+from mllm.kernels.choice import choose_kernel
 from mllm.model.attention import checkpoint_activations
 from mllm.model.policy import apply_policy
-from mllm.model.rows.choice import choose_kernel
+from mllm.settings import validate_settings
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
 from mllm.training.feed import Feed
-from mllm.training.finetune import start_model
-from mllm.training.flops import unit_flops
-from mllm.training.instruction import InstructionTask
 from mllm.training.task import StepWindow
 
 SMOLLM2_135M = {

@@ -27,10 +27,10 @@ from common import machine, markdown_table, spread
 from contenders import Contender, serve
 from transformers import CLIPConfig, CLIPModel
 
-from mllm.config import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.contrastive.data import PairBatch
 from mllm.contrastive.task import ContrastiveTask
 from mllm.training.build_engine import build_engine
+from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 
 HEAD_WIDTH = 64
 VOCABULARY = 4096

@@ -20,17 +20,18 @@ import torch
 from common import machine, markdown_table
 from PIL import Image, ImageFilter, ImageOps
 
-from mllm.command import configure_logging
-from mllm.config import ContrastiveSettings, load_settings
-from mllm.contrastive.adapt.baselines import ZeroShot
-from mllm.contrastive.adapt.clap import Clap
-from mllm.contrastive.adapt.coop import CoCoOp, CoOp
-from mllm.contrastive.adapt.problem import LabelledFeatures, labelled_files
-from mllm.contrastive.adapt.run import METHODS, Method, accuracy
-from mllm.contrastive.encode import CHUNK, DualEncoder, load_encoder
+from mllm.commands.shared import configure_logging
 from mllm.contrastive.run import train_clip
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.zeroshot import ENSEMBLE
-from mllm.images.decode import read_image
+from mllm.inference.encode import CHUNK, DualEncoder, load_encoder
+from mllm.media.decode import read_image
+from mllm.settings import load_settings
+from mllm.studies.adapt.baselines import ZeroShot
+from mllm.studies.adapt.clap import Clap
+from mllm.studies.adapt.coop import CoCoOp, CoOp
+from mllm.studies.adapt.problem import LabelledFeatures, labelled_files
+from mllm.studies.adapt.run import METHODS, Method, accuracy
 
 CONFIG = "train/configs/demo_clip.yaml"
 # The demo's model on a quarter of its patches: a step takes half as long.

@@ -31,8 +31,8 @@ from common import (
     train_step,
 )
 
-from mllm.config import FinetuneSettings
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
 from mllm.training.metering import peak_memory_gib
 from mllm.training.peak import device_peak_flops
 

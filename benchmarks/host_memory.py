@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from common import machine, markdown_table, save_parts, save_recipe, settings_of
 
-from mllm.config import FinetuneSettings
+from mllm.finetune.run import build_beginning
+from mllm.finetune.settings import FinetuneSettings
 from mllm.model.fill import fill, parameters_on_meta
 from mllm.model.policy import apply_policy
 from mllm.training.deepspeed_engine import init_distributed
 from mllm.training.ds_config import fill_ds_config, read_ds_config
-from mllm.training.finetune import build_beginning
 from mllm.training.placement import zero_place
 
 STAGES = (2, 3)

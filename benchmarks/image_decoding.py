@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mllm.data.decoding import ImageDecoder
-from mllm.images.decode import read_image
-from mllm.images.prepare import ImagePreparer
+from mllm.media.decode import read_image
+from mllm.media.prepare import ImagePreparer
 
 PREPARER = ImagePreparer(336, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), "pad")
 PROCESSOR: Any = SimpleNamespace(pixels=PREPARER)

@@ -11,12 +11,13 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import mllm
-from mllm.config import ModelSettings, validate_settings
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.llava import export_llava
 from mllm.conversation.schema import Message
-from mllm.model.build import build
-from mllm.model.interop.llava import export_llava
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.settings import ModelSettings
 from mllm.processor import Processor
+from mllm.settings import validate_settings
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     python benchmarks/mfu.py                       # float32 and autocast, on this machine's device
     OMP_NUM_THREADS=2 python benchmarks/mfu.py
 
-Useful FLOPs are those of `mllm/training/flops.py`. The rate they are held against is measured in the same run, between the
+Useful FLOPs are those of `mllm/finetune/flops.py`. The rate they are held against is measured in the same run, between the
 training steps: products of 4096³, and products of the model's own shapes, each counted as often as a step uses it.
 """
 

@@ -23,10 +23,10 @@ from common import (
     settings_of,
 )
 
-from mllm.config import FinetuneSettings
+from mllm.finetune.plan import Machine, Plan, plan_runs
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask
 from mllm.training.engine import Engine
-from mllm.training.instruction import InstructionTask
-from mllm.training.plan import Machine, Plan, plan_runs
 
 STEPS = 2
 TINY = {"num_hidden_layers": 2, "hidden_size": 144, "intermediate_size": 64, "num_attention_heads": 9}

@@ -25,15 +25,16 @@ from PIL import Image, ImageFilter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mllm.config import DataSettings, LoopSettings
 from mllm.data.counts import TokenCounts
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
-from mllm.images.decode import read_image
-from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import ImagePreparer
+from mllm.data.settings import DataSettings
+from mllm.finetune.task import InstructionTask
+from mllm.media.decode import read_image
+from mllm.media.layout import ImageGeometry
+from mllm.media.prepare import ImagePreparer
 from mllm.processor import Processor
-from mllm.training.instruction import InstructionTask
+from mllm.training.settings import LoopSettings
 
 WORDS = [
     *("the", "a", "cat", "dog", "sits", "on", "table", "red", "blue", "person", "walking", "street", "near", "large"),

@@ -24,9 +24,9 @@ import yaml
 from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
 
 from mllm.batch import NO_PARENT, Batch, SegmentBounds, flat_places
-from mllm.config import FinetuneSettings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.finetune.settings import FinetuneSettings
 from mllm.training.task import MicroBatch
 
 ROOT = Path(__file__).parents[1]

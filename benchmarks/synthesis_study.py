@@ -19,9 +19,9 @@ import yaml
 from common import machine, markdown_table
 
 from mllm import load_config
-from mllm.command import configure_logging
+from mllm.commands.shared import configure_logging
 from mllm.evaluation.run import Setup, evaluate_subject, open_directory
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
 
 # easy-VQA brings questions of its own, of which the demo's synthesis takes some; the others are written by the template.
 SOURCES: dict[str, dict[str, Any]] = {

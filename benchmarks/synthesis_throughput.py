@@ -21,9 +21,9 @@ from typing import Any
 
 from PIL import Image
 
-from mllm.config import validate_settings
-from mllm.synthesis.instructions.config import InstructionConfig
-from mllm.synthesis.instructions.run import write_instructions
+from mllm.settings import validate_settings
+from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.run import write_instructions
 
 PROMPTS = Path(__file__).parents[1] / "data_recipes" / "prompts"
 COLORS = ("red", "green", "blue", "yellow", "brown", "white", "black", "grey", "orange", "golden", "silver", "striped")

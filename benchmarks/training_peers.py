@@ -21,15 +21,15 @@ from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.batch import IGNORE_INDEX
-from mllm.config import FinetuneSettings
+from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.llava import export_llava
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.recipe import load_recipe
-from mllm.model.build import load_processor
-from mllm.model.interop.llava import export_llava
+from mllm.finetune.run import start_model
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask
 from mllm.processor import Processor
-from mllm.training.finetune import start_model
-from mllm.training.instruction import InstructionTask
 
 OURS = {"ours": "shared_prefix", "ours, samples packed": "samples", "ours, a row a sample": "none"}
 PEER = "transformers + Trainer"

@@ -6,9 +6,9 @@ python eval/run.py --model runs/demo/stage2 --benchmarks easyvqa,clipart,ocr_wor
 import argparse
 from collections.abc import Sequence
 
-from mllm.command import configure_logging, run_command
-from mllm.config import expanded
-from mllm.evaluation.command import add_eval_arguments, run_eval
+from mllm.commands.eval import add_eval_arguments, run_eval
+from mllm.commands.shared import configure_logging, run_command
+from mllm.settings import expanded
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -11,9 +11,9 @@ _PUBLIC = {
     "MultimodalLM": "mllm.model.multimodal",
     "Processor": "mllm.processor",
     "Sample": "mllm.conversation.schema",
-    "load": "mllm.model.load",
-    "load_config": "mllm.training.finetune",
-    "save": "mllm.model.checkpoint",
+    "load": "mllm.checkpoint.load",
+    "load_config": "mllm.finetune.run",
+    "save": "mllm.checkpoint.ours",
 }
 __all__ = sorted(_PUBLIC)
 

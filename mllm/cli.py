@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.command import add_overrides, configure_logging, report_console, run_command, subparser
-from mllm.config import expanded
-from mllm.contrastive.command import add_clip_commands
+from mllm.commands.clip import add_clip_commands
+from mllm.commands.eval import add_eval_arguments, run_eval
+from mllm.commands.shared import add_overrides, configure_logging, report_console, run_command, subparser
 from mllm.errors import UserError
-from mllm.evaluation.command import add_eval_arguments, run_eval
+from mllm.settings import expanded
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
 def _load(options: argparse.Namespace) -> Any:
     import torch
 
-    from mllm.model.load import load
+    from mllm.checkpoint.load import load
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return load(options.model, options.prompt_format, dtype=options.dtype, device=device, quantize=options.quantize)
@@ -362,12 +362,12 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from mllm.config import load_settings, read_yaml
-    from mllm.synthesis.config import SynthConfig
-    from mllm.synthesis.instructions.asking import reasons_of
-    from mllm.synthesis.instructions.config import InstructionConfig
-    from mllm.synthesis.instructions.run import write_instructions
-    from mllm.synthesis.run import synthesize
+    from data_recipes.demo.config import SynthConfig
+    from data_recipes.demo.generate import synthesize
+    from mllm.settings import load_settings, read_yaml
+    from mllm.synthesis.asking import reasons_of
+    from mllm.synthesis.config import InstructionConfig
+    from mllm.synthesis.run import write_instructions
 
     if "inputs" in read_yaml(options.config):
         written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
@@ -385,8 +385,9 @@ def _synth(options: argparse.Namespace) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    from mllm.config import FinetuneSettings, load_settings
-    from mllm.training.estimate import estimate_runs
+    from mllm.finetune.estimate import estimate_runs
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     if options.ranks < 1:
         raise UserError(f"--ranks {options.ranks}: give at least 1")
@@ -407,9 +408,10 @@ def _plan(options: argparse.Namespace) -> None:
     import json
     from dataclasses import asdict
 
-    from mllm.config import FinetuneSettings, load_settings
-    from mllm.training.plan import Machine, plan_runs
-    from mllm.training.plan.report import plan_report
+    from mllm.finetune.plan import Machine, plan_runs
+    from mllm.finetune.plan.report import plan_report
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     runs = [load_settings(FinetuneSettings, path, options.overrides) for path in options.configs]
     plans = plan_runs(runs, Machine(options.gpu, options.gpus, options.mfu), options.samples)
@@ -424,12 +426,13 @@ def _plan(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from mllm.config import FinetuneSettings, load_settings
+    from mllm.checkpoint.assemble import load_processor
     from mllm.data.dataset import Mixture
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
     from mllm.data.show import coloured_tokens
-    from mllm.model.build import load_processor
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import load_settings
 
     settings = load_settings(FinetuneSettings, options.config)
     processor = load_processor(settings.model)
@@ -448,12 +451,13 @@ def _validate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from mllm.config import FinetuneSettings, load_settings
+    from mllm.checkpoint.assemble import load_processor
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
     from mllm.data.validate import BY, validate
-    from mllm.model.build import load_processor
+    from mllm.finetune.settings import FinetuneSettings
     from mllm.outputs import check_file
+    from mllm.settings import load_settings
 
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: give at least 1")
@@ -518,7 +522,7 @@ def _convert_data(options: argparse.Namespace) -> None:
 def _convert_gguf(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.gguf import convert_gguf, gguf_of_package
+    from mllm.checkpoint.gguf import convert_gguf, gguf_of_package
 
     convert_gguf(gguf_of_package(options.package) if options.package else Path(options.file), Path(options.out))
     print(f"saved {options.out}")
@@ -527,7 +531,7 @@ def _convert_gguf(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.export import export
+    from mllm.checkpoint.export import export
 
     export(options.model, Path(options.out), options.layout, options.dtype, options.merge_lora)
     print(f"saved {options.out}")
@@ -536,8 +540,8 @@ def _export(options: argparse.Namespace) -> None:
 def _import(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from mllm.model.interop.llava import import_llava
-    from mllm.model.load import local_directory
+    from mllm.checkpoint.llava import import_llava
+    from mllm.checkpoint.load import local_directory
 
     import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
@@ -580,7 +584,7 @@ def _score(options: argparse.Namespace) -> None:
 def _schema(options: argparse.Namespace) -> None:
     import json
 
-    from mllm.config import FinetuneSettings
+    from mllm.finetune.settings import FinetuneSettings
 
     print(json.dumps(FinetuneSettings.model_json_schema(), indent=2))
 

@@ -12,8 +12,8 @@ from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import Message
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
-from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import ImagePreparer
+from mllm.media.layout import ImageGeometry
+from mllm.media.prepare import ImagePreparer
 
 IMAGE_TOKEN = "<image>"
 

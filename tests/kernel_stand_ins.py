@@ -1,7 +1,7 @@
 """Stand-ins for the GPU's variable-length attention kernels: their contracts as assertions, their numbers by plain algebra.
 
 Contracts are those of torch 2.13's aten operators, flash-attn 2.8.4, 3 (`hopper/`) and 4 (`flash_attn.cute`), as called by
-`mllm/model/rows/varlen_kernels.py`. The algebra is behind operators of torch's dispatcher, so that a device that only
+`mllm/kernels/varlen_kernels.py`. The algebra is behind operators of torch's dispatcher, so that a device that only
 poses as one sees a kernel, as it would a real one.
 """
 
@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mllm.model.rows.varlen_kernels import Attended, Inputs, Pass, varlen_kernel
+from mllm.kernels.varlen_kernels import Attended, Inputs, Pass, varlen_kernel
 
 LARGEST_HEAD = 256
 MODULES = {

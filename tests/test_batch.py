@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mllm.batch import NO_PARENT, Batch, SegmentBounds
-from mllm.images.prepare import ImagePreparer
+from mllm.media.prepare import ImagePreparer
 
 
 def test_bounds_cut_the_line_of_rows_at_segments_and_padding():

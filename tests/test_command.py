@@ -9,7 +9,7 @@ import pytest
 from rich.table import Table
 
 from mllm.cli import build_parser
-from mllm.command import report_console, run_command, settings_parser
+from mllm.commands.shared import report_console, run_command, settings_parser
 
 GIVEN = ["--set", "a.b=1", "c=2", "--set", "d=x"]
 
@@ -26,9 +26,9 @@ def test_set_takes_several_settings_and_may_be_repeated(parser, arguments):
 def test_openmp_is_told_how_to_wait_before_torch_is_loaded_unless_the_user_has_said_it():
     code = """
 import os, sys
-import mllm.cli, mllm.command
+import mllm.cli, mllm.commands.shared
 assert "torch" not in sys.modules
-mllm.command.run_command(lambda arguments: print(os.environ["OMP_WAIT_POLICY"]), [])
+mllm.commands.shared.run_command(lambda arguments: print(os.environ["OMP_WAIT_POLICY"]), [])
 """
     for given, expected in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
         own = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given

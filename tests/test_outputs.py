@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build
 from mllm.cli import _command
-from mllm.command import run_command
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.commands.shared import run_command
 from mllm.errors import UserError
 from mllm.files import atomic_directory, atomic_file, claim_hidden, hidden_directory, write_text_atomically
-from mllm.model import checkpoint
-from mllm.model.build import build
+from mllm.finetune.settings import FinetuneSettings
 from mllm.outputs import LIST, check_directory, check_file, first_stranger
+from mllm.settings import validate_settings
 from mllm.training.resume import BY as TRAINING
 from mllm.training.resume import _remove
 from mllm.training.run_settings import begin_run

@@ -5,21 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_recipes.demo.config import SynthConfig
 from mllm.cli import build_parser
-from mllm.config import (
-    ContrastiveSettings,
-    FinetuneSettings,
-    LoraSettings,
-    expanded,
-    expanded_benchmark,
-    load_settings,
-    validate_settings,
-)
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.data.index import cache_directory
 from mllm.data.recipe import RecipeSettings
 from mllm.errors import UserError
-from mllm.synthesis.config import SynthConfig
-from mllm.synthesis.instructions.config import InstructionConfig
+from mllm.finetune.settings import FinetuneSettings
+from mllm.model.settings import LoraSettings
+from mllm.settings import expanded, expanded_benchmark, load_settings, validate_settings
+from mllm.synthesis.config import InstructionConfig
 
 HERE = {"path": "$DATA/x", "image_root": "~/images"}
 FINETUNE = {

@@ -17,7 +17,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from mllm.config import ModelSettings, validate_settings
+from mllm.model.settings import ModelSettings
+from mllm.settings import validate_settings
 
 CORPUS = ["hello world what is this a cat and a dog", "user assistant system USER: ASSISTANT: yes no red blue"] * 20
 SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<unk>"]

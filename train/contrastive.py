@@ -5,7 +5,7 @@ python train/contrastive.py --config train/configs/demo_clip.yaml
 
 from collections.abc import Sequence
 
-from mllm.command import configure_logging, run_command, settings_parser
+from mllm.commands.shared import configure_logging, run_command, settings_parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -13,8 +13,9 @@ def main(arguments: Sequence[str]) -> None:
     options = settings_parser("Train a CLIP- or SigLIP-style dual encoder.", example).parse_args(arguments)
     configure_logging()
 
-    from mllm.config import ContrastiveSettings, load_settings
     from mllm.contrastive.run import train_clip
+    from mllm.contrastive.settings import ContrastiveSettings
+    from mllm.settings import load_settings
 
     settings = load_settings(ContrastiveSettings, options.config, options.overrides)
     print(f"saved {train_clip(settings)}")

@@ -6,7 +6,7 @@ deepspeed train/finetune.py --config train/configs/demo_stage2.yaml
 
 from collections.abc import Sequence
 
-from mllm.command import configure_logging, run_command, settings_parser
+from mllm.commands.shared import configure_logging, run_command, settings_parser
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -16,9 +16,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     configure_logging()
 
-    from mllm.config import FinetuneSettings, load_settings
-    from mllm.evaluation.callbacks import generating_callbacks
-    from mllm.training.finetune import finetune
+    from mllm.finetune.run import finetune
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.finetune.watching import generating_callbacks
+    from mllm.settings import load_settings
 
     settings = load_settings(FinetuneSettings, options.config, options.overrides)
     final = finetune(settings, options.stop_after, generating_callbacks)

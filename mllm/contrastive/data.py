@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from mllm.contrastive.tokenizer import tokenize
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.records import CONTAINERS, read_records
 from mllm.data.readers.unread import not_a_path
 from mllm.errors import UserError
-from mllm.images.decode import read_image
-from mllm.images.prepare import ImagePreparer
+from mllm.media.decode import read_image
+from mllm.media.prepare import ImagePreparer
+from mllm.model.dual_tokenizer import tokenize
 
 ALL = slice(None)
 

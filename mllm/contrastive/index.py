@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from mllm.contrastive.encode import DualEncoder, encode_readable, image_files
 from mllm.errors import UserError
 from mllm.files import atomic_directory
+from mllm.inference.encode import DualEncoder, encode_readable, image_files
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mllm.config import CaptionNoiseSettings
 from mllm.contrastive.data import Pair
+from mllm.contrastive.settings import CaptionNoiseSettings
 
 BOILERPLATE = (
     "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",

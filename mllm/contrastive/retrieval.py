@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mllm.contrastive.data import Pair, PairBatcher
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 CHUNK = 128
 

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from mllm.contrastive.index import Hit
 from mllm.files import atomic_file
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 THUMBNAIL_PX = 160
 LABEL_PX = 28

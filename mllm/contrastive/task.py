@@ -12,8 +12,8 @@ from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
 from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.model import initial_logit_scale, text_mask
 from mllm.errors import UserError
+from mllm.model.dual_encoder import initial_logit_scale, text_mask
 from mllm.training.task import MicroBatch, StepWindow
 
 __all__ = ["Chunk", "ContrastiveTask", "initial_logit_scale"]

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mllm.contrastive.encode import DualEncoder, image_files
 from mllm.data.readers.text_lines import text_lines
 from mllm.errors import UserError
+from mllm.inference.encode import DualEncoder, image_files
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 ENSEMBLE = (

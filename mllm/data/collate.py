@@ -7,7 +7,7 @@ import torch
 from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 from mllm.processor import Processor
 
 OnBadSample = Callable[[BadSampleError], None]

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 import mllm.conversation
-from mllm.config.run import OnTooLong
 from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.data.counting import FileCounts, open_counts
@@ -24,8 +23,9 @@ from mllm.data.dataset import Mixture
 from mllm.data.example import Example, kept_tokens, spans_within
 from mllm.data.index import cache_directory
 from mllm.data.samples import IndexedSamples
+from mllm.data.settings import OnTooLong
 from mllm.errors import BadSampleError, UserError
-from mllm.images.layout import ImageGeometry
+from mllm.media.layout import ImageGeometry
 from mllm.processor import Processor
 
 PROBES = (

@@ -19,7 +19,7 @@ from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import UserError
-from mllm.images.stored import is_stored
+from mllm.media.stored import is_stored
 
 
 @dataclass(frozen=True)

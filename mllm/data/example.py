@@ -6,11 +6,11 @@ from functools import cached_property
 
 import numpy as np
 
-from mllm.config.run import OnTooLong
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
+from mllm.data.settings import OnTooLong
 from mllm.errors import BadSampleError, ConversationRefusedError, UserError
-from mllm.images.decode import read_image_size
+from mllm.media.decode import read_image_size
 from mllm.processor import Processor
 
 

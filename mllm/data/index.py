@@ -24,12 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from mllm.config import expanded
 from mllm.conversation.schema import Fault, Message, Sample
 from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import PlacedSamples, read_with_places
 from mllm.errors import UserError
+from mllm.settings import expanded
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from mllm.batch import NO_PARENT
-from mllm.config import Packing
 from mllm.data.example import Example
+from mllm.data.settings import Packing
 
 
 class Outline(Protocol):

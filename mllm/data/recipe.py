@@ -11,9 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mllm.config import PathText, Settings, load_settings
 from mllm.data.readers.remote import is_url
 from mllm.errors import UserError
+from mllm.settings import PathText, Settings, load_settings
 
 
 class SourceSettings(Settings):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
-from mllm.images.stored import holder_of, is_stored
+from mllm.media.stored import holder_of, is_stored
 
 LEAVES = r"^/|(^|/)\.\.(/|$)"
 REFERENCE = r"^(tar|parquet):[0-9]+:[0-9]+:"

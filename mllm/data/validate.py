@@ -10,7 +10,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mllm.config import dump_yaml
 from mllm.conversation.schema import Sample
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
@@ -21,8 +20,9 @@ from mllm.data.samples import with_resolved_images
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 from mllm.outputs import check_files
+from mllm.settings import dump_yaml
 
 BY = "mllm data validate"
 AHEAD = 256

@@ -15,8 +15,8 @@ from mllm.data.readers.fields import PLACEHOLDER
 from mllm.data.readers.llava import read_llava_record
 from mllm.errors import UserError
 from mllm.files import atomic_file
-from mllm.images.decode import DEFAULT_LIMITS
-from mllm.images.stored import is_stored, read_stored
+from mllm.media.decode import DEFAULT_LIMITS
+from mllm.media.stored import is_stored, read_stored
 
 ROWS_PER_GROUP = 100
 PART = pa.struct([("type", pa.string()), ("text", pa.string())])

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mllm.chat_request import THOUGHTS, encodable, field_of, words_of
+from mllm.clients.chat_request import THOUGHTS, encodable, field_of, words_of
 from mllm.evaluation.question import Reply
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from mllm.chat_request import Sampling
+from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.completion import Received, read_completion
 from mllm.evaluation.question import OnReplies, Question, Reply
-from mllm.images.decode import image_bytes, read_image
+from mllm.media.decode import image_bytes, read_image
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from mllm.data.readers.errors import raise_error
 from mllm.data.readers.parquet import read_parquet
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Item
-from mllm.images.decode import image_bytes
+from mllm.media.decode import image_bytes
 
 Record = Mapping[str, Any]
 GroupOf = Callable[[Record], str]

@@ -15,7 +15,7 @@ from mllm.evaluation.benchmarks.coco_captions import CocoCaptions
 from mllm.evaluation.hub import GroupOf, HubLayout, Items, Record, Row
 from mllm.evaluation.metrics.mmbench_circular import ROTATION
 from mllm.evaluation.official import lettered, lettered_lines
-from mllm.images.decode import read_image_size
+from mllm.media.decode import read_image_size
 
 _COCO_NUMBER = re.compile(r"COCO_\w+?_(\d{12})")
 

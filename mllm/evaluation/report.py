@@ -13,7 +13,7 @@ from mllm.evaluation.curves import TrainingRun, draw
 from mllm.evaluation.interval_plot import draw_intervals
 from mllm.evaluation.runner import Answer, Score
 from mllm.files import write_text_atomically
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 GALLERY = 18
 STRIP = 6

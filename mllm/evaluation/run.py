@@ -13,7 +13,8 @@ from typing import Any
 from rich.table import Table
 
 import mllm
-from mllm.command import report_console
+from mllm.checkpoint.load import AUTO
+from mllm.commands.shared import report_console
 from mllm.errors import UserError
 from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all
@@ -29,8 +30,7 @@ from mllm.evaluation.report import write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
 from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically
-from mllm.images.decode import image_bytes
-from mllm.model.load import AUTO
+from mllm.media.decode import image_bytes
 from mllm.outputs import check_files
 
 logger = logging.getLogger(__name__)

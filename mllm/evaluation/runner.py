@@ -9,7 +9,7 @@ from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.sampling import swap_partners
-from mllm.images.stored import file_of
+from mllm.media.stored import file_of
 
 CONDITIONS = ("model", "withheld", "swapped")
 Generate = Callable[[Sequence[Question]], Sequence[Reply]]

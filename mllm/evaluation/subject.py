@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from mllm.checkpoint.load import load, local_directory, resolve_dtype
+from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.errors import UserError
 from mllm.evaluation.question import OnReplies, Question, Reply
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
 from mllm.inference.likelihood import score_answers
-from mllm.model.checkpoint import directory_hash, model_directory
-from mllm.model.load import load, local_directory, resolve_dtype
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

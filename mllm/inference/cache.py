@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from mllm.inference.branches import BRANCHED, branch, branches_of, can_branch, is_branched
+from mllm.kernels.branched_attention import BRANCHED, branch, branches_of, can_branch, is_branched
 from mllm.model.attention import PACKED, attention_of
 
 

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
-from mllm.images.decode import read_image
 from mllm.inference.answer import Answer, Row
 from mllm.inference.cache import new_cache, truncate
 from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
 from mllm.inference.request import ImageSource, Prompt, Request, common_length, prompt_of
+from mllm.media.decode import read_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mllm.images.decode import read_image
 from mllm.inference.request import ImageSource, image_identity
+from mllm.media.decode import read_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

@@ -6,12 +6,12 @@ import torch
 
 from mllm.conversation.schema import Message
 from mllm.errors import UserError
-from mllm.images.decode import read_image_size
 from mllm.inference.cache import cache_argument, decoding_attention
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, open_batch
 from mllm.inference.prefix import Group, plan_batches, plan_groups
 from mllm.inference.request import Prompt, Request, render_request
+from mllm.media.decode import read_image_size
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

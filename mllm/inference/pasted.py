@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mllm.config import expanded
 from mllm.errors import UserError
-from mllm.images.stored import is_stored
-from mllm.inference.remote import is_url
+from mllm.media.remote import is_url
+from mllm.media.stored import is_stored
+from mllm.settings import expanded
 
 FILE_SCHEME = "file://"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from mllm.conversation.schema import Message, check_turns
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
-from mllm.images.decode import read_image_size
-from mllm.images.stored import holder_of, is_stored
+from mllm.media.decode import read_image_size
+from mllm.media.stored import holder_of, is_stored
 from mllm.processor import Processor
 
 ImageSource = str | Path | bytes

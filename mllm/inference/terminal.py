@@ -12,12 +12,12 @@ from types import FrameType
 from rich.console import Console
 
 from mllm.errors import UserError
-from mllm.images.decode import read_image
 from mllm.inference.chat import ChatSession
 from mllm.inference.pasted import is_dropped, local_path, pasted_path, pasted_paths
 from mllm.inference.prompting import line_reader
-from mllm.inference.remote import fetch_image, is_url
 from mllm.inference.request import ImageSource
+from mllm.media.decode import read_image
+from mllm.media.remote import fetch_image, is_url
 
 COMMANDS = {
     "/image": "PATH|URL …  show images with the next question; or drop their files here",

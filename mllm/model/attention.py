@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from mllm.errors import UserError
-from mllm.model.packed_rows import PackedRows
+from mllm.kernels.packed_rows import PackedRows
 
 if TYPE_CHECKING:
     from mllm.model.multimodal import MultimodalLM

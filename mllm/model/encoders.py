@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from mllm.errors import UserError
-from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import Fit, ImagePreparer
+from mllm.media.layout import ImageGeometry
+from mllm.media.prepare import Fit, ImagePreparer
 from mllm.model.weight_checks import check_complete, check_described, first_line
 
 

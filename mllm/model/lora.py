@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from mllm.config import LoraSettings
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantization import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
+from mllm.model.settings import LoraSettings
 
 # peft brings bitsandbytes and Inductor along, 54 MB a rank that a run without LoRA can do without.
 if TYPE_CHECKING:

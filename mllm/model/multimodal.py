@@ -8,16 +8,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mllm.batch import Batch, flat_places
-from mllm.config import ImageSettings, ProjectorSettings
 from mllm.errors import UserError
+from mllm.kernels.choice import Kernel
+from mllm.kernels.loss import supervised_loss_sum
+from mllm.kernels.packed_rows import lay_out
 from mllm.model.attention import PACKED, attention_of
 from mllm.model.encoders import VisionEncoder
-from mllm.model.loss import supervised_loss_sum
 from mllm.model.neftune import add_noise
-from mllm.model.packed_rows import lay_out
 from mllm.model.partition import is_partitioned
 from mllm.model.projectors import Projector
-from mllm.model.rows.choice import Kernel
+from mllm.model.settings import ImageSettings, ProjectorSettings
 
 
 class MultimodalLM(nn.Module):

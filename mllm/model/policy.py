@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from mllm.config import TrainableSettings
 from mllm.errors import UserError
 from mllm.model.encoders import layer_index
 from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantization import quantized_size
+from mllm.model.settings import TrainableSettings
 
 __all__ = [
     "PARTS",

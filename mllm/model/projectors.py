@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from mllm.config import ProjectorSettings
 from mllm.errors import UserError
+from mllm.model.settings import ProjectorSettings
 from mllm.registry import Registry
 
 PROJECTORS: Registry[type["Projector"]] = Registry("projector")

@@ -1,1 +1,1 @@
-"""Captions and labels of images → alignment captions, instructions, contrastive pairs and held-out questions."""
+"""Images with captions, boxes, OCR or alt text → instructions, written by a language model or by templates."""

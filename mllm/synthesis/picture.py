@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from mllm.errors import UserError
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 
 @dataclass(frozen=True)

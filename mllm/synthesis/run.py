@@ -1,128 +1,62 @@
-"""A synthesis run from start to end: load sources, decontaminate, draft, write, check, report."""
+"""A run from start to end: ask, judge if wanted, filter, write. Run again, it goes on where it was."""
 
-from collections import Counter
-from pathlib import Path
-from typing import Any
+import asyncio
+from contextlib import ExitStack
 
-from tqdm import tqdm
-
+from data_recipes.demo.writing import REPORT_NAME
 from mllm.errors import UserError
-from mllm.files import atomic_directory, write_json_atomically
-from mllm.outputs import check_directory
-from mllm.synthesis import template  # noqa: F401  (registers the backend)
-from mllm.synthesis.backend import BACKENDS
-from mllm.synthesis.config import SynthConfig
-from mllm.synthesis.decontamination import check_no_leak, picture_hashes, without_hashes
-from mllm.synthesis.in_words import in_words
-from mllm.synthesis.picture import seeded_random
-from mllm.synthesis.report import SynthReport, count_rows, yes_no_balance
-from mllm.synthesis.samples import Drafted, SourceOutput
-from mllm.synthesis.sources import SOURCES
-from mllm.synthesis.writing import (
-    REPORT_NAME,
-    ImageStore,
-    hash_directory,
-    pair_rows,
-    question_rows,
-    sample_rows,
-    write_lines,
-)
-
-BY = "mllm synth"
-TRAINING_FILES = ("captions.jsonl", "instruct.jsonl", "in_words.jsonl", "clip_pairs.jsonl")
+from mllm.files import write_json_atomically
+from mllm.synthesis.asking import ask_all, reasons_of
+from mllm.synthesis.backends import build_backend
+from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.following import ANSWERS_NAME, Follower
+from mllm.synthesis.inputs import ImageDecisions
+from mllm.synthesis.journal import Journal
+from mllm.synthesis.output import BY, InstructionReport, check_output, report_of, write_output
+from mllm.synthesis.passes import InstructionRun
 
 
-def synthesize(config: SynthConfig) -> SynthReport:
-    """Write `config.output` whole or not at all and return its report (also in `synth_report.json`).
+def write_instructions(config: InstructionConfig) -> InstructionReport:
+    """Write NAME.jsonl for each input, recipe.yaml, rejected.jsonl and the report to `config.output`.
 
-    The directory holds `images/`, `captions.jsonl`, `instruct.jsonl`, `in_words.jsonl`, `clip_pairs.jsonl` and
-    `heldout/*.jsonl`; image paths in them are relative to it. An earlier run's directory is replaced. Raises UserError for
-    missing or unusable sources, and where the directory holds anything else, or a source.
+    Answers are kept beside them, in journals. What is written follows from the settings, the inputs and the answers alone,
+    in the order of the inputs. Raises UserError for unusable settings or inputs, and, after writing what there is, for
+    what ended the run before its end.
     """
-    names = [source.name for source in config.sources]
-    if len(set(names)) < len(names):
-        raise UserError(f"sources: each needs its own name, found {', '.join(names)}; set `name` in the config")
-    check_directory(config.output, BY, [source.path for source in config.sources if source.path is not None])
-    outputs, dropped = draft_all(config)
-    with atomic_directory(config.output, BY) as root:
-        store = ImageStore(root)
-        files = write_all(root, outputs, store, config.seed)
-        check_no_leak(root, [root / name for name in TRAINING_FILES], sorted((root / "heldout").glob("*.jsonl")))
-        report = _report(config, files, outputs, dropped, len(store), hash_directory(root))
-        write_json_atomically(root / REPORT_NAME, report.model_dump(mode="json"))
+    check_output(config)
+    return asyncio.run(_run(config))
+
+
+async def _run(config: InstructionConfig) -> InstructionReport:
+    with ExitStack() as stack:
+        backend = build_backend(config.backend)
+        journal = stack.enter_context(Journal(config.output / ANSWERS_NAME))
+        judge_backend = verdicts = None
+        if config.judge is not None:
+            judge_backend = build_backend(config.judge.backend)
+            verdicts = stack.enter_context(Journal(config.output / "verdicts.sqlite"))
+        images = ImageDecisions()
+        run = InstructionRun(config, backend, journal, judge_backend, verdicts, images)
+        follower = Follower(config, images)
+        stack.callback(follower.stop)
+        try:
+            asked = await ask_all(run.prompts(), backend, journal, "asking", follower.decided)
+            ended_by = asked.ended_by
+            if ended_by is None and asked.failed and not asked.answered + asked.from_before:
+                reasons = reasons_of(asked.failed)
+                ended_by = UserError(f"none of the requests was answered ({reasons}); mend the backend and run again")
+            if judge_backend is not None and verdicts is not None and ended_by is None:
+                ended_by = (await ask_all(run.judge_prompts(), judge_backend, verdicts, "judging")).ended_by
+        finally:
+            for one in (backend, judge_backend):
+                if one is not None:
+                    await one.close()
+        output = follower.finish() if ended_by is None else None
+        if output is None:
+            follower.stop()
+            output = write_output(config, run.survivors(is_judged=True))
+        report = report_of(config, output, asked, ended_by is None, journal.totals(), backend)
+        write_json_atomically(config.output / REPORT_NAME, report.model_dump(mode="json"), BY)
+    if ended_by is not None:
+        raise UserError(f"{ended_by}; {report.samples:,} samples of {report.answered:,} answers are in {config.output}")
     return report
-
-
-def draft_all(config: SynthConfig) -> tuple[list[SourceOutput], dict[str, dict[str, int]]]:
-    """Each source's output, and per source the counts of what filters and decontamination dropped."""
-    backend = BACKENDS.get(config.backend)()
-    loaded = [SOURCES.get(source.kind)(source, config.seed) for source in config.sources]
-    heldout = picture_hashes(p for source in loaded for p in source.test)
-    outputs, dropped = [], {}
-    for source_config, source in zip(config.sources, tqdm(loaded, desc="drafting", disable=None), strict=True):
-        train = without_hashes(source.train, heldout)
-        output = source.write(train, backend, config.seed)
-        rng = seeded_random(config.seed, source_config.name, "in_words")
-        output.in_words = in_words(output.captions + output.instruct, backend, rng)
-        outputs.append(output)
-        source.filtered["in_test_split"] += len(source.train) - len(train)
-        dropped[source_config.name] = dict(sorted(source.filtered.items()))
-    return outputs, dropped
-
-
-def write_all(root: Path, outputs: list[SourceOutput], store: ImageStore, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Write every file of the run; returns the rows by file name."""
-    files = {
-        f"{name}.jsonl": sample_rows(shuffle_groups([d for o in outputs for d in getattr(o, name)], seed), store)
-        for name in ("captions", "instruct", "in_words")
-    }
-    files |= {
-        "clip_pairs.jsonl": pair_rows([pair for o in outputs for pair in o.clip_pairs], store),
-        "heldout/clip_pairs.jsonl": pair_rows([pair for o in outputs for pair in o.heldout_clip_pairs], store),
-    }
-    for output in outputs:
-        for stem, questions in output.heldout.items():
-            files[f"heldout/{stem}.jsonl"] = question_rows(questions, store)
-    for name, rows in tqdm(files.items(), desc="writing", unit="file", disable=None):
-        write_lines(root / name, rows)
-    return files
-
-
-def shuffle_groups(drafts: list[Drafted], seed: int) -> list[Drafted]:
-    """Sources mixed, samples of one picture kept side by side, so that a first part of the file is a fair sample."""
-    groups: dict[tuple[str, str], list[Drafted]] = {}
-    for item in drafts:
-        groups.setdefault((item.picture.source, item.picture.key), []).append(item)
-    order = list(groups.values())
-    seeded_random(seed, "shuffle").shuffle(order)
-    return [item for group in order for item in group]
-
-
-def _report(
-    config: SynthConfig,
-    files: dict[str, list[dict[str, Any]]],
-    outputs: list[SourceOutput],
-    dropped: dict[str, dict[str, int]],
-    image_count: int,
-    data_hash: str,
-) -> SynthReport:
-    rows = files["captions.jsonl"] + files["instruct.jsonl"] + files["in_words.jsonl"]
-    balance = yes_no_balance(files["instruct.jsonl"] + files["in_words.jsonl"])
-    requested = {
-        f"{source.name}/{kind}": count
-        for source, output in zip(config.sources, outputs, strict=True)
-        for kind, count in output.requested.items()
-        if count
-    }
-    return SynthReport(
-        data_hash=data_hash,
-        seed=config.seed,
-        backend=config.backend,
-        image_count=image_count,
-        files={name: count_rows(content) for name, content in files.items()},
-        requested=requested,
-        written=dict(sorted(Counter(f"{row['source']}/{row['kind']}" for row in rows).items())),
-        dropped=dropped,
-        yes_no_texts=len(balance),
-        yes_no_unbalanced_texts=sorted(text for text, n in balance.items() if n["yes"] != n["no"]),
-    )

@@ -7,16 +7,16 @@ from datetime import timedelta
 import torch
 from torch import nn
 
-from mllm.config import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.errors import UserError
+from mllm.kernels.products import multiply_as_asked
 from mllm.model.fill import Contents, Place, cast_parameters, fill
-from mllm.model.products import multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
 from mllm.training.optimizer import build_optimizer
 from mllm.training.placement import own_device, zero_place
 from mllm.training.ranks import join_ranks
+from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 
 
 def launched_world_size() -> int:

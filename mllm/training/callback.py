@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm.config import FinetuneSettings
+from mllm.finetune.settings import FinetuneSettings
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 from mllm.training.engine import Engine

@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.engine import with_own_storage
@@ -16,6 +15,7 @@ from mllm.training.manifest import check_manifest, write_manifest
 from mllm.training.presence import Presence
 from mllm.training.random_state import random_state, restore_random_state
 from mllm.training.ranks import RankedEngine, join_ranks
+from mllm.training.settings import LoopSettings, OptimizerSettings
 
 __all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
+from mllm.training.settings import LoopSettings, OptimizerSettings
 
 DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
 # Elements, not bytes: 100 MB buckets in bfloat16.

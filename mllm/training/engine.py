@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from mllm.config import OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.manifest import check_manifest, write_manifest
 from mllm.training.random_state import random_state, restore_random_state
+from mllm.training.settings import OptimizerSettings
 
 
 class Engine(Protocol):

@@ -17,7 +17,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.model.fill import Contents, fill
 from mllm.training.engine import with_own_storage
@@ -27,6 +26,7 @@ from mllm.training.placement import own_device, shared_place
 from mllm.training.presence import Presence
 from mllm.training.random_state import random_state, restore_random_state
 from mllm.training.ranks import RankedEngine
+from mllm.training.settings import LoopSettings, OptimizerSettings
 
 
 def start_process_group(time_limit: timedelta) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import TimeIsUp, UserError
 from mllm.training.callback import Callback
 from mllm.training.engine import Engine
@@ -19,6 +18,7 @@ from mllm.training.gradients import GradientCheck
 from mllm.training.metering import step_costs
 from mllm.training.optimizer import lr_scale
 from mllm.training.resume import clean, latest_checkpoint, load_progress, save_checkpoint
+from mllm.training.settings import LoopSettings, OptimizerSettings
 from mllm.training.signals import Requests, listen
 from mllm.training.task import StepWindow, Task
 

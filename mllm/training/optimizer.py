@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mllm.config import OptimizerSettings
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.policy import token_embeddings
+from mllm.training.settings import OptimizerSettings
 
 RATED_PARTS = ("vision_encoder", "projector", "token_embeddings")
 BITSANDBYTES_CLASSES = {

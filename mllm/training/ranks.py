@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mllm.config import LoopSettings
 from mllm.errors import UserError
 from mllm.training.own_gpu import take_gpu
 from mllm.training.placement import own_device
 from mllm.training.presence import Presence
+from mllm.training.settings import LoopSettings
 
 
 def join_ranks(time_limit: timedelta, start_group: Callable[[timedelta], Any]) -> Presence:

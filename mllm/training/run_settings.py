@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.config import Settings, dump_yaml, load_settings
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.outputs import check_files, free_name
+from mllm.settings import Settings, dump_yaml, load_settings
 from mllm.training.build_engine import launched_rank
 from mllm.training.resume import BY
 

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from mllm.cli import build_parser
-from mllm.contrastive.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
-from mllm.contrastive.adapt.clap import Clap, DisentanglingHead, PromptParts, _infonce, all_parts
-from mllm.contrastive.adapt.coop import CoCoOp, CoOp, _batches
-from mllm.contrastive.adapt.problem import LabelledFeatures, encode_labelled, labelled_files
-from mllm.contrastive.adapt.prompts import LearnedPrompts, noisy_text_features, text_width, word_vectors
-from mllm.contrastive.adapt.run import accuracy, base_to_new, few_shot
-from mllm.contrastive.encode import load_encoder
 from mllm.errors import UserError
+from mllm.inference.encode import load_encoder
+from mllm.studies.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
+from mllm.studies.adapt.clap import Clap, DisentanglingHead, PromptParts, _infonce, all_parts
+from mllm.studies.adapt.coop import CoCoOp, CoOp, _batches
+from mllm.studies.adapt.problem import LabelledFeatures, encode_labelled, labelled_files
+from mllm.studies.adapt.prompts import LearnedPrompts, noisy_text_features, text_width, word_vectors
+from mllm.studies.adapt.run import accuracy, base_to_new, few_shot
 from tests.contrastive.test_search import trained  # noqa: F401 (a fixture)
 
 NAMES = ("alpha", "beta", "gamma", "delta")

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel
 
-from mllm.config import ContrastiveSettings, validate_settings
 from mllm.contrastive.data import describes, read_pairs
 from mllm.contrastive.loss import symmetric_infonce_sum
 from mllm.contrastive.run import train_clip
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.errors import UserError
+from mllm.settings import validate_settings
 from tests.tiny import save_image
 
 

@@ -6,15 +6,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
+from mllm.checkpoint.assemble import build, load_processor
 from mllm.cli import build_parser
-from mllm.config import ContrastiveSettings, ModelSettings, validate_settings
-from mllm.contrastive.encode import load_encoder
-from mllm.contrastive.model import build_dual
 from mllm.contrastive.run import _build_batcher
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
-from mllm.contrastive.tokenizer import tokenize
 from mllm.errors import UserError
-from mllm.model.build import build, load_processor
+from mllm.inference.encode import load_encoder
+from mllm.model.dual_encoder import build_dual
+from mllm.model.dual_tokenizer import tokenize
+from mllm.model.settings import ModelSettings
+from mllm.settings import validate_settings
 from tests.contrastive.test_clip import pairs  # noqa: F401 (a fixture)
 from tests.contrastive.test_training import train, values_of
 

@@ -9,12 +9,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mllm.cli import build_parser
-from mllm.config import ContrastiveSettings, validate_settings
-from mllm.contrastive.encode import load_encoder
 from mllm.contrastive.retrieval import recall
 from mllm.contrastive.run import train_clip
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.zeroshot import class_features, top_k_accuracy
 from mllm.errors import UserError
+from mllm.inference.encode import load_encoder
+from mllm.settings import validate_settings
 from tests.contrastive.test_clip import settings
 from tests.tiny import save_image
 

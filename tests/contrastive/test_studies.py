@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from mllm.cli import build_parser
-from mllm.contrastive.diagnose import diagnose, prompt_sensitivity, uniformity
-from mllm.contrastive.misalignment import Simulation, World, r2_per_factor, simulate
 from mllm.errors import UserError
+from mllm.studies.diagnose import diagnose, prompt_sensitivity, uniformity
+from mllm.studies.misalignment import Simulation, World, r2_per_factor, simulate
 from tests.contrastive.test_search import trained  # noqa: F401 (a fixture)
 
 SMALL = {"semantic": 3, "omitted": 1, "perturbed": 1, "private": 1, "hidden": 64, "batch_size": 256, "steps": 400}

@@ -5,12 +5,12 @@ from datetime import date, datetime
 import pytest
 import transformers.utils.chat_template_utils as template_clock
 
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build
 from mllm.conversation.schema import Message
 from mllm.errors import ConversationRefusedError, UserError
-from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import ImagePreparer
-from mllm.model import checkpoint
-from mllm.model.build import build
+from mllm.media.layout import ImageGeometry
+from mllm.media.prepare import ImagePreparer
 from mllm.processor import Processor
 from tests.tiny import byte_tokenizer, tiny_settings
 

@@ -14,7 +14,7 @@ from mllm.data.readers import READERS
 from mllm.data.readers.records import read_records
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.errors import UserError
-from mllm.images.decode import read_image, read_image_size
+from mllm.media.decode import read_image, read_image_size
 
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (90, 90, 90), (200, 200, 0)]
 

@@ -61,7 +61,7 @@ def test_llava_json_comes_back_the_same_through_every_format(odd, tmp_path, step
 def test_embedded_images_are_the_files_bytes(odd, tmp_path):
     out = convert(odd, tmp_path / "e.parquet", "--reader", "llava", "--image-root", str(tmp_path), "--embed-images")
     again = convert(out, tmp_path / "again.parquet", "--embed-images")
-    from mllm.images.stored import read_stored
+    from mllm.media.stored import read_stored
 
     for path in (out, again):
         samples = read("messages", path)

@@ -10,17 +10,18 @@ import subprocess
 import pytest
 import torch
 
-from mllm.config import DataSettings, LoopSettings
+from mllm.checkpoint.assemble import load_processor
 from mllm.data import counting
 from mllm.data.counts import TokenCounts, rendering_key
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_whole
 from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.data.settings import DataSettings
 from mllm.errors import BadSampleError, UserError
-from mllm.images.layout import ImageGeometry
-from mllm.model.build import load_processor
+from mllm.finetune.task import InstructionTask
+from mllm.media.layout import ImageGeometry
 from mllm.processor import Processor
-from mllm.training.instruction import InstructionTask
+from mllm.training.settings import LoopSettings
 from tests.tiny import TOKENIZERS, save_image, tiny_settings
 
 RANKS = 3
@@ -104,7 +105,7 @@ def test_a_step_laid_out_from_counts_is_the_one_laid_out_from_rendered_samples(
         counted, rendered = (InstructionTask(mixture(root), processor, data, loop) for _ in range(2))
         counted.prepare(2)
         with monkeypatch.context() as patch:
-            patch.setattr("mllm.training.instruction.can_be_counted", lambda *_: False)
+            patch.setattr("mllm.finetune.task.can_be_counted", lambda *_: False)
             for step, ranks in ((0, 2), (9, 3)):
                 for rank in range(ranks):
                     ours, theirs = (task.window(step, rank, ranks) for task in (counted, rendered))

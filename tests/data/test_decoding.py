@@ -5,13 +5,14 @@ import threading
 import pytest
 import torch
 
-from mllm.config import DataSettings, LoopSettings
+from mllm.checkpoint.assemble import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.decoding import ImageDecoder, own_share_of_cores
 from mllm.data.recipe import load_recipe
+from mllm.data.settings import DataSettings
 from mllm.errors import UserError
-from mllm.model.build import load_processor
-from mllm.training.instruction import InstructionTask
+from mllm.finetune.task import InstructionTask
+from mllm.training.settings import LoopSettings
 from tests.tiny import save_image, tiny_settings
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)
 

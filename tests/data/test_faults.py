@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 
-from mllm.config import DataSettings, LoopSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.data.settings import DataSettings
 from mllm.data.validate import validate
 from mllm.errors import BadSampleError
-from mllm.training.instruction import InstructionTask
+from mllm.finetune.task import InstructionTask
+from mllm.settings import validate_settings
+from mllm.training.settings import LoopSettings
 from tests.conversation.test_native import PICKY, processor
 from tests.tiny import save_image
 

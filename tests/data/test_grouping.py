@@ -5,13 +5,15 @@ import random
 
 import pytest
 
-from mllm.config import DataSettings, LoopSettings, validate_settings
+from mllm.checkpoint.assemble import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.grouping import group_by_length
 from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.data.settings import DataSettings
 from mllm.errors import UserError
-from mllm.model.build import load_processor
-from mllm.training.instruction import InstructionTask
+from mllm.finetune.task import InstructionTask
+from mllm.settings import validate_settings
+from mllm.training.settings import LoopSettings
 from tests.tiny import tiny_settings
 
 BATCH, TOKENS_PER_IMAGE = 8, 16

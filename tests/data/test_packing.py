@@ -8,7 +8,7 @@ from mllm.conversation.tokenize import Tokens
 from mllm.data.collate import targets_of
 from mllm.data.example import Example
 from mllm.data.packing import PlacedSegment, Row, _first_fit, _spread, pack
-from mllm.training.instruction import deal
+from mllm.finetune.task import deal
 
 MAX_LENGTH = 64
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from mllm.config import load_settings, read_yaml
+from data_recipes.demo.config import SynthConfig
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings
-from mllm.synthesis.config import SynthConfig
-from mllm.synthesis.instructions.config import InstructionConfig
+from mllm.settings import load_settings, read_yaml
+from mllm.synthesis.config import InstructionConfig
 
 FILES = sorted((Path(__file__).parents[2] / "data_recipes").rglob("*.yaml"))
 

@@ -6,13 +6,16 @@ from collections import Counter
 import pytest
 import yaml
 
-from mllm.config import DataSettings, FinetuneSettings, LoopSettings, validate_settings
+from mllm.checkpoint.assemble import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import RecipeSettings, SourceSettings, load_recipe
+from mllm.data.settings import DataSettings
 from mllm.errors import UserError
-from mllm.model.build import load_processor
-from mllm.training.finetune import finetune
-from mllm.training.instruction import InstructionTask
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask
+from mllm.settings import validate_settings
+from mllm.training.settings import LoopSettings
 from tests.tiny import save_image, tiny_settings
 from tests.training.test_exactness import config, run_here, series
 

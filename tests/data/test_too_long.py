@@ -2,10 +2,10 @@
 
 import pytest
 
+from mllm.checkpoint.assemble import load_processor
 from mllm.conversation.schema import Sample
 from mllm.data.example import render_example
 from mllm.errors import BadSampleError
-from mllm.model.build import load_processor
 from tests.tiny import save_image, tiny_settings
 
 

@@ -10,7 +10,7 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.data.validate import validate
 from mllm.errors import BadSampleError, UserError
-from mllm.images.stored import read_stored
+from mllm.media.stored import read_stored
 from tests.data.test_containers import write_tar
 from tests.tiny import save_image
 

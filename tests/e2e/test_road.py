@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import LlavaForConditionalGeneration
 
-from mllm.config import dump_yaml
+from mllm.settings import dump_yaml
 from tests.synthesis.conftest import make_config  # noqa: F401 (a fixture)
 from tests.tiny import save_image
 from tests.training.test_exactness import free_port

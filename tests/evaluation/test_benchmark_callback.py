@@ -5,11 +5,12 @@ import re
 
 import pytest
 
-from mllm.config import FinetuneSettings, validate_settings
 from mllm.errors import UserError
-from mllm.evaluation.callbacks import generating_callbacks
 from mllm.evaluation.run import evaluate_directory
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.watching import generating_callbacks
+from mllm.settings import validate_settings
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)
 from tests.training.test_exactness import config, launch, run_here, series
 

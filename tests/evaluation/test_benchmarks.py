@@ -7,10 +7,10 @@ import re
 
 import pytest
 
+from mllm.commands.eval import list_benchmarks
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from mllm.evaluation.benchmarks.refcoco import read_plain_pickle
-from mllm.evaluation.command import list_benchmarks
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.sampling import complete_groups
 from tests.evaluation.releases import WRITERS, write_json

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from mllm.chat_request import Sampling
 from mllm.cli import build_parser
+from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.endpoint import Endpoint, data_url
 from mllm.evaluation.question import Question

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.ours import save
 from mllm.cli import build_parser, main
 from mllm.errors import UserError
 from mllm.evaluation.calibration import calibrate
 from mllm.evaluation.run import evaluate_directory
 from mllm.inference.answer import Answer, TokenLogprob
-from mllm.model.build import build
-from mllm.model.checkpoint import save
 from tests.evaluation.releases import write_mme
 from tests.tiny import save_image, tiny_settings
 from tests.training.test_exactness import free_port

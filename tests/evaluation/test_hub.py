@@ -16,7 +16,7 @@ from mllm.evaluation.plan import plan_run
 from mllm.evaluation.question import Reply
 from mllm.evaluation.run import Setup, evaluate_subject
 from mllm.evaluation.runner import missing_images
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 from tests.evaluation.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
 from tests.evaluation.releases import WRITERS
 

@@ -4,18 +4,19 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint.ours import load
 from mllm.data.collate import collate
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.model.checkpoint import load
-from mllm.model.fused_layers import fuse_layers
-from mllm.model.rows.choice import first_that_works, gpu_capability, usable_kernels
-from mllm.model.rows.varlen_kernels import VARLEN_KERNELS
-from mllm.training.finetune import start_model
+from mllm.finetune.run import start_model
+from mllm.finetune.settings import FinetuneSettings
+from mllm.kernels.choice import first_that_works, gpu_capability, usable_kernels
+from mllm.kernels.fused_layers import fuse_layers
+from mllm.kernels.varlen_kernels import VARLEN_KERNELS
+from mllm.settings import validate_settings
 from tests.tiny import save_tiny_parts
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)
 from tests.training.test_exactness import config, launch, run_here, series

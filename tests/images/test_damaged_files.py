@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mllm.errors import UserError
-from mllm.images.decode import DecodeLimits, read_image, read_image_size
+from mllm.media.decode import DecodeLimits, read_image, read_image_size
 
 DAMAGES = 12
 LIMITS = DecodeLimits(max_pixels=1_000_000)  # a changed size may be a large one, which takes its time

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 RAMP = np.linspace(0, 1, 16)[None, :].repeat(2, 0)
 SHOWN = [0, 85, 170, 255]

@@ -11,9 +11,9 @@ from transformers import CLIPImageProcessor
 
 from mllm.batch import Batch
 from mllm.errors import UserError
-from mllm.images.decode import DecodeLimits, read_image, read_image_size
-from mllm.images.layout import ImageGeometry
-from mllm.images.prepare import ImagePreparer
+from mllm.media.decode import DecodeLimits, read_image, read_image_size
+from mllm.media.layout import ImageGeometry
+from mllm.media.prepare import ImagePreparer
 
 
 def encoded(image, kind="PNG", **options):

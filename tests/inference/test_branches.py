@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from mllm.errors import UserError
-from mllm.inference.branches import branch, branched_attention, branches_of, can_branch, is_branched
+from mllm.kernels.branched_attention import branch, branched_attention, branches_of, can_branch, is_branched
 
 LENGTHS, SIZES = (7, 4), (3, 2)
 HEADS, KEY_HEADS, WIDTH, OWN = 6, 2, 16, 5

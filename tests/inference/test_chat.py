@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mllm.checkpoint.assemble import build
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.decoding import RowProcessors
-from mllm.model.build import build
 from tests.tiny import save_image, tiny_settings
 
 

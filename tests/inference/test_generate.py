@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mllm.checkpoint.assemble import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.answer import AnswerText, Row
@@ -11,7 +12,6 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_answers, generate_batch, generate_rows
 from mllm.inference.prefix import plan_batches, plan_groups
 from mllm.inference.request import prompt_of
-from mllm.model.build import build
 from tests.tiny import TOKENIZERS, save_image, tiny_settings
 
 SYSTEM = "Be kind. Answer in one word, and do so at once without any further thought."

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from mllm.checkpoint.assemble import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.generate import Request
 from mllm.inference.likelihood import score_answers
-from mllm.model.build import build
 from tests.tiny import save_image, tiny_settings
 
 ANSWERS = ["a cat", "a cat and a dog", "yes", "A", "B"]
@@ -34,7 +34,7 @@ def requests(tmp_path):
 
 def alone(model, processor, request, answer):
     """The same by one plain forward over the whole conversation, without cache or padding."""
-    from mllm.images.decode import read_image, read_image_size
+    from mllm.media.decode import read_image, read_image_size
 
     sizes = [read_image_size(image) for image in request.images]
     tokens = processor.render((*request.messages, Message(role="assistant", content=answer)), sizes)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from mllm.checkpoint.assemble import build
 from mllm.conversation.schema import Message
 from mllm.inference.answer import RowWatcher, token_logprobs
 from mllm.inference.decoding import Decoding, RowProcessors
 from mllm.inference.generate import Request, generate_answers
-from mllm.model.build import build
 from tests.tiny import tiny_settings
 
 

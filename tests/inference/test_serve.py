@@ -15,6 +15,7 @@ import pytest
 import torch
 import uvicorn
 
+from mllm.checkpoint.assemble import build
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -25,7 +26,6 @@ from mllm.inference.request import prompt_of
 from mllm.inference.serve.app import ServerSettings, build_app
 from mllm.inference.serve.engine import Engine, Job, QueueFullError
 from mllm.inference.serve.run import bind
-from mllm.model.build import build
 from tests.tiny import save_image, tiny_settings
 
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import mllm
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.llava import export_llava, import_llava
 from mllm.errors import UserError
-from mllm.model.build import build
-from mllm.model.interop.llava import export_llava, import_llava
 from tests.tiny import tiny_settings
 
 ORIGINAL = {

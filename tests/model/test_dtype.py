@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import mllm
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.load import resolve_dtype
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.subject import load_local
-from mllm.model.build import build
-from mllm.model.load import resolve_dtype
 from tests.tiny import tiny_settings
 
 

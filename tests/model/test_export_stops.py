@@ -7,13 +7,14 @@ import torch
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import mllm
-from mllm.config import LoraSettings, ModelSettings, validate_settings
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.export import export
 from mllm.conversation.schema import Message
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
-from mllm.model.build import build
-from mllm.model.interop.export import export
 from mllm.model.lora import add_lora
+from mllm.model.settings import LoraSettings, ModelSettings
+from mllm.settings import validate_settings
 from tests.tiny import byte_tokenizer
 
 QUESTION = Request((Message(role="user", content="what is this"),))

@@ -7,9 +7,9 @@ from transformers import CohereConfig, CohereForCausalLM, LlamaConfig, LlamaForC
 from transformers.models.llama import modeling_llama
 
 from mllm.errors import UserError
-from mllm.model import fused_layers
-from mllm.model.fused_layers import FusedKernels, fuse_layers, rotate
-from mllm.model.lean_layers import LEAN, LayerKernels, use_lean_layers
+from mllm.kernels import fused_layers
+from mllm.kernels.fused_layers import FusedKernels, fuse_layers, rotate
+from mllm.kernels.lean_layers import LEAN, LayerKernels, use_lean_layers
 from tests.model.test_lean_layers import losses_and_gradients, model_of
 
 CPU = torch.device("cpu")

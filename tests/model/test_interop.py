@@ -25,15 +25,16 @@ from transformers import (
 )
 
 import mllm
+from mllm.checkpoint.assemble import build
 from mllm.cli import build_parser
-from mllm.config import LoraSettings, ModelSettings, validate_settings
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
-from mllm.model.build import build
 from mllm.model.lora import add_lora
+from mllm.model.settings import LoraSettings, ModelSettings
+from mllm.settings import validate_settings
 from tests.tiny import byte_tokenizer, save_image
 
 SIZES = {

@@ -11,8 +11,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from mllm.model import lean_layers
-from mllm.model.lean_layers import use_lean_layers
+from mllm.kernels import lean_layers
+from mllm.kernels.lean_layers import use_lean_layers
 
 SHAPE = {
     "hidden_size": 32,

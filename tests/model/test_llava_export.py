@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.llava import export_llava, import_llava
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from mllm.model import checkpoint
-from mllm.model.build import build
-from mllm.model.interop.llava import export_llava, import_llava
 from tests.tiny import tiny_settings
 
 

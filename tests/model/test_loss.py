@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mllm.model import loss as loss_module
-from mllm.model.loss import supervised_loss_sum
+from mllm.kernels import loss as loss_module
+from mllm.kernels.loss import supervised_loss_sum
 
 POSITIONS, WIDTH, VOCABULARY = 37, 24, 301
 

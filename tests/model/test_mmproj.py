@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
 import mllm
+from mllm.checkpoint.assemble import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.model.build import build
 from tests.tiny import tiny_settings
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")

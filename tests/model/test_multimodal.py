@@ -6,17 +6,17 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from mllm.config import ModelSettings, TrainableSettings
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build, load_processor
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.errors import UserError
-from mllm.images.decode import read_image
 from mllm.inference.generate import Request, generate_batch
-from mllm.model import checkpoint
-from mllm.model.build import build, load_processor
+from mllm.media.decode import read_image
 from mllm.model.policy import apply_policy
+from mllm.model.settings import ModelSettings, TrainableSettings
 from tests.tiny import save_image, tiny_settings
 
 

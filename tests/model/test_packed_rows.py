@@ -8,12 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds
 from mllm.errors import UserError
-from mllm.model import compiled
+from mllm.kernels import choice, compiled, flex, segment_attention, varlen
+from mllm.kernels.packed_rows import lay_out
+from mllm.kernels.trial import Heads, fault_of
+from mllm.kernels.varlen_kernels import VARLEN_KERNELS, TorchVarlen, varlen_kernel
 from mllm.model.attention import PACKED, attention_of
-from mllm.model.packed_rows import lay_out
-from mllm.model.rows import choice, flex, segment_attention, varlen
-from mllm.model.rows.trial import Heads, fault_of
-from mllm.model.rows.varlen_kernels import VARLEN_KERNELS, TorchVarlen, varlen_kernel
 from tests import kernel_stand_ins
 from tests.kernel_stand_ins import PlainKernel
 
@@ -246,7 +245,7 @@ def test_a_package_that_fails_to_import_is_passed_over_with_a_line_and_refused_b
     def fail(name):
         raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E\nmore")
 
-    monkeypatch.setattr("mllm.model.rows.varlen_kernels.importlib.import_module", fail)
+    monkeypatch.setattr("mllm.kernels.varlen_kernels.importlib.import_module", fail)
     assert choice.usable_kernels("auto", "bfloat16", 8, llama()) == ("varlen",)
     assert [r.message for r in caplog.records] == [
         "attention: flash-attn 2 can't be used: importing it fails: ImportError flash_attn_2_cuda.so: undefined symbol: "

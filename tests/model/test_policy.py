@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-from mllm.config import LoraSettings, TrainableSettings, validate_settings
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build, load_language_model
 from mllm.errors import UserError
-from mllm.model import checkpoint
 from mllm.model.attention import checkpoint_activations
-from mllm.model.build import build, load_language_model
 from mllm.model.lora import adapted_module, add_lora, merge_lora
 from mllm.model.policy import PartCount, apply_policy, check_policy, policy_table, token_embeddings
 from mllm.model.quantization import dequantize_linears, is_quantized, quantize_linears
+from mllm.model.settings import LoraSettings, TrainableSettings
+from mllm.settings import validate_settings
 from tests.model.test_multimodal import batch_of, images, loss_and_gradients, sample, samples  # noqa: F401 (fixtures)
 from tests.tiny import tiny_settings
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build
 from mllm.errors import UserError
-from mllm.model import checkpoint
-from mllm.model.build import build
 from mllm.model.projectors import pixel_shuffle
 from tests.tiny import tiny_settings
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mllm.training.instruction import InstructionTask
+from mllm.finetune.task import InstructionTask
 from mllm.training.task import MicroBatch
 
 POLICIES: dict[str, dict[str, Any]] = {

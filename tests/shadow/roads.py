@@ -18,21 +18,23 @@ import torch
 # Wrapped tensors don't live in inference mode, which decorators take on at import.
 torch.inference_mode = lambda *_, **__: torch.no_grad()
 
-from mllm.config import ContrastiveSettings, FinetuneSettings, validate_settings  # noqa: E402
-from mllm.contrastive.model import build_dual  # noqa: E402
 from mllm.contrastive.run import _build_batcher  # noqa: E402
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask  # noqa: E402
 from mllm.conversation.schema import ImagePart, Message, TextPart  # noqa: E402
 from mllm.data.dataset import Mixture  # noqa: E402
 from mllm.data.recipe import load_recipe  # noqa: E402
+from mllm.finetune.run import start_model  # noqa: E402
+from mllm.finetune.settings import FinetuneSettings
 from mllm.inference.chat import ChatSession  # noqa: E402
 from mllm.inference.decoding import Decoding  # noqa: E402
 from mllm.inference.generate import Request, generate_answers  # noqa: E402
 from mllm.inference.likelihood import score_answers  # noqa: E402
 from mllm.model.attention import checkpoint_activations  # noqa: E402
+from mllm.model.dual_encoder import build_dual  # noqa: E402
 from mllm.model.policy import apply_policy  # noqa: E402
+from mllm.settings import validate_settings  # noqa: E402
 from mllm.training.engine import TorchEngine  # noqa: E402
-from mllm.training.finetune import start_model  # noqa: E402
 from mllm.training.loop import Trainer  # noqa: E402
 from mllm.training.optimizer import build_optimizer  # noqa: E402
 from tests import kernel_stand_ins  # noqa: E402, F401 (torch's own kernel gets a stand-in with it)

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
-from mllm.config import validate_settings
+from data_recipes.demo.config import SynthConfig
 from mllm.data.readers.easyvqa import COLORS, SHAPES
-from mllm.synthesis.config import SynthConfig
+from mllm.settings import validate_settings
 
 CATEGORY_PATHS = ("animals/birds", "food/fruit", "plants/trees", "tools", "signs_and_symbols/flags", "buildings")
 TITLES = ("finch", "lime wedge", "old oak", "pliers", "utopia", "hut")

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mllm.config import validate_settings
-from mllm.synthesis.instructions.config import InstructionConfig
+from mllm.settings import validate_settings
+from mllm.synthesis.config import InstructionConfig
 from tests.synthesis.conftest import picture_bytes
 
 PROMPTS = Path(__file__).parents[2] / "data_recipes" / "prompts"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import mllm.data.readers.easyvqa as reader
+from data_recipes.demo.balance import pairs_per_text
+from data_recipes.demo.easyvqa import select_questions
 from mllm.data.readers.easyvqa import EasyVqaQuestion, describe_shape, read_easyvqa
 from mllm.errors import UserError
-from mllm.synthesis.balance import pairs_per_text
-from mllm.synthesis.sources.easyvqa import select_questions
 from tests.synthesis.conftest import write_easyvqa
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from mllm.synthesis.run import synthesize
+from data_recipes.demo.generate import synthesize
 from tests.synthesis.conftest import read_lines
 
 

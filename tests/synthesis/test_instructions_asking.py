@@ -14,14 +14,14 @@ import pytest
 import yaml
 
 from mllm.errors import UserError
-from mllm.synthesis.instructions.asking import ask_all
-from mllm.synthesis.instructions.backends.base import Completion
-from mllm.synthesis.instructions.backends.template import TemplateBackend
-from mllm.synthesis.instructions.inputs import Inputs
-from mllm.synthesis.instructions.journal import Journal
-from mllm.synthesis.instructions.pace import Pace
-from mllm.synthesis.instructions.prompts import Requests
-from mllm.synthesis.instructions.run import write_instructions
+from mllm.synthesis.asking import ask_all
+from mllm.synthesis.backends.base import Completion
+from mllm.synthesis.backends.template import TemplateBackend
+from mllm.synthesis.inputs import Inputs
+from mllm.synthesis.journal import Journal
+from mllm.synthesis.pace import Pace
+from mllm.synthesis.prompts import Requests
+from mllm.synthesis.run import write_instructions
 from tests.synthesis.conftest import read_lines
 from tests.synthesis.faulty_server import serving
 from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
@@ -175,8 +175,8 @@ def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> 
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = (
             "from mllm.config import load_settings\n"
-            "from mllm.synthesis.instructions.config import InstructionConfig\n"
-            "from mllm.synthesis.instructions.run import write_instructions\n"
+            "from mllm.synthesis.config import InstructionConfig\n"
+            "from mllm.synthesis.run import write_instructions\n"
             f"write_instructions(load_settings(InstructionConfig, {str(tmp_path / 'config.yaml')!r}))\n"
         )
         process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)

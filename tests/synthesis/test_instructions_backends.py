@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from mllm.cli import _command
-from mllm.config import validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.images.decode import read_image
-from mllm.synthesis.instructions.backends.local import LocalBackend
-from mllm.synthesis.instructions.backends.template import TemplateBackend, plural, with_article
-from mllm.synthesis.instructions.config import Kind, LocalSettings
-from mllm.synthesis.instructions.context import read_contexts
-from mllm.synthesis.instructions.filters import Candidate, build_filters
-from mllm.synthesis.instructions.inputs import Inputs
-from mllm.synthesis.instructions.prompts import Requests, load_kind, load_objects
-from mllm.synthesis.instructions.run import write_instructions
+from mllm.media.decode import read_image
+from mllm.settings import validate_settings
+from mllm.synthesis.backends.local import LocalBackend
+from mllm.synthesis.backends.template import TemplateBackend, plural, with_article
+from mllm.synthesis.config import Kind, LocalSettings
+from mllm.synthesis.context import read_contexts
+from mllm.synthesis.filters import Candidate, build_filters
+from mllm.synthesis.inputs import Inputs
+from mllm.synthesis.prompts import Requests, load_kind, load_objects
+from mllm.synthesis.run import write_instructions
 from tests.synthesis.conftest import picture_bytes, read_lines
 from tests.synthesis.instructions_input import NO_IMAGES, PROMPTS, fact_records, make_run
 

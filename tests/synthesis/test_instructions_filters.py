@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from mllm.config import validate_settings
 from mllm.errors import UserError
-from mllm.synthesis.instructions.backends.base import Prompt
-from mllm.synthesis.instructions.config import FilterSettings, InputSettings
-from mllm.synthesis.instructions.context import Box, Context, read_contexts
-from mllm.synthesis.instructions.filters import Candidate, build_filters
-from mllm.synthesis.instructions.filters.duplicates import NearDuplicate, Seen
-from mllm.synthesis.instructions.filters.images import HashSet
-from mllm.synthesis.instructions.parsing import UnparsableError, as_blocks, as_json, parse_turns
-from mllm.synthesis.instructions.prompts import Request, absent_objects, load_objects, present_objects
-from mllm.synthesis.instructions.run import write_instructions
+from mllm.settings import validate_settings
+from mllm.synthesis.backends.base import Prompt
+from mllm.synthesis.config import FilterSettings, InputSettings
+from mllm.synthesis.context import Box, Context, read_contexts
+from mllm.synthesis.filters import Candidate, build_filters
+from mllm.synthesis.filters.duplicates import NearDuplicate, Seen
+from mllm.synthesis.filters.images import HashSet
+from mllm.synthesis.parsing import UnparsableError, as_blocks, as_json, parse_turns
+from mllm.synthesis.prompts import Request, absent_objects, load_objects, present_objects
+from mllm.synthesis.run import write_instructions
 from tests.synthesis.conftest import read_lines
 from tests.synthesis.faulty_server import blocks, serving
 from tests.synthesis.instructions_input import PROMPTS, fact_records, make_run, openai_backend

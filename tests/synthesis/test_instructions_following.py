@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from mllm.errors import UserError
-from mllm.synthesis.instructions import following
-from mllm.synthesis.instructions.following import Follower
-from mllm.synthesis.instructions.output import Output
-from mllm.synthesis.instructions.run import write_instructions
+from mllm.synthesis import following
+from mllm.synthesis.following import Follower
+from mllm.synthesis.output import Output
+from mllm.synthesis.run import write_instructions
 from tests.synthesis.faulty_server import serving
 from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from mllm.config import load_settings
+from data_recipes.demo.backend import Turn
+from data_recipes.demo.config import SynthConfig
+from data_recipes.demo.decontamination import check_no_leak
+from data_recipes.demo.generate import TRAINING_FILES, synthesize
+from data_recipes.demo.template import EXTENT_QUESTION, MAIN_COLOR_QUESTIONS, are_independent
 from mllm.conversation.schema import Sample
 from mllm.errors import UserError
-from mllm.synthesis.backend import Turn
-from mllm.synthesis.config import SynthConfig
-from mllm.synthesis.decontamination import check_no_leak
+from mllm.settings import load_settings
 from mllm.synthesis.picture import pixel_hash
-from mllm.synthesis.run import TRAINING_FILES, synthesize
-from mllm.synthesis.template import EXTENT_QUESTION, MAIN_COLOR_QUESTIONS, are_independent
 from tests.synthesis.conftest import parquet_row, picture_bytes, read_lines, tiny_rows, write_easyvqa
 
 
@@ -206,7 +206,7 @@ def test_the_demo_recipe_is_valid() -> None:
 def test_a_leak_that_decontamination_missed_stops_the_run_before_anything_is_published(
     make_config, monkeypatch
 ) -> None:
-    monkeypatch.setattr("mllm.synthesis.run.without_hashes", lambda pictures, forbidden: pictures)
+    monkeypatch.setattr("data_recipes.demo.generate.without_hashes", lambda pictures, forbidden: pictures)
     copy = {"bytes": picture_bytes(2060, "PNG"), "path": "copy.png"}
     config = make_config([*tiny_rows(), parquet_row(60, "train", image=copy)])
     with pytest.raises(UserError, match=r"jsonl trains on .* which heldout/"):

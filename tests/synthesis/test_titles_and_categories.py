@@ -2,12 +2,12 @@
 
 import pytest
 
+from data_recipes.demo.captioned_parquet import is_clear
+from data_recipes.demo.categories import CATEGORIES, category_of
+from data_recipes.demo.generate import synthesize
+from data_recipes.demo.titles import clean_keywords, clean_title, refusal
 from mllm.errors import UserError
-from mllm.synthesis.categories import CATEGORIES, category_of
 from mllm.synthesis.picture import Picture
-from mllm.synthesis.run import synthesize
-from mllm.synthesis.sources.captioned_parquet import is_clear
-from mllm.synthesis.titles import clean_keywords, clean_title, refusal
 from tests.synthesis.conftest import parquet_row, read_lines, tiny_rows
 
 

@@ -17,7 +17,7 @@ import deepspeed  # noqa: F401 (once, before the processes part)
 import torch
 import torch.distributed as dist
 
-from mllm.command import run_command
+from mllm.commands.shared import run_command
 from mllm.errors import UserError
 from mllm.training.deepspeed_engine import init_distributed
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mllm.command import configure_logging
-from mllm.config import FinetuneSettings, validate_settings
-from mllm.evaluation.callbacks import generating_callbacks
-from mllm.model import loss
-from mllm.training.finetune import finetune
+from mllm.commands.shared import configure_logging
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.watching import generating_callbacks
+from mllm.kernels import loss
+from mllm.settings import validate_settings
 from tests.training.collectives import meeting, recorded
 
 torch.set_num_threads(1)

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
-from mllm.config import FinetuneSettings, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
+from mllm.finetune.run import build_beginning
+from mllm.finetune.settings import FinetuneSettings
 from mllm.model.fill import parameters_on_meta
 from mllm.model.policy import apply_policy, count_parameters
+from mllm.settings import validate_settings
 from mllm.training.build_engine import build_engine
 from mllm.training.deepspeed_engine import init_distributed
-from mllm.training.finetune import build_beginning
 
 
 def start(settings):

@@ -6,11 +6,12 @@ import shutil
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint.assemble import build
 from mllm.errors import UserError
-from mllm.model import checkpoint
-from mllm.model.build import build
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import validate_settings
 from tests.tiny import tiny_settings
 from tests.training.test_exactness import config, run_here
 

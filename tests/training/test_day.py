@@ -6,9 +6,10 @@ from datetime import date
 import pytest
 from transformers import AutoTokenizer
 
-from mllm.config import FinetuneSettings, validate_settings
 from mllm.conversation import native
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import validate_settings
 from tests.conversation.test_native import DATED
 from tests.training.test_exactness import config, series
 

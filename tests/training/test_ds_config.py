@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mllm.config import LoopSettings, OptimizerSettings
 from mllm.errors import UserError
 from mllm.training.ds_config import fill_ds_config, offloads, zero_stage
+from mllm.training.settings import LoopSettings, OptimizerSettings
 
 ROOT = Path(__file__).parents[2]
 OPTIM = OptimizerSettings(lr=1e-3, max_grad_norm=0.5)

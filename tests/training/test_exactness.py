@@ -12,11 +12,12 @@ import pytest
 import torch
 import yaml
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint.ours import load
 from mllm.errors import UserError
-from mllm.model.checkpoint import load
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import validate_settings
 from mllm.training.deepspeed_engine import fill_ds_config
-from mllm.training.finetune import finetune
 from tests.tiny import save_image
 
 ROOT = Path(__file__).parents[2]

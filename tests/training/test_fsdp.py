@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint.ours import load
 from mllm.errors import UserError
-from mllm.evaluation.callbacks import generating_callbacks
-from mllm.model.checkpoint import load
-from mllm.training.finetune import finetune
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.watching import generating_callbacks
+from mllm.settings import validate_settings
 from tests.training.test_exactness import config, launch_runs, run_here, series
 from tests.training.test_watching import metrics
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import torch
 
-from mllm.training.heldout import HeldOutLoss
+from mllm.finetune.heldout import HeldOutLoss
 from mllm.training.task import MicroBatch, StepWindow
 
 

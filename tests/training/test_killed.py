@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import validate_settings
 from tests.training.test_exactness import config, series
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mllm.training.finetune", "torch.utils.tensorboard", "tests.training.test_killed"])
+FORKS.set_forkserver_preload(["mllm.finetune.run", "torch.utils.tensorboard", "tests.training.test_killed"])
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
 
 
 def train(values, kill_at_event):
     """In a process of its own: train, and be killed before the `kill_at_event`-th touch of a checkpoint (0: never)."""
-    from mllm.training.finetune import finetune
+    from mllm.finetune.run import finetune
 
     torch.set_num_threads(1)
     checkpoints = str(Path(values["run_dir"]) / "checkpoints")

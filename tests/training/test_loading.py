@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mllm.model import checkpoint
+from mllm.checkpoint import ours as checkpoint
 from tests.training.test_exactness import ROOT, config, free_port, run_here
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}

@@ -5,16 +5,17 @@ import json
 import pytest
 
 from mllm.cli import build_parser
-from mllm.config import FinetuneSettings, dump_yaml, validate_settings
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
+from mllm.finetune.plan import Machine, plan_runs
+from mllm.finetune.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
+from mllm.finetune.run import finetune, start_model
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.model.policy import apply_policy
+from mllm.settings import dump_yaml, validate_settings
 from mllm.training.build_engine import build_engine
-from mllm.training.finetune import finetune, start_model
-from mllm.training.instruction import GPU_LENGTH_MULTIPLE, InstructionTask
-from mllm.training.plan import Machine, plan_runs
-from mllm.training.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
 from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.training.test_estimate import second_stage
 from tests.training.test_exactness import config

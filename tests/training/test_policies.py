@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from mllm.config import FinetuneSettings, OptimizerSettings, validate_settings
+from mllm.checkpoint.ours import load
 from mllm.errors import UserError
-from mllm.model.checkpoint import load
+from mllm.finetune.run import finetune, start_model
+from mllm.finetune.settings import FinetuneSettings
 from mllm.model.encoders import VisionEncoder
+from mllm.settings import validate_settings
 from mllm.training import build_engine
-from mllm.training.finetune import finetune, start_model
 from mllm.training.optimizer import build_optimizer, parameter_groups, part_rates
+from mllm.training.settings import OptimizerSettings
 from tests.training.test_exactness import config, run_here, series
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}

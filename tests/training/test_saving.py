@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mllm.command import run_command
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint.ours import load
+from mllm.commands.shared import run_command
 from mllm.errors import TimeIsUp, UserError
 from mllm.files import claim_hidden, write_failure
-from mllm.model.checkpoint import load
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import validate_settings
 from mllm.training.callback import Callback
-from mllm.training.finetune import finetune
 from tests.training.test_exactness import config, run_here, series
 
 

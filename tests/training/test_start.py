@@ -5,16 +5,18 @@ import torch
 import yaml
 from transformers import LlamaConfig
 
-from mllm.config import FinetuneSettings, validate_settings
+from mllm.checkpoint import ours as checkpoint
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.model import checkpoint
-from mllm.model.rows import choice
-from mllm.training import build_engine, finetune
-from mllm.training.calibration import calibrate_projector
-from mllm.training.estimate import estimate_runs
-from mllm.training.finetune import start_model
+from mllm.finetune import run as finetune
+from mllm.finetune.estimate import estimate_runs
+from mllm.finetune.projector_scale import calibrate_projector
+from mllm.finetune.run import start_model
+from mllm.finetune.settings import FinetuneSettings
+from mllm.kernels import choice
+from mllm.settings import validate_settings
+from mllm.training import build_engine
 from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.tiny import save_image
 from tests.training.test_exactness import config, run_here, series

@@ -8,22 +8,25 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.config import DataSettings, FinetuneSettings, LoopSettings, validate_settings
+from mllm.checkpoint.assemble import build
+from mllm.checkpoint.ours import load
 from mllm.data.collate import collate
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.data.recipe import load_recipe
+from mllm.data.settings import DataSettings
 from mllm.errors import UserError
-from mllm.evaluation.callbacks import generating_callbacks
+from mllm.finetune.flops import unit_flops
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask
+from mllm.finetune.watching import generating_callbacks
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.build import build
-from mllm.model.checkpoint import load
 from mllm.model.policy import apply_policy
-from mllm.training.finetune import finetune
-from mllm.training.flops import unit_flops
-from mllm.training.instruction import InstructionTask
+from mllm.settings import validate_settings
 from mllm.training.peak import device_peak_flops
+from mllm.training.settings import LoopSettings
 from tests.tiny import tiny_settings
 from tests.training.test_exactness import config, run_here, series
 

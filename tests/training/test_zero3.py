@@ -9,12 +9,13 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from mllm.config import FinetuneSettings, validate_settings
-from mllm.evaluation.callbacks import generating_callbacks
-from mllm.model import loss as loss_module
-from mllm.model.checkpoint import load
-from mllm.model.loss import supervised_loss_sum
-from mllm.training.finetune import finetune
+from mllm.checkpoint.ours import load
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.watching import generating_callbacks
+from mllm.kernels import loss as loss_module
+from mllm.kernels.loss import supervised_loss_sum
+from mllm.settings import validate_settings
 from tests.tiny import save_image
 from tests.training.collectives import first_difference, recorded
 from tests.training.test_exactness import ROOT, config, launch_runs, series, skipped_ids

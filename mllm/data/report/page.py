@@ -13,7 +13,7 @@ from mllm.conversation.schema import Sample
 from mllm.data.report.survey import Survey
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
-from mllm.images.decode import read_image
+from mllm.media.decode import read_image
 
 BY = "mllm data report"
 ROWS = 25

@@ -12,7 +12,7 @@ from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
 from mllm.errors import UserError
-from mllm.images.decode import read_image_size
+from mllm.media.decode import read_image_size
 
 SHOWN = 24
 SIZED_IMAGES = 5000

@@ -23,7 +23,6 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Row
 from mllm.inference.generate import check_context
-from mllm.inference.remote import fetch_image
 from mllm.inference.request import prompt_of
 from mllm.inference.serve.engine import Engine, Job, QueueFullError
 from mllm.inference.serve.limits import ApiKey, BodyLimit, error_body
@@ -37,6 +36,7 @@ from mllm.inference.serve.protocol import (
     logprobs_of,
     usage,
 )
+from mllm.media.remote import fetch_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

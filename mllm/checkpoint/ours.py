@@ -1,0 +1,294 @@
+"""Saving and loading a whole model: Hugging Face files, safetensors only.
+
+A model directory holds `config.json`, `model.safetensors` (or shards with their index), the tokenizer's files and
+`preprocessor_config.json`. Everything needed to load it is inside; its name means nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Container, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from mllm.checkpoint.assemble import Beginning, fit_embeddings, load_tokenizer, row_std
+from mllm.errors import UserError
+from mllm.files import atomic_directory
+from mllm.media.prepare import ImagePreparer
+from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
+from mllm.model.fill import Contents, parameters_on_meta, saved_shapes
+from mllm.model.lora import add_lora
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.origin import Merged, Origin, Selection, beneath
+from mllm.model.projectors import build_projector
+from mllm.model.quantization import is_statistic
+from mllm.model.settings import ImageSettings, LoraSettings, ProjectorSettings
+from mllm.model.stored_weights import INDEX, StoredWeights, listed_files
+from mllm.processor import Processor
+
+MODEL_TYPE = "mllm"
+VERSION = 1
+CONFIG_KEYS = (
+    *("prompt_format", "image_token_id", "feature_layer", "class_token"),
+    *("projector", "image", "vision_config", "text_config"),
+)
+PART_KEYS = {"vision_config": ("model_type", "image_size", "patch_size"), "text_config": ("model_type",)}
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+def save(directory: Path | str, model: MultimodalLM, processor: Processor, state: dict | None = None) -> None:
+    """Write a model directory atomically. `state`: the full state dict where the module's own is partitioned."""
+    with atomic_directory(directory) as temporary:
+        write(temporary, model, processor, model.state_dict() if state is None else state)
+
+
+def write(directory: Path, model: MultimodalLM, processor: Processor, state: dict[str, torch.Tensor]) -> None:
+    """Write the files of a model directory into `directory`, which is made."""
+    directory.mkdir(parents=True, exist_ok=True)
+    dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    config = {
+        "model_type": MODEL_TYPE,
+        "version": VERSION,
+        "dtype": str(dtype).removeprefix("torch."),
+        "prompt_format": processor.format_name,
+        "prompt_day": processor.day.isoformat() if processor.day else None,
+        "image_token_id": processor.image_token_id,
+        "feature_layer": model.vision_encoder.feature_layer,
+        "class_token": model.vision_encoder.class_token,
+        "projector": model.projector_settings.model_dump(mode="json"),
+        "image": model.image_settings.model_dump(mode="json"),
+        "adapters": model.adapters,
+        "vision_config": model.vision_encoder.model.config.to_dict(),
+        "text_config": model.language_model.config.to_dict(),
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    preparer = processor.preparer
+    preparation = {"image_size_px": preparer.image_size_px, "mean": preparer.mean, "std": preparer.std}
+    (directory / "preprocessor_config.json").write_text(json.dumps(preparation, indent=2) + "\n", encoding="utf-8")
+    processor.tokenizer.save_pretrained(directory)
+    tied = tied_weights(model)
+    save_torch_state_dict({k: v.contiguous() for k, v in state.items() if k not in tied}, directory)
+
+
+def tied_weights(model: MultimodalLM) -> dict[str, str]:
+    """Names that share another name's weight (an output head tied to the embedding) → that other name."""
+    tied = getattr(model.language_model, "all_tied_weights_keys", None) or {}
+    return {f"language_model.{name}": f"language_model.{source}" for name, source in tied.items()}
+
+
+def check_model_directory(path: Path) -> None:
+    """Raise UserError unless `path` is a directory with a config and safetensors, and without pickles."""
+    if not path.is_dir():
+        raise UserError(f"model {str(path)!r} does not exist; give a directory that holds config.json")
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(
+            f"{path} holds a pickle ({pickles[0]}), which can run code when loaded; only safetensors are read"
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path} is not a model directory: it has no config.json")
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a directory that says it holds a model of ours, whole or not."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+
+
+def model_directory(path: Path | str) -> Path:
+    """`path` itself, or its `final/` when it is the directory of a finished run."""
+    path = Path(path)
+    return path / "final" if (path / "final").is_dir() else path
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of one of our model directories, checked for its type and version."""
+    check_model_directory(path)
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path / 'config.json'} is not valid JSON: {error}") from None
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(
+            f"{path} holds a {config.get('model_type')!r} model, not one of ours; `mllm import` converts LLaVA models"
+        )
+    if config.get("version") != VERSION:
+        raise UserError(f"{path} has format version {config.get('version')}; this mllm reads version {VERSION}")
+    missing = [key for key in CONFIG_KEYS if key not in config]
+    for part, keys in PART_KEYS.items():
+        missing += [f"{part}.{key}" for key in keys if part in config and key not in config[part]]
+    if missing:
+        raise UserError(f"{path / 'config.json'} lacks {', '.join(missing)}; it isn't whole: copy the directory again")
+    return config
+
+
+def load(
+    path: Path | str,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[MultimodalLM, Processor]:
+    """The model and processor of a model directory of ours, in evaluation mode, on the CPU.
+
+    `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
+    directory isn't whole, or its weights are not exactly those that its config asks for.
+    """
+    model, processor = begin(path, prompt_format, image).filled(dtype)
+    return model.eval(), processor
+
+
+def begin(
+    path: Path | str,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    adapters: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Beginning:
+    """As `load`, before anything but configurations is read.
+
+    adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
+    """
+    path = Path(path)
+    config = read_config(path)
+    image = image or ImageSettings(**config["image"])
+    processor = read_processor(path, prompt_format, image)
+    saved = saved_adapters(config)
+    merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
+    with parameters_on_meta():
+        model = without_weights(config, image, processor)
+        for part, own in saved.items():
+            if part not in merged:
+                add_lora(model, _lora_settings(own), part, own["kind"])
+        shapes, tied = saved_shapes(model), frozenset(tied_weights(model))
+        longer = fit_embeddings(model.language_model, processor.tokenizer)  # another format may bring special tokens
+
+    def open_contents() -> Contents:
+        origin = stored_origin(path, merged)
+        check_names(path, shapes, origin, tied)
+        return Contents(
+            origin, frozenset(f"language_model.{name}" for name in longer), row_std(model.language_model), seed
+        )
+
+    return Beginning(model, processor, open_contents)
+
+
+def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin:
+    """The weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
+    stored: Origin = StoredWeights(weight_files(path))
+    for part, adapter in (saved_adapters(read_config(path)) if merged is None else merged).items():
+        prefix = f"{part}."
+        others = {name: (stored, name) for name in stored.shapes if not name.startswith(prefix)}
+        folded = Merged(beneath(stored, prefix), adapter)
+        stored = Selection(others | {prefix + name: (folded, name) for name in folded.shapes})
+    return stored
+
+
+def without_weights(config: dict[str, Any], image: ImageSettings, processor: Processor) -> MultimodalLM:
+    """The model that `config` (a `config.json` of ours) describes, without low-rank updates, on torch's default device.
+
+    Its weights are not set.
+    """
+    vision_config = dict(config["vision_config"])
+    family = encoder_family(vision_config["model_type"])
+    text_config = dict(config["text_config"])
+    with no_init_weights():
+        vision = VisionEncoder(
+            family.model(family.config.from_dict(vision_config)), config["feature_layer"], config["class_token"]
+        )
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config), dtype=torch.float32)
+        language_model.tie_weights()
+    settings = ProjectorSettings(**config["projector"])
+    projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
+    return MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
+
+
+def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Part → kind and settings of its low-rank updates, from a `config.json` of today or of when there was LoRA alone."""
+    saved = config.get("adapters", {})
+    if config.get("lora") is not None:
+        saved = {"language_model": {"kind": "lora", **config["lora"]}}
+    return {part: {"kind": own["kind"], **_lora_settings(own).model_dump(mode="json")} for part, own in saved.items()}
+
+
+def _lora_settings(adapter: Mapping[str, Any]) -> LoraSettings:
+    return LoraSettings(**{name: value for name, value in adapter.items() if name != "kind"})
+
+
+def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
+    """The processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
+    config = read_config(path)
+    vision, projector = config["vision_config"], ProjectorSettings(**config["projector"])
+    geometry = encoder_geometry(vision["image_size"], vision["patch_size"], config["class_token"], projector.shuffle)
+    preparer = _preparer(path, image or ImageSettings(**config["image"]))
+    tokenizer, format_name = load_tokenizer(str(path)), prompt_format or config["prompt_format"]
+    return Processor(tokenizer, format_name, geometry, preparer, read_day(path))
+
+
+def read_day(path: Path) -> date | None:
+    """The day that the prompts of a model directory print; None where they print none, or none was saved."""
+    day = read_config(path).get("prompt_day")
+    try:
+        return None if day is None else date.fromisoformat(day)
+    except (TypeError, ValueError):
+        raise UserError(f"{path / 'config.json'}: prompt_day is {day!r}; expected a day such as 2026-01-31") from None
+
+
+def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
+    try:
+        values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
+        return ImagePreparer(values["image_size_px"], tuple(values["mean"]), tuple(values["std"]), image.fit)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again"
+        ) from None
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises UserError when there are none, or one that is listed is gone."""
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path} holds no safetensors file")
+    if (path / INDEX).is_file():
+        gone = sorted(set(listed_files(path)) - {file.name for file in files})
+        if gone:
+            raise UserError(f"{path} lacks {', '.join(gone)}, which {INDEX} lists; copy the directory again")
+    return files
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a model directory's safetensors files."""
+    stored = StoredWeights(weight_files(path))
+    return {name: stored.read(name) for name in stored.shapes}
+
+
+def check_names(
+    path: Path, shapes: Mapping[str, torch.Size], origin: Origin, spare: Container[str] = frozenset()
+) -> None:
+    """Raise UserError unless `origin` has just the weights of `shapes`, in these shapes; it may have those of `spare`."""
+    found = origin.shapes
+    missing = sorted(name for name in shapes if name not in found)
+    unused = sorted(n for n in found if n not in shapes and n not in spare and not is_statistic(n, found))
+    wrong = sorted(n for n, shape in shapes.items() if n in found and found[n] not in (None, shape))
+    for what, names in (("missing", missing), ("unused", unused), ("of another shape", wrong)):
+        if names:
+            raise UserError(
+                f"{path}: {len(names)} weight(s) {what}, such as {names[0]}; weights and config.json differ"
+            )
+
+
+def directory_hash(path: Path | str) -> str:
+    """SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
+    digest = hashlib.sha256()
+    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
+        digest.update(file.name.encode())
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Subcommands of `mllm`, one file each."""

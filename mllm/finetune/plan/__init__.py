@@ -1,0 +1,176 @@
+"""`mllm plan`: what a run will do and need, before any weight is loaded or a GPU is booked.
+
+It reads configurations, tokenizers, texts and image headers, and no pixels or weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mllm.checkpoint.start import build_skeleton
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.finetune.estimate import startable
+from mllm.finetune.flops import unit_flops
+from mllm.finetune.plan.data import DataPlan, RowFigures, plan_data
+from mllm.finetune.plan.host import HostMemory, calibrates, host_memory
+from mllm.finetune.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
+from mllm.kernels.choice import gpu_capability, planned_kernel
+from mllm.model.lora import linear_layers
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.policy import PartCount, apply_policy
+from mllm.training.build_engine import with_known_dtype
+from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
+from mllm.training.gpus import gpu_named
+from mllm.training.loop import total_steps
+from mllm.training.settings import LoopSettings
+
+RANKS = (1, 2, 4, 8, 16)
+# Two moments of a parameter: in 8 bits with a scale for each block of 256, or in float32.
+MOMENT_BYTES = {True: 2 * (1 + 4 / 256), False: 8.0}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is to take place: `ranks` GPUs of one kind, `mfu` the share of their peak that training reaches.
+
+    gpu None: this machine's processor, of which no peak rate is known.
+    """
+
+    gpu: str | None = None
+    ranks: int = 1
+    mfu: float = 0.4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run foreseen. memory and host: an engine each, for the machine's ranks; totals: stage → ranks → bytes on a GPU.
+
+    flops are those of the whole run; hours is None when no GPU was named.
+    """
+
+    run_dir: str
+    dtype: str
+    packing: str
+    machine: Machine
+    stage: int | None
+    parts: tuple[PartCount, ...]
+    data: DataPlan
+    step_memory: StepMemory
+    memory: tuple[GpuMemory, ...]
+    host: tuple[HostMemory, ...]
+    totals: dict[int, dict[int, float]]
+    flops: float
+    hours: float | None
+    gpu_memory_bytes: float | None
+
+    @property
+    def rows(self) -> RowFigures:
+        """The figures of the packing that the run is set to."""
+        return next(figures for figures in self.data.packings if figures.packing == self.packing)
+
+    @property
+    def own_memory(self) -> GpuMemory:
+        """The memory under the engine that the run is set to."""
+        return next(memory for memory in self.memory if memory.stage == self.stage)
+
+
+def plan_runs(runs: list[FinetuneSettings], machine: Machine, max_samples: int) -> list[Plan]:
+    """Plans of runs that follow each other, where one may begin with the model that an earlier one will write.
+
+    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). Raises UserError for missing
+    files, and for a machine that the settings contradict.
+    """
+    if machine.ranks < 1 or max_samples < 1 or not 0 < machine.mfu <= 1:
+        raise UserError("--gpus and --samples have to be at least 1, --mfu above 0 and at most 1")
+    origins = {str(Path(run.run_dir) / "final"): run for run in runs}
+    return [_plan(startable(run, origins), machine, max_samples) for run in runs]
+
+
+def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
+    gpu = gpu_named(machine.gpu) if machine.gpu is not None else None
+    if run.engine.world_size not in (None, machine.ranks):
+        raise UserError(f"engine.world_size is {run.engine.world_size}, --gpus is {machine.ranks}; make them agree")
+    dtype = run.train.dtype
+    if dtype == "auto":
+        dtype = with_known_dtype(run.train).dtype if gpu is None else "bfloat16"
+    model, processor = build_skeleton(run.model)
+    parts, weights = _parts(model, run)
+    mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
+    on_gpu = gpu is not None or gpu_capability() is not None
+    multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
+    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
+    steps = total_steps(task, run.train)
+    data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
+    rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
+
+    accumulates = rows.micro_batches > 1
+    loop = run.train.model_copy(update={"dtype": dtype})
+    ds_config = _ds_config(run, machine.ranks, loop, on_gpu)
+    stage = None if ds_config is None else zero_stage(ds_config)
+
+    def step_in(dtype: str) -> StepMemory:
+        # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
+        dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
+        kernel, device = planned_kernel(run.train.attention, dtype, on_gpu), "cuda" if on_gpu else "cpu"
+        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device, kernel)
+
+    step = step_in(dtype)
+
+    def zero(stage: int, ranks: int) -> GpuMemory:
+        return zero_memory(stage, ranks, weights, step, accumulates, dtype, ds_config)
+
+    memory = [zero(stage, machine.ranks) for stage in range(4)]
+    if machine.ranks == 1:
+        # One process of plain torch has float32 weights, whose products bfloat16 means.
+        plain = step_in("autocast") if dtype == "bfloat16" else step
+        memory.insert(0, torch_memory(weights, plain, accumulates))
+    flops = rows.flops * data.samples / (data.samples_read / data.steps_read)
+    return Plan(
+        run.run_dir,
+        dtype,
+        run.data.packing,
+        machine,
+        stage,
+        parts,
+        data,
+        step,
+        tuple(memory),
+        tuple(host_memory(of_engine, model, weights, dtype, calibrates(run.model)) for of_engine in memory),
+        {s: {ranks: zero(s, ranks).total for ranks in sorted({*RANKS, machine.ranks})} for s in range(4)},
+        flops,
+        flops / (gpu.peak(dtype) * machine.ranks * machine.mfu) / 3600 if gpu is not None else None,
+        gpu.memory_bytes if gpu is not None else None,
+    )
+
+
+def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
+    """Apply the run's policy to a model without weights; counts by part, and the sizes that memory depends on."""
+    policy = run.trainable
+    quantized = 0
+    if policy.language_model == "qlora":
+        # There is nothing to quantize here: the shapes are those of LoRA, and the bytes are counted apart.
+        layers = linear_layers(model, "language_model")
+        quantized = sum(model.language_model.get_submodule(name).weight.numel() for name in layers)
+        policy = policy.model_copy(update={"language_model": "lora"})
+    with torch.device("meta"):
+        parts = tuple(apply_policy(model, policy))
+    total, trainable = sum(part.total for part in parts), sum(part.trainable for part in parts)
+    return parts, Weights(total, trainable, quantized, MOMENT_BYTES["8bit" in run.optim.kind])
+
+
+def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings, on_gpu: bool) -> dict[str, Any] | None:
+    """The filled configuration of the run's engine, None for plain torch, which `auto` takes in a single process."""
+    if run.engine.kind == "torch" or (run.engine.kind == "auto" and ranks == 1):
+        if ranks > 1:
+            raise UserError(f"engine.kind is torch but --gpus is {ranks}; use deepspeed or fsdp, or one GPU")
+        return None
+    if run.engine.kind == "fsdp":
+        # Of what learns it holds as many bytes as ZeRO-3.
+        return fill_ds_config({"zero_optimization": {"stage": 3}}, run.optim, loop, on_gpu)
+    return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop, on_gpu)

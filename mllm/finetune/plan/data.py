@@ -1,0 +1,182 @@
+"""What the samples of a run amount to: lengths, rows and work, from image headers and text alone."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from mllm.data.collate import padded_length
+from mllm.data.example import Example, read_image_sizes, render_example
+from mllm.data.packing import Row, pack
+from mllm.data.settings import Packing
+from mllm.data.streaming import StreamedSamples
+from mllm.errors import BadSampleError, UserError
+from mllm.finetune.flops import UnitFlops
+from mllm.finetune.task import InstructionTask, deal, work_of
+from mllm.processor import Processor
+
+PACKINGS: tuple[Packing, ...] = ("none", "samples", "shared_prefix")
+BINS = 8
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per sample, image tokens included; `bins` are (from, to, samples) of equal width."""
+
+    minimum: int
+    median: float
+    mean: float
+    p90: int
+    maximum: int
+    bins: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One forward of one rank: rows of `length` positions, images, supervised tokens."""
+
+    rows: int
+    length: int
+    images: int
+    targets: int
+
+
+@dataclass(frozen=True)
+class RowFigures:
+    """What a way of packing makes of an optimizer step (means over the steps looked at).
+
+    fill: tokens / (rows · max_length_tokens). padding: positions without a token, of all positions of the micro-batches.
+    micro_batches: a rank's, in the longest step. largest: the micro-batch with the most positions.
+    """
+
+    packing: Packing
+    rows: float
+    tokens: float
+    fill: float
+    padding: float
+    flops: float
+    micro_batches: int
+    largest: Shape
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """steps_read of `steps` were looked at, chosen by the run's seed (the first ones of a stream).
+
+    skipped: how many of their samples can't be trained on, by kind.
+    """
+
+    samples: int
+    steps: int
+    steps_read: int
+    samples_read: int
+    lengths: Lengths
+    packings: tuple[RowFigures, ...]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def plan_data(
+    task: InstructionTask, steps: int, ranks: int, max_samples: int, unit: UnitFlops, processor: Processor
+) -> DataPlan:
+    """Render the samples of as many steps as make up `max_samples`, and lay them out in every way of packing.
+
+    unit: FLOPs of the model per unit of work. Raises UserError when no sample can be trained on.
+    """
+    size = task.loop.global_batch_size
+    chosen = list(range(min(steps, task.steps_per_epoch)))
+    if len(chosen) * size > max_samples:
+        wanted = max(1, max_samples // size)
+        # A stream is read from its beginning on, so its first steps have to stand for all.
+        chosen = chosen[:wanted] if _streams(task) else sorted(_random(task).sample(chosen, wanted))
+    skipped: Counter[str] = Counter()
+    batches = [_examples(task, step, processor, skipped) for step in chosen]
+    examples = [example for batch in batches for example in batch]
+    if not examples:
+        raise UserError(f"none of the {sum(skipped.values())} samples read can be trained on: {dict(skipped)}")
+    figures = tuple(_figures([b for b in batches if b], p, ranks, task, unit) for p in PACKINGS)
+    epochs, rest = divmod(steps, task.steps_per_epoch)
+    samples = epochs * task.mixture.epoch_length + min(rest * size, task.mixture.epoch_length)
+    lengths = _lengths([example.length for example in examples])
+    return DataPlan(samples, steps, len(chosen), len(examples), lengths, figures, dict(skipped))
+
+
+def _streams(task: InstructionTask) -> bool:
+    return any(isinstance(source.samples, StreamedSamples) for source in task.mixture.sources)
+
+
+def _random(task: InstructionTask) -> random.Random:
+    return random.Random(f"{task.mixture.seed}/plan")
+
+
+def _examples(task: InstructionTask, step: int, processor: Processor, skipped: Counter[str]) -> list[Example]:
+    examples = []
+    for index in task.sample_indices(step):
+        try:
+            sample = task.mixture.samples[index]
+            read_image_sizes(sample)
+            examples.append(render_example(sample, processor, task.data.max_length_tokens, task.data.on_too_long))
+        except BadSampleError as error:
+            skipped[error.kind] += 1
+    return examples
+
+
+def _figures(
+    batches: Sequence[list[Example]],
+    packing: Packing,
+    ranks: int,
+    task: InstructionTask,
+    unit: UnitFlops,
+) -> RowFigures:
+    data, loop = task.data, task.loop
+    rows_seen = tokens = positions = micro_batches = 0
+    flops = 0.0
+    shapes: list[Shape] = []
+    for examples in batches:
+        rows = pack(examples, packing, data.max_length_tokens, ranks)
+        rows_seen += len(rows)
+        work = work_of(rows, sum(_targets(row) for row in rows))
+        tokens += work.tokens
+        flops += unit.of(work)
+        hands = [deal(rows, rank, ranks, loop.micro_batch_size) for rank in range(ranks)]
+        micro_batches = max(micro_batches, len(hands[0]))
+        step_shapes = [_shape(group, task.length_multiple) for hand in hands for group in hand]
+        positions += sum(shape.rows * shape.length for shape in step_shapes)
+        shapes += step_shapes
+    count = len(batches)
+    return RowFigures(
+        packing,
+        rows_seen / count,
+        tokens / count,
+        tokens / (rows_seen * data.max_length_tokens),
+        1 - tokens / positions,
+        flops / count,
+        micro_batches,
+        max(shapes, key=lambda shape: (shape.rows * shape.length, shape.images, shape.targets)),
+    )
+
+
+def _shape(rows: Sequence[Row], length_multiple: int) -> Shape:
+    length = padded_length(rows, length_multiple)
+    return Shape(len(rows), length, sum(_images(r) for r in rows), sum(_targets(r) for r in rows))
+
+
+def _images(row: Row) -> int:
+    spans = [(s, start) for s in row.segments for start, _ in s.example.tokens.image_spans]
+    return sum(segment.start <= start < segment.stop for segment, start in spans)
+
+
+def _targets(row: Row) -> int:
+    return sum(sum(s.example.tokens.supervised[s.start + 1 : s.stop]) for s in row.segments)
+
+
+def _lengths(lengths: list[int]) -> Lengths:
+    ordered = sorted(lengths)
+    low, high = ordered[0], ordered[-1]
+    width = -(-(high - low + 1) // BINS)
+    counts = Counter((length - low) // width for length in ordered)
+    bins = tuple(
+        (low + n * width, low + (n + 1) * width - 1, counts[n]) for n in range(BINS) if low + n * width <= high
+    )
+    p90 = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
+    return Lengths(low, median(ordered), sum(ordered) / len(ordered), p90, high, bins)

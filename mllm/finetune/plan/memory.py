@@ -1,0 +1,289 @@
+"""Memory of a run before it exists: a step is run on tensors without contents, and the rest is arithmetic.
+
+B rows, T positions, N images, S supervised tokens, D language-model width.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from mllm.batch import NO_PARENT, SegmentBounds
+from mllm.finetune.plan.data import Shape
+from mllm.kernels.choice import Kernel
+from mllm.kernels.lean_layers import use_lean_layers
+from mllm.kernels.loss import chunk_rows, supervised_loss_sum
+from mllm.kernels.mask import MaskedRows
+from mllm.kernels.packed_rows import PackedRows
+from mllm.kernels.varlen import VarlenRows
+from mllm.kernels.varlen_kernels import Attended, Inputs, Pass
+from mllm.model.attention import PACKED
+from mllm.model.multimodal import MultimodalLM, splice
+from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
+
+# DeepSpeed's own sizes where a ds_config says none: elements, not bytes.
+DEEPSPEED_BUCKET = 500_000_000
+LIVE_ELEMENTS = 1_000_000_000
+# nf4 with double quantization: a scale of 8 bits for each block of 64, and one of 32 for 256 of those.
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the block: bytes of tensor storage `now` alive, and the most at once (`peak`), as autograd frees them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def count(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._known:
+            return
+        self._known[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self.count, out)
+        return out
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a forward and backward need beside weights and gradients: kept activations, temporaries, logits.
+
+    logits: the part of it that a chunk of the supervised-position loss takes. first: the same in a step of a single
+    micro-batch, where activations are freed as gradients come into being.
+    """
+
+    activations: int
+    first: int
+    logits: int
+
+
+def step_memory(
+    model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool, device: str, kernel: Kernel = "segments"
+) -> StepMemory:
+    """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
+
+    dtype: as `train.dtype`, float32 | autocast | bfloat16. device: "cpu" or "cuda", on which the run will have logits of
+    other numbers of positions at once. kernel: segments, mask, or any of the others, which keep and allocate alike.
+    """
+    rows = chunk_rows(model.language_model.get_output_embeddings().weight.shape[0], device)
+    use_lean_layers(model.language_model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        model.train()
+        model.language_model.set_attn_implementation(PACKED)
+        if checkpointing:
+            # The random state can't be read while tensors have no contents, and dropout costs the same without it.
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            model.language_model.gradient_checkpointing_enable(options)
+
+        def forward() -> torch.Tensor:
+            return _forward(model, shape, kernel, rows)
+
+        fresh = _peak_over_weights(model, forward, dtype, resident_gradients=False)
+        resident = _peak_over_weights(model, forward, dtype, resident_gradients=True)
+        head = _peak_over_weights(model, lambda: _head_alone(model, shape, rows), dtype, resident_gradients=True)
+    return StepMemory(resident, fresh, head)
+
+
+class _Segments(torch.autograd.Function):
+    """Allocates what the calls of segments on a CPU do: inputs, output and the softmax's normalizers are kept, no scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(query, dtype=value.dtype)
+        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+class _PlannedSegments:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        return _Segments.apply(query, key, value)
+
+
+class _PlannedKernel:
+    """Allocates what flash-attention's kernels (Dao 2023) do, and no scores."""
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        query = inputs[0]
+        return torch.empty_like(query), torch.empty(query.shape[1], query.shape[0])
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        # The queries' slopes are added up in float32.
+        sums = torch.empty(inputs[0].shape)
+        of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype) for x in inputs)
+        del sums
+        return of_query, of_key, of_value
+
+
+def _rows(kernel: Kernel, shape: Shape, dtype: torch.dtype) -> PackedRows:
+    """Rows of one segment each; trunks change what is computed, and nothing that is kept."""
+    if kernel == "segments":
+        return _PlannedSegments()
+    if kernel == "mask":
+        return MaskedRows(torch.empty(shape.rows, 1, shape.length, shape.length, dtype=dtype))
+    bounds = SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
+    return VarlenRows(_PlannedKernel(), bounds)
+
+
+def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
+    constants = {id(buffer) for buffer in model.buffers()}
+
+    def filled(tensor: torch.Tensor) -> torch.Tensor:
+        casts = tensor.is_floating_point() and id(tensor) not in constants
+        return torch.empty(tensor.shape, dtype=dtype if casts else tensor.dtype)
+
+    model._apply(filled)
+    model.language_model.tie_weights()
+
+
+def _peak_over_weights(
+    model: MultimodalLM, forward: Callable[[], torch.Tensor], dtype: str, resident_gradients: bool
+) -> int:
+    """Most bytes at once in a forward and backward, less those of weights and of all gradients."""
+    learned = [p for p in model.parameters() if p.requires_grad]
+    with LiveBytes() as live:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            live.count(tensor)
+        for parameter in learned:
+            parameter.grad = torch.empty_like(parameter) if resident_gradients else None
+        held = live.now
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast"):
+            loss = forward()
+        loss.backward()
+    gradients = 0 if resident_gradients else sum(p.numel() * p.element_size() for p in learned if p.grad is not None)
+    return max(0, live.peak - held - gradients)
+
+
+def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
+    """The loss of a micro-batch of `shape`, through the model's own parts."""
+    side = model.vision_encoder.model.config.image_size
+    features = model.encode_images(torch.zeros(max(1, shape.images), 3, side, side))
+    embeddings = model.language_model.get_input_embeddings()(torch.zeros(shape.rows, shape.length, dtype=torch.int64))
+    embeddings = splice(embeddings, torch.zeros(features.shape[:2], dtype=torch.int64).flatten(), features)
+    hidden = model.language_model.get_decoder()(
+        inputs_embeds=embeddings,
+        position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
+        use_cache=False,
+        packed_rows=_rows(kernel, shape, embeddings.dtype),
+    ).last_hidden_state
+    return _loss(model, hidden.flatten(0, 1), shape, rows)
+
+
+def _head_alone(model: MultimodalLM, shape: Shape, rows: int) -> torch.Tensor:
+    head = model.language_model.get_output_embeddings()
+    hidden = torch.zeros(shape.rows * shape.length, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
+    return _loss(model, hidden, shape, rows)
+
+
+def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape, rows: int) -> torch.Tensor:
+    picked = hidden.index_select(0, torch.arange(max(1, shape.targets)))
+    targets = torch.zeros(len(picked), dtype=torch.int64)
+    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets, rows)
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Bytes on each GPU under one engine. stage: 0–3 of DeepSpeed, None for plain torch in one process.
+
+    optimizer: moments and, where the engine keeps them, float32 master weights. buffers: DeepSpeed's buckets, gathered
+    weights (stage 3) and gradients in float32 at the step. host: what is offloaded to the machine's memory.
+    """
+
+    stage: int | None
+    ranks: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    buffers: float
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of a model: all of them, those that learn, and those in 4 bits.
+
+    moment_bytes: what the optimizer keeps for each that learns, beside master weights: 8 for AdamW in float32.
+    """
+
+    parameters: int
+    trainable: int
+    quantized: int = 0
+    moment_bytes: float = 8.0
+
+    def size(self, bytes_each: int) -> float:
+        """Bytes of all weights, when those that aren't in 4 bits have `bytes_each`."""
+        return bytes_each * (self.parameters - self.quantized) + NF4_BYTES * self.quantized
+
+
+def torch_memory(weights: Weights, step: StepMemory, accumulates: bool) -> GpuMemory:
+    """Plain torch: float32 weights and gradients, whatever the dtype of the products."""
+    activations = step.activations if accumulates else step.first
+    moments = weights.moment_bytes * weights.trainable
+    return GpuMemory(None, 1, weights.size(4), 4.0 * weights.trainable, moments, activations, 0.0)
+
+
+def zero_memory(
+    stage: int,
+    ranks: int,
+    weights: Weights,
+    step: StepMemory,
+    accumulates: bool,
+    dtype: str,
+    ds_config: dict[str, Any] | None = None,
+) -> GpuMemory:
+    """DeepSpeed at a ZeRO stage (Rajbhandari et al. 2020) as 0.19 does it.
+
+    ds_config: a filled one (`fill_ds_config`); where it is of this stage, its sizes and offloading count.
+    """
+    own = ds_config if ds_config is not None and zero_stage(ds_config) == stage else {}
+    zero = own.get("zero_optimization", {})
+    bucket = DEEPSPEED_BUCKET if own else ZERO_DEFAULTS["reduce_bucket_size"]
+    size, trainable = (2 if dtype == "bfloat16" else 4), weights.trainable
+    held = weights.size(size) / (ranks if stage == 3 else 1)
+    wide = own.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    gradients = (4 if wide else size) * trainable / (ranks if stage >= 2 else 1)
+    if stage == 0 and dtype != "bfloat16":
+        # The optimizer works on the weights themselves. In bfloat16 `fill_ds_config` puts stage 1 in its place.
+        activations = step.activations if accumulates else step.first
+        return GpuMemory(0, ranks, held, gradients, weights.moment_bytes * trainable, activations, 0.0)
+    optimizer, offloaded = (4.0 + weights.moment_bytes) * trainable / ranks, 0.0
+    # One bucket fills while the other is reduced.
+    filling = 2 if zero.get("overlap_comm") else 1
+    buckets = filling * size * min(trainable, int(zero.get("reduce_bucket_size", bucket)))
+    if stage == 3:
+        buckets += size * min(weights.parameters, int(zero.get("stage3_max_live_parameters", LIVE_ELEMENTS)))
+    if offloads(own, "offload_optimizer"):
+        optimizer, offloaded = 0.0, optimizer
+    if stage == 3 and offloads(own, "offload_param"):
+        held, offloaded = 0.0, offloaded + held
+    # At the step activations are gone, and the rank's gradients are there in float32.
+    at_step = 4.0 * trainable / ranks if not offloaded else 0.0
+    buffers = max(float(buckets), at_step - step.activations)
+    return GpuMemory(stage, ranks, held, gradients, optimizer, step.activations, buffers, offloaded)

@@ -1,0 +1,201 @@
+"""Instruction tuning (and alignment) as a task of the loop.
+
+A step's global batch is a set of samples fixed by (seed, step) alone. Every rank lays it out in the same way and takes
+its share of the rows, so the number of ranks, the micro-batch size and packing change the layout of the work and nothing
+else. Several ranks lay out what was counted before (`mllm.data.counts`), and each renders what its own rows hold.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mllm.data.collate import Decode, collate, shown_images
+from mllm.data.counts import Counted, TokenCounts, can_be_counted
+from mllm.data.dataset import Mixture
+from mllm.data.decoding import ImageDecoder
+from mllm.data.example import Example, render_example
+from mllm.data.grouping import group_by_length
+from mllm.data.packing import E, PlacedSegment, Row, pack
+from mllm.data.settings import DataSettings
+from mllm.errors import BadSampleError, UserError
+from mllm.finetune.flops import UnitFlops, Work, causal_pairs
+from mllm.processor import Processor
+from mllm.training.settings import LoopSettings
+from mllm.training.task import MicroBatch, StepWindow
+
+GPU_LENGTH_MULTIPLE = 128
+
+
+def length_multiple(device: torch.device) -> int:
+    """What rows are padded to a multiple of: on a GPU to few lengths, so that its allocator and compiled kernels meet the
+    same ones again; on a CPU no more than they need."""
+    return 1 if device.type == "cpu" else GPU_LENGTH_MULTIPLE
+
+
+@dataclass
+class _Skips:
+    """Bad samples of one window, or the error at the first of them."""
+
+    raise_at_once: bool
+    found: list[tuple[str, str, str]]
+
+    def __call__(self, error: BadSampleError) -> None:
+        if self.raise_at_once:
+            raise error
+        self.found.append((error.sample_id, error.kind, error.reason))
+
+
+class InstructionTask:
+    """Samples of a mixture through a processor into micro-batches, and their loss."""
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: Processor,
+        data: DataSettings,
+        loop: LoopSettings,
+        costs: UnitFlops | None = None,
+        length_multiple: int = 1,
+    ) -> None:
+        """costs: of the model that will be trained, for `MicroBatch.flops`. length_multiple: of rows, in tokens."""
+        self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
+        self.length_multiple = length_multiple
+        self._decoder = ImageDecoder(processor, data.workers)
+        self._counts: TokenCounts | None = None
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.mixture.epoch_length / self.loop.global_batch_size)
+
+    def sample_indices(self, step: int) -> list[int]:
+        """Indices of the samples of optimizer step `step`; the last step of an epoch may have fewer."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, self._epoch_order(epoch))
+        size = self.loop.global_batch_size
+        return self._order[1][index * size : (index + 1) * size]
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if not self.data.group_by_length:
+            return self.mixture.order(epoch)
+        side = self.processor.geometry.image_size_px
+        tokens_per_image = self.processor.geometry.layout(side, side).token_count
+        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, tokens_per_image)
+
+    def prepare(self, world_size: int) -> None:
+        """Count the tokens of all samples, unless that was done or `world_size` ranks do without; may take minutes."""
+        if self._counts is None and world_size > 1 and can_be_counted(self.mixture, self.processor):
+            self._counts = TokenCounts(self.mixture, self.processor)
+
+    def window(self, step: int, rank: int, world_size: int) -> StepWindow:
+        self.prepare(world_size)
+        skips = _Skips(self.data.on_bad_sample == "error", [])
+        refused: dict[str, str] = {}
+
+        def render(index: int) -> Example:
+            sample, leaving = self.mixture.unchecked(index)
+            refused.update(leaving)
+            return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+
+        if self._counts is None:
+            ids, examples = self._usable(step, render, skips)
+            groups = self._dealt(examples, rank, world_size)
+        else:
+            ids, outlines = self._usable(step, self._outline, skips)
+            groups = _rendered(self._dealt(outlines, rank, world_size), render)
+        ahead = deque(
+            self._decoder.start((p for row in group for _, p, _ in shown_images(row)), refused) for group in groups
+        )
+        # A group's decoder is let go with it: what it holds is in the batch by then.
+        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)))
+
+    def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
+        """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
+        ids: list[str] = []
+        found: list[E] = []
+        for index in self.sample_indices(step):
+            try:
+                outline = look(index)
+            except BadSampleError as error:
+                if error.kind == "too_long" and self.data.on_too_long != "error":
+                    skips.found.append((error.sample_id, error.kind, error.reason))
+                else:
+                    skips(error)
+                ids.append(error.sample_id)
+                continue
+            ids.append(outline.sample_id)
+            found.append(outline)
+            if outline.cut_tokens:
+                used = f"its first {outline.length} of {outline.length + outline.cut_tokens} tokens were used"
+                skips.found.append((outline.sample_id, "truncated", used))
+        if not found:
+            raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
+        return tuple(ids), found
+
+    def _outline(self, index: int) -> Counted:
+        assert self._counts is not None
+        return self._counts.outline(index, self.data.max_length_tokens, self.data.on_too_long)
+
+    def _dealt(self, examples: list[E], rank: int, world_size: int) -> list[list[Row[E]]]:
+        rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
+        return deal(rows, rank, world_size, self.loop.micro_batch_size)
+
+    def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
+        batch = collate(rows, self.processor, skips, decode, self.length_multiple)
+        work = work_of(rows, batch.target_count)
+        return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
+
+    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+        return module(micro_batch.inputs.to(next(module.parameters()).device))
+
+
+def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:
+    """The same rows of rendered samples, each rendered once."""
+    examples: dict[int, Example] = {}
+
+    def filled(segment: PlacedSegment[Counted]) -> PlacedSegment:
+        counted = segment.example
+        if counted.index not in examples:
+            examples[counted.index] = render(counted.index)
+            counted.check(examples[counted.index])
+        return PlacedSegment(examples[counted.index], segment.start, segment.stop, segment.parent)
+
+    return [[Row(tuple(filled(segment) for segment in row.segments)) for row in group] for group in groups]
+
+
+def work_of(rows: Sequence[Row], targets: int) -> Work:
+    """What `rows` are for a model: a trunk counts once, and a branch sees it."""
+    segments = [segment for row in rows for segment in row.segments]
+    return Work(
+        images=sum(1 for row in rows for _ in shown_images(row)),
+        tokens=sum(row.length for row in rows),
+        attention_pairs=causal_pairs([s.length for s in segments], [s.start for s in segments]),
+        targets=targets,
+    )
+
+
+def deal(rows: list[Row[E]], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row[E]]]:
+    """The micro-batches of `rank`: rows dealt longest first, back and forth, so that ranks carry like loads.
+
+    Every rank gets the same number of micro-batches; where rows run out, one repeats the shortest row without targets.
+    """
+    ordered = sorted(rows, key=lambda row: -row.length)
+    count = math.ceil(math.ceil(len(ordered) / world_size) / micro_batch_size)
+    turns = range(0, len(ordered), world_size)
+    seats = [start + (rank if turn % 2 == 0 else world_size - 1 - rank) for turn, start in enumerate(turns)]
+    hand = [ordered[seat] for seat in seats if seat < len(ordered)]
+    own = [hand[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
+    return [group or [_without_targets(ordered[-1])] for group in own]
+
+
+def _without_targets(row: Row[E]) -> Row[E]:
+    """The row's first segment alone, cut before its first supervised token: keeps a rank in step, teaches nothing."""
+    segment = row.segments[0]
+    stop = max(1, min(segment.stop, segment.example.first_supervised))
+    return Row((PlacedSegment(segment.example, 0, stop),))

@@ -1,1 +1,0 @@
-"""Models from and to other layouts: Hugging Face LLaVA, GGUF."""

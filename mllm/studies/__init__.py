@@ -1,0 +1,1 @@
+"""Studies: they may import everything, and nothing imports them."""

@@ -1,0 +1,160 @@
+"""The backend without a model: sentences made of captions, boxes and text, by the rules of each kind."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from mllm.synthesis.backends.base import Answered, Completion, Prompt
+from mllm.synthesis.context import Box, Context
+from mllm.synthesis.parsing import Turns, as_blocks
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+class TemplateBackend:
+    """Writes only what the facts state; an answer with no turns where they don't suffice."""
+
+    concurrency = 1
+    batch_size = 64
+    identity = "template-1"
+    kinds: frozenset[str] | None = frozenset(
+        ("conversation", "detail", "short_vqa", "ocr", "grounding", "spatial", "absent")
+    )
+    languages: frozenset[str] | None = frozenset(("en",))
+    needs_facts = True
+    takes_schema = False
+
+    def spent(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Nothing is paid."""
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        return 0.0
+
+    async def complete(self, prompts: Sequence[Prompt]) -> list[Answered]:
+        return [Completion(as_blocks(_WRITERS[p.kind](p, random.Random(p.seed)))) for p in prompts]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _conversation(prompt: Prompt, rng: random.Random) -> Turns:
+    context = prompt.context
+    what = rng.choice(("What does the image show?", "What can you see?", "What is going on here?"))
+    turns = [(what, sentence(context.captions[0]))] if context.captions else []
+    turns += _counts(context, rng)[:1] + _relations(context, rng)[:1]
+    turns += [("Is there any text in the image?", f"Yes, it says “{context.ocr[0]}”.")] if context.ocr else []
+    return turns
+
+
+def _detail(prompt: Prompt, rng: random.Random) -> Turns:
+    context = prompt.context
+    parts = [sentence(caption) for caption in context.captions]
+    parts += [answer for _, answer in _counts(context, rng) + _relations(context, rng)[:2]]
+    parts += [f"The text in it reads “{text}”." for text in context.ocr]
+    return [("Describe the image in detail.", " ".join(parts))] if len(parts) > 1 else []
+
+
+def _short_vqa(prompt: Prompt, rng: random.Random) -> Turns:
+    counts = Counter(box.category.lower() for box in prompt.context.boxes)
+    turns = [(f"How many {plural(name)} are there?", str(count)) for name, count in sorted(counts.items())]
+    rng.shuffle(turns)
+    return turns[:3]
+
+
+def _ocr(prompt: Prompt, rng: random.Random) -> Turns:
+    texts = prompt.context.ocr
+    question = rng.choice(
+        ("What does the text in the image say?", "Read the text in the image.", "What is written here?")
+    )
+    return [(question, "\n".join(texts))] if texts else []
+
+
+def _grounding(prompt: Prompt, rng: random.Random) -> Turns:
+    counts = Counter(box.category.lower() for box in prompt.context.boxes)
+    alone = [box for box in prompt.context.boxes if counts[box.category.lower()] == 1]
+    rng.shuffle(alone)
+    return [
+        (f"Where is the {box.category.lower()}?", f"The {box.category.lower()} is at {_place(prompt.context, box)}.")
+        for box in alone[:3]
+    ]
+
+
+def _spatial(prompt: Prompt, rng: random.Random) -> Turns:
+    return _counts(prompt.context, rng)[:2] + _relations(prompt.context, rng)[:2]
+
+
+def _absent(prompt: Prompt, rng: random.Random) -> Turns:
+    form = rng.choice(("Is there {} in the image?", "Can you see {} in this picture?", "Does the image show {}?"))
+    turns = [(form.format(with_article(name)), f"Yes, the image shows {with_article(name)}.") for name in prompt.wanted]
+    turns += [(form.format(with_article(name)), f"No, there is no {name} in the image.") for name in prompt.unwanted]
+    rng.shuffle(turns)
+    return turns
+
+
+_WRITERS: dict[str, Callable[[Prompt, random.Random], Turns]] = {
+    "conversation": _conversation,
+    "detail": _detail,
+    "short_vqa": _short_vqa,
+    "ocr": _ocr,
+    "grounding": _grounding,
+    "spatial": _spatial,
+    "absent": _absent,
+}
+
+
+def _counts(context: Context, rng: random.Random) -> Turns:
+    counts = Counter(box.category.lower() for box in context.boxes)
+    turns = [
+        (f"How many {plural(name)} can you see?", f"There {'is' if count == 1 else 'are'} {counted(name, count)}.")
+        for name, count in sorted(counts.items())
+    ]
+    rng.shuffle(turns)
+    return turns
+
+
+def _relations(context: Context, rng: random.Random) -> Turns:
+    """Pairs of kinds with one object each that don't overlap from left to right."""
+    counts = Counter(box.category.lower() for box in context.boxes)
+    alone = [box for box in context.boxes if counts[box.category.lower()] == 1]
+    turns = []
+    for left in alone:
+        for right in alone:
+            if left.corners[2] <= right.corners[0]:
+                a, b = left.category.lower(), right.category.lower()
+                question = f"Is the {a} to the left or to the right of the {b}?"
+                turns.append((question, f"The {a} is to the left of the {b}."))
+                question = f"Is the {b} to the left or to the right of the {a}?"
+                turns.append((question, f"The {b} is to the right of the {a}."))
+    rng.shuffle(turns)
+    return turns
+
+
+def _place(context: Context, box: Box) -> str:
+    assert context.size_px is not None, context.id
+    return box.place(context.size_px)
+
+
+def sentence(text: str) -> str:
+    """`text` with a capital at its start and a stop at its end."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def counted(name: str, count: int) -> str:
+    number = NUMBERS[count] if count < len(NUMBERS) else str(count)
+    return f"{number} {name if count == 1 else plural(name)}"
+
+
+def plural(name: str) -> str:
+    irregular = {"person": "people", "man": "men", "woman": "women", "child": "children", "sheep": "sheep"}
+    irregular |= {"knife": "knives", "mouse": "mice", "scissors": "scissors", "skis": "skis", "bus": "buses"}
+    head, _, last = name.rpartition(" ")
+    if last not in irregular:
+        ending = "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
+        irregular[last] = last + ending
+    return f"{head} {irregular[last]}".strip()
+
+
+def with_article(name: str) -> str:
+    if plural(name) == name:
+        return name
+    return f"an {name}" if name[:1] in "aeiou" else f"a {name}"

@@ -1,0 +1,48 @@
+"""Answers that name what the facts don't: listed objects, and places of none of the boxes."""
+
+import re
+
+from mllm.synthesis.filters.base import Candidate
+from mllm.synthesis.prompts import Objects, absent_objects, fact_lines, mentions
+
+NEGATION = re.compile(r"\b(no|not|never|none|neither|nor|without|isn't|aren't|cannot|can't|don't|doesn't)\b")
+BOX = re.compile(r"\[([^\[\]]*)\]")
+
+
+class UnknownObject:
+    """Only for a model that didn't see the image: there, what isn't in the facts is made up.
+
+    A sentence that negates may name anything; of `absent`, the object that was to be asked about too.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def __call__(self, candidate: Candidate) -> str | None:
+        request = candidate.request
+        if request.kind == "grounding":
+            return self._unknown_place(candidate)
+        if request.language != "en" or request.kind == "reasoning":
+            # Elsewhere the list of names doesn't apply; reasoning rightly speaks of what isn't shown.
+            return None
+        unknown = absent_objects(request.prompt.context, self._objects)
+        for _, answer in candidate.turns:
+            for sentence in re.split(r"(?<=[.!?;])\s", answer.lower()):
+                if NEGATION.search(sentence):
+                    continue
+                named = next((name for name in unknown if mentions(sentence, name)), None)
+                if named is not None:
+                    return f"speaks of a {named}"
+        return None
+
+    def _unknown_place(self, candidate: Candidate) -> str | None:
+        given = {_normal(found) for found in BOX.findall(fact_lines(candidate.request.prompt.context))}
+        for _, answer in candidate.turns:
+            for found in BOX.findall(answer):
+                if _normal(found) not in given:
+                    return f"gives the place [{found}]"
+        return None
+
+
+def _normal(box: str) -> str:
+    return re.sub(r"\s", "", box)
