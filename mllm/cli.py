@@ -7,7 +7,8 @@ from typing import Any
 
 from mllm.commands.clip import add_clip_commands
 from mllm.commands.eval import add_eval_arguments, run_eval
-from mllm.commands.shared import add_overrides, configure_logging, report_console, run_command, subparser
+from mllm.commands.shared import add_overrides, configure_logging, run_command, subparser
+from mllm.console import report_console
 from mllm.errors import UserError
 from mllm.settings import expanded
 
@@ -107,11 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
         "synth",
         _synth,
         "make training data from captions, boxes and text",
-        "mllm synth data_recipes/demo/synth.yaml\n  mllm synth data_recipes/synth_openai.yaml --set limit=100",
+        "mllm synth data_recipes/synth_openai.yaml --set limit=100",
     )
-    synth.add_argument(
-        "config", type=expanded, help="with `sources` (see data_recipes/demo) or with `inputs` (see docs/synthesis.md)"
-    )
+    synth.add_argument("config", type=expanded, help="what to read, ask and keep (see docs/synthesis.md)")
     add_overrides(synth)
 
     data = commands.add_parser("data", help="look at data").add_subparsers(dest="data_command", required=True)
@@ -362,26 +361,24 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _synth(options: argparse.Namespace) -> None:
-    from data_recipes.demo.config import SynthConfig
-    from data_recipes.demo.generate import synthesize
     from mllm.settings import load_settings, read_yaml
     from mllm.synthesis.asking import reasons_of
     from mllm.synthesis.config import InstructionConfig
     from mllm.synthesis.run import write_instructions
 
-    if "inputs" in read_yaml(options.config):
-        written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
-        print(
-            f"{written.samples:,} samples of {written.requests:,} requests "
-            f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
+    if "sources" in read_yaml(options.config):
+        raise UserError(
+            f"{options.config} has `sources`: it is for the demo's generator, python -m data_recipes.demo {options.config}"
         )
-        print(f"data hash {written.data_hash}")
-        if written.failed:
-            total, reasons = sum(written.failed.values()), reasons_of(written.failed)
-            print(f"{total:,} requests failed ({reasons}); run again to ask them once more")
-        return
-    report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
-    print(f"data hash {report.data_hash}")
+    written = write_instructions(load_settings(InstructionConfig, options.config, options.overrides))
+    print(
+        f"{written.samples:,} samples of {written.requests:,} requests "
+        f"({written.prompt_tokens:,} + {written.completion_tokens:,} tokens, cost {written.cost:.4g})"
+    )
+    print(f"data hash {written.data_hash}")
+    if written.failed:
+        total, reasons = sum(written.failed.values()), reasons_of(written.failed)
+        print(f"{total:,} requests failed ({reasons}); run again to ask them once more")
 
 
 def _estimate(options: argparse.Namespace) -> None:

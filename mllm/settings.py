@@ -1,4 +1,4 @@
-"""Settings as YAML: strict and typed, with `--set a.b=c`, paths as people write them, and errors that name the file, the key and the choices."""
+"""Read settings from YAML and `--set`: strict, typed, with errors that name file, key and choices."""
 
 import difflib
 import os

@@ -9,7 +9,8 @@ import pytest
 from rich.table import Table
 
 from mllm.cli import build_parser
-from mllm.commands.shared import report_console, run_command, settings_parser
+from mllm.commands.shared import run_command, settings_parser
+from mllm.console import report_console
 
 GIVEN = ["--set", "a.b=1", "c=2", "--set", "d=x"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_recipes.demo.__main__ import main as demo_data
 from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.assemble import build
 from mllm.cli import _command
@@ -62,7 +63,7 @@ def material(tmp_path_factory, tiny_parts):
 def synth(material, out):
     sources = [{"kind": "easyvqa", "path": str(material / "in" / "easyvqa")}]
     (material / "synth.yaml").write_text(yaml.safe_dump({"output": str(out), "sources": sources}))
-    return ["synth", str(material / "synth.yaml")]
+    return ["data_recipes.demo", str(material / "synth.yaml")]
 
 
 def instructions(material, out):
@@ -96,7 +97,7 @@ DIRECTORIES = {
     "convert-gguf": (command("convert-gguf", "--file", "IN/gguf/words.gguf", "OUT"), "gguf/words.gguf"),
     "clip index": (command("clip", "index", "IN/hf", "IN/data", "OUT"), "data"),
     "clip misalignment": (command("clip", "misalignment", "OUT", "--steps", "1", "--seeds", "1"), None),
-    "synth": (synth, "easyvqa"),
+    "demo data": (synth, "easyvqa"),
 }
 # Single files, their suffix, and the input of each.
 FILES = {
@@ -137,6 +138,8 @@ GROWING = {
 def run(arguments, capsys):
     """(exit code, the last line on stderr)"""
     with pytest.raises(SystemExit) as left:
+        if arguments[0] == "data_recipes.demo":
+            run_command(demo_data, arguments[1:])
         run_command(_command, arguments)
     lines = capsys.readouterr().err.strip().splitlines()
     return left.value.code, lines[-1] if lines else ""
@@ -262,7 +265,7 @@ def test_files_are_added_to_a_directory_and_no_file_of_the_users_is_replaced(nam
 
 REPEATED = {
     "export": DIRECTORIES["export"][0],
-    "synth": DIRECTORIES["synth"][0],
+    "demo data": DIRECTORIES["demo data"][0],
     "synth from inputs": instructions,
     "data validate": GROWING["data validate"][0],
     **{name: FILES[name][0] for name in ("data convert", "data report", "score")},

@@ -28,7 +28,7 @@ from mllm.files import atomic_directory, write_json_atomically
 from mllm.outputs import check_directory
 from mllm.synthesis.picture import seeded_random
 
-BY = "mllm synth"
+BY = "python -m data_recipes.demo"
 TRAINING_FILES = ("captions.jsonl", "instruct.jsonl", "in_words.jsonl", "clip_pairs.jsonl")
 
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mllm.commands.shared import report_console
+from mllm.console import report_console
 from mllm.settings import expanded
 
 NAMES = ("zero_shot", "linear_probe", "tip_adapter", "coop", "cocoop", "clap")

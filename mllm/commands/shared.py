@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, TimeIsUp, UserError
 from mllm.files import DISK_IS_FULL
 
-WIDE_COLUMNS = 10_000
 EXIT_INTERRUPTED = 130
 # What a place, and no mistake of ours, is the cause of.
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
@@ -52,14 +51,6 @@ def subparser(
     parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
     parser.set_defaults(run=run)
     return parser
-
-
-def report_console() -> Any:
-    """A `rich.console.Console` for tables: as wide as the terminal, and in a file or a pipe as wide as they need."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE_COLUMNS)
 
 
 def configure_logging() -> None:

@@ -3,7 +3,6 @@
 B pairs of the global batch, b of them on this rank, E embedding width.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,11 @@ import torch
 from torch.nn import functional as F
 
 from mllm.contrastive.gather import gather_rows, sum_over_ranks
-
-MAX_LOGIT_SCALE = 100.0
-MAX_LOG_SCALE = math.log(MAX_LOGIT_SCALE)
+from mllm.model.dual_encoder import MAX_LOG_SCALE
 
 
 class _ClampedExp(torch.autograd.Function):
-    """exp of a log scale, at most MAX_LOGIT_SCALE; at the bound only a gradient that leads back passes.
+    """exp of a log scale, at most 100; at the bound only a gradient that leads back passes.
 
     CLIP clamps the parameter after each step. A sharded parameter has no one place to clamp, and a plain clamp has no
     gradient beyond the bound, so a scale that overshot would never return.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm.commands.shared import report_console
+from mllm.console import report_console
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.intervals import RESAMPLES, bootstrap_interval

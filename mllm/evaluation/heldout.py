@@ -1,4 +1,4 @@
-"""Benchmarks in the form that `mllm synth` writes: held-out questions as JSON lines beside the training samples."""
+"""Benchmarks in the form that the demo's generator writes: held-out questions as JSON lines beside the samples."""
 
 from collections.abc import Iterator
 from pathlib import Path

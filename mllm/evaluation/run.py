@@ -14,7 +14,7 @@ from rich.table import Table
 
 import mllm
 from mllm.checkpoint.load import AUTO
-from mllm.commands.shared import report_console
+from mllm.console import report_console
 from mllm.errors import UserError
 from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all

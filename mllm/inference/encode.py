@@ -12,11 +12,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mllm.contrastive.loss import logit_factor
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.prepare import Fit, ImagePreparer
-from mllm.model.dual_encoder import load_dual
+from mllm.model.dual_encoder import MAX_LOG_SCALE, load_dual
 from mllm.model.dual_tokenizer import tokenize, too_long
 from mllm.model.encoders import load_preparer
 
@@ -73,7 +72,7 @@ class DualEncoder:
     @property
     def factor(self) -> float:
         """What cosines are multiplied by to become logits."""
-        return float(logit_factor(self.model.logit_scale.detach()))
+        return float(self.model.logit_scale.detach().float().clamp(max=MAX_LOG_SCALE).exp())
 
     def probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
         """[N, classes] → the same shape: a softmax over classes, or SigLIP's yes or no for each."""

@@ -1,6 +1,6 @@
 """How the segments of packed rows attend, by the kernel at hand. B rows, H heads, T tokens, d features a head.
 
-A segment sees itself, causally, and the whole of its parent (the trunk of a branch). Each class of `rows/` computes just
+A segment sees itself, causally, and the whole of its parent (the trunk of a branch). Each class of this room computes just
 that.
 """
 

@@ -26,10 +26,12 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from mllm.contrastive.loss import MAX_LOG_SCALE
 from mllm.errors import UserError
 from mllm.model.encoders import load_preparer, load_vision_model, vision_config
 from mllm.model.settings import ClipModelSettings
+
+# CLIP: the factor on cosines is at most 100.
+MAX_LOG_SCALE = math.log(100.0)
 
 HEAD_WIDTH = 64
 # One fused kernel; CLIP's own quick_gelu is three passes over memory.

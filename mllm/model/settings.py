@@ -1,4 +1,4 @@
-"""Settings of models: the assembled one (encoder, projector, language model, images, prompt format, what learns) and dual encoders."""
+"""Settings of models: the assembled one, what of it learns, and dual encoders."""
 
 from typing import Any, Literal
 

@@ -41,7 +41,7 @@ def write_yaml(path, values):
 def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  # noqa: F811
     synth = make_config()
     (tmp_path / "synth.yaml").write_text(dump_yaml(synth))
-    out, _ = run(*MLLM, "synth", tmp_path / "synth.yaml")
+    out, _ = run(*PYTHON, "-m", "data_recipes.demo", tmp_path / "synth.yaml")
     assert re.search(r"data hash [0-9a-f]{64}", out)
     data = synth.output
     shutil.copytree(tmp_path / "inputs" / "easyvqa", data / "easyvqa")

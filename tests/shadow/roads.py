@@ -19,13 +19,13 @@ import torch
 torch.inference_mode = lambda *_, **__: torch.no_grad()
 
 from mllm.contrastive.run import _build_batcher  # noqa: E402
-from mllm.contrastive.settings import ContrastiveSettings
+from mllm.contrastive.settings import ContrastiveSettings  # noqa: E402
 from mllm.contrastive.task import ContrastiveTask  # noqa: E402
 from mllm.conversation.schema import ImagePart, Message, TextPart  # noqa: E402
 from mllm.data.dataset import Mixture  # noqa: E402
 from mllm.data.recipe import load_recipe  # noqa: E402
 from mllm.finetune.run import start_model  # noqa: E402
-from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.settings import FinetuneSettings  # noqa: E402
 from mllm.inference.chat import ChatSession  # noqa: E402
 from mllm.inference.decoding import Decoding  # noqa: E402
 from mllm.inference.generate import Request, generate_answers  # noqa: E402

@@ -183,7 +183,9 @@ def test_a_directory_of_other_files_is_not_replaced(make_config) -> None:
     config = make_config()
     config.output.mkdir()
     (config.output / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match=r"holds thesis\.txt, which `mllm synth` did not write; write to .*-2"):
+    with pytest.raises(
+        UserError, match=r"holds thesis\.txt, which `python -m data_recipes\.demo` did not write; write to .*-2"
+    ):
         synthesize(config)
     assert (config.output / "thesis.txt").read_text() == "years of work"
 
