@@ -1,0 +1,247 @@
+"""Every command in the README and the docs: the walk through a user's own data runs, the rest is parsed as it stands.
+
+What needs a GPU or a download is parsed, too, and not run.
+"""
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from tests.helpers.pages import ROOT, commands, fences, pages
+
+FILES = {fence.file: fence for page in pages() for fence in fences(page) if fence.file}
+CONSOLE = [fence for page in pages() for fence in fences(page) if fence.language == "console"]
+IN_THE_CHECKOUT = ("benchmarks/", "data_recipes/", "docs/", "ds_configs/", "eval/", "train/")
+# Programs that are not ours, in blocks with a marker or as the beginning of a pipe.
+FOREIGN = {"cat", "export", "llama-server", "tar"}
+WALK = (ROOT / "docs/start/your_own_data.md", ROOT / "docs/start/your_own_benchmark.md")
+SCRIPTS = {"train/finetune.py": ["train"], "train/contrastive.py": ["clip", "train"]}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a console block."""
+
+    line: str
+    place: str
+    needs: frozenset[str]
+
+
+COMMANDS = [Command(line, fence.place, fence.needs) for fence in CONSOLE for line in commands(fence)]
+
+
+def simple_commands(line):
+    """The words of each command of a line, without the variables that are set before it."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;")
+    lexer.whitespace_split = True
+    words = []
+    for word in [*lexer, ";"]:
+        if word and set(word) <= set("|&;"):
+            while words and re.match(r"^[A-Z_]+=", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+            words = []
+        else:
+            words.append(word)
+
+
+def check(words, command):
+    """Fails unless `words` would be accepted by what they call."""
+    program, *rest = words
+    program = program.removeprefix(".venv/bin/")
+    checks = {
+        "accelerate": check_accelerate,
+        "bash": check_shell,
+        "deepspeed": check_deepspeed,
+        "exec": lambda rest, command: check(rest, command),
+        "make": check_make,
+        "mllm": check_mllm,
+        "pip": check_pip,
+        "python": check_python,
+        "python3": check_python,
+        "torchrun": check_torchrun,
+        "trap": lambda rest, command: None,
+    }
+    if program in FOREIGN:
+        return
+    assert program in checks, f"{command.place}: {program} is no program that this test knows"
+    checks[program](rest, command)
+
+
+def parse(parser, words):
+    try:
+        return parser.parse_args(words)
+    except SystemExit:
+        pytest.fail(f"{' '.join(words)!r} is not accepted")
+
+
+def check_mllm(rest, command):
+    from mllm.cli import build_parser
+
+    options = parse(build_parser(), rest)
+    for word in rest:
+        if word.startswith(IN_THE_CHECKOUT):
+            assert (ROOT / word).exists() or word in FILES, f"{command.place}: {word} is not there"
+    check_settings(rest, options)
+
+
+def check_settings(words, options):
+    """Configurations of ours, and of the pages, are loaded with the overrides given."""
+    from mllm.contrastive.settings import ContrastiveSettings
+    from mllm.finetune.settings import FinetuneSettings
+    from mllm.settings import apply_overrides, read_yaml, validate_settings
+
+    kinds = {"train": FinetuneSettings, "plan": FinetuneSettings, "clip": ContrastiveSettings}
+    if words[0] not in kinds or words[:2] in (["clip", name] for name in ("classify", "eval", "index")):
+        return
+    for word in words:
+        if word.endswith(".yaml"):
+            assert (ROOT / word).is_file() or word in FILES, f"{word} is neither in the checkout nor on a page"
+            values = read_yaml(str(ROOT / word)) if word not in FILES else read_text(FILES[word].text)
+            apply_overrides(values, getattr(options, "overrides", []))
+            validate_settings(kinds[words[0]], values, word)
+
+
+def read_text(text):
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def check_python(rest, command):
+    script, *arguments = rest
+    if script == "-m":
+        return check_module(arguments, command)
+    if script in SCRIPTS:
+        return check_mllm([*SCRIPTS[script], *arguments], command)
+    if script == "eval/run.py":
+        assert arguments[0] == "--model", f"{command.place}: eval/run.py takes its model by --model"
+        return check_mllm(["eval", *arguments[1:]], command)
+    if script in FILES or command.needs:
+        return None
+    assert (ROOT / script).is_file(), f"{command.place}: {script} is not there"
+    known = options_in(ROOT / script)
+    unknown = [word for word in arguments if word.startswith("--") and word not in known]
+    assert not unknown, f"{command.place}: {script} knows no {unknown}"
+
+
+def check_module(words, command):
+    module, *arguments = words
+    if module == "mllm":
+        return check_mllm(arguments, command)
+    if module == "pytest":
+        return None
+    assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), f"{command.place}: no module {module}"
+    return None
+
+
+def options_in(script):
+    """The options that a script, or what it imports of benchmarks, adds to its parser."""
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+        module = getattr(node, "module", None) if isinstance(node, ast.ImportFrom) else None
+        if module:
+            path = script.parent / f"{module.rpartition('.')[2]}.py"
+            found |= options_in(path) if path.is_file() and path != script else set()
+    return found
+
+
+def check_launched(script, arguments, is_module, command):
+    check_python(["-m", script, *arguments] if is_module else [script, *arguments], command)
+
+
+def check_deepspeed(rest, command):
+    from deepspeed.launcher.runner import parse_args
+
+    options = parse_args(rest)
+    check_launched(options.user_script, options.user_args, options.module, command)
+
+
+def check_torchrun(rest, command):
+    from torch.distributed.run import get_args_parser
+
+    options = parse(get_args_parser(), rest)
+    check_launched(options.training_script, options.training_script_args, options.module, command)
+
+
+def check_accelerate(rest, command):
+    from accelerate.commands.launch import launch_command_parser
+
+    assert rest[0] == "launch", command.place
+    options = parse(launch_command_parser(), rest[1:])
+    check_launched(options.training_script, options.training_script_args, options.module, command)
+
+
+def check_make(rest, command):
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(rest) <= targets, f"{command.place}: make has no {set(rest) - targets}"
+
+
+def check_pip(rest, command):
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
+    for name in ",".join(re.findall(r"\[([\w,]+)\]", " ".join(rest))).split(","):
+        assert not name or re.search(rf"^{name} = \[", declared, re.MULTILINE), f"{command.place}: no extra {name}"
+    assert "download" in command.needs, f"{command.place}: pip downloads; mark the block `needs: download`"
+
+
+def check_shell(rest, command):
+    assert rest[0] == "-c", command.place
+    for words in simple_commands(rest[1]):
+        check(words, command)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.place} {command.line[:60]}")
+def test_every_command_of_the_pages_is_accepted_as_it_stands(command):
+    for words in simple_commands(command.line):
+        check(words, command)
+
+
+@pytest.mark.slow
+def test_the_walk_through_your_own_data_runs_as_it_is_written(tiny_parts, tmp_path, monkeypatch, capsys):
+    from mllm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_recipes").symlink_to(ROOT / "data_recipes")
+    # In place of the language model that a command of the page makes from a package of half a gigabyte.
+    shutil.copytree(tiny_parts / "lm", "runs/demo/smollm2-135m")
+    for page in WALK:
+        for fence in fences(page):
+            if fence.file:
+                (tmp_path / fence.file).parent.mkdir(exist_ok=True)
+                (tmp_path / fence.file).write_text(fence.text, encoding="utf-8")
+            for line in commands(fence) if fence.language == "console" else ():
+                walk(shlex.split(line), main, monkeypatch)
+    results = json.loads((tmp_path / "runs/mine/eval/results.json").read_text())
+    assert set(results["scores"]["mine/questions.jsonl"]) >= {"model", "withheld", "swapped"}
+    said = capsys.readouterr().out
+    assert said.count("you> ") == 2 and "saved runs/mine/final" in said
+    assert (tmp_path / "runs/mine/eval/report.html").is_file()
+
+
+def walk(words, main, monkeypatch):
+    """Run a command here, in this process."""
+    if words[0] == "python":
+        runpy.run_path(words[1], run_name="__main__")
+        return
+    assert words[0] == "mllm", words
+    if words[1] == "convert-gguf":
+        return
+    if words[1] == "compare":
+        shutil.copytree(words[2], words[3])
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), words
+    assert os.environ.get("WORLD_SIZE", "1") == "1"
