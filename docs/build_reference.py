@@ -145,6 +145,19 @@ def recipe() -> str:
     return settings_page("Recipes", lead, RecipeSettings)
 
 
+def benchmark_file() -> str:
+    from mllm.evaluation.user_file import QuestionFile
+
+    lead = "Every key of a file for `mllm eval MODEL --benchmarks FILE.yaml`."
+    return settings_page("A benchmark of your own", lead, QuestionFile)
+
+
+def synth_settings() -> str:
+    from mllm.synthesis.settings import InstructionConfig
+
+    return settings_page("Settings of a synthesis", "Every key of a configuration for `mllm synth`.", InstructionConfig)
+
+
 def commands() -> str:
     from mllm.cli import build_parser
 
@@ -226,22 +239,21 @@ def _benchmark(name: str, kind: Any) -> str:
     rows = [
         ("questions", card.questions),
         ("files", ", ".join(map(code, card.files))),
-        *(("or", code(f"{name}@{layout.repository}")) for layout in _layouts(name, kind)),
+        *(("or", _layout(name, layout)) for layout in getattr(kind, "hub", ())),
         ("source", card.source),
         ("size", card.size),
         ("licence", card.licence),
         ("protocol", card.protocol),
+        *([("appended to the question", kind.suffix.strip())] if kind.suffix else []),
         ("metric", f"[`{metric}`](metrics.md#{_anchor(metric)})"),
         ("longest answer", f"{kind.max_new_tokens} tokens"),
     ]
     return f"## `{name}`\n\n{card.title}\n\n{table(('', ''), rows)}"
 
 
-def _layouts(name: str, kind: Any) -> tuple[Any, ...]:
-    """The data sets of the hub that a benchmark can be read from."""
-    from mllm.evaluation.hub_layouts import LAYOUTS
-
-    return tuple(LAYOUTS.get(name, ()))
+def _layout(name: str, layout: Any) -> str:
+    """A data set of the hub, and its files that are read."""
+    return f"{code(f'{name}@{layout.repository}')} ({', '.join(map(code, layout.patterns))})"
 
 
 def metrics() -> str:
@@ -319,6 +331,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "settings": settings,
     "clip_settings": clip_settings,
     "recipe": recipe,
+    "benchmark_file": benchmark_file,
+    "synth_settings": synth_settings,
     "commands": commands,
     "benchmarks": benchmarks,
     "metrics": metrics,
