@@ -18,7 +18,7 @@ from mllm.data.readers.unread import not_a_path
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
-from mllm.model.dual_tokenizer import tokenize
+from mllm.model.dual_encoder import tokenize
 
 ALL = slice(None)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.quantization import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
+from mllm.model.quantized_layers import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
 from mllm.model.settings import LoraSettings
 
 # peft brings bitsandbytes and Inductor along, 54 MB a rank that a run without LoRA can do without.

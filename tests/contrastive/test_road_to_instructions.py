@@ -2,8 +2,8 @@
 
 import torch
 
+from mllm.checkpoint.dual import load_dual
 from mllm.checkpoint.ours import load
-from mllm.model.dual_encoder import load_dual
 from tests.contrastive.test_clip import pairs  # noqa: F401 (a fixture)
 from tests.contrastive.test_training import train, values_of
 from tests.training.conftest import recipe  # noqa: F401 (a fixture)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mllm.batch import PADDING_SEGMENT
-from mllm.checkpoint.assemble import build
-from mllm.model.neftune import add_noise, sample_lengths
+from mllm.checkpoint.start import build
+from mllm.model.multimodal import add_noise, sample_lengths
 from tests.model.test_multimodal import batch_of, images, sample, samples  # noqa: F401 (fixtures)
 from tests.tiny import tiny_settings
 

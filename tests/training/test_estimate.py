@@ -7,7 +7,7 @@ from mllm.finetune.estimate import estimate_runs
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
-from mllm.kernels.varlen_kernels import TorchVarlen
+from mllm.kernels.varlen import TorchVarlen
 from mllm.settings import validate_settings
 from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
 from tests.training.test_exactness import config

@@ -1,4 +1,4 @@
-"""Linear layers in 4 bits (QLoRA, Dettmers et al. 2023): nf4 with double quantization, through bitsandbytes.
+"""Linear layers in 4 bits (QLoRA, Dettmers et al. 2023), nf4 with double quantization, or in 8, through bitsandbytes.
 
 A weight is rounded to one of 16 values, times a scale for each block of 64 that is itself stored in 8 bits.
 """
@@ -117,3 +117,17 @@ def _replace(root: nn.Module, name: str, weight: Any) -> None:
     # Otherwise the first evaluation repacks the weights for a kernel without a backward, and training goes wrong.
     layer.support_avx512bf16_for_cpu = False
     replace_module(root, name, layer)
+
+
+def eight_bit_linear(linear: nn.Module) -> nn.Module:
+    """The layer in LLM.int8's 8 bits; bitsandbytes rounds its weight when it is moved to its device."""
+    try:
+        from bitsandbytes.nn import Int8Params, Linear8bitLt
+    except ImportError as error:
+        raise UserError(f"8-bit weights need bitsandbytes, which can't be imported here ({error})") from None
+    assert isinstance(linear, nn.Linear)
+    with torch.device("meta"):
+        layer = Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
+    layer.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    layer.bias = linear.bias
+    return layer

@@ -10,20 +10,8 @@ from mllm.errors import UserError
 from mllm.model.encoders import layer_index
 from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.quantization import quantized_size
+from mllm.model.quantized_layers import quantized_size
 from mllm.model.settings import TrainableSettings
-
-__all__ = [
-    "PARTS",
-    "PartCount",
-    "add_lora",
-    "apply_policy",
-    "check_policy",
-    "count_parameters",
-    "merge_lora",
-    "policy_table",
-    "token_embeddings",
-]
 
 PARTS = ("vision_encoder", "projector", "language_model")
 ADAPTED = ("lora", "dora", "qlora")
