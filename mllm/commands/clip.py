@@ -192,7 +192,7 @@ def _show(options: argparse.Namespace, hits: list[Any]) -> None:
     for hit in hits:
         print(f"{hit.score:.4f}  {hit.path}")
     if options.sheet:
-        from mllm.contrastive.sheet import save_sheet
+        from mllm.contrastive.index import save_sheet
 
         save_sheet(hits, options.text or options.image, options.sheet, _by(options))
         print(f"saved {options.sheet}")

@@ -3,13 +3,14 @@
 import random
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
 from mllm.data.readers.json_lines import read_json
@@ -21,6 +22,11 @@ from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
 ALL = slice(None)
+# Captions that say nothing of any image, as the web's alt-texts do.
+BOILERPLATE = (
+    "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",
+    "image may contain copyright", "download free",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,35 @@ def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
     if len({pair.caption for pair in pairs}) < 2:
         raise UserError(f"{path}: needs at least two different captions to contrast")
     return pairs
+
+
+def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
+    """A copy of `pairs` with shares of captions spoilt, a pure function of the seed, and how many of each kind came out
+    other than they were: fewer than the share where a caption is one word, or a mismatched one is like its own.
+
+    A mismatched caption comes from the next mismatched pair, so that each still occurs as often. It teaches what a
+    contrastive loss bears: the setting of ALIGN (Jia et al. 2021, arXiv:2102.05918).
+    """
+    rng = random.Random(f"{seed}/noise")
+    order = list(range(len(pairs)))
+    rng.shuffle(order)
+    spoilt, counts, start = list(pairs), {}, 0
+    for kind in ("mismatched", "truncated", "boilerplate"):
+        count = round(getattr(noise, kind) * len(pairs))
+        chosen = order[start : start + count]
+        start += count
+        counts[kind] = 0
+        for place, index in enumerate(chosen):
+            words = pairs[index].caption.split()
+            if kind == "mismatched":
+                caption = pairs[chosen[(place + 1) % len(chosen)]].caption
+            elif kind == "truncated":
+                caption = " ".join(words[: max(1, len(words) // 2)])
+            else:
+                caption = rng.choice(BOILERPLATE)
+            spoilt[index] = replace(pairs[index], caption=caption)
+            counts[kind] += caption != pairs[index].caption
+    return spoilt, counts
 
 
 def random_window(rng: random.Random) -> tuple[float, float, float]:

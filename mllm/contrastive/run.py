@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from mllm.checkpoint.dual import build_dual, image_processor, save_clip
 from mllm.checkpoint.parts import vision_config
-from mllm.contrastive.data import Pair, PairBatcher, read_pairs
-from mllm.contrastive.noise import spoil_captions
+from mllm.contrastive.data import Pair, PairBatcher, read_pairs, spoil_captions
 from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask

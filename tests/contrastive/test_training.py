@@ -12,9 +12,8 @@ from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
 from mllm.checkpoint.dual import build_dual, load_dual
 from mllm.checkpoint.start import build
-from mllm.contrastive.data import Pair, describes, same
+from mllm.contrastive.data import BOILERPLATE, Pair, describes, same, spoil_captions
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.noise import BOILERPLATE, spoil_captions
 from mllm.contrastive.run import _build_batcher, train_clip
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask

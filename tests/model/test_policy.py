@@ -57,9 +57,9 @@ KINDS = [
 def test_adapted_model_loads_merges_and_serves_with_equal_logits(
     tiny_parts,
     model_and_processor,
-    samples,
+    samples,  # noqa: F811
     tmp_path,
-    kind,  # noqa: F811
+    kind,
 ):
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
