@@ -256,12 +256,6 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model directory's safetensors files."""
-    stored = StoredWeights(weight_files(path))
-    return {name: stored.read(name) for name in stored.shapes}
-
-
 def check_names(
     path: Path, shapes: Mapping[str, torch.Size], origin: Origin, spare: Container[str] = frozenset()
 ) -> None:

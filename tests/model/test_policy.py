@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.start import build
@@ -90,9 +91,11 @@ def test_qlora_weights_take_4_bits_on_disk(model_and_processor, tmp_path):
     checkpoint.save(tmp_path / "before", model, processor)
     counts = apply_policy(model, policy(language_model="qlora"))
     checkpoint.save(tmp_path / "after", model, processor)
-    weights = checkpoint.read_weights(tmp_path / "after")
+    weights = load_file(tmp_path / "after" / "model.safetensors")
     packed = [tensor for name, tensor in weights.items() if name.endswith("base_layer.weight")]
-    plain = sum(t.numel() for n, t in checkpoint.read_weights(tmp_path / "before").items() if "_proj.weight" in n)
+    plain = sum(
+        t.numel() for n, t in load_file(tmp_path / "before" / "model.safetensors").items() if "_proj.weight" in n
+    )
     assert len(packed) == LINEAR_LAYERS and all(t.dtype == torch.uint8 for t in packed)
     assert counts[2].total - counts[2].trainable == sum(p.numel() for p in build_again(tmp_path).parameters())
     assert sum(t.numel() for t in packed) < plain / 2
