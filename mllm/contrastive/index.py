@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from mllm.errors import UserError
 from mllm.files import atomic_directory, atomic_file
-from mllm.inference.encode import DualEncoder, encode_readable, image_files
+from mllm.inference.dual_features import DualEncoder, encode_readable, image_files
 from mllm.media.decode import read_image
 
 logger = logging.getLogger(__name__)

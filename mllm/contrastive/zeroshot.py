@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mllm.data.readers.text_lines import text_lines
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder, image_files
+from mllm.inference.dual_features import DualEncoder, image_files
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 ENSEMBLE = (

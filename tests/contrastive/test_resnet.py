@@ -13,7 +13,7 @@ from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
+from mllm.inference.dual_features import load_encoder
 from mllm.model.dual_encoder import tokenize
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings

@@ -14,7 +14,7 @@ from mllm.contrastive.run import train_clip
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.zeroshot import class_features, top_k_accuracy
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
+from mllm.inference.dual_features import load_encoder
 from mllm.settings import validate_settings
 from tests.contrastive.test_clip import settings
 from tests.tiny import save_image

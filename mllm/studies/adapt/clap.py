@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, class_features
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier
 from mllm.studies.adapt.problem import LabelledFeatures
 from mllm.studies.adapt.prompts import Position, noisy_text_features

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier
 from mllm.studies.adapt.problem import LabelledFeatures
 from mllm.studies.adapt.prompts import LearnedPrompts, Position, text_width, word_vectors

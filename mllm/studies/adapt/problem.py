@@ -16,7 +16,7 @@ from mllm.contrastive.data import read_pairs
 from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
 from mllm.files import atomic_file
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 
 
 @dataclass(frozen=True)

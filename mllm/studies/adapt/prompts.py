@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mllm.errors import UserError
-from mllm.inference.encode import CHUNK, DualEncoder
+from mllm.inference.dual_features import CHUNK, DualEncoder
 
 Position = Literal["end", "middle", "front"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier, LinearProbe, TipAdapter, ZeroShot
 from mllm.studies.adapt.clap import Clap
 from mllm.studies.adapt.coop import CoCoOp, CoOp
