@@ -19,7 +19,10 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise UserError(f"4-bit weights need bitsandbytes, which can't be imported here ({error})") from None
+        raise UserError(
+            f"weights in 4 or 8 bits need bitsandbytes, which can't be imported here ({error}); run pip install "
+            "'mllm[quantization]'"
+        ) from None
     return bitsandbytes
 
 
@@ -121,13 +124,12 @@ def _replace(root: nn.Module, name: str, weight: Any) -> None:
 
 def eight_bit_linear(linear: nn.Module) -> nn.Module:
     """The layer in LLM.int8's 8 bits; bitsandbytes rounds its weight when it is moved to its device."""
-    try:
-        from bitsandbytes.nn import Int8Params, Linear8bitLt
-    except ImportError as error:
-        raise UserError(f"8-bit weights need bitsandbytes, which can't be imported here ({error})") from None
+    bnb = _bitsandbytes()
     assert isinstance(linear, nn.Linear)
     with torch.device("meta"):
-        layer = Linear8bitLt(linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False)
-    layer.weight = Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        layer: nn.Module = bnb.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+        )
+    layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
     layer.bias = linear.bias
     return layer

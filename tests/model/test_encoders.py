@@ -5,7 +5,7 @@ import torch
 
 from mllm.checkpoint.parts import load_vision_model
 from mllm.model.encoders import VisionEncoder
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])

@@ -7,7 +7,7 @@ import mllm
 from mllm.checkpoint.llava_export import export_llava
 from mllm.checkpoint.load import store_wide_layers_by_column
 from mllm.checkpoint.start import build
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 def test_wide_layers_lie_by_column_and_nothing_else_changes(tiny_parts):

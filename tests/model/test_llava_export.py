@@ -13,7 +13,7 @@ from mllm.checkpoint.llava_export import export_llava
 from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 def settings(parts, encoder, prompt_format, fit):

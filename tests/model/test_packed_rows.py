@@ -12,8 +12,8 @@ from mllm.kernels import choice, compiled, masked_rows, segment_attention, varle
 from mllm.kernels.choice import Heads, fault_of
 from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.kernels.varlen import VARLEN_KERNELS, TorchVarlen, varlen_kernel
-from tests import kernel_stand_ins
-from tests.kernel_stand_ins import PlainKernel
+from tests.helpers import kernel_stand_ins
+from tests.helpers.kernel_stand_ins import PlainKernel
 
 VARLEN = ("varlen", "flash2", "flash3", "flash4")
 
