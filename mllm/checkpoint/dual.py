@@ -23,14 +23,17 @@ from mllm.model.settings import ClipModelSettings
 
 
 def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, learns_bias: bool) -> PreTrainedModel:
-    """The model that `assemble_dual` describes, its image side read from `image_encoder` where the settings name one."""
+    """Build the model that `assemble_dual` describes, with the image side of `image_encoder` where the settings name one."""
     taken = settings.image_encoder
     image_side = None if taken is None else load_vision_model(taken, torch.float32)
     return assemble_dual(settings, tokenizer, learns_bias, image_side)
 
 
 def image_processor(settings: ClipModelSettings) -> Any:
-    """At this model's size, with the mean and standard deviation of the image side that is taken, or the layout's own."""
+    """Build the image processor of this model's size.
+
+    Mean and standard deviation are those of the image side that is taken, or the layout's own.
+    """
     size = settings.image_size_px
     if settings.image_encoder:
         size = vision_config(settings.image_encoder).image_size
@@ -69,7 +72,7 @@ def save_clip(
 
 
 def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved `CLIPModel` or `SiglipModel`, or a ResNet of ours, in float32 and evaluation mode, and its tokenizer.
+    """Load a `CLIPModel`, a `SiglipModel` or a ResNet of ours, in float32 and evaluation mode, and its tokenizer.
 
     `path`: its directory, or a finished run's. Raises UserError for anything else.
     """

@@ -39,7 +39,7 @@ class Contents:
     seed: int = 0
 
     def of(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor of that name, on the CPU, in the dtype that it was stored in. Raises UserError where it doesn't fit."""
+        """Return the tensor of that name, on the CPU, in the dtype it was stored in. Raises UserError if it doesn't fit."""
         stored = self._stored(name)
         if stored is None:
             return self._fresh(name, shape)
@@ -56,7 +56,7 @@ class Contents:
     def packed(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """A 4-bit weight and its statistics on `device`: as they were stored, or rounded there from weights of `dtype`.
+        """Return a 4-bit weight and its statistics on `device`, as they were stored or rounded there from weights of `dtype`.
 
         shape: of the weights that it stands for.
         """
@@ -70,7 +70,7 @@ class Contents:
         return next((n for n in (name, name.replace(BASE, ".")) if n in self.origin.shapes), None)
 
     def _fresh(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """As peft begins an update: A drawn, B zero, DoRA's magnitudes those of the rows that they scale."""
+        """Begin an update as peft does: A drawn, B zero, DoRA's magnitudes those of the rows that they scale."""
         if name.endswith(DOWN):
             down = torch.empty(shape, dtype=torch.float32)
             return nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=self._generator(name))
@@ -149,13 +149,13 @@ class Beginning:
     open_contents: Callable[[], Contents]
 
     def filled(self, dtype: torch.dtype = torch.float32) -> tuple[MultimodalLM, Processor]:
-        """The model with its contents, on the CPU, and the processor. Raises UserError when they aren't whole."""
+        """Return the model with its contents, on the CPU, and the processor. Raises UserError when they aren't whole."""
         fill(self.model, self.open_contents, dtype)
         return self.model, self.processor
 
 
 def row_std(language_model: PreTrainedModel) -> float:
-    """The deviation that rows for new tokens are drawn with."""
+    """Return the deviation that rows for new tokens are drawn with."""
     return getattr(language_model.config, "initializer_range", 0.02)
 
 
@@ -166,7 +166,7 @@ def _value(contents: Contents | None, name: str, shape: torch.Size) -> torch.Ten
 def _parameter(
     contents: Contents | None, name: str, parameter: nn.Parameter, dtype: torch.dtype, place: Place
 ) -> torch.Tensor:
-    """The parameter's contents on the device; room for them where another process reads."""
+    """Return the parameter's contents on the device; room for them where another process reads."""
     if not parameter.is_floating_point():
         dtype = parameter.dtype
     if place.device.type == "cpu":
@@ -188,7 +188,7 @@ def _packed(
 
 
 def _together(place: Place, make: Callable[[], Made], what: str) -> Made:
-    """What `make` gives, if it does in every process. Raises the first one's error in all, as a UserError."""
+    """Return what `make` gives, if it does in every process. Raises the first one's error in all, as a UserError."""
     failure: Exception | None = None
     made: Any = None
     try:
@@ -227,7 +227,7 @@ def _line(failure: Exception, what: str) -> str:
 
 
 def _owners(model: nn.Module) -> Mapping[int, list[tuple[nn.Module, str]]]:
-    """Identity of each parameter → modules that have it, and its name there; several where it is tied."""
+    """Map the identity of each parameter → modules that have it, and its name there; several where it is tied."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():

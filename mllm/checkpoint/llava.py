@@ -43,7 +43,7 @@ def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | 
 def read_llava(
     source: Path, prompt_format: str | None = None, fit: Fit | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of a local LLaVA directory in transformers' layout, in evaluation mode, on the CPU.
+    """Load the model and processor of a local LLaVA directory in transformers' layout, in evaluation mode, on the CPU.
 
     prompt_format, fit: how the model was trained, where the directory's chat template and image processor don't say it.
     Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights don't fit its config.
@@ -82,7 +82,7 @@ def _parts_of(config: LlavaConfig, fit: Fit) -> Parts:
 
 
 def layout_prefixes(model: MultimodalLM) -> dict[str, str]:
-    """How names of our weights begin → how those of `LlavaForConditionalGeneration.state_dict()` begin in their place."""
+    """Map how names of our weights begin → how those of `LlavaForConditionalGeneration.state_dict()` begin in their place."""
     language_model = model.language_model
     head = language_model.get_output_embeddings()
     head_name = next(name for name, module in language_model.named_modules() if module is head)
@@ -104,7 +104,7 @@ _IN_FILES = {
 
 
 def _origin(source: Path, model: MultimodalLM, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> Origin:
-    """The directory's weights under our names (those of `shapes`), read one at a time where the files' names are known.
+    """Return the directory's weights under our names (those of `shapes`), read one by one where the files' names are known.
 
     Of other names and shapes than those, transformers makes what it can, whole, in `dtype`, or says what is wrong.
     """
@@ -125,7 +125,7 @@ def _origin(source: Path, model: MultimodalLM, shapes: Mapping[str, torch.Size],
 def _names_in_files(
     layout: Mapping[str, tuple[str, str]], shapes: Mapping[str, torch.Size], stored: Origin
 ) -> dict[str, str] | None:
-    """Our name → the files', if they hold just these weights in these shapes; None otherwise."""
+    """Map our name → the files', if they hold just these weights in these shapes; None otherwise."""
     names: dict[str, str] = {}
     for begin, others in _IN_FILES.items():
         own = {name: rest for name, (prefix, rest) in layout.items() if prefix == begin}
@@ -153,8 +153,11 @@ def _loaded_by_transformers(source: Path, dtype: torch.dtype) -> dict[str, torch
 
 
 def read_llava_config(source: Path) -> LlavaConfig:
-    """The config of a local LLaVA directory. Raises UserError for another kind of model, the original LLaVA layout, a config
-    without its parts, or one that describes more than the files hold, before anything large is built."""
+    """Read the config of a local LLaVA directory.
+
+    Raises UserError for another kind of model, the original LLaVA layout, a config without its parts, or one that
+    describes more than the files hold, before anything large is built.
+    """
     content = _read_json(source)
     if is_original_layout(content):
         raise UserError(
@@ -209,7 +212,7 @@ def _read_json(source: Path) -> dict[str, Any]:
 
 
 def saved_fit(source: Path) -> Fit:
-    """How the directory's own image processor makes an image square."""
+    """Read how the directory's own image processor makes an image square."""
     try:
         prepare = AutoImageProcessor.from_pretrained(source, backend="pil")
     except (OSError, ValueError) as error:
@@ -220,7 +223,7 @@ def saved_fit(source: Path) -> Fit:
 
 
 def saved_prompt_format(source: Path) -> str:
-    """The format of our table that writes a question as the directory's chat template does, but for a default system.
+    """Find the format of our table that writes a question as the directory's chat template does, but for a default system.
 
     Raises UserError when there is no template, or none of the table's formats agrees with it.
     """

@@ -29,7 +29,7 @@ from mllm.processor import IMAGE_TOKEN, Processor
 
 
 def special_ids(processor: Processor) -> dict[str, Any]:
-    """`eos_token_id` (a number, or a list of them), `bos_token_id` and `pad_token_id` for a language model's config.
+    """Return `eos_token_id` (a number, or a list of them), `bos_token_id` and `pad_token_id` for a language model's config.
 
     What ends an answer here ends it for others, too. Padding that also ends answers isn't named: a language model wouldn't
     learn the word embedding of its padding.
@@ -43,14 +43,14 @@ def special_ids(processor: Processor) -> dict[str, Any]:
 
 
 def greedy_generation(processor: Processor) -> GenerationConfig:
-    """How transformers should generate from an exported model unless told otherwise: greedily, ending where we end."""
+    """Say how transformers should generate from an exported model unless told otherwise: greedily, ending where we end."""
     ids = special_ids(processor)
     pad = ids["pad_token_id"] if ids["pad_token_id"] is not None else processor.stop_token_ids[0]
     return GenerationConfig(do_sample=False, **ids | {"pad_token_id": pad})
 
 
 def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
-    """The LLaVA configuration of `model`. Raises UserError for a projector that the layout doesn't have."""
+    """Build the LLaVA configuration of `model`. Raises UserError for a projector that the layout doesn't have."""
     if model.projector_settings.kind != "mlp2x_gelu" or model.projector_settings.shuffle != 1:
         raise UserError(
             f"the Hugging Face LLaVA layout has a two-layer projector without pixel shuffle; this model has "
@@ -75,7 +75,7 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
 
 
 def llava_state(model: MultimodalLM, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Our weights under the layout's names (as `LlavaForConditionalGeneration.state_dict()` has them), in `dtype`."""
+    """Return our weights under the layout's names (as `LlavaForConditionalGeneration.state_dict()` has them), in `dtype`."""
     parts = layout_prefixes(model)
     renamed = {}
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("projector.")}
@@ -110,7 +110,7 @@ def write_llava(directory: Path, model: MultimodalLM, processor: Processor, dtyp
 
 
 def llava_processor(model: MultimodalLM, processor: Processor) -> LlavaProcessor:
-    """The `LlavaProcessor` that makes our pixels and, through a chat template, our tokens."""
+    """Build the `LlavaProcessor` that makes our pixels and, through a chat template, our tokens."""
     prepare = processor.preparer
     size, fit = prepare.image_size_px, prepare.fit
     square = {"height": size, "width": size}
@@ -166,7 +166,7 @@ _JOIN_PARTS = (
 
 
 def chat_template(processor: Processor) -> str:
-    """A Jinja template over content parts that renders as our prompt format does, read off the format itself."""
+    """Write a Jinja template over content parts that renders as our prompt format does, read off the format itself."""
     if isinstance(processor.format, NativeFormat):
         template: str = processor.tokenizer.chat_template
         return template if processor.format.takes_parts else _JOIN_PARTS + template
@@ -201,6 +201,6 @@ def chat_template(processor: Processor) -> str:
 
 
 def _quote(text: str) -> str:
-    """`text` as a Jinja string literal."""
+    """Write `text` as a Jinja string literal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"'{escaped}'"

@@ -31,7 +31,7 @@ def load(
     device: str = "cpu",
     quantize: Quantization | None = None,
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of `source`, in evaluation mode.
+    """Load the model and processor of `source`, in evaluation mode.
 
     source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
     safetensors. prompt_format, image: replace what the source says. dtype: see `resolve_dtype`. quantize: the language
@@ -56,7 +56,7 @@ def load(
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`float32`, `bfloat16` or `float16`; of `auto`, bfloat16 on a GPU that has it and float32 elsewhere.
+    """Return `float32`, `bfloat16` or `float16`; for `auto`, bfloat16 on a GPU that has it and float32 elsewhere.
 
     Raises UserError for another name.
     """

@@ -85,12 +85,12 @@ class Selection:
 
 
 def joined(parts: Mapping[str, Origin]) -> Selection:
-    """The tensors of all `parts`, their names behind the part's key."""
+    """Join the tensors of all `parts`, their names behind the part's key."""
     return Selection({prefix + name: (part, name) for prefix, part in parts.items() for name in part.shapes})
 
 
 def beneath(origin: Origin, prefix: str) -> Selection:
-    """The tensors of `origin` whose names begin with `prefix`, without it."""
+    """Select the tensors of `origin` whose names begin with `prefix`, without it."""
     return Selection({n.removeprefix(prefix): (origin, n) for n in origin.shapes if n.startswith(prefix)})
 
 
@@ -129,7 +129,7 @@ class Merged:
 
 
 def statistics_of(origin: Origin, name: str) -> dict[str, torch.Tensor]:
-    """What is stored beside the 4-bit weight `name` and takes to read it; empty for an ordinary weight."""
+    """Read what is stored beside the 4-bit weight `name` and takes to read it; empty for an ordinary weight."""
     beside = [there for there in origin.shapes if there.startswith(f"{name}.")]
     return {there.removeprefix(f"{name}."): origin.read(there) for there in beside}
 
@@ -145,7 +145,7 @@ class _Entry:
 
 
 def weight_tensor(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor without contents on the CPU, whose memory goes back to the kernel as soon as it is let go.
+    """Make a tensor without contents on the CPU, whose memory goes back to the kernel as soon as it is let go.
 
     From the heap, tensors that come and go among others that stay would leave gaps that nothing fits. Large ones lie on
     large pages where the system has them: a product with a single vector reads a head of 49,152 words in 5 ms so, and in 8
@@ -175,7 +175,7 @@ class StoredWeights:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor of that name, on the CPU, as it was stored. Raises UserError when the file can't be read."""
+        """Read the tensor of that name, on the CPU, as it was stored. Raises UserError when the file can't be read."""
         entry = self._entries[name]
         tensor = weight_tensor(entry.shape, entry.dtype)
         room = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -193,14 +193,14 @@ class StoredWeights:
 
 
 def part_files(directory: Path) -> list[Path]:
-    """The files that transformers reads in a directory: those that the index lists, or the one file; else none."""
+    """List the files that transformers reads in a directory: those that the index lists, or the one file; else none."""
     if (directory / INDEX).is_file():
         return [directory / name for name in listed_files(directory)]
     return [directory / WHOLE] if (directory / WHOLE).is_file() else []
 
 
 def listed_files(directory: Path) -> list[str]:
-    """Names of the files that the directory's index lists. Raises UserError when it can't be read."""
+    """List the files that the directory's index lists. Raises UserError when it can't be read."""
     try:
         return sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -208,7 +208,7 @@ def listed_files(directory: Path) -> list[str]:
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
-    """Name → where it lies, held against the size of the file."""
+    """Read name → where it lies, held against the size of the file."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as opened:

@@ -75,7 +75,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
 
 
 def tied_weights(model: MultimodalLM) -> dict[str, str]:
-    """Names that share another name's weight (an output head tied to the embedding) → that other name."""
+    """Map names that share another name's weight (an output head tied to the embedding) → that other name."""
     tied = getattr(model.language_model, "all_tied_weights_keys", None) or {}
     return {f"language_model.{name}": f"language_model.{source}" for name, source in tied.items()}
 
@@ -103,13 +103,13 @@ def is_ours(path: Path) -> bool:
 
 
 def model_directory(path: Path | str) -> Path:
-    """`path` itself, or its `final/` when it is the directory of a finished run."""
+    """Return `path` itself, or its `final/` when it is the directory of a finished run."""
     path = Path(path)
     return path / "final" if (path / "final").is_dir() else path
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`config.json` of one of our model directories, checked for its type and version."""
+    """Read `config.json` of one of our model directories, checked for its type and version."""
     check_model_directory(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -135,7 +135,7 @@ def load(
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of a model directory of ours, in evaluation mode, on the CPU.
+    """Load the model and processor of a model directory of ours, in evaluation mode, on the CPU.
 
     `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
     directory isn't whole, or its weights are not exactly those that its config asks for.
@@ -153,7 +153,7 @@ def begin(
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
 ) -> Beginning:
-    """As `load`, before anything but configurations is read.
+    """Begin what `load` loads: nothing but configurations is read.
 
     adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
     attention_kernel, neftune_alpha: as `MultimodalLM` takes them.
@@ -182,7 +182,7 @@ def begin(
 
 
 def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin:
-    """The weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
+    """Return the weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
     stored: Origin = StoredWeights(weight_files(path))
     for part, adapter in (saved_adapters(read_config(path)) if merged is None else merged).items():
         prefix = f"{part}."
@@ -193,7 +193,7 @@ def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin
 
 
 def parts_of(config: dict[str, Any], image: ImageSettings | None = None) -> Parts:
-    """What a `config.json` of ours says that the model is made of; `image` replaces what it says of images."""
+    """Read what a `config.json` of ours says that the model is made of; `image` replaces what it says of images."""
     vision_config = dict(config["vision_config"])
     return Parts(
         vision_config=encoder_family(vision_config["model_type"]).config.from_dict(vision_config),
@@ -206,7 +206,7 @@ def parts_of(config: dict[str, Any], image: ImageSettings | None = None) -> Part
 
 
 def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Part → kind and settings of its low-rank updates, from a `config.json` of today or of when there was LoRA alone."""
+    """Read part → kind and settings of its low-rank updates, also from a `config.json` of when there was LoRA alone."""
     saved = config.get("adapters", {})
     if config.get("lora") is not None:
         saved = {"language_model": {"kind": "lora", **config["lora"]}}
@@ -218,7 +218,7 @@ def _lora_settings(adapter: Mapping[str, Any]) -> LoraSettings:
 
 
 def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
-    """The processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
+    """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
     config = read_config(path)
     parts, format_name = parts_of(config, image), prompt_format or config["prompt_format"]
     preparer = _preparer(path, parts.image)
@@ -226,7 +226,7 @@ def read_processor(path: Path, prompt_format: str | None = None, image: ImageSet
 
 
 def read_day(path: Path) -> date | None:
-    """The day that the prompts of a model directory print; None where they print none, or none was saved."""
+    """Read the day that the prompts of a model directory print; None where they print none, or none was saved."""
     day = read_config(path).get("prompt_day")
     try:
         return None if day is None else date.fromisoformat(day)
@@ -245,7 +245,7 @@ def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises UserError when there are none, or one that is listed is gone."""
+    """List the safetensors files of a model directory. Raises UserError if there are none, or one that is listed is gone."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"{path} holds no safetensors file")
@@ -272,7 +272,7 @@ def check_names(
 
 
 def directory_hash(path: Path | str) -> str:
-    """SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
+    """Compute the SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
     digest = hashlib.sha256()
     for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
         digest.update(file.name.encode())

@@ -42,7 +42,7 @@ def require_directory(path: str, what: str) -> None:
 
 
 def local_directory(source: Path | str) -> Path:
-    """`source` if it is a directory, else the local copy of that hub id, downloaded if need be."""
+    """Return `source` if it is a directory, else the local copy of that hub id, downloaded if need be."""
     if Path(source).expanduser().is_dir():
         return Path(source).expanduser()
     require_directory(str(source), "model")
@@ -70,7 +70,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def vision_config(path: str) -> Any:
-    """The vision half's configuration of a CLIP or SigLIP checkpoint, or a vision-only one."""
+    """Read the vision half's configuration of a CLIP or SigLIP checkpoint, or a vision-only one."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -85,7 +85,7 @@ def vision_config(path: str) -> Any:
 
 
 def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
+    """Load the vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
     check_described(path, vision, lambda: family.model(vision))
@@ -114,7 +114,7 @@ def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTra
 
 
 def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
-    """Pixel preparation with the mean and standard deviation that the encoder was trained with."""
+    """Build pixel preparation with the mean and standard deviation that the encoder was trained with."""
     try:
         processor = AutoImageProcessor.from_pretrained(path, backend="pil")
     except (OSError, ValueError) as error:
@@ -123,7 +123,7 @@ def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
 
 
 def part_origin(path: str, shapes: Mapping[str, torch.Size], load: Callable[[], PreTrainedModel]) -> Origin:
-    """The weights of a part from the files of a directory or hub id, read one at a time where their names are its own.
+    """Find the weights of a part in the files of a directory or hub id, read one at a time where their names are its own.
 
     Files may put a prefix in front of all names: a CLIP model's vision half has one. What transformers converts (other
     names, experts apart, files that aren't safetensors) is loaded by transformers, whole.
@@ -170,12 +170,12 @@ def check_complete(path: str | Path, missing: Iterable[str]) -> None:
 
 
 def stored_numbers(directory: Path) -> int | None:
-    """How many numbers the safetensors files of a directory hold, by their headers alone; None where it has no such file."""
+    """Count the numbers in a directory's safetensors files, by their headers alone; None where it has no such file."""
     files = sorted(directory.glob("*.safetensors"))
     return sum(shape.numel() for shape in StoredWeights(files).shapes.values()) if files else None
 
 
 def first_line(error: Exception) -> str:
-    """What an error of transformers says, in a line that isn't too long."""
+    """Return what an error of transformers says, in a line that isn't too long."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + " …"

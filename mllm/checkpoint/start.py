@@ -41,7 +41,7 @@ def begin_model(
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
 ) -> Beginning:
-    """The model that a run with these settings begins with: put together from parts, or its `init_from`.
+    """Begin the model that a run with these settings starts from: put together from parts, or its `init_from`.
 
     adapters: the low-rank updates that the run asks for (`wanted_adapters`); those of `init_from` stay if they are the
     same, and are merged otherwise. calibrate: sets the scale of a projector that is new. attention_kernel, neftune_alpha:
@@ -67,7 +67,7 @@ def begin(
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
 ) -> Beginning:
-    """A model from an encoder, a fresh projector (initialised from `seed`) and a language model, with its processor.
+    """Begin a model from an encoder, a fresh projector (initialised from `seed`) and a language model, with its processor.
 
     calibrate: called with the projector when that is made. Raises UserError when a part is missing or can't be used.
     """
@@ -111,18 +111,18 @@ def begin(
 
 
 def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Processor]:
-    """The model that `begin` describes, with its contents, in float32 on the CPU."""
+    """Build the model that `begin` describes, with its contents, in float32 on the CPU."""
     return begin(settings, seed).filled()
 
 
 def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
-    """The model without low-rank updates and without contents, for planning, and its processor."""
+    """Build the model without low-rank updates and without contents, for planning, and its processor."""
     beginning = begin_model(settings, {})
     return beginning.model, beginning.processor
 
 
 def load_processor(settings: ModelSettings) -> Processor:
-    """The processor that a run with these settings trains with, without loading any weights."""
+    """Build the processor that a run with these settings trains with, without loading any weights."""
     if settings.init_from is not None:
         return ours.read_processor(Path(settings.init_from), settings.prompt_format, settings.image)
     if settings.vision_encoder is None or settings.language_model is None:
@@ -147,7 +147,7 @@ def _parts_of(settings: ModelSettings) -> Parts:
 
 
 def text_config(settings: ModelSettings) -> PreTrainedConfig:
-    """The configuration of the language model that a run with these settings begins with; no weights are read.
+    """Read the configuration of the language model that a run with these settings begins with; no weights are read.
 
     Raises UserError when it is missing.
     """
@@ -178,6 +178,6 @@ def _words_origin(path: str, shapes: Mapping[str, torch.Size]) -> Origin:
 
 
 def _word_embeddings(model: MultimodalLM) -> tuple[str, torch.Size]:
-    """Name and shape of the language model's input embedding."""
+    """Return name and shape of the language model's input embedding."""
     weight = model.language_model.get_input_embeddings().weight
     return next((name, p.shape) for name, p in model.named_parameters() if p is weight)

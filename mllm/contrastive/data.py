@@ -52,7 +52,7 @@ class PairBatch:
     same: torch.Tensor
 
     def rows(self, start: int, end: int) -> "PairBatch":
-        """The pairs from `start` to before `end`."""
+        """Return the pairs from `start` to before `end`."""
         return PairBatch(*(tensor[start:end] for tensor in self.tensors()))
 
     def to(self, device: torch.device) -> "PairBatch":
@@ -66,7 +66,7 @@ class PairBatch:
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
-    """The records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
+    """Read the records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
 
     The file is of any kind that samples come in, by its suffix; of another suffix, JSON lines.
     """
@@ -91,11 +91,11 @@ def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
 
 
 def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
-    """A copy of `pairs` with shares of captions spoilt, a pure function of the seed, and how many of each kind came out
-    other than they were: fewer than the share where a caption is one word, or a mismatched one is like its own.
+    """Return a copy of `pairs` with shares of captions spoilt, and how many of each kind came out other than they were.
 
-    A mismatched caption comes from the next mismatched pair, so that each still occurs as often. It teaches what a
-    contrastive loss bears: the setting of ALIGN (Jia et al. 2021, arXiv:2102.05918).
+    It is a pure function of the seed. Fewer than the share are spoilt where a caption is one word, or a mismatched one is
+    like its own. A mismatched caption comes from the next mismatched pair, so that each still occurs as often. This shows
+    what a contrastive loss bears: the setting of ALIGN (Jia et al. 2021, arXiv:2102.05918).
     """
     rng = random.Random(f"{seed}/noise")
     order = list(range(len(pairs)))
@@ -120,12 +120,12 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
 
 
 def random_window(rng: random.Random) -> tuple[float, float, float]:
-    """Size of a window as a share of the image's, 85–110%, and where it lies between left and right, top and bottom."""
+    """Draw a window: its size as a share of the image's, 85–110%, and its place from left to right and top to bottom."""
     return rng.uniform(0.85, 1.1), rng.uniform(0, 1), rng.uniform(0, 1)
 
 
 def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Image:
-    """The `random_window` of an image, on white: moves and scales without touching colours."""
+    """Cut the `random_window` of an image, on white: it moves and scales without touching colours."""
     width, height = image.size
     scale, across, down = window
     left = across * width * (1 - scale)
@@ -137,7 +137,7 @@ def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Imag
 
 
 def _words(caption: str) -> frozenset[str]:
-    """The different words of a caption; one without any ("???", an emoji) is itself a word."""
+    """Return the different words of a caption; one without any ("???", an emoji) is itself a word."""
     return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
 
 
@@ -205,7 +205,7 @@ class PairBatcher:
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
-        """The share of `rank` in the batch of optimizer step `step`."""
+        """Return the share of `rank` in the batch of optimizer step `step`."""
         rng = random.Random(f"{self.seed}/augment/{step}")
         pairs = [self.pairs[i] for i in self.indices(step)]
         # Drawn for all, so that an image is augmented alike whichever rank it falls to.
@@ -216,7 +216,7 @@ class PairBatcher:
         return self.collate(pairs, [self.preparer(jitter(read_image(p.image), w)) for p, w in images], own)
 
     def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
-        """Tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
+        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
         captions = [pair.caption for pair in pairs]
         input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
         return PairBatch(torch.stack(pixels), input_ids, attention_mask, describes(captions, own), same(pairs, own))

@@ -81,7 +81,7 @@ class ImageIndex:
     paths: Sequence[str]
 
     def search(self, query: torch.Tensor, k: int) -> list[Hit]:
-        """The k nearest images to a normalized feature [E], best first."""
+        """Find the k nearest images to a normalized feature [E], best first."""
         scores, places = self.index.search(query[None].numpy(), min(k, len(self.paths)))
         return [Hit(self.paths[p], float(s)) for s, p in zip(scores[0], places[0], strict=True)]
 
@@ -99,7 +99,7 @@ def open_index(directory: Path | str) -> ImageIndex:
 
 
 def nearest(features: torch.Tensor, paths: Sequence[Path], query: torch.Tensor, k: int) -> list[Hit]:
-    """The k nearest of images with normalized features [N, E] to a query [E], best first, without an index."""
+    """Find the k nearest of images with normalized features [N, E] to a query [E], best first, without an index."""
     scores, places = (features @ query).topk(min(k, len(paths)))
     return [Hit(str(paths[p]), s) for s, p in zip(scores.tolist(), places.tolist(), strict=True)]
 
@@ -126,7 +126,7 @@ def save_sheet(hits: Sequence[Hit], title: str, path: Path, by: str) -> None:
 
 
 def _fitting(draw: ImageDraw.ImageDraw, text: str, width_px: int) -> str:
-    """As much of the text's beginning as fits; characters that Pillow's built-in font lacks become boxes."""
+    """Return as much of the text's beginning as fits; characters that Pillow's built-in font lacks become boxes."""
     while text and draw.textlength(text) > width_px:
         text = text[:-1]
     return text

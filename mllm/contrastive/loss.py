@@ -36,7 +36,7 @@ class _ClampedExp(torch.autograd.Function):
 
 
 def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
-    """The factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
+    """Return the factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
     return _ClampedExp.apply(log_scale.float())
 
 
@@ -67,7 +67,7 @@ def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Featu
 
 
 def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Sum over this rank's b pairs of the mean of image→text and text→image cross-entropies, scalar float32.
+    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies, scalar float32.
 
     Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row.
     """
@@ -77,7 +77,7 @@ def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tens
 def multi_positive_sum(
     features: Features, log_scale: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
 ) -> torch.Tensor:
-    """As `infonce_sum`, the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
+    """Compute `infonce_sum` with the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
 
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
     both is positive.
@@ -96,7 +96,7 @@ def multi_positive_sum(
 def sigmoid_sum(
     features: Features, log_scale: torch.Tensor, bias: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
+    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
 
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
     """
@@ -123,7 +123,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over ranks, without a gradient; every rank must call it."""
+    """Return the sum of a tensor over ranks, without a gradient; every rank must call it."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     total = values.clone()
@@ -132,7 +132,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """[b, E] of each rank → [B, E] in rank order, and the place of this rank's first row; b is the same on every rank.
+    """Gather [b, E] of each rank → [B, E] in rank order, and the place of this rank's first row; b is the same on every rank.
 
     A backward through the result is a collective: every rank must do it.
     """

@@ -94,12 +94,12 @@ class _Refusal:
 
 
 def gpu_capability() -> int | None:
-    """Major of the compute capability of the GPU that torch would take, None without one."""
+    """Return the major of the compute capability of the GPU that torch would take, None without one."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
 def choose_kernel(wanted: Attention, dtype: str, config: PreTrainedConfig) -> Kernel:
-    """The kernel for `train.attention`, `train.dtype` and a language model of `config`, on the device at hand.
+    """Choose the kernel for `train.attention`, `train.dtype` and a language model of `config`, on the device at hand.
 
     Raises UserError when none that may be taken can run here or gives right numbers.
     """
@@ -109,7 +109,7 @@ def choose_kernel(wanted: Attention, dtype: str, config: PreTrainedConfig) -> Ke
 def usable_kernels(
     wanted: Attention, dtype: str, capability: int | None, config: PreTrainedConfig
 ) -> tuple[Kernel, ...]:
-    """Kernels that may serve, best first, judged without a tensor; capability: as of `gpu_capability`.
+    """List the kernels that may serve, best first, judged without a tensor; capability: as of `gpu_capability`.
 
     Variable-length kernels compute in 16 bits. A run in float32 on a GPU takes the dense mask, which is exact there; no
     other run does unless told to. Raises UserError when nothing is left, with what is in the way.
@@ -141,14 +141,14 @@ def usable_kernels(
 
 
 def planned_kernel(wanted: Attention, dtype: str, gpu: bool) -> Kernel:
-    """What a run's memory is planned with: of the kernels that hold no scores, which keep alike, torch's own."""
+    """Choose what a run's memory is planned with: of the kernels that hold no scores, which keep alike, torch's own."""
     if not gpu:
         return "segments"
     return "mask" if wanted == "sdpa" or (wanted == "auto" and dtype == "float32") else "varlen"
 
 
 def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> Kernel:
-    """The first whose values and slopes on a small batch are right on the GPU at hand; others are logged.
+    """Return the first whose values and slopes on a small batch are right on the GPU at hand; others are logged.
 
     Needs the process's GPU to be set. Raises UserError when none is left.
     """
@@ -165,7 +165,7 @@ def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> K
 
 
 def fault_of(kernel: VarlenKernel, heads: Heads, device: torch.device) -> str | None:
-    """What is wrong with the kernel's bfloat16 output or slopes for rows with trunks and padding; None when nothing is."""
+    """Say what is wrong with the kernel's bfloat16 output or slopes on rows with trunks and padding; None if nothing is."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(len(LENGTHS), count, WIDTH, heads.size) for count in (heads.queries, heads.keys, heads.keys)]
     query, key, value = (
@@ -200,7 +200,7 @@ def fault_of(kernel: VarlenKernel, heads: Heads, device: torch.device) -> str | 
 
 
 def device_at_hand() -> torch.device:
-    """The process's GPU, or the CPU."""
+    """Return the process's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

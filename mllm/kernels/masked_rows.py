@@ -17,13 +17,13 @@ from mllm.kernels.compiled import compiled
 
 
 def visible_places(segment_ids: torch.Tensor, parent_segment: torch.Tensor) -> torch.Tensor:
-    """Parents [B, T]: for each place the segment that its own continues, NO_PARENT for most and for padding."""
+    """Return parents [B, T]: for each place the segment that its own continues, NO_PARENT for most and for padding."""
     parents = parent_segment.gather(1, segment_ids.clamp(min=0))
     return parents.masked_fill(segment_ids == PADDING_SEGMENT, NO_PARENT)
 
 
 def segment_mask(segment_ids: torch.Tensor, parent_segment: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask [B, 1, T, T] of `dtype`: 0 where a query (row) may see a key (column), the lowest number elsewhere.
+    """Build the additive mask [B, 1, T, T] of `dtype`: 0 where a query (row) sees a key (column), else the lowest number.
 
     segment_ids: [B, T]; parent_segment: [B, segments]. A padding position sees itself alone, so that no row of the
     softmax is empty.
@@ -41,7 +41,7 @@ def segment_mask(segment_ids: torch.Tensor, parent_segment: torch.Tensor, dtype:
 
 
 def repeated(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Key and value with as many heads as the query."""
+    """Return key and value with as many heads as the query."""
     groups = query.shape[1] // key.shape[1]
     return (key, value) if groups == 1 else (key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1))
 
@@ -92,7 +92,7 @@ class FlexRows:
 
 @cache
 def _flex_attention(device: str) -> Callable[..., Any]:
-    """Compiled on a GPU, for rows of all lengths: uncompiled, FlexAttention fills the whole matrix."""
+    """Return FlexAttention, compiled on a GPU for rows of all lengths: uncompiled, FlexAttention fills the whole matrix."""
     from torch.nn.attention import flex_attention
 
     plain: Callable[..., Any] = flex_attention.flex_attention

@@ -33,7 +33,7 @@ class PackedRows(Protocol):
 
 
 def lay_out(kernel: Kernel, batch: Batch, dtype: torch.dtype) -> PackedRows:
-    """The rows of `batch` for `kernel`; dtype: of the mask, for those that add one to scores."""
+    """Lay out the rows of `batch` for `kernel`; dtype: of the mask, for those that add one to scores."""
     if kernel == "mask":
         return MaskedRows(segment_mask(batch.segment_ids, batch.parent_segment, dtype))
     if kernel == "segments":
@@ -56,7 +56,7 @@ def packed_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Scaled dot-product attention within `packed_rows`; query [B, H, T, d], key and value may have fewer heads.
+    """Compute scaled dot-product attention within `packed_rows`; query [B, H, T, d], key and value may have fewer heads.
 
     Raises UserError rather than let samples see each other: when the rows didn't arrive, a mask did, or the model wants
     something this function doesn't do.

@@ -40,11 +40,11 @@ class Segment(NamedTuple):
 
     @property
     def before(self) -> int:
-        """How many places of its parent it sees."""
+        """Return how many places of its parent it sees."""
         return 0 if self.above is None else self.above.stop - self.above.start
 
     def seen(self, row: torch.Tensor) -> torch.Tensor:
-        """Of a row [K, T, d] what the segment sees [K, s, d]."""
+        """Take from a row [K, T, d] what the segment sees [K, s, d]."""
         own = row[:, self.own]
         return own if self.above is None else torch.cat((row[:, self.above], own), 1)
 
@@ -122,7 +122,7 @@ class _Kernels:
         self._made: dict[type, _Flash | _Products] = {}
 
     def of(self, segment: Segment) -> "_Flash | _Products":
-        """The faster kernel for this segment."""
+        """Choose the faster kernel for this segment."""
         pairs = segment.length * (segment.before + segment.length)
         short = self._value.dtype == torch.bfloat16 and pairs <= MOST_PAIRS_AT_ONCE
         kind = _Products if short else _Flash
@@ -229,7 +229,7 @@ def _later(size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _by_key_head(row: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """A view [K, G, T, d] of a row [H, T, d]."""
+    """View a row [H, T, d] as [K, G, T, d]."""
     return row.unflatten(0, (key_heads, -1))
 
 
@@ -268,7 +268,7 @@ class SegmentedRows:
         return self.attend_by_calls(query, key, value, scaling, dropout)
 
     def segments(self, row: int) -> Iterator[Segment]:
-        """Of each segment of a row its places, and of a branch its parent's and its mask; the others are just causal."""
+        """Yield the segments of a row with their places, branches with their parent's and a mask; others are causal."""
         bounds = self.bounds[row]
         for (start, end), parent in zip(bounds, self.parents[row], strict=True):
             if parent == NO_PARENT:
@@ -280,7 +280,7 @@ class SegmentedRows:
     def attend_by_calls(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
     ) -> torch.Tensor:
-        """The same by torch's differentiable operators: what `SegmentAttention` is tested against; offers dropout."""
+        """Compute the same by torch's differentiable operators: what `SegmentAttention` is tested against; offers dropout."""
         dtype = value.dtype
         on_cpu = query.device.type == "cpu"
         if on_cpu:

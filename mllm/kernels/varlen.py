@@ -41,7 +41,7 @@ class VarlenKernel(Protocol):
     def forward(self, inputs: Inputs, over: Pass) -> Attended: ...
 
     def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
-        """Slopes of the inputs, from that of the output and from output and normalizers as they are handed in."""
+        """Return the slopes of the inputs, from that of the output and from output and normalizers as they are handed in."""
         ...
 
 
@@ -131,13 +131,13 @@ class FlashAttention4:
 
 
 def _like(inputs: Inputs) -> Inputs:
-    """Room for the slopes: contiguous, where inputs may be parts of wider tensors."""
+    """Make room for the slopes: contiguous, where inputs may be parts of wider tensors."""
     query, key, value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
     return query, key, value
 
 
 def _named(over: Pass) -> dict[str, Any]:
-    """A pass as flash-attn 3 and 4 call its parts, without `causal`."""
+    """Name the parts of a pass as flash-attn 3 and 4 do, without `causal`."""
     names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
     return {**dict(zip(names, over, strict=False)), "softmax_scale": over.scale}
 
@@ -152,7 +152,7 @@ VARLEN_KERNELS: dict[VarlenName, type[VarlenKernel]] = {
 
 @cache
 def varlen_kernel(name: VarlenName) -> VarlenKernel:
-    """The kernel, its package imported: raises whatever that raises."""
+    """Return the kernel, its package imported: raises whatever that raises."""
     return VARLEN_KERNELS[name]()
 
 
@@ -242,14 +242,14 @@ def _over_trunks(bounds: SegmentBounds, scale: float) -> Pass:
 
 
 def _of_branches(inputs: Inputs | list[torch.Tensor], bounds: SegmentBounds) -> Inputs:
-    """The queries of all branches, and the keys and values of their trunks."""
+    """Select the queries of all branches, and the keys and values of their trunks."""
     query, key, value = inputs
     trunks = bounds.trunk_places
     return query.index_select(0, bounds.branch_places), key.index_select(0, trunks), value.index_select(0, trunks)
 
 
 def _merge(one: Attended, other: Attended) -> Attended:
-    """What the same queries yield over two sets of keys → what they yield over both."""
+    """Merge what the same queries yield over two sets of keys → what they yield over both."""
     both = torch.logaddexp(one[1], other[1])
     # Each weight [n, H, 1] is the share of the probability that falls on these keys.
     weights = [(normalizers - both).exp().t().unsqueeze(-1) for _, normalizers in (one, other)]

@@ -36,7 +36,7 @@ class Parts:
 
     @property
     def geometry(self) -> ImageGeometry:
-        """How many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
+        """Say how many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
         vision = self.vision_config
         return encoder_geometry(vision.image_size, vision.patch_size, self.class_token, self.projector.shuffle)
 
@@ -106,7 +106,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
-    """Module, full name and tensor of the buffers that are part of the state dict."""
+    """List module, full name and tensor of the buffers that are part of the state dict."""
     return [
         (module, f"{prefix}.{name}" if prefix else name, buffer)
         for prefix, module in model.named_modules()
@@ -116,7 +116,7 @@ def saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]
 
 
 def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Name → shape of what a model's files hold: its parameters, tied ones once, and the buffers that are saved.
+    """Map name → shape of what a model's files hold: its parameters, tied ones once, and the buffers that are saved.
 
     A 4-bit weight has the shape of its bytes.
     """

@@ -57,7 +57,7 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 def initial_logit_scale(layout: str = "clip") -> float:
-    """The log of the factor on cosines: ln(1 / 0.07) in the CLIP paper, ln 10 in the SigLIP paper."""
+    """Return the log of the factor on cosines: ln(1 / 0.07) in the CLIP paper, ln 10 in the SigLIP paper."""
     return math.log(10.0) if layout == "siglip" else math.log(1 / 0.07)
 
 
@@ -68,7 +68,7 @@ INITIAL_LOGIT_BIAS = -10.0
 def dual_config(
     settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, taken: PreTrainedConfig | None = None
 ) -> PreTrainedConfig:
-    """The transformers configuration of these sizes, heads of 64 features and MLPs of 4 × the width.
+    """Build the transformers configuration of these sizes, heads of 64 features and MLPs of 4 × the width.
 
     taken: of an image side that exists, whose sizes win. Raises UserError when it is of the other layout.
     """
@@ -145,7 +145,7 @@ def assemble_dual(
     learns_bias: bool,
     image_side: PreTrainedModel | None = None,
 ) -> PreTrainedModel:
-    """A model of random weights; its image side is that of `image_side`, locked if the settings say so.
+    """Build a model of random weights; its image side is that of `image_side`, locked if the settings say so.
 
     learns_bias: whether the loss has a bias (SigLIP's); any other loss leaves it without a gradient, so it stays.
     """
@@ -200,7 +200,7 @@ def train_tokenizer(
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """input_ids and attention_mask, int64 [B, T]; what is longer than the model's length loses its end.
+    """Return input_ids and attention_mask, int64 [B, T]; what is longer than the model's length loses its end.
 
     A tokenizer that knows of no attention mask (SigLIP's) pads to the full length, and its padding is attended to.
     """
@@ -211,6 +211,6 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[
 
 
 def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
-    """How many of the texts lose their end."""
+    """Count the texts that lose their end."""
     lengths = map(len, tokenizer(list(texts), truncation=False, verbose=False)["input_ids"])
     return sum(length > tokenizer.model_max_length for length in lengths)

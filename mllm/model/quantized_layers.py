@@ -31,7 +31,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def quantized_size(parameter: nn.Parameter) -> int | None:
-    """How many weights a 4-bit parameter stands for; None for an ordinary one."""
+    """Count the weights that a 4-bit parameter stands for; None for an ordinary one."""
     state = getattr(parameter, "quant_state", None)
     return None if state is None else state.shape.numel()
 
@@ -47,7 +47,7 @@ def quantize_linears(root: nn.Module, names: Iterable[str]) -> None:
 
 
 def packed(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`weight` in 4 bits, two to a byte, and the statistics that it takes to read them; both on its device."""
+    """Put `weight` into 4 bits, two to a byte, and the statistics that it takes to read them; both on its device."""
     data, state = _bitsandbytes().functional.quantize_4bit(
         weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
     )
@@ -55,7 +55,7 @@ def packed(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def unpacked(data: torch.Tensor, statistics: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> Any:
-    """The parameter of a 4-bit layer. dtype: what its weights become when they are computed with; None: as stored."""
+    """Make the parameter of a 4-bit layer. dtype: what its weights become when they are computed with; None: as stored."""
     weight = _bitsandbytes().nn.Params4bit.from_prequantized(data, dict(statistics), device=data.device)
     if dtype is not None:
         weight.quant_state.dtype = dtype
@@ -82,12 +82,12 @@ def set_packed(root: nn.Module, name: str, weight: Any) -> None:
 
 
 def dequantized_weight(data: torch.Tensor, statistics: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The ordinary weight that a 4-bit one stands for, in the dtype that it had before."""
+    """Return the ordinary weight that a 4-bit one stands for, in the dtype that it had before."""
     return _bitsandbytes().functional.dequantize_4bit(data, unpacked(data, statistics).quant_state)
 
 
 def dequantized(module: Any) -> nn.Linear:
-    """An ordinary layer that computes what the 4-bit one does: the rounded weights, in the dtype they had before."""
+    """Make an ordinary layer that computes what the 4-bit one does: the rounded weights, in the dtype they had before."""
     bnb = _bitsandbytes()
     with torch.device("meta"):
         linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
@@ -123,7 +123,7 @@ def _replace(root: nn.Module, name: str, weight: Any) -> None:
 
 
 def eight_bit_linear(linear: nn.Module) -> nn.Module:
-    """The layer in LLM.int8's 8 bits; bitsandbytes rounds its weight when it is moved to its device."""
+    """Put a layer into LLM.int8's 8 bits; bitsandbytes rounds its weight when it is moved to its device."""
     bnb = _bitsandbytes()
     assert isinstance(linear, nn.Linear)
     with torch.device("meta"):

@@ -43,7 +43,7 @@ class Result:
 
 
 def accuracy(classifier: Classifier, test: LabelledFeatures) -> float:
-    """Share of the images whose highest score is their class's. Raises UserError as `Classifier.scores`."""
+    """Return the share of the images whose highest score is their class's. Raises UserError as `Classifier.scores`."""
     scores = classifier.scores(test.features, test.names)
     return (scores.argmax(1) == test.labels).float().mean().item()
 
