@@ -50,7 +50,7 @@ FLOORS = (
             Room("files", "atomic writes, hashes, full disks", _rooms("errors outputs")),
             Room("settings", "YAML and `--set` become strict settings", ERRORS),
             Room("console", "tables that are printed", frozenset()),
-            Room("html", "pages that are written", ERRORS),
+            Room("html", "pages that are written", _rooms("files")),
             Room("resources", "the DeepSpeed settings and prompts that come along", ERRORS),
         ),
     ),
