@@ -154,6 +154,7 @@ def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, tmp_path):
     assert skipped_ids(tmp_path / "s") == ["bad"]
 
 
+@pytest.mark.slow
 def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run_dir: x\nmodle: {}\n")
