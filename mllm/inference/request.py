@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from mllm.conversation.schema import Message, check_turns
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
 from mllm.media.decode import read_image_size
 from mllm.media.stored import holder_of, is_stored
+from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 ImageSource = str | Path | bytes
@@ -57,6 +59,19 @@ def image_identity(source: ImageSource) -> int:
     return -1 - int.from_bytes(digest[:8], "big")
 
 
+class PromptImage(NamedTuple):
+    """An image of a conversation, and what it became there."""
+
+    source: ImageSource
+    visual: Visual
+
+    @property
+    def identity(self) -> int:
+        """A negative number that is the same for what has the same features: the image, and how it is cut and arranged."""
+        digest = hashlib.sha256(f"{image_identity(self.source)}\n{self.visual}".encode()).digest()
+        return -1 - int.from_bytes(digest[:8], "big")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A rendered request: its tokens, and its images in reading order."""
@@ -67,12 +82,17 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.tokens.input_ids)
 
+    @property
+    def shown(self) -> list[PromptImage]:
+        """Its images, each with what it became."""
+        return [PromptImage(*pair) for pair in zip(self.images, self.tokens.visuals, strict=True)]
+
     @cached_property
     def key(self) -> tuple[int, ...]:
         """One number a position: the token's id, or the identity of the image. Equal openings compute the same."""
         key = list(self.tokens.input_ids)
-        for (start, length), image in zip(self.tokens.image_spans, self.images, strict=True):
-            key[start : start + length] = [image_identity(image)] * length
+        for (start, length), image in zip(self.tokens.image_spans, self.shown, strict=True):
+            key[start : start + length] = [image.identity] * length
         return tuple(key)
 
     def uncut(self, length: int) -> int:
@@ -81,9 +101,9 @@ class Prompt:
         inside = [start for start, size in self.tokens.image_spans if start < length < start + size]
         return inside[0] if inside else length
 
-    def images_between(self, start: int, stop: int) -> list[ImageSource]:
+    def images_between(self, start: int, stop: int) -> list[PromptImage]:
         """The images whose tokens lie in positions [start, stop)."""
-        spans = zip(self.tokens.image_spans, self.images, strict=True)
+        spans = zip(self.tokens.image_spans, self.shown, strict=True)
         return [image for (first, _), image in spans if start <= first < stop]
 
 
