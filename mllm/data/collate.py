@@ -139,7 +139,7 @@ def _decode_images(shown: Sequence[ShownImage], decode: Decode, tiles: list[torc
             continue
         if len(own) != count:
             name = image.segment.example.sample_id
-            raise UserError(f"sample {name!r}: image {image.path!r} has {len(own)} tiles, and {count} were planned")
+            raise UserError(f"sample {name!r}: image {image.path!r} has {len(own)} tile(s) where {count} were planned")
         tiles += own
     return broken
 

@@ -9,8 +9,8 @@ from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.assemble import build
 from mllm.conversation.schema import Message
 from mllm.errors import ConversationRefusedError, UserError
-from mllm.media.visual import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 from tests.tiny import byte_tokenizer, tiny_settings
 

@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessor
 from mllm.batch import Batch
 from mllm.errors import UserError
 from mllm.media.decode import DecodeLimits, read_image, read_image_size
-from mllm.media.visual import WHOLE, Crop, ImageGeometry, Square
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import WHOLE, Crop, ImageGeometry, Square
 
 
 def encoded(image, kind="PNG", **options):

@@ -17,8 +17,8 @@ from mllm.commands.shared import run_command
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
-from mllm.inference.request import PromptImage
 from mllm.inference.generate import Request, generate_batch
+from mllm.inference.request import PromptImage
 from mllm.model.fill import cast_parameters
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings
