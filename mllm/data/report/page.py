@@ -1,6 +1,5 @@
 """The page: tables with bars, histograms as inline SVG, samples with thumbnails. Nothing is fetched, all text is escaped."""
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from mllm.data.report.survey import Survey
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.media.decode import read_image
+from mllm.media.remote import data_url
 
 BY = "mllm data report"
 ROWS = 25
@@ -157,4 +157,4 @@ def _thumbnail(image: str) -> str:
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
-    return f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return f"<img alt='' src='{data_url(buffer.getvalue(), 'image/jpeg')}'>"
