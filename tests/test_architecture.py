@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "registry", "outputs", "files", "settings"}
+GROUND = {"console", "errors", "foreign_keys", "registry", "outputs", "files", "settings"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -14,10 +14,11 @@ SIXTH = FIFTH | {"contrastive", "finetune"}
 ALLOWED = {
     "console": set(),
     "errors": set(),
+    "foreign_keys": set(),
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
-    "settings": {"errors"},
+    "settings": {"errors", "foreign_keys"},
     "batch": set(),
     "clients": GROUND,
     "conversation": GROUND,
@@ -36,6 +37,7 @@ ALLOWED = {
     "studies": SIXTH,
     "commands": SIXTH | {"studies"},
     "cli": None,
+    "__main__": None,
     "__init__": None,
 }
 
