@@ -51,7 +51,10 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
         help="Directory for results.json, answers.jsonl and report.html. MODEL/eval by default.",
     )
     parser.add_argument(
-        "--limit", type=at_least_1, metavar="N", help="Number of questions of each benchmark. All by default."
+        "--limit",
+        type=at_least_1,
+        metavar="N",
+        help="Number of questions of each benchmark. By default the benchmark's own number, which is mostly all.",
     )
     parser.add_argument(
         "--seed",
