@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "foreign_keys", "registry", "outputs", "files", "settings"}
+GROUND = {"console", "errors", "foreign_keys", "registry", "outputs", "files", "settings", "html"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -18,6 +18,7 @@ ALLOWED = {
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
+    "html": {"files"},
     "settings": {"errors", "foreign_keys"},
     "batch": set(),
     "clients": GROUND,

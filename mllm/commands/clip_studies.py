@@ -104,7 +104,7 @@ def _adapt(options: argparse.Namespace) -> None:
     from rich.table import Table
 
     from mllm.contrastive.zeroshot import class_folders, read_lines
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
     from mllm.studies.adapt.problem import encode_labelled, labelled_files
     from mllm.studies.adapt.run import base_to_new, few_shot
 
@@ -214,7 +214,7 @@ def _diagnose(options: argparse.Namespace) -> None:
 
     from mllm.contrastive.data import read_pairs
     from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
     from mllm.studies.diagnose import BY, diagnose, draw_diagnosis, prompt_sensitivity
 
     check_picture(options.picture, BY, options.pairs)

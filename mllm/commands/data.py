@@ -124,7 +124,7 @@ def _show(options: argparse.Namespace) -> None:
     # A mistake in the config is said before torch is loaded.
     from rich.console import Console
 
-    from mllm.checkpoint.assemble import load_processor
+    from mllm.checkpoint.start import load_processor
     from mllm.data.dataset import Mixture
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
@@ -188,7 +188,7 @@ def _check_by(config: str) -> "Check":
     from mllm.finetune.settings import FinetuneSettings
 
     settings = load_settings(FinetuneSettings, config)
-    from mllm.checkpoint.assemble import load_processor
+    from mllm.checkpoint.start import load_processor
     from mllm.data.example import render_example
 
     processor = load_processor(settings.model)

@@ -28,7 +28,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mllm.checkpoint.llava import import_llava
-    from mllm.checkpoint.load import local_directory
+    from mllm.checkpoint.parts import local_directory
 
     import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")
