@@ -8,7 +8,7 @@ from data_recipes.demo.facts import clean_keywords, clean_title, refusal
 from data_recipes.demo.generate import generate
 from data_recipes.demo.picture import Picture
 from mllm.errors import UserError
-from tests.synthesis.conftest import parquet_row, read_lines, tiny_rows
+from tests.helpers.demo_inputs import parquet_row, read_lines, tiny_rows
 
 
 @pytest.mark.parametrize(
