@@ -117,7 +117,9 @@ def _scored(scores: Mapping[str, Sequence[Score]], answers: Sequence[tuple[str, 
     """Yield for each benchmark what it asks, its scores, and some right and wrong answers."""
     for name, entries in scores.items():
         yield f"<h3>{escape(name)}</h3><p>{escape(ASKED.get(name, ''))}</p>"
-        yield f"<div class=scroll>{score_table(entries)}</div>{draw_intervals(name, entries)}"
+        kinds = {entry.type for entry in entries} - {"overall"}
+        shown = [entry for entry in entries if entry.type == "overall" or len(kinds) > 1]
+        yield f"<div class=row><div class=scroll>{score_table(shown)}</div>{draw_intervals(name, shown)}</div>"
         own = [answer for benchmark, answer in answers if benchmark == name and answer.condition == "model"]
         yield _gallery("right", [answer for answer in own if answer.score == 1.0])
         yield _gallery("wrong", [answer for answer in own if answer.score < 1.0])
