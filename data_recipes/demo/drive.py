@@ -155,7 +155,9 @@ def estimate(ranks: int, clock: Clock) -> None:
         measured = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if measured.returncode:
         raise UserError(f"the estimate ended with code {measured.returncode}, for the reason above; {GO_ON}")
-    for run in json.loads(measured.stdout):
+    # Libraries may have printed before it.
+    lines = measured.stdout.splitlines()
+    for run in json.loads(b"\n".join(lines[lines.index(b"[") :])):
         if run["steps_left"]:
             clock.estimated[Path(run["run_dir"]).name] = run["seconds"] + START_AND_SAVE_S
     clock.estimated = USUAL_S | clock.estimated
@@ -191,7 +193,11 @@ def main(arguments: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--ranks", type=int, default=2, help="Number of processes that train and score together (default: %(default)s)."
+        "--ranks",
+        type=int,
+        default=2,
+        metavar="N",
+        help="Number of processes that train and score together (default: %(default)s).",
     )
     options = parser.parse_args(arguments)
     if options.ranks < 1:
