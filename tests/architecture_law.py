@@ -30,7 +30,7 @@ def _rooms(text: str) -> frozenset[str]:
 
 
 ERRORS = _rooms("errors")
-GROUND = _rooms("errors registry outputs files settings console html resources")
+GROUND = _rooms("errors registry outputs files settings console html resources foreign_keys")
 FIRST = GROUND | _rooms("kernels conversation media batch clients")
 SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
@@ -48,7 +48,8 @@ FLOORS = (
             Room("registry", "tables of named parts", ERRORS),
             Room("outputs", "whose files may be replaced", ERRORS),
             Room("files", "atomic writes, hashes, full disks", _rooms("errors outputs")),
-            Room("settings", "YAML and `--set` become strict settings", ERRORS),
+            Room("foreign_keys", "what other programs call our settings", frozenset()),
+            Room("settings", "YAML and `--set` become strict settings", _rooms("errors foreign_keys")),
             Room("console", "tables that are printed", frozenset()),
             Room("html", "pages that are written", _rooms("files")),
             Room("resources", "the DeepSpeed settings and prompts that come along", ERRORS),
@@ -57,11 +58,11 @@ FLOORS = (
     Floor(
         1,
         "numbers, words, pixels and rows, each alone",
-        "floor 0",
+        "floor 0; `batch` and `conversation` also the plans of `media`",
         (
-            Room("batch", "the row format that data makes and the model reads", GROUND),
+            Room("batch", "the row format that data makes and the model reads", GROUND | _rooms("media")),
             Room("clients", "servers of chat completions, for judges, endpoints and synthesis", GROUND),
-            Room("conversation", "schema, prompt formats, segments → tokens", GROUND),
+            Room("conversation", "schema, prompt formats, segments → tokens", GROUND | _rooms("media")),
             Room(
                 "kernels",
                 "attention on packed and branched rows, the loss, lean and fused layers",
