@@ -41,7 +41,7 @@ def test_a_kind_without_prompts_of_the_users_has_the_shipped_ones(tmp_path, monk
     assert load_kind(own, "conversation") == load_kind(ROOT / "data_recipes" / "prompts", "conversation")
     assert shipped_unless_there("prompts", own, "nothing") == own / "nothing"
     assert load_kind(Path("data_recipes/prompts"), "detail") == load_kind(ROOT / "data_recipes" / "prompts", "detail")
-    with pytest.raises(UserError, match="elsewhere/detail/system.txt does not exist"):
+    with pytest.raises(UserError, match=r"elsewhere/detail/system\.txt does not exist"):
         load_kind(Path("elsewhere"), "detail")
 
 
