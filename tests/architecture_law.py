@@ -30,7 +30,7 @@ def _rooms(text: str) -> frozenset[str]:
 
 
 ERRORS = _rooms("errors")
-GROUND = _rooms("errors registry outputs files settings console html resources foreign_keys")
+GROUND = _rooms("errors registry outputs files foreign_keys settings console html resources")
 FIRST = GROUND | _rooms("kernels conversation media batch clients")
 SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
@@ -48,8 +48,8 @@ FLOORS = (
             Room("registry", "tables of named parts", ERRORS),
             Room("outputs", "whose files may be replaced", ERRORS),
             Room("files", "atomic writes, hashes, full disks", _rooms("errors outputs")),
-            Room("foreign_keys", "what other programs call our settings", frozenset()),
-            Room("settings", "YAML and `--set` become strict settings", _rooms("errors foreign_keys")),
+            Room("foreign_keys", "keys of other frameworks, and ours", frozenset()),
+            Room("settings", "YAML and `--set` become strict settings", ERRORS | _rooms("foreign_keys")),
             Room("console", "tables that are printed", frozenset()),
             Room("html", "pages that are written", _rooms("files")),
             Room("resources", "the DeepSpeed settings and prompts that come along", ERRORS),
@@ -58,7 +58,7 @@ FLOORS = (
     Floor(
         1,
         "numbers, words, pixels and rows, each alone",
-        "floor 0; `batch` and `conversation` also the plans of `media`",
+        "floor 0; batch and conversation also `media`",
         (
             Room("batch", "the row format that data makes and the model reads", GROUND | _rooms("media")),
             Room("clients", "servers of chat completions, for judges, endpoints and synthesis", GROUND),
