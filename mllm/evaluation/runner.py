@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
@@ -146,5 +147,5 @@ def summarize(answers: Sequence[Answer], seed: int) -> list[Score]:
     return out
 
 
-def as_records(entries: Sequence[Answer] | Sequence[Score]) -> list[dict]:
+def as_records(entries: Sequence[Answer] | Sequence[Score]) -> list[dict[str, Any]]:
     return [asdict(entry) for entry in entries]

@@ -4,6 +4,7 @@ B rows, T tokens, N tiles, I image tokens of all images, D language-model width.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class MultimodalLM(nn.Module):
         self.projector_settings = projector_settings
         self.image_settings = image_settings
         self.image_token_id = image_token_id
-        self.adapters: dict[str, dict] = {}  # part → kind and LoraSettings of its low-rank updates
+        self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
         refuse_scaled_logits(language_model.config)

@@ -28,7 +28,7 @@ def part_rates(settings: OptimizerSettings) -> dict[str, tuple[float, float]]:
     return rates
 
 
-def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dict]:
+def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
     """Trainable parameters grouped by learning rate and weight decay, which vectors and scalars don't get.
 
     A parameter's part is token_embeddings, or else the first component of its name; parts that the settings don't know

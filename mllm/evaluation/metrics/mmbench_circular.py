@@ -5,7 +5,7 @@ Letters are read as VLMEvalKit's prefetch reads them; without a judge, an answer
 
 from collections.abc import Hashable, Sequence
 from string import ascii_uppercase
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BeforeValidator, Field, model_validator
 from typing_extensions import Self
@@ -79,7 +79,7 @@ def _hits(lines: Sequence[MmBenchLine]) -> list[bool]:
     return [read_option(line.prediction, line.options) in line.references for line in lines]
 
 
-def _summarize(lines: Sequence[MmBenchLine], values: list[float]) -> dict:
+def _summarize(lines: Sequence[MmBenchLine], values: list[float]) -> dict[str, Any]:
     return (
         {"score": mean(values)}
         | means_by("category", [line.category for line in lines], values)
