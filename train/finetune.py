@@ -18,11 +18,10 @@ def main(arguments: Sequence[str]) -> None:
 
     from mllm.finetune.run import finetune
     from mllm.finetune.settings import FinetuneSettings
-    from mllm.finetune.watching import generating_callbacks
     from mllm.settings import load_settings
 
     settings = load_settings(FinetuneSettings, options.config, options.overrides)
-    final = finetune(settings, options.stop_after, generating_callbacks)
+    final = finetune(settings, options.stop_after)
     if final is not None:
         print(f"saved {final}")
 

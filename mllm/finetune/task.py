@@ -25,7 +25,7 @@ from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
-from mllm.training.task import MicroBatch, StepWindow
+from mllm.training.task import MicroBatch, StepWindow, TaskOutput
 
 GPU_LENGTH_MULTIPLE = 128
 
@@ -151,8 +151,8 @@ class InstructionTask:
         work = work_of(rows, batch.target_count)
         return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
 
-    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        return module(micro_batch.inputs.to(next(module.parameters()).device))
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
+        return TaskOutput(module(micro_batch.inputs.to(next(module.parameters()).device)))
 
 
 def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:

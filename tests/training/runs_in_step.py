@@ -14,7 +14,6 @@ import torch.distributed as dist
 from mllm.commands.shared import configure_logging
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.kernels import loss
 from mllm.settings import validate_settings
 from tests.training.collectives import meeting, recorded
@@ -34,8 +33,8 @@ def main(path):
         settings = validate_settings(FinetuneSettings, values, "test")
         with recorded(meeting(dist.PrefixStore(f"run{number}", store), rank, world_size)):
             if stop_after is not None:
-                assert finetune(settings, stop_after, generating_callbacks) is None
-            assert finetune(settings, None, generating_callbacks) is not None
+                assert finetune(settings, stop_after) is None
+            assert finetune(settings) is not None
 
 
 main(sys.argv[-1])

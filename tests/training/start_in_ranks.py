@@ -14,12 +14,12 @@ import torch
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.finetune.run import build_beginning
+from mllm.finetune.run import build_beginning, filling, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
 from mllm.model.fill import parameters_on_meta
 from mllm.model.policy import apply_policy, count_parameters
 from mllm.settings import validate_settings
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import start_engine
 from mllm.training.deepspeed_engine import init_distributed
 
 
@@ -34,9 +34,8 @@ def start(settings):
 def compared(settings):
     """Start under the engine of `settings`, and in one process on rank 0; names of tensors that aren't equal."""
     beginning, counts = start(settings)
-    engine = build_engine(
-        lambda: beginning.model.train(), settings.engine, settings.optim, settings.train, beginning.open_contents
-    )
+    wrap = start_engine(settings.engine, settings.optim, settings.train)
+    engine = wrap(beginning.model.train(), filling(beginning), parts_by_name(beginning.model))
     state = engine.full_state_dict()
     rows = len(beginning.model.language_model.get_input_embeddings().weight)
     found = {"buffers": sorted({str(b.dtype) for b in engine.module.buffers() if b.is_floating_point()})}

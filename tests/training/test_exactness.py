@@ -17,7 +17,7 @@ from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from mllm.training.deepspeed_engine import fill_ds_config
+from mllm.training.ds_config import fill_ds_config
 from tests.tiny import save_image
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from mllm.errors import UserError
-from mllm.training.own_gpu import take_gpu
+from mllm.training.ranks import take_gpu
 from tests.training.test_exactness import ROOT, free_port
 
 # Fault → exit codes by rank, the rank that waits, and what it says.

@@ -1,15 +1,27 @@
-"""The settings of a run, saved when it begins and held against those of every later start."""
+"""What every run does alike, whatever it trains: it is held against the settings that it began with, recorded, and published.
 
-from collections.abc import Collection, Iterator
+The settings are saved when a run begins and held against those of every later start.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.files import write_text_atomically
+from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.outputs import check_files, free_name
 from mllm.settings import Settings, dump_yaml, load_settings
 from mllm.training.build_engine import launched_rank
-from mllm.training.resume import BY
+from mllm.training.callbacks import Callback, CurvesPicture, LogLine, MetricsFile, ProgressBar, build_trackers
+from mllm.training.engine import Engine
+from mllm.training.loop import Trainer
+from mllm.training.resume import BY, latest_checkpoint
+from mllm.training.settings import LoopSettings
+
+logger = logging.getLogger(__name__)
 
 NAME = "config.yaml"
 # What a run writes beside it, line by line or anew.
@@ -28,7 +40,8 @@ WATCHING: dict[str, Any] = {
 
 
 def begin_run(settings: Settings, run_dir: Path, derived: Collection[str] = ()) -> bool:
-    """Hold `settings` against those that the run began with and save them; whether the run is finished already.
+    """Hold `settings` against those that the run began with and save them; whether the run is finished already, with nothing
+    to do.
 
     derived: keys (`train.dtype`) whose values follow from the machine, so that a finished run may have others.
     Raises UserError, on rank 0, when the run has begun or is finished with settings that train otherwise, naming them, and
@@ -47,6 +60,8 @@ def begin_run(settings: Settings, run_dir: Path, derived: Collection[str] = ()) 
     if not path.is_file():
         check_files(run_dir, (NAME, *WRITTEN), BY)
     elif not _differs(settings, run_dir, derived if is_finished else (), is_finished):
+        if is_finished:
+            logger.info("%s is already there, of these settings: nothing to do", final)
         return is_finished
     write_text_atomically(path, dump_yaml(settings), None if _has_begun(run_dir) else BY)
     return is_finished
@@ -87,3 +102,58 @@ def _changes(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, str]
             yield from _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)
     elif before != after:
         yield key, f"{key} is {before} there and {after} here"
+
+
+def recorders(settings: Settings, loop: LoopSettings, run_dir: Path, engine: Engine) -> list[Callback]:
+    """The callbacks that show and record a run; there are none but on rank 0. Raises UserError for a missing tracker."""
+    if engine.rank != 0:
+        return []
+    return [
+        MetricsFile(run_dir / "metrics.jsonl"),
+        *build_trackers(loop.trackers, run_dir, settings.model_dump(mode="json")),
+        ProgressBar(run_dir.name),
+        LogLine(loop.log_every_steps),
+        CurvesPicture(run_dir),
+    ]
+
+
+def link_model(model: Path, final: Path) -> None:
+    """Give the files of a checkpoint's model to `final`, as they are."""
+    shutil.copytree(model, final, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def complete(
+    trainer: Trainer, stop_after: int | None = None, publish: Callable[[Path, Path], None] = link_model
+) -> Path | None:
+    """Train from the latest checkpoint on, make `final/` of the last one, list what was skipped, and close the engine.
+
+    Returns `final/`, or None where `stop_after` ended the run before its last step. publish(model, final): called on rank 0,
+    fills the directory `final` from the last checkpoint's model.
+    """
+    engine, run_dir = trainer.engine, trainer.run_dir
+    try:
+        is_complete = trainer.run(stop_after) == trainer.total
+        if is_complete:
+            _publish(engine, run_dir, publish)
+    finally:
+        if engine.rank == 0 and trainer.skipped:
+            _list_skipped(run_dir, trainer.skipped)
+    engine.close()
+    return run_dir / "final" if is_complete else None
+
+
+def _publish(engine: Engine, run_dir: Path, publish: Callable[[Path, Path], None]) -> None:
+    last = latest_checkpoint(run_dir)
+    if engine.rank == 0 and last is not None:
+        with atomic_directory(run_dir / "final", BY, is_hashed=False) as directory:
+            publish(last / "model", directory)
+    engine.barrier()
+
+
+def _list_skipped(run_dir: Path, skipped: dict[str, tuple[str, str]]) -> None:
+    lines = [
+        json.dumps({"id": sample_id, "kind": kind, "reason": reason}, ensure_ascii=False)
+        for sample_id, (kind, reason) in skipped.items()
+    ]
+    write_text_atomically(run_dir / "skipped.jsonl", "\n".join(lines) + "\n")
+    logger.warning("%d sample(s) were skipped or cut; %s lists them", len(skipped), run_dir / "skipped.jsonl")
