@@ -1,13 +1,7 @@
 """Multimodal LLMs the LLaVA way: assemble, train, talk to, score, ship."""
 
-from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from mllm.contrastive.settings import ContrastiveSettings
-    from mllm.finetune.settings import FinetuneSettings
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -20,40 +14,9 @@ _PUBLIC = {
     "load": "mllm.checkpoint.load",
     "load_config": "mllm.finetune.run",
     "save": "mllm.checkpoint.ours",
+    "train": "mllm.api",
 }
-__all__ = sorted([*_PUBLIC, "train"])
-
-
-def train(
-    config: "str | Path | FinetuneSettings | ContrastiveSettings",
-    overrides: Sequence[str] = (),
-    stop_after: int | None = None,
-) -> Path | None:
-    """Train what a YAML file or settings describe: a multimodal LLM, or a dual encoder where `data.pairs` is given.
-
-        final = mllm.train("train/configs/finetune.yaml", ["optim.lr=1e-5"])
-
-    overrides: `a.b=c` each, for a file. Resumes from the run's latest checkpoint. Returns `final/` of the run, or None where
-    `stop_after` ended it when that many steps were done. Raises UserError naming file, line and key.
-    """
-    from mllm.contrastive.settings import ContrastiveSettings
-    from mllm.finetune.settings import FinetuneSettings
-    from mllm.settings import apply_overrides, expanded, read_yaml, validate_settings
-
-    settings: Any = config
-    if isinstance(config, str | Path):
-        path = expanded(str(config))
-        values = read_yaml(path)
-        apply_overrides(values, overrides)
-        is_contrastive = isinstance(values.get("data"), dict) and "pairs" in values["data"]
-        settings = validate_settings(ContrastiveSettings if is_contrastive else FinetuneSettings, values, path)
-    if isinstance(settings, ContrastiveSettings):
-        from mllm.contrastive.run import train_clip
-
-        return train_clip(settings, stop_after)
-    from mllm.finetune.run import finetune
-
-    return finetune(settings, stop_after)
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

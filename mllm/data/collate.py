@@ -1,6 +1,13 @@
-"""From rows to a batch of tensors; this is where pixels are decoded."""
+"""From rows to a batch of tensors; this is where pixels are decoded, by threads ahead of their use.
 
-from collections.abc import Callable, Iterator, Sequence
+Pillow lets go of the interpreter while it decodes and scales.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Literal
 
 import torch
 
@@ -12,6 +19,7 @@ from mllm.processor import Processor
 
 OnBadSample = Callable[[BadSampleError], None]
 Decode = Callable[[str], torch.Tensor]
+FEWEST_WORKERS, MOST_WORKERS = 2, 8
 
 
 def targets_of(segment: PlacedSegment) -> list[int]:
@@ -123,3 +131,41 @@ def _stacked(pixels: Sequence[torch.Tensor | None], processor: Processor) -> tor
     side = processor.geometry.image_size_px
     blank = torch.zeros(3, side, side, dtype=next((image.dtype for image in pixels if image is not None), None))
     return torch.stack([blank if image is None else image for image in pixels])
+
+
+class ImageDecoder:
+    """Decodes with `workers` threads; with 0, in the thread that asks. Which of them does changes no pixel."""
+
+    def __init__(self, processor: Processor, workers: int | Literal["auto"]) -> None:
+        self._read = reading(processor)
+        count = own_share_of_cores() if workers == "auto" else workers
+        self._pool = ThreadPoolExecutor(count, "decode") if count else None
+
+    def start(self, paths: Iterable[str], refused: Mapping[str, str] = MappingProxyType({})) -> Decode:
+        """Begin with `paths`, each once; returns the function that waits for the pixels of one of them.
+
+        The function holds the pixels as long as it lives, and raises what decoding raised. Of `refused`, path → reason,
+        none is opened: UserError with the reason is raised in place of their pixels.
+        """
+        wanted = [path for path in dict.fromkeys(paths) if path not in refused] if self._pool else ()
+        futures = {path: self._pool.submit(self._read, path) for path in wanted} if self._pool else None
+
+        def decode(path: str) -> torch.Tensor:
+            if path in refused:
+                raise UserError(refused[path])
+            return futures[path].result() if futures is not None else self._read(path)
+
+        return decode
+
+
+def own_share_of_cores() -> int:
+    """Threads that decode where the settings leave it open: the rank's share of this machine's cores, less the one that
+    computes, and within bounds that a share of one or of many cores would leave."""
+    # What torchrun and DeepSpeed say of the ranks that they started on this machine.
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return min(MOST_WORKERS, max(FEWEST_WORKERS, usable_cores() // ranks - 1))
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mllm.data.collate import Decode, collate, shown_images
+from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
-from mllm.data.dataset import Mixture
-from mllm.data.decoding import ImageDecoder
+from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.example import Example, render_example
-from mllm.data.grouping import group_by_length
 from mllm.data.packing import E, PlacedSegment, Row, pack
 from mllm.data.settings import DataSettings
 from mllm.errors import BadSampleError, UserError
