@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "registry", "outputs", "files", "settings"}
+GROUND = {"console", "errors", "registry", "outputs", "files", "resources", "settings"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -17,6 +17,7 @@ ALLOWED = {
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
+    "resources": {"errors"},
     "settings": {"errors"},
     "batch": set(),
     "clients": GROUND,
@@ -28,13 +29,14 @@ ALLOWED = {
     "checkpoint": SECOND,
     "data": FIRST | {"processor"},
     "inference": THIRD - {"data"},
-    "training": THIRD,
+    "training": FIRST,
     "evaluation": FOURTH - {"training"},
     "synthesis": FOURTH - {"training"},
     "contrastive": FIFTH,
     "finetune": FIFTH,
     "studies": SIXTH,
     "commands": SIXTH | {"studies"},
+    "api": None,
     "cli": None,
     "__init__": None,
 }

@@ -23,9 +23,9 @@ from mllm.settings import validate_settings
 from mllm.training.resume import BY as TRAINING
 from mllm.training.resume import _remove
 from mllm.training.run import begin_run
-from tests.synthesis.conftest import picture_bytes, write_easyvqa
-from tests.synthesis.instructions_input import PROMPTS, fact_records
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.demo_inputs import picture_bytes, write_easyvqa
+from tests.helpers.facts import PROMPTS, fact_records
+from tests.helpers.tiny import save_image, tiny_settings
 
 MINE = b"my thesis\n"
 

@@ -42,6 +42,7 @@ def load(
     model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
     weights are not exactly those that its config asks for, or the device isn't there.
     """
+    check_device(device)
     dtype = resolve_dtype(dtype, device)
     multiply_as_asked(dtype)
     path = checkpoint.model_directory(local_directory(source))
@@ -53,10 +54,7 @@ def load(
         model, processor = read_llava(path, prompt_format, None if image is None else image.fit, DTYPES[dtype])
     if quantize is not None:
         quantize_language_model(model, quantize)
-    try:
-        model = model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from None
+    model = model.to(device).eval()
     store_wide_layers_by_column(model.language_model)
     return model, processor
 
@@ -77,6 +75,16 @@ def resolve_dtype(dtype: str, device: str) -> str:
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     except (RuntimeError, AssertionError, ValueError):
         return "float32"  # no such device, which whoever moves the model there says
+
+
+def check_device(name: str) -> None:
+    """Raise UserError, naming those that are there, unless this machine has a device of that name (`cuda` is `cuda:0`)."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = ["cpu"]
+    if accelerator is not None:
+        found += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
+    if name not in found and f"{name}:0" not in found:
+        raise UserError(f"device {name!r} isn't there; this machine has: {', '.join(found)}")
 
 
 def local_directory(source: Path | str) -> Path:

@@ -19,7 +19,9 @@ def _bitsandbytes() -> Any:
     try:
         import bitsandbytes
     except ImportError as error:
-        raise UserError(f"4-bit weights need bitsandbytes, which can't be imported here ({error})") from None
+        raise UserError(
+            f"4-bit weights need bitsandbytes, which can't be imported here ({error}); run pip install 'mllm[quantization]'"
+        ) from None
     return bitsandbytes
 
 

@@ -35,7 +35,9 @@ def _eight_bit(module: nn.Module) -> nn.Module:
     try:
         from bitsandbytes.nn import Int8Params, Linear8bitLt
     except ImportError as error:
-        raise UserError(f"8-bit weights need bitsandbytes, which can't be imported here ({error})") from None
+        raise UserError(
+            f"8-bit weights need bitsandbytes, which can't be imported here ({error}); run pip install 'mllm[quantization]'"
+        ) from None
     assert isinstance(module, nn.Linear)
     with torch.device("meta"):
         layer = Linear8bitLt(module.in_features, module.out_features, module.bias is not None, has_fp16_weights=False)

@@ -11,10 +11,8 @@ from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel
 from mllm.contrastive.data import describes, read_pairs
 from mllm.contrastive.loss import symmetric_infonce_sum
 from mllm.contrastive.run import train_clip
-from mllm.contrastive.settings import ContrastiveSettings
 from mllm.errors import UserError
-from mllm.settings import validate_settings
-from tests.tiny import save_image
+from tests.helpers.clip import settings
 
 
 def test_loss_is_the_mean_of_both_cross_entropies_summed_over_pairs():
@@ -56,35 +54,6 @@ def test_the_scale_of_logits_is_capped_at_100():
 )
 def test_describes(one, other, expected):
     assert describes([one, other]).tolist() == [[True, expected], [expected, True]]
-
-
-def write_pairs(root):
-    """Sixteen pairs of four colours; returns their file."""
-    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "black": (0, 0, 0)}
-    lines = []
-    for name, colour in colours.items():
-        save_image(root / f"{name}.png", colour, (16, 16))
-        lines += [{"image": f"{name}.png", "caption": f"a {name} square"}] * 4
-    (root / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return root / "pairs.jsonl"
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    return write_pairs(tmp_path)
-
-
-def settings(pairs, run_dir, epochs):
-    model = {"image_size_px": 16, "patch_size_px": 8, "vision_width": 64, "vision_layers": 1, "text_width": 64}
-    model |= {"text_layers": 1, "embedding_width": 16, "vocabulary_size": 300, "text_length_tokens": 12}
-    values = {
-        "run_dir": str(run_dir),
-        "model": model,
-        "data": {"pairs": str(pairs), "heldout": str(pairs), "image_root": str(pairs.parent)},
-        "optim": {"lr": 3e-3},
-        "train": {"epochs": epochs, "global_batch_size": 8},
-    }
-    return validate_settings(ContrastiveSettings, values, "test")
 
 
 def test_a_run_learns_to_tell_colours_apart_and_transformers_reads_it(pairs, tmp_path):

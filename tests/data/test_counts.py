@@ -22,7 +22,7 @@ from mllm.finetune.task import InstructionTask
 from mllm.media.layout import ImageGeometry
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
-from tests.tiny import TOKENIZERS, save_image, tiny_settings
+from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings
 
 RANKS = 3
 IMAGES = ((), ("a.png",), ("b.png",), ("a.png",), ("a.png", "sub/b.png"), ("gone.png",), ("torn.png",), ("link.png",))

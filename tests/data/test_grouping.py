@@ -13,7 +13,7 @@ from mllm.errors import UserError
 from mllm.finetune.task import InstructionTask
 from mllm.settings import validate_settings
 from mllm.training.settings import LoopSettings
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 BATCH, TOKENS_PER_IMAGE = 8, 16
 

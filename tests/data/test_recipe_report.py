@@ -7,7 +7,7 @@ from mllm.cli import _command
 from mllm.data.recipe import load_recipe
 from mllm.data.report.page import histogram
 from mllm.data.report.survey import survey_recipe
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def line(name, question, answer, kind, image="a.png"):

@@ -12,7 +12,7 @@ from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import write_report
 from mllm.evaluation.run import remarks
 from mllm.evaluation.runner import Answer, Score, summarize
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):

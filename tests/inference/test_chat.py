@@ -9,7 +9,7 @@ from mllm.checkpoint.assemble import build
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.decoding import RowProcessors
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from mllm.inference import terminal
 from mllm.inference.chat import ChatSession
 from mllm.inference.prompting import CommandCompleter
 from mllm.media.remote import fetch_image, is_public
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture(scope="module")

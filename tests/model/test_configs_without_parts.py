@@ -9,7 +9,7 @@ import mllm
 from mllm.checkpoint.assemble import build
 from mllm.checkpoint.llava import export_llava, import_llava
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 ORIGINAL = {
     "architectures": ["LlavaLlamaForCausalLM"],

@@ -11,7 +11,7 @@ from mllm.checkpoint.load import resolve_dtype
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.subject import load_local
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize(

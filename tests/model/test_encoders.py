@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mllm.model.encoders import VisionEncoder, load_vision_model
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])

@@ -15,7 +15,7 @@ from mllm.inference.generate import Request, generate_answers
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings, ModelSettings
 from mllm.settings import validate_settings
-from tests.tiny import byte_tokenizer
+from tests.helpers.tiny import byte_tokenizer
 
 QUESTION = Request((Message(role="user", content="what is this"),))
 

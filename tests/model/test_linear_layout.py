@@ -7,7 +7,7 @@ import mllm
 from mllm.checkpoint.assemble import build
 from mllm.checkpoint.linear_layout import store_wide_layers_by_column
 from mllm.checkpoint.llava import export_llava
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 def test_wide_layers_lie_by_column_and_nothing_else_changes(tiny_parts):

@@ -12,7 +12,7 @@ from mllm.checkpoint.assemble import build
 from mllm.checkpoint.llava import export_llava, import_llava
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 def settings(parts, encoder, prompt_format, fit):

@@ -21,7 +21,7 @@ from mllm.inference.generate import Request, generate_batch
 from mllm.model.fill import cast_parameters
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

@@ -8,7 +8,7 @@ import mllm
 from mllm.checkpoint.assemble import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

@@ -13,8 +13,8 @@ from mllm.kernels.packed_rows import lay_out
 from mllm.kernels.trial import Heads, fault_of
 from mllm.kernels.varlen_kernels import VARLEN_KERNELS, TorchVarlen, varlen_kernel
 from mllm.model.attention import PACKED, attention_of
-from tests import kernel_stand_ins
-from tests.kernel_stand_ins import PlainKernel
+from tests.helpers import kernel_stand_ins
+from tests.helpers.kernel_stand_ins import PlainKernel
 
 VARLEN = ("varlen", "flash2", "flash3", "flash4")
 

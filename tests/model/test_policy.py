@@ -14,8 +14,8 @@ from mllm.model.policy import PartCount, apply_policy, check_policy, policy_tabl
 from mllm.model.quantization import dequantize_linears, is_quantized, quantize_linears
 from mllm.model.settings import LoraSettings, TrainableSettings
 from mllm.settings import validate_settings
-from tests.model.test_multimodal import batch_of, images, loss_and_gradients, sample, samples  # noqa: F401 (fixtures)
-from tests.tiny import tiny_settings
+from tests.helpers.samples import batch_of, loss_and_gradients
+from tests.helpers.tiny import tiny_settings
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 LINEAR_LAYERS = 14  # of the tiny language model: 7 in each of 2 layers
@@ -54,7 +54,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_adapted_model_loads_merges_and_serves_with_equal_logits(model_and_processor, samples, tmp_path, kind):  # noqa: F811
+def test_adapted_model_loads_merges_and_serves_with_equal_logits(model_and_processor, samples, tmp_path, kind):
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
     disturb(model)
@@ -90,7 +90,7 @@ def build_again(tmp_path):
     return checkpoint.load(tmp_path / "before")[0].language_model
 
 
-def test_qlora_gradients_after_an_evaluation_are_those_of_lora_on_the_rounded_weights(tiny_parts, samples):  # noqa: F811
+def test_qlora_gradients_after_an_evaluation_are_those_of_lora_on_the_rounded_weights(tiny_parts, samples):
     torch.manual_seed(0)  # the image token's row of the embedding is drawn from the global generator
     model, processor = build(tiny_settings(tiny_parts))
     apply_policy(model, policy(language_model="qlora"))
@@ -149,7 +149,7 @@ def test_encoder_learns_from_a_layer_on_and_lora_keeps_out_of_layers_behind_the_
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], KINDS[4], {"vision_encoder": "full", "language_model": "full"}], ids=str)
-def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):  # noqa: F811
+def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
     batch = batch_of(samples, processor, "samples")
@@ -161,7 +161,7 @@ def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(mo
     assert all(torch.allclose(gradient, expected[name], atol=1e-6) for name, gradient in gradients.items())
 
 
-def test_updates_go_on_learning_for_the_same_policy_and_are_merged_for_another(model_and_processor, samples):  # noqa: F811
+def test_updates_go_on_learning_for_the_same_policy_and_are_merged_for_another(model_and_processor, samples):
     model, processor = model_and_processor
     apply_policy(model, policy(language_model="qlora"))
     batch = batch_of(samples, processor, "samples")

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from data_recipes.demo.generate import synthesize
-from tests.synthesis.conftest import read_lines
+from tests.helpers.demo_inputs import read_lines
 
 
 def test_a_caption_stands_where_the_image_was_and_gives_the_answer(make_config) -> None:

@@ -16,7 +16,7 @@ from mllm.conversation.schema import Sample
 from mllm.errors import UserError
 from mllm.settings import load_settings
 from mllm.synthesis.picture import pixel_hash
-from tests.synthesis.conftest import parquet_row, picture_bytes, read_lines, tiny_rows, write_easyvqa
+from tests.helpers.demo_inputs import parquet_row, picture_bytes, read_lines, tiny_rows, write_easyvqa
 
 
 def images_of(row: dict) -> list[str]:

@@ -8,7 +8,7 @@ from data_recipes.demo.generate import synthesize
 from data_recipes.demo.titles import clean_keywords, clean_title, refusal
 from mllm.errors import UserError
 from mllm.synthesis.picture import Picture
-from tests.synthesis.conftest import parquet_row, read_lines, tiny_rows
+from tests.helpers.demo_inputs import parquet_row, read_lines, tiny_rows
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mllm.data.packing import pack
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs, unit_flops
 from mllm.model.policy import apply_policy
 from mllm.model.settings import TrainableSettings
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 POLICIES = {
     "projector": {},

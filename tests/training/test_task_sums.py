@@ -1,8 +1,6 @@
 """What a task reports beside its loss: the exact sum over micro-batches and ranks, divided by the number of targets."""
 
 import json
-import multiprocessing
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +13,8 @@ from mllm.training.callbacks import MetricsFile
 from mllm.training.loop import Trainer
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
-from tests.training.test_exactness import free_port
+from tests.helpers.launches import in_ranks
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mllm.training.fsdp_engine", "tests.training.test_task_sums"])
 # Targets of the six micro-batches of a step: unlike, one without any, 16 in all.
 TARGETS = (1, 0, 3, 5, 2, 5)
 STEPS = 3
@@ -67,14 +63,10 @@ def write_model(directory, state_dict):
     directory.mkdir()
 
 
-def train(run_dir, kind, rank=0, ranks=1, port=0):
-    if ranks > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def train(run_dir, kind):
     optim, loop = OptimizerSettings(lr=0.25, schedule="constant", warmup_ratio=0.0), LoopSettings()
     engine = start_engine(EngineSettings(kind=kind), optim, loop)(Shift())
-    callbacks = [MetricsFile(run_dir / "metrics.jsonl")] if rank == 0 else []
+    callbacks = [MetricsFile(run_dir / "metrics.jsonl")] if engine.rank == 0 else []
     Trainer(Positions(), engine, optim, loop, run_dir, write_model, callbacks).run()
     engine.close()
 
@@ -98,13 +90,7 @@ def test_sums_are_over_all_micro_batches_and_divided_by_the_targets(tmp_path):
 @pytest.mark.slow
 def test_two_ranks_report_the_exact_sums_of_one_process(tmp_path):
     train(tmp_path / "one", "torch")
-    port = free_port()
-    processes = [FORKS.Process(target=train, args=(tmp_path / "two", "fsdp", rank, 2, port)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        assert process.exitcode == 0
+    in_ranks(tmp_path, 2, train, tmp_path / "two", "fsdp")
     alone, together = lines(tmp_path / "one"), lines(tmp_path / "two")
     check(together)
     for name in ("position", "value", "loss", "targets"):

@@ -27,16 +27,12 @@ from mllm.settings import validate_settings
 from mllm.training.callbacks import Callback
 from mllm.training.gpus import device_peak_flops
 from mllm.training.settings import LoopSettings
-from tests.tiny import tiny_settings
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, metrics, run_here, series
+from tests.helpers.tiny import tiny_settings
 
 
 def go(values, stop_after=None):
     return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after)
-
-
-def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def fail(error):

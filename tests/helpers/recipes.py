@@ -1,16 +1,15 @@
-"""A recipe of a dozen samples, some with an image, some without."""
+"""Training samples in files."""
 
 import json
+from pathlib import Path
 
-import pytest
 import yaml
 
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recipe")
+def write_recipe(root: Path) -> Path:
+    """A dozen samples, some with an image, some without; returns the recipe's file."""
     colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "gray": (120, 120, 120)}
     for name, colour in colours.items():
         save_image(root / f"{name}.png", colour)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mllm.settings import validate_settings
 from mllm.synthesis.config import InstructionConfig
-from tests.synthesis.conftest import picture_bytes
+from tests.helpers.demo_inputs import picture_bytes
 
 PROMPTS = Path(__file__).parents[2] / "data_recipes" / "prompts"
 NO_IMAGES = ("bad_image", "duplicate_image", "evaluation_image")

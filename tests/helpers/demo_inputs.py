@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image, ImageDraw
 
 from data_recipes.demo.config import SynthConfig
@@ -71,53 +70,48 @@ def tiny_rows() -> list[dict[str, object]]:
     return [parquet_row(n, "train") for n in range(60)] + [parquet_row(n, "test") for n in range(60, 84)]
 
 
-@pytest.fixture
-def make_config(tmp_path: Path):
-    """A function that writes the inputs and returns the settings; keyword arguments replace top-level keys."""
-
-    def make(rows: list[dict[str, object]] | None = None, **changes: object) -> SynthConfig:
-        inputs = tmp_path / "inputs"
-        if not inputs.exists():
-            write_easyvqa(inputs / "easyvqa")
-            (inputs / "words.txt").write_text("apple\nbus\nhen\nwindow\n")
-        write_parquet(inputs / "clipart.parquet", rows if rows is not None else tiny_rows())
-        values: dict[str, object] = {
-            "output": str(tmp_path / "out"),
-            "sources": [
-                {
-                    "kind": "easyvqa",
-                    "path": str(inputs / "easyvqa"),
-                    "caption_count": 10,
-                    "yes_no_count": 80,
-                    "shape_count": 12,
-                    "color_count": 12,
-                },
-                {
-                    "kind": "captioned_parquet",
-                    "name": "clipart",
-                    "path": str(inputs / "clipart.parquet"),
-                    "writes_heldout_questions": True,
-                    "caption_count": 20,
-                    "naming_count": 12,
-                    "category_count": 12,
-                    "yes_no_count": 40,
-                    "description_count": 6,
-                    "conversation_count": 15,
-                },
-                {
-                    "kind": "rendered_words",
-                    "path": str(inputs / "words.txt"),
-                    "caption_count": 6,
-                    "reading_count": 12,
-                    "clip_pair_count": 16,
-                    "heldout_count": 8,
-                },
-            ],
-        }
-        return validate_settings(SynthConfig, {**values, **changes}, "test")
-
-    return make
-
-
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def demo_config(tmp_path: Path, rows: list[dict[str, object]] | None = None, **changes: object) -> SynthConfig:
+    """Write the inputs where they are missing, and return settings; keyword arguments replace top-level keys."""
+    inputs = tmp_path / "inputs"
+    if not inputs.exists():
+        write_easyvqa(inputs / "easyvqa")
+        (inputs / "words.txt").write_text("apple\nbus\nhen\nwindow\n")
+    write_parquet(inputs / "clipart.parquet", rows if rows is not None else tiny_rows())
+    values: dict[str, object] = {
+        "output": str(tmp_path / "out"),
+        "sources": [
+            {
+                "kind": "easyvqa",
+                "path": str(inputs / "easyvqa"),
+                "caption_count": 10,
+                "yes_no_count": 80,
+                "shape_count": 12,
+                "color_count": 12,
+            },
+            {
+                "kind": "captioned_parquet",
+                "name": "clipart",
+                "path": str(inputs / "clipart.parquet"),
+                "writes_heldout_questions": True,
+                "caption_count": 20,
+                "naming_count": 12,
+                "category_count": 12,
+                "yes_no_count": 40,
+                "description_count": 6,
+                "conversation_count": 15,
+            },
+            {
+                "kind": "rendered_words",
+                "path": str(inputs / "words.txt"),
+                "caption_count": 6,
+                "reading_count": 12,
+                "clip_pair_count": 16,
+                "heldout_count": 8,
+            },
+        ],
+    }
+    return validate_settings(SynthConfig, {**values, **changes}, "test")

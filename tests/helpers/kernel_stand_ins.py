@@ -7,6 +7,7 @@ poses as one sees a kernel, as it would a real one.
 
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from types import ModuleType
 
@@ -318,7 +319,10 @@ def _aten_backward(
     return _run_backward(grad_out, query, key, value, out, logsumexp, *bounds, scale, is_causal)
 
 
-# torch's CPU builds have no kernel under these names.
-_aten = torch.library.Library("aten", "IMPL")
-_aten.impl("_flash_attention_forward", _aten_forward, "CPU")
-_aten.impl("_flash_attention_backward", _aten_backward, "CPU")
+@cache
+def register() -> torch.library.Library:
+    """Give torch's own operators a CPU kernel, which its CPU builds have not, for as long as this process lives."""
+    aten = torch.library.Library("aten", "IMPL")
+    aten.impl("_flash_attention_forward", _aten_forward, "CPU")
+    aten.impl("_flash_attention_backward", _aten_backward, "CPU")
+    return aten
