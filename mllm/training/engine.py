@@ -33,7 +33,7 @@ class Engine(Protocol):
     device: torch.device
     description: str
 
-    def autocast(self): ...
+    def autocast(self) -> AbstractContextManager[Any]: ...
     def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None: ...
     def step(self, lr_scale: float) -> float:
         """Clip, update, clear gradients. Returns the gradient norm before clipping."""
@@ -186,7 +186,7 @@ class TorchEngine:
         self.description = f"torch, 1 process, {dtype} on {self.device.type}"
         self._trainable = [p for p in module.parameters() if p.requires_grad]
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, scale: float | torch.Tensor, last: bool) -> None:

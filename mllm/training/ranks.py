@@ -233,7 +233,7 @@ class RankedEngine:
         self.use_autocast = loop.dtype == "autocast"
         self._presence = presence
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.use_autocast else nullcontext()
 
     def sum_over_ranks(self, values: list[float]) -> list[float]:
