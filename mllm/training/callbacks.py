@@ -19,7 +19,7 @@ SMOOTHING = 0.9
 
 
 class Callback:
-    """Override what you need; `state` and `restore` travel in the checkpoint.
+    """Override what you need; what `state` and `state_dict` give travels in the checkpoint.
 
     All hooks run on every rank that has the callback. One that measures has to be on all of them, in the same order.
     """
@@ -37,6 +37,11 @@ class Callback:
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that each rank saves for itself, such as averages of the weights that it holds."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def costs_line(metrics: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from mllm.errors import TimeIsUp, UserError
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine, GradientCheck
 from mllm.training.feed import Feed, made_ahead
-from mllm.training.resume import clean, latest_checkpoint, load_progress, save_checkpoint
+from mllm.training.resume import clean, latest_checkpoint, load_progress, own_state_file, save_checkpoint
 from mllm.training.settings import LoopSettings, OptimizerSettings
 from mllm.training.task import StepWindow, Task
 
@@ -294,9 +294,9 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
         }
         best_step = self.best["step"] if self.best else None
-        save_checkpoint(
-            self.engine, self.run_dir, step, progress, self.write_model, self.loop.keep_checkpoints, best_step
-        )
+        own = {type(callback).__name__: state for callback in self.callbacks if (state := callback.state_dict())}
+        keep = self.loop.keep_checkpoints
+        save_checkpoint(self.engine, self.run_dir, step, progress, self.write_model, keep, best_step, own)
         self._saved_at = time.monotonic()
 
     def _resume(self) -> int:
@@ -309,7 +309,12 @@ class Trainer:
         self.engine.load_state(checkpoint / "state")
         self.skipped = {key: tuple(value) for key, value in progress["skipped"].items()}
         self.tokens_seen, self.best = progress["tokens_seen"], progress["best"]
+        own_file = own_state_file(checkpoint, self.engine.rank)
+        own = torch.load(own_file, map_location="cpu", weights_only=True) if own_file.is_file() else {}
         for callback in self.callbacks:
-            callback.restore(progress["callbacks"].get(type(callback).__name__, {}))
+            name = type(callback).__name__
+            callback.restore(progress["callbacks"].get(name, {}))
+            if name in own:
+                callback.load_state_dict(own[name])
         logger.info("resuming from %s (step %d of %d)", checkpoint, progress["step"], self.total)
         return progress["step"]

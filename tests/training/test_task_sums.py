@@ -1,4 +1,7 @@
-"""What a task reports beside its loss: the exact sum over micro-batches and ranks, divided by the number of targets."""
+"""What a task reports beside its loss: the exact sum over micro-batches and ranks, divided by the number of targets.
+
+And what a callback keeps of its own while such a task trains.
+"""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 
 from mllm.training.build_engine import start_engine
-from mllm.training.callbacks import MetricsFile
+from mllm.training.callbacks import Callback, MetricsFile
 from mllm.training.loop import Trainer
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -63,12 +66,35 @@ def write_model(directory, state_dict):
     directory.mkdir()
 
 
-def train(run_dir, kind):
+class WeightAverage(Callback):
+    """The running average of the parameter, of every rank's own part."""
+
+    def __init__(self, module):
+        self.parameter = module.shift
+        self.average = torch.zeros_like(self.own())
+
+    def own(self):
+        part = self.parameter.detach()
+        return part.to_local() if hasattr(part, "to_local") else part
+
+    def on_step(self, step, metrics):
+        self.average = 0.5 * self.average + 0.5 * self.own()
+
+    def state_dict(self):
+        return {"average": self.average}
+
+    def load_state_dict(self, state):
+        self.average = state["average"]
+
+
+def train(run_dir, kind, stop_after=None):
     optim, loop = OptimizerSettings(lr=0.25, schedule="constant", warmup_ratio=0.0), LoopSettings()
     engine = start_engine(EngineSettings(kind=kind), optim, loop)(Shift())
-    callbacks = [MetricsFile(run_dir / "metrics.jsonl")] if engine.rank == 0 else []
-    Trainer(Positions(), engine, optim, loop, run_dir, write_model, callbacks).run()
+    average = WeightAverage(engine.module)
+    callbacks = [average, *([MetricsFile(run_dir / "metrics.jsonl")] if engine.rank == 0 else [])]
+    Trainer(Positions(), engine, optim, loop, run_dir, write_model, callbacks).run(stop_after)
     engine.close()
+    return average.average
 
 
 def lines(run_dir: Path):
@@ -85,6 +111,12 @@ def check(steps):
 def test_sums_are_over_all_micro_batches_and_divided_by_the_targets(tmp_path):
     train(tmp_path, "torch")
     check(lines(tmp_path))
+
+
+def test_an_average_of_weights_goes_on_with_the_run(tmp_path):
+    whole = train(tmp_path / "whole", "torch")
+    begun = train(tmp_path / "parts", "torch", stop_after=2)
+    assert not torch.equal(begun, whole) and torch.equal(train(tmp_path / "parts", "torch"), whole)
 
 
 @pytest.mark.slow
