@@ -25,8 +25,8 @@ from common import machine, markdown_table, save_parts, save_recipe, settings_of
 
 from mllm.finetune.run import build_beginning, filling
 from mllm.finetune.settings import FinetuneSettings
-from mllm.model.fill import parameters_on_meta
-from mllm.model.policy import apply_policy
+from mllm.model.assemble import parameters_on_meta
+from mllm.model.trainable import apply_policy
 from mllm.training.deepspeed_engine import init_distributed, keeper
 from mllm.training.ds_config import fill_ds_config, read_ds_config
 from mllm.training.engine import own_device

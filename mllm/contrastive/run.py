@@ -10,17 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mllm.contrastive.data import PairBatcher, read_pairs
-from mllm.contrastive.noise import spoil_captions
+from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
+from mllm.checkpoint.parts import vision_config
+from mllm.contrastive.data import PairBatcher, read_pairs, spoil_captions
 from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
 from mllm.media.prepare import ImagePreparer
-from mllm.model.dual_encoder import build_dual, image_processor, load_dual, save_clip
-from mllm.model.dual_tokenizer import too_long, train_tokenizer
-from mllm.model.encoders import vision_config
+from mllm.model.dual_encoder import too_long, train_tokenizer
 from mllm.training.build_engine import launched_world_size, start_engine, with_known_dtype
 from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders

@@ -14,7 +14,7 @@ from mllm.evaluation.runner import as_records
 from mllm.evaluation.subject import LocalModel
 from mllm.finetune.settings import BenchmarkSettings
 from mllm.finetune.watching import RunContext, forget_later_lines, ranks_in_step
-from mllm.model.partition import is_partitioned
+from mllm.model.multimodal import is_partitioned
 from mllm.training.callbacks import Callback
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import Beginning
+from mllm.checkpoint.fill import Beginning, Place, fill
 from mllm.checkpoint.start import begin_model, text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
@@ -31,12 +31,11 @@ from mllm.kernels.choice import (
 from mllm.kernels.fused_layers import fuse_layers
 from mllm.kernels.lean_layers import use_lean_layers
 from mllm.media.decode import read_image
-from mllm.model.attention import checkpoint_activations
+from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
-from mllm.model.fill import Place, fill, parameters_on_meta
-from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import PARTS, apply_policy, policy_table, token_embeddings, wanted_adapters
+from mllm.model.multimodal import MultimodalLM, checkpoint_activations
 from mllm.model.projectors import Projector
+from mllm.model.trainable import PARTS, apply_policy, policy_table, token_embeddings, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
 from mllm.training.build_engine import start_engine, with_known_dtype
@@ -101,9 +100,8 @@ def finetune(
 
 def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel) -> Beginning:
     """The model that a run begins with, told what learns and how; the log says it. kernel: computes attention."""
-    beginning = build_beginning(settings, mixture)
+    beginning = build_beginning(settings, mixture, kernel)
     model = beginning.model
-    model.attention_kernel, model.neftune_alpha = kernel, settings.train.neftune_alpha
     with parameters_on_meta():
         counts = apply_policy(model, settings.trainable)
     if settings.train.gradient_checkpointing:
@@ -113,7 +111,9 @@ def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel
     return beginning
 
 
-def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beginning:
+def build_beginning(
+    settings: FinetuneSettings, mixture: Mixture | None = None, attention_kernel: Kernel = "segments"
+) -> Beginning:
     """The model that a run begins with, before any weight is read, and its processor: from parts, or its `init_from`.
 
     A projector that is new is calibrated on images of `mixture`, if the settings say so.
@@ -125,7 +125,12 @@ def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) 
             calibrate_projector(projector, encoder, embeddings, processor, mixture, count)
 
     beginning = begin_model(
-        settings.model, wanted_adapters(settings.trainable), settings.seed, calibrate if mixture and count else None
+        settings.model,
+        wanted_adapters(settings.trainable),
+        settings.seed,
+        calibrate if mixture and count else None,
+        attention_kernel,
+        settings.train.neftune_alpha,
     )
     use_lean_layers(beginning.model.language_model)
     dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
@@ -169,9 +174,9 @@ def calibrate_projector(
     projector.calibrate(features.float(), embeddings)
 
 
-def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
+def start_model(settings: FinetuneSettings, attention_kernel: Kernel = "segments") -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
-    return build_beginning(settings).filled()
+    return build_beginning(settings, attention_kernel=attention_kernel).filled()
 
 
 def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from mllm.errors import UserError
+from mllm.kernels.precision import cast_parameters
 from mllm.training.ds_config import zero_stage
 from mllm.training.engine import (
     Fill,
@@ -108,8 +109,7 @@ class DeepSpeedEngine(RankedEngine):
         if fill is not None:
             fill(module, dtype, own_device(), self.rank == 0, presence.gather, presence.share, keeper(ds_config))
         else:
-            for parameter in module.parameters():
-                parameter.data = parameter.data.to(dtype)
+            cast_parameters(module, dtype)
         optimizer = build_optimizer(module, optim, part_of)
         self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         if self._engine.zero_optimization_stage() != self.stage:

@@ -18,8 +18,8 @@ from mllm.errors import UserError
 from mllm.finetune.run import build_beginning, filling, finetune, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import loss
-from mllm.model.fill import parameters_on_meta
-from mllm.model.policy import apply_policy, count_parameters
+from mllm.model.assemble import parameters_on_meta
+from mllm.model.trainable import apply_policy, count_parameters
 from mllm.settings import validate_settings
 from mllm.training.build_engine import start_engine
 from mllm.training.deepspeed_engine import init_distributed
