@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "registry", "outputs", "files", "resources", "settings", "html"}
+GROUND = {"console", "errors", "foreign_keys", "registry", "outputs", "files", "resources", "settings", "html"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -14,12 +14,13 @@ SIXTH = FIFTH | {"contrastive", "finetune"}
 ALLOWED = {
     "console": set(),
     "errors": set(),
+    "foreign_keys": set(),
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
     "html": {"files"},
     "resources": {"errors"},
-    "settings": {"errors"},
+    "settings": {"errors", "foreign_keys"},
     "batch": set(),
     "clients": GROUND,
     "conversation": GROUND,
@@ -39,6 +40,7 @@ ALLOWED = {
     "commands": SIXTH | {"studies"},
     "api": None,
     "cli": None,
+    "__main__": None,
     "__init__": None,
 }
 

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 
 from mllm.conversation.schema import Fault, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
-from mllm.data.readers.fields import SYSTEM_FIELDS
+from mllm.data.readers.fields import SYSTEM_FIELDS, without_nulls
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.parquet import read_parquet
-from mllm.data.readers.remote import is_url, read_remote
 from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
 from mllm.errors import UserError
+from mllm.media.remote import is_url
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
     ".csv": read_csv,
@@ -32,6 +32,8 @@ CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
 }
 
 
+# What is read behind a URL, as it comes, by `datasets`; nothing is kept on the disk.
+BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 # Where images are put by those who don't call them `image` or `images`.
 IMAGE_FIELDS = frozenset(
     [
@@ -94,6 +96,25 @@ def read_records(path: Path | str, on_error: OnError = raise_error) -> Iterator[
             yield place, record
         else:
             on_error(BadRecordError(place, f"expected an object, found {type(record).__name__}"))
+
+
+def read_remote(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) pairs of JSON lines or parquet rows. Raises UserError when the file can't be opened or read."""
+    builder = BUILDERS.get(Path(url).suffix)
+    if builder is None:
+        raise UserError(f"{url}: only {', '.join(BUILDERS)} can be streamed from a URL")
+    from datasets import load_dataset
+
+    try:
+        for number, record in enumerate(load_dataset(builder, data_files=url, split="train", streaming=True), 1):
+            if any(isinstance(record.get(name), dict) for name in ("image", "images")):
+                raise UserError(f"{url}: holds images, which can't be streamed from a URL; download the file")
+            yield f"{url}:{number}", without_nulls(record)
+    except UserError:
+        raise
+    except Exception as error:
+        # What a file system behind a URL raises is its own affair: any of it means that the file can't be had.
+        raise UserError(f"{url}: can't be streamed: {type(error).__name__}: {error}") from None
 
 
 PlacedSamples = Iterator[tuple[str, Sample]]
