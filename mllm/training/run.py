@@ -51,12 +51,7 @@ def begin_run(settings: Settings, run_dir: Path, derived: Collection[str] = ()) 
     is_finished = (final / "config.json").is_file()
     if launched_rank() != 0:
         return is_finished
-    for place in (final, run_dir / "checkpoints"):
-        is_empty = place.is_dir() and not any(place.iterdir())
-        if place.exists() and not is_empty and not path.is_file():
-            raise UserError(f"{place} is in the way, and no {path} says of which run; use another run_dir")
-    if final.exists() and not is_finished and any(final.iterdir() if final.is_dir() else [final]):
-        raise UserError(f"{final} is in the way and holds no model; move it away, or use another run_dir")
+    _check_way(run_dir, is_finished)
     if not path.is_file():
         check_files(run_dir, (NAME, *WRITTEN), BY)
     elif not _differs(settings, run_dir, derived if is_finished else (), is_finished):
@@ -65,6 +60,17 @@ def begin_run(settings: Settings, run_dir: Path, derived: Collection[str] = ()) 
         return is_finished
     write_text_atomically(path, dump_yaml(settings), None if _has_begun(run_dir) else BY)
     return is_finished
+
+
+def _check_way(run_dir: Path, is_finished: bool) -> None:
+    """Raise UserError where a run can't write its checkpoints and its model because of what lies there."""
+    path, final = run_dir / NAME, run_dir / "final"
+    for place in (final, run_dir / "checkpoints"):
+        is_empty = place.is_dir() and not any(place.iterdir())
+        if place.exists() and not is_empty and not path.is_file():
+            raise UserError(f"{place} is in the way, and no {path} says of which run; use another run_dir")
+    if final.exists() and not is_finished and any(final.iterdir() if final.is_dir() else [final]):
+        raise UserError(f"{final} is in the way and holds no model; move it away, or use another run_dir")
 
 
 def _has_begun(run_dir: Path) -> bool:
