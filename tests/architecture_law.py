@@ -133,7 +133,8 @@ FLOORS = (
         "the command line",
         "everything below",
         (
-            Room("commands", "one file a subcommand", SIXTH | _rooms("studies")),
+            Room("api", "what the package offers and no single room can", SIXTH),
+            Room("commands", "one file a subcommand", SIXTH | _rooms("studies api")),
             Room("cli", "the table of subcommands", GROUND | _rooms("commands")),
             Room("__main__", "`python -m mllm`", _rooms("cli commands")),
         ),
