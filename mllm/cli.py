@@ -560,7 +560,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from mllm.evaluation.calibration import calibrate
+    from mllm.evaluation.reliability import calibrate
 
     picture = Path(options.picture) if options.picture else None
     print(json.dumps(calibrate(Path(options.results), options.bins, picture), ensure_ascii=False))
@@ -570,7 +570,7 @@ def _score(options: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from mllm.evaluation.score import score_file
+    from mllm.evaluation.predictions import score_file
 
     names = ("bins", "norm", "convention", "reference_convention", "threshold")
     settings = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

@@ -16,10 +16,12 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
         help="names, separated by commas; NAME@SOURCE is read from a data set of the hub (its id, or a copy of its files), "
-        "FILE.jsonl or FILE.jsonl:METRIC are your own questions",
+        "FILE.jsonl, FILE.jsonl:METRIC or FILE.yaml are your own questions",
     )
     parser.add_argument(
-        "--data", type=expanded_path, default=Path("runs/demo/data"), help="where the benchmarks' files lie"
+        "--data",
+        type=expanded_path,
+        help="the directory that holds each benchmark's files (default: what the benchmark's own file says)",
     )
     parser.add_argument(
         "--output", type=expanded_path, help="where results.json and answers.jsonl go (default: MODEL/eval)"
@@ -55,6 +57,7 @@ def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the weights; auto: bfloat16 on a GPU that has it, float32 elsewhere (results.json says which)",
     )
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: this process's GPU if there is one)")
     parser.add_argument(
         "--on-missing",
         choices=["error", "skip"],
@@ -104,20 +107,20 @@ def run_eval(options: argparse.Namespace) -> None:
     setup = Setup(
         names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
     )
-    scores = evaluate_subject(setup, _subject(options))
+    outcome = evaluate_subject(setup, _subject(options))
     if os.environ.get("RANK", "0") == "0":
-        print_scores(scores)
+        print_scores(outcome.scores)
 
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
-    from mllm.evaluation.endpoint import PREFIX, Endpoint
     from mllm.evaluation.run import open_directory
+    from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
 
     if not options.model.startswith(PREFIX):
         if options.base_url:
             raise UserError(f"--base-url goes with a model {PREFIX}NAME, not with {options.model}")
-        return lambda: open_directory(options.model, options.dtype, options.batch_size)
+        return lambda: open_directory(options.model, options.dtype, options.batch_size, options.device)
     if not options.base_url:
         raise UserError(f"{options.model} needs --base-url, such as http://127.0.0.1:8000/v1")
     name = options.model.removeprefix(PREFIX)
@@ -144,29 +147,23 @@ def _output(options: argparse.Namespace) -> Path:
 
 def list_benchmarks() -> None:
     """Print each benchmark's card: files, where to get them, size, licence, protocol and metric."""
-    from mllm.evaluation.benchmarks import BENCHMARKS
-    from mllm.evaluation.hub_layouts import LAYOUTS
-    from mllm.evaluation.official import OfficialBenchmark
+    from mllm.evaluation.benchmarks import BENCHMARKS, benchmark_files
     from mllm.evaluation.user_file import UserFile
 
-    for name in (*BENCHMARKS, "FILE.jsonl"):
-        kind = UserFile if name == "FILE.jsonl" else BENCHMARKS.get(name)
-        if not issubclass(kind, OfficialBenchmark):
-            print(f"{name}\n  {_first_line(kind)}; made by the demo (`make demo`)\n")
-            continue
-        card = kind.card
-        metric = getattr(kind, "metric", "exact_match")
-        place = f"DATA/{kind.folder}/" if hasattr(kind, "folder") else ""
-        print(f"{name}\n  {card.title}: {card.questions}")
-        print(f"  files    {place}{{{', '.join(card.files)}}}" if place else f"  line     {card.files[0]}")
-        for layout in LAYOUTS.get(name, ()):
+    for name in BENCHMARKS:
+        kind = BENCHMARKS.get(name)
+        print(f"{name}\n  {kind.card.title}: {kind.card.questions}")
+        print(f"  files    DATA/{kind.folder}/{{{', '.join(kind.card.files)}}}")
+        for layout in kind.hub:
             print(f"  or       {name}@{layout.repository} ({', '.join(layout.patterns)})")
-        print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
-        print(f"  protocol {card.protocol} (metric {metric}, up to {kind.max_new_tokens} tokens)\n")
+        _print_terms(kind.card, kind.metric, kind.max_new_tokens)
+    for name, path in benchmark_files().items():
+        settings = UserFile(str(path)).settings
+        print(f"{name}\n  {settings.description}\n  file     {path}\n  from     {settings.source}\n")
+    print(f"FILE.jsonl\n  {UserFile.card.title}: {UserFile.card.questions}\n  line     {UserFile.card.files[0]}")
+    _print_terms(UserFile.card, "exact_match", UserFile.max_new_tokens)
 
 
-def _first_line(kind: type) -> str:
-    """What the module of a benchmark says it is."""
-    import sys
-
-    return (sys.modules[kind.__module__].__doc__ or "").split("\n")[0].rstrip(".")
+def _print_terms(card: Any, metric: str, max_new_tokens: int) -> None:
+    print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
+    print(f"  protocol {card.protocol} (metric {metric}, up to {max_new_tokens} tokens)\n")

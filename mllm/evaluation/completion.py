@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm.clients.chat_request import THOUGHTS, encodable, field_of, words_of
-from mllm.evaluation.question import Reply
+from mllm.evaluation.asking import Reply
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The run behind `eval/run.py`: benchmarks × conditions, a result file that says how it was made, and a table."""
+"""The run behind `mllm eval` and `mllm.evaluate`: plan, ask, score, and files that say how the scores were made."""
 
 import hashlib
 import json
@@ -16,20 +16,19 @@ import mllm
 from mllm.checkpoint.load import AUTO
 from mllm.console import report_console
 from mllm.errors import UserError
-from mllm.evaluation.answer_log import AnswerLog
-from mllm.evaluation.asking import answer_all
-from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.asking import AnswerLog, Subject, answer_all
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.official import OfficialBenchmark
-from mllm.evaluation.plan import Chosen, plan_run
-from mllm.evaluation.question import Question, Reply, Subject
+from mllm.evaluation.controls import CONDITIONS
+from mllm.evaluation.plan import Chosen, plan_run, questions_of_plan
 from mllm.evaluation.ranks import launched_ranks
 from mllm.evaluation.report import TrainingRun, as_markdown, training_runs, write_report
-from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
-from mllm.evaluation.subject import load_local
+from mllm.evaluation.scoring import Outcome, Score, as_records, score_plan
+from mllm.evaluation.subjects.local import LocalModel, load_local
 from mllm.files import write_json_atomically, write_text_atomically
 from mllm.media.decode import image_bytes
+from mllm.model.multimodal import MultimodalLM
 from mllm.outputs import check_files
+from mllm.processor import Processor
 
 logger = logging.getLogger(__name__)
 
@@ -40,29 +39,16 @@ PACKAGES = ("torch", "transformers", "tokenizers", "pillow")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Answers, their scores and the official numbers (by condition), each by benchmark."""
-
-    answers: dict[str, list[Answer]]
-    scores: dict[str, list[Score]]
-    official: dict[str, dict[str, dict[str, Any]]]
-
-    def empty_answers(self, name: str) -> int:
-        """How many of the model's own answers to a benchmark have no words."""
-        return sum(answer.condition == "model" and not answer.answer for answer in self.answers[name])
-
-
-@dataclass(frozen=True)
 class Setup:
     """What is asked, and where results go.
 
-    limit: questions per benchmark (None = the benchmark's own default). on_missing: `error`, or `skip` for questions
-    whose image isn't there. choice_by: `generation`, or `likelihood` where a question has options. conditions: see
-    `questions_of`.
+    data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
+    own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
+    `likelihood` where a question has options. conditions: see `questions_of`.
     """
 
     benchmarks: Sequence[str]
-    data: Path
+    data: Path | None
     output: Path
     limit: int | None = None
     seed: int = 0
@@ -70,46 +56,69 @@ class Setup:
     choice_by: str = "generation"
     conditions: Sequence[str] = CONDITIONS
 
-    @property
-    def by_likelihood(self) -> bool:
-        return self.choice_by == "likelihood"
-
     def plan(self) -> list[Chosen]:
-        return plan_run(self.benchmarks, self.data, self.limit, self.seed, self.on_missing, self.by_likelihood)
+        by_likelihood = self.choice_by == "likelihood"
+        return plan_run(
+            self.benchmarks, self.data, self.limit, self.seed, self.on_missing, by_likelihood, self.conditions
+        )
 
-    def questions(self, plan: Sequence[Chosen]) -> list[Question]:
-        """All that is asked of a plan."""
-        return [q for chosen in plan for q in chosen.questions(self.seed, self.by_likelihood, self.conditions)]
 
-
-def evaluate_directory(
-    model: str,
-    benchmarks: Sequence[str],
-    data: Path,
-    output: Path,
-    limit: int | None,
-    seed: int,
-    batch_size: int,
+def evaluate(
+    model: str | Path | tuple[MultimodalLM, Processor],
+    benchmarks: str | Sequence[str],
+    data: str | Path | None = None,
     *,
-    dtype: str = AUTO,
+    output: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    conditions: Sequence[str] = CONDITIONS,
     on_missing: str = "error",
     choice_by: str = "generation",
-) -> dict[str, list[Score]]:
-    """Score a model (see `mllm.load`); `Setup` and `evaluate_subject` say what the rest means."""
-    setup = Setup(benchmarks, data, output, limit, seed, on_missing, choice_by)
-    return evaluate_subject(setup, lambda: open_directory(model, dtype, batch_size))
+    dtype: str = AUTO,
+    device: str | None = None,
+) -> Outcome:
+    """Score a model on benchmarks, beside the same questions with the image withheld and swapped.
+
+        outcome = mllm.evaluate("runs/demo/stage2", ["easyvqa", "own.jsonl:anls"], limit=200)
+        print(outcome["easyvqa"].score, outcome["easyvqa"].low, outcome["easyvqa"].high)
+
+    model: a directory or hub id (see `mllm.load`), or a model with its processor. benchmarks, data: as `mllm eval` takes
+    them. output: the directory where results, answers and report are written; None writes nothing. `Setup` says what the
+    rest means; dtype and device are of a model that is loaded here (device None: a GPU if there is one). Raises UserError
+    for what can't be asked or scored, and for an output of a model that has no directory.
+    """
+    names = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
+    directory = None if data is None else Path(data)
+    setup = Setup(names, directory, Path(output or ""), limit, seed, on_missing, choice_by, tuple(conditions))
+    if isinstance(model, tuple):
+        if output is not None:
+            raise UserError("results are written for a model that has a directory: save it, and give the directory")
+        was_training = model[0].training
+        try:
+            return _ask_and_score(setup, LocalModel(*model, batch_size, {}))
+        finally:
+            model[0].train(was_training)
+    if output is None:
+        return _ask_and_score(setup, load_local(str(model), dtype, batch_size, device)[0])
+    return evaluate_subject(setup, lambda: open_directory(str(model), dtype, batch_size, device))
+
+
+def _ask_and_score(setup: Setup, subject: Subject) -> Outcome:
+    plan = setup.plan()
+    return score_plan(plan, answer_all(questions_of_plan(plan), subject), setup.seed)
 
 
 Opened = tuple[Subject, str, list[TrainingRun]]
 
 
-def open_directory(model: str, dtype: str, batch_size: int) -> Opened:
+def open_directory(model: str, dtype: str, batch_size: int, device: str | None = None) -> Opened:
     """The model under test of a directory or hub id (see `mllm.load`), where it lies, and the training behind it."""
-    subject, path = load_local(model, dtype, batch_size)
+    subject, path = load_local(model, dtype, batch_size, device)
     return subject, str(path), training_runs(path)
 
 
-def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[str, list[Score]]:
+def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcome:
     """Ask a model and write `results.json`, `answers.jsonl`, `skipped.jsonl`, `report.md`, `report.html` to the output.
 
     open_subject: the model under test, its name, and the training behind it; called when the benchmarks are read.
@@ -123,7 +132,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
         hash_of = cache(_file_hash)
         log = AnswerLog(setup.output / ASKED, ranks.rank, subject.identity, hash_of)
         try:
-            replies = answer_all(setup.questions(plan), subject, log, ranks)
+            replies = answer_all(questions_of_plan(plan), subject, log, ranks)
         except KeyboardInterrupt:
             known = f"the answers so far are kept in {setup.output / ASKED}"
             raise KeyboardInterrupt(f"{known}; the same command goes on from there") from None
@@ -131,52 +140,19 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> dict[s
             log.close()
         if not any(reply.text for reply in replies.values()):
             raise UserError(f"{name} answered nothing to {len(replies)} question(s); {setup.output / ASKED} has them")
-        outcome = score_replies(plan, replies, setup)
+        outcome = score_plan(plan, replies, setup.seed)
         if ranks.rank == 0:
             provenance = {"model": name} | _provenance(plan, subject, setup, hash_of) | {"official": outcome.official}
             provenance["empty_answers"] = {chosen.name: outcome.empty_answers(chosen.name) for chosen in plan}
             _write(setup.output, provenance, plan, outcome, runs)
         ranks.gather(None)  # no rank leaves before the files are there
-    return outcome.scores
+    return outcome
 
 
 def _checked_plan(setup: Setup) -> list[Chosen]:
     check_files(setup.output, WRITTEN, BY)
     check_files(setup.output / ASKED, (), BY)
     return setup.plan()
-
-
-def score_replies(plan: Sequence[Chosen], replies: Mapping[Question, Reply], setup: Setup) -> Outcome:
-    """Replies to the questions of a plan → answers and scores under its conditions, with the majority's beside them."""
-    outcome = Outcome({}, {}, {})
-
-    def generate(questions: Sequence[Question]) -> list[Reply]:
-        return [replies[question] for question in questions]
-
-    for chosen in plan:
-        benchmark, items = chosen.benchmark, chosen.items
-        found = [
-            answer
-            for condition in setup.conditions
-            for answer in ask(benchmark, items, condition, generate, setup.seed, setup.by_likelihood)
-        ]
-        majority = benchmark.majority(setup.data)
-        if majority is not None:
-            found += ask_majority(benchmark, items, majority)
-        outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, setup.seed)
-        outcome.official[chosen.name] = _official(benchmark, items, found, setup.conditions)
-    return outcome
-
-
-def _official(
-    benchmark: Benchmark, items: Sequence[Item], answers: Sequence[Answer], conditions: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """The official numbers under each condition; {} for a benchmark of ours."""
-    if not isinstance(benchmark, OfficialBenchmark):
-        return {}
-    texts = {c: [answer.answer for answer in answers if answer.condition == c] for c in conditions}
-    results = {condition: benchmark.score_all(own, items) for condition, own in texts.items()}
-    return {c: own.scores | ({"notes": list(own.notes)} if own.notes else {}) for c, own in results.items()}
 
 
 def _file_hash(path: str) -> str:
@@ -226,10 +202,9 @@ def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]], empty_ans
         said.append(f"A sample: {asked} of {chosen.in_files} questions were asked.")
     if empty_answers:
         said.append(f"{empty_answers} of {asked} answers are empty.")
-    if not isinstance(chosen.benchmark, OfficialBenchmark):
-        return said
-    said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
-    said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
+    if "model" in official:
+        said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
+        said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
     for figure in chosen.benchmark.card.published:
         note = f" ({figure.note})" if figure.note else ""
         said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")

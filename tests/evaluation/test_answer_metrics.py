@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import METRICS, build_metric
 from mllm.evaluation.metric import parse_line
-from mllm.evaluation.metrics import METRICS, build_metric
 from mllm.evaluation.metrics.vqa import leave_one_out_accuracy
 from mllm.evaluation.metrics.vqa_text import normalize_m4c, normalize_vqa
 

@@ -12,8 +12,8 @@ from PIL import Image
 from mllm.cli import build_parser
 from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
-from mllm.evaluation.endpoint import Endpoint
-from mllm.evaluation.question import Question
+from mllm.evaluation.asking import Question
+from mllm.evaluation.subjects.endpoint import Endpoint
 from mllm.media.data_url import file_url
 from tests.synthesis.faulty_server import refused_by_new_model
 from tests.tiny import save_image

@@ -1,4 +1,4 @@
-"""A model directory through `evaluate_directory`: our benchmarks, official ones and a user's file in one run."""
+"""A model directory through `evaluate`: our benchmarks, official ones and a user's file in one run."""
 
 import json
 import os
@@ -12,8 +12,8 @@ from mllm.checkpoint.assemble import build
 from mllm.checkpoint.ours import save
 from mllm.cli import build_parser, main
 from mllm.errors import UserError
-from mllm.evaluation.calibration import calibrate
-from mllm.evaluation.run import evaluate_directory
+from mllm.evaluation.reliability import calibrate
+from mllm.evaluation.run import evaluate
 from mllm.inference.answer import Answer, TokenLogprob
 from tests.evaluation.releases import write_mme
 from tests.tiny import save_image, tiny_settings
@@ -41,7 +41,7 @@ def prepared(tiny_parts, tmp_path_factory):
 
 def run(root, output, *names, **more):
     own = [str(root / "own.jsonl"), *names]
-    return evaluate_directory(str(root / "model"), own, root, output, limit=3, seed=0, batch_size=8, **more)
+    return evaluate(root / "model", own, root, output=output, limit=3, batch_size=8, **more).scores
 
 
 def read(output):
@@ -71,7 +71,7 @@ def test_results_hold_the_official_numbers_of_every_condition_and_how_they_were_
 
 def test_a_second_run_computes_nothing(prepared, tmp_path, monkeypatch):
     first = run(prepared, tmp_path)
-    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("mllm.evaluation.subjects.local.generate_answers", lambda *_: pytest.fail("asked again"))
     assert run(prepared, tmp_path) == first
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         run(prepared, tmp_path, dtype="bfloat16")
@@ -105,11 +105,11 @@ def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
     (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for n in range(3):
         save_image(tmp_path / f"{n}.png", (n, n, n))
-    arguments = [str(prepared / "model"), [str(tmp_path / "some.jsonl")], tmp_path, tmp_path / "out", None, 0, 8]
+    names, more = [str(tmp_path / "some.jsonl")], {"output": tmp_path / "out", "batch_size": 8}
     with pytest.raises(UserError, match=r"1 image\(s\) are missing, such as .*3\.png; --on-missing skip"):
-        evaluate_directory(*arguments)
+        evaluate(str(prepared / "model"), names, **more)
     assert not (tmp_path / "out").exists()
-    evaluate_directory(*arguments, on_missing="skip")
+    evaluate(str(prepared / "model"), names, **more, on_missing="skip")
     results, answers = read(tmp_path / "out")
     (coverage,) = results["coverage"].values()
     assert results["is_partial"] is True and coverage == {"in_files": 4, "asked": 3, "skipped": 1}
@@ -121,14 +121,14 @@ def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.png").unlink()
     with pytest.raises(UserError, match=r"all 4 question\(s\) lack their image"):
-        evaluate_directory(*arguments, on_missing="skip")
+        evaluate(str(prepared / "model"), names, **more, on_missing="skip")
 
 
 def test_models_that_say_nothing_or_no_number_are_named(prepared, tmp_path, monkeypatch):
     def silent(model, processor, requests, decodings, batch_size, report):
         report({n: Answer("", (1,), "stop", 1, 1, (TokenLogprob(1, logprob),)) for n in range(len(requests))})
 
-    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", silent)
+    monkeypatch.setattr("mllm.evaluation.subjects.local.generate_answers", silent)
     logprob = float("nan")
     with pytest.raises(UserError, match="the log-probability nan"):
         run(prepared, tmp_path)

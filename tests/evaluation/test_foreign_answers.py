@@ -7,8 +7,8 @@ import pytest
 
 from mllm.cli import build_parser
 from mllm.errors import UserError
+from mllm.evaluation.asking import Question
 from mllm.evaluation.completion import read_completion
-from mllm.evaluation.question import Question
 from tests.evaluation.test_endpoint import answers_of, server  # noqa: F401 (fixture)
 from tests.tiny import save_image
 

@@ -12,7 +12,7 @@ import torch
 from mllm.checkpoint.load import load, local_directory, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.errors import UserError
-from mllm.evaluation.question import OnReplies, Question, Reply
+from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
@@ -70,7 +70,7 @@ def _reply(answer: Answer) -> Reply:
 
 
 def _likeliest(question: Question, logprobs: Mapping[str, float]) -> Reply:
-    """Of equals the first option."""
+    """Return the most likely option; ties go to the first."""
     best = max(question.options, key=lambda option: logprobs[option])
     return Reply(best, _finite(logprobs[best]))
 
@@ -97,10 +97,14 @@ def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
             yield chosen[start : start + CHUNK_QUESTIONS]
 
 
-def load_local(source: str, dtype: str, batch_size: int) -> tuple[LocalModel, Path]:
-    """The model of `source` (see `mllm.load`) on this process's GPU if there is one, and the directory that it is in."""
+def load_local(source: str, dtype: str, batch_size: int, device: str | None = None) -> tuple[LocalModel, Path]:
+    """The model of `source` (see `mllm.load`) and the directory that it is in.
+
+    device: such as `cpu` or `cuda:1`; None is this process's GPU if there is one.
+    """
     path = model_directory(local_directory(source))
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     dtype = resolve_dtype(dtype, device)
     model, processor = load(path, dtype=dtype, device=device)
     identity = {

@@ -9,8 +9,8 @@ from typing import Any
 
 from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
+from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.evaluation.completion import Received, read_completion
-from mllm.evaluation.question import OnReplies, Question, Reply
 from mllm.media.data_url import file_url
 
 logger = logging.getLogger(__name__)
