@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from mllm.clients.chat_request import MaxTokensName, Sampling
+from mllm.clients.openai import MaxTokensName, Sampling
 from mllm.errors import UserError
 from mllm.settings import expanded_benchmark, expanded_path
 

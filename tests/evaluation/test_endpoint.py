@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mllm.cli import build_parser
-from mllm.clients.chat_request import Sampling
+from mllm.clients.openai import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.subjects.endpoint import Endpoint
