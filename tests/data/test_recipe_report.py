@@ -7,7 +7,7 @@ from mllm.cli import _command
 from mllm.data.recipe import load_recipe
 from mllm.data.report.survey import survey_recipe
 from mllm.html import draw_histogram
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def line(name, question, answer, kind, image="a.png"):

@@ -8,8 +8,8 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import benchmark_files, find_benchmark, metric_of
 from mllm.evaluation.plan import plan_run
-from tests.evaluation.releases import save_image
-from tests.synthesis.conftest import write_easyvqa
+from tests.helpers.demo_inputs import write_easyvqa
+from tests.helpers.releases import save_image
 
 KINDS = {"circle": "shape", "rectangle": "shape", "triangle": "shape", "yes": "yes_no", "no": "yes_no"}
 

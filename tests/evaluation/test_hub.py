@@ -15,8 +15,8 @@ from mllm.evaluation.plan import missing_images, plan_run
 from mllm.evaluation.run import Setup, evaluate_subject
 from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
-from tests.evaluation.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
-from tests.evaluation.releases import WRITERS
+from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
+from tests.helpers.releases import WRITERS
 
 
 def asked(benchmark, items):

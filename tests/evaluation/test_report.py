@@ -9,7 +9,7 @@ from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import LABEL_PX, PLOT_PX, TrainingRun, as_markdown, draw_intervals, write_report
 from mllm.evaluation.run import remarks
 from mllm.evaluation.scoring import Answer, Score, summarize
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):

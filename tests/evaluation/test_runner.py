@@ -15,8 +15,8 @@ from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import questions_of, stratified_sample, swap_partners
 from mllm.evaluation.plan import plan_run
 from mllm.evaluation.scoring import bootstrap_interval, score_answers, summarize
-from tests.evaluation.releases import write_coco
-from tests.tiny import save_image
+from tests.helpers.releases import write_coco
+from tests.helpers.tiny import save_image
 
 
 class Saying:

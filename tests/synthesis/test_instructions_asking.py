@@ -22,9 +22,9 @@ from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.journal import Journal
 from mllm.synthesis.prompts import Requests
 from mllm.synthesis.run import write_instructions
-from tests.synthesis.conftest import read_lines
-from tests.synthesis.faulty_server import serving
-from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
+from tests.helpers.demo_inputs import read_lines
+from tests.helpers.facts import fact_records, make_run, openai_backend
+from tests.helpers.faulty_server import serving
 
 FAULTS = ("429", "500", "timeout", "cut", "drip", "malformed", "no_choices")
 
