@@ -97,7 +97,9 @@ def run_eval(options: argparse.Namespace) -> None:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
     from mllm.evaluation.benchmarks import find_benchmark
-    from mllm.evaluation.run import Setup, evaluate_subject, print_scores
+    from mllm.evaluation.plan import Setup
+    from mllm.evaluation.results import print_scores
+    from mllm.evaluation.run import evaluate_subject
 
     names = [expanded_benchmark(name.strip()) for name in options.benchmarks.split(",") if name.strip()]
     if not names:
@@ -114,8 +116,8 @@ def run_eval(options: argparse.Namespace) -> None:
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
-    from mllm.evaluation.run import open_directory
     from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
+    from mllm.evaluation.subjects.local import open_directory
 
     if not options.model.startswith(PREFIX):
         if options.base_url:

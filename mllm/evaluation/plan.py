@@ -39,6 +39,31 @@ class Chosen:
     majority: MajorityAnswer | None = None
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What is asked, and where results go.
+
+    data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
+    own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
+    `likelihood` where a question has options. conditions: see `questions_of`.
+    """
+
+    benchmarks: Sequence[str]
+    data: Path | None
+    output: Path
+    limit: int | None = None
+    seed: int = 0
+    on_missing: str = "error"
+    choice_by: str = "generation"
+    conditions: Sequence[str] = CONDITIONS
+
+    def plan(self) -> list[Chosen]:
+        by_likelihood = self.choice_by == "likelihood"
+        return plan_run(
+            self.benchmarks, self.data, self.limit, self.seed, self.on_missing, by_likelihood, self.conditions
+        )
+
+
 def plan_run(
     names: Sequence[str],
     data: Path | None,

@@ -7,9 +7,8 @@ from pathlib import Path
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question, Reply, answer_all
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.plan import questions_of_plan
+from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import ALONE, Ranks
-from mllm.evaluation.run import Setup
 from mllm.evaluation.scoring import Outcome, as_records, score_plan
 from mllm.evaluation.subjects.local import LocalModel
 from mllm.finetune.in_step import forget_later_lines, is_partitioned, ranks_in_step

@@ -8,7 +8,8 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Question, Reply, answer_all, deal
-from mllm.evaluation.run import Setup, evaluate_subject
+from mllm.evaluation.plan import Setup
+from mllm.evaluation.run import evaluate_subject
 
 QUESTIONS = [Question(f"what {n}?", f"{n // 3}.png" if n % 5 else None, 8) for n in range(40)]
 

@@ -11,8 +11,8 @@ import pytest
 from mllm.errors import UserError
 from mllm.evaluation.asking import Reply
 from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
-from mllm.evaluation.plan import missing_images, plan_run
-from mllm.evaluation.run import Setup, evaluate_subject
+from mllm.evaluation.plan import Setup, missing_images, plan_run
+from mllm.evaluation.run import evaluate_subject
 from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
 from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope

@@ -6,8 +6,8 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.plan import plan_run
-from mllm.evaluation.run import Setup, evaluate_subject
+from mllm.evaluation.plan import Setup, plan_run
+from mllm.evaluation.run import evaluate_subject
 from tests.helpers.tiny import save_image
 
 

@@ -14,6 +14,7 @@ from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
+from mllm.evaluation.report import TrainingRun, training_runs
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
@@ -115,6 +116,14 @@ def load_local(source: str, dtype: str, batch_size: int, device: str | None = No
         "dtype": dtype,
     }
     return LocalModel(model, processor, batch_size, identity), path
+
+
+def open_directory(
+    model: str, dtype: str, batch_size: int, device: str | None = None
+) -> tuple[LocalModel, str, list[TrainingRun]]:
+    """The model under test of a directory or hub id (see `mllm.load`), where it lies, and the training behind it."""
+    subject, path = load_local(model, dtype, batch_size, device)
+    return subject, str(path), training_runs(path)
 
 
 def _preprocessing_hash(path: Path) -> str:
