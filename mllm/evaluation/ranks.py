@@ -65,4 +65,5 @@ def launched_ranks() -> Iterator[Ranks]:
     if ranks.size != said or found != list(range(said)):
         raise UserError(f"the launcher announced {said} processes, but ranks {found} came together")
     yield ranks
+    ranks.gather(None)  # no rank leaves before rank 0 has written
     dist.destroy_process_group()  # not after an error, when the others may be waiting in it

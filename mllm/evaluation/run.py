@@ -78,11 +78,12 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
     with launched_ranks() as ranks:
         ranks.first_on_0(lambda: check_output(setup.output))
         plan = ranks.first_on_0(setup.plan)
+        questions = questions_of_plan(plan)
         subject, name, runs = open_subject()
         hash_of = cache(file_hash)
         log = AnswerLog(kept, ranks.rank, subject.identity, hash_of)
         try:
-            replies = answer_all(questions_of_plan(plan), subject, log, ranks)
+            replies = answer_all(questions, subject, log, ranks)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"the answers so far are kept in {kept}; the same command goes on from there"
@@ -94,5 +95,4 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
         outcome = score_plan(plan, replies, setup.seed)
         if ranks.rank == 0:
             write_results(setup, name, subject, plan, outcome, runs, hash_of)
-        ranks.gather(None)  # no rank leaves before the files are there
     return outcome

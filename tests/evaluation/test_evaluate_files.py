@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mllm
 from mllm.checkpoint.ours import save
 from mllm.checkpoint.start import build
 from mllm.cli import build_parser, main
@@ -75,6 +76,23 @@ def test_a_second_run_computes_nothing(prepared, tmp_path, monkeypatch):
     assert run(prepared, tmp_path) == first
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         run(prepared, tmp_path, dtype="bfloat16")
+
+
+def test_a_model_in_memory_has_the_scores_of_its_directory_and_nothing_is_written(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(prepared / "own.jsonl"), "mme"]
+    written = mllm.evaluate(prepared / "model", names, prepared, output=tmp_path / "out", limit=3, device="cpu")
+    model, processor = mllm.load(prepared / "model")
+    model.train()
+    found = mllm.evaluate((model, processor), names, prepared, limit=3)
+    assert (found.scores, found.official) == (written.scores, written.official) and model.training
+    assert found["mme"] == next(s for s in found.scores["mme"] if (s.condition, s.type) == ("model", "overall"))
+    assert mllm.evaluate(str(prepared / "model"), names[0], limit=3).scores == {names[0]: found.scores[names[0]]}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UserError, match="save it, and give the directory"):
+        mllm.evaluate((model, processor), names, prepared, output=tmp_path / "other")
+    with pytest.raises(UserError, match="device 'cuda:77' can't be used"):
+        mllm.evaluate(prepared / "model", names[0], device="cuda:77")
 
 
 @pytest.mark.slow
