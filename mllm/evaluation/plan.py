@@ -9,7 +9,7 @@ from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import CONDITIONS, complete_groups, options_of, questions_of, stratified_sample
-from mllm.media.stored import file_of
+from mllm.media.ref import ImageRef
 
 NAMED_IMAGES = 3
 
@@ -129,4 +129,4 @@ def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed
 def missing_images(items: Sequence[Item]) -> list[str]:
     """Image files that items name and that aren't there."""
     named = {item.image for item in items if item.image is not None}
-    return sorted(str(image) for image in named if not file_of(image).is_file())
+    return sorted(str(image) for image in named if not ImageRef.of(image).is_there)
