@@ -11,6 +11,7 @@ _PUBLIC = {
     "MultimodalLM": "mllm.model.multimodal",
     "Processor": "mllm.processor",
     "Sample": "mllm.conversation.schema",
+    "evaluate": "mllm.evaluation.run",
     "load": "mllm.checkpoint.load",
     "load_config": "mllm.finetune.run",
     "save": "mllm.checkpoint.ours",

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mllm.clients.openai import Pace
 from mllm.errors import UserError
 from mllm.synthesis.asking import ask_all
 from mllm.synthesis.backends.base import Completion
 from mllm.synthesis.backends.template import TemplateBackend
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.journal import Journal
-from mllm.synthesis.pace import Pace
 from mllm.synthesis.prompts import Requests
 from mllm.synthesis.run import write_instructions
 from tests.helpers.demo_inputs import read_lines

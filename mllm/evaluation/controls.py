@@ -1,4 +1,7 @@
-"""Which items are asked, and with whose image: seeded, so that two runs ask the same."""
+"""Which items are asked, and with whose image: seeded, so that two runs ask the same.
+
+Beside the question with its image there are blind controls: without any, and with another item's.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -7,7 +10,40 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import Item
+from mllm.evaluation.asking import Question
+from mllm.evaluation.benchmark import Benchmark, Item
+
+CONDITIONS = ("model", "withheld", "swapped")
+
+
+def questions_of(
+    benchmark: Benchmark, items: Sequence[Item], condition: str, seed: int, by_likelihood: bool = False
+) -> list[Question]:
+    """What is asked under `model` (the item's image), `withheld` (no image) or `swapped` (another item's image).
+
+    by_likelihood: where an item has options, the answer is the likeliest of them.
+    """
+    if condition == "model":
+        images = [_path(item) for item in items]
+    elif condition == "withheld":
+        images = [None] * len(items)
+    else:
+        seen = [item for item in items if item.image is not None]
+        partners = {item.id: _path(other) for item, other in zip(seen, swap_partners(seen, seed), strict=True)}
+        images = [partners.get(item.id) for item in items]
+    return [
+        Question(benchmark.prompt(item), image, benchmark.max_new_tokens, options_of(item) if by_likelihood else ())
+        for item, image in zip(items, images, strict=True)
+    ]
+
+
+def options_of(item: Item) -> tuple[str, ...]:
+    """The answers that an item offers: letters where its options have them, else their texts; () without any."""
+    return tuple(str(option) for option in item.fields.get("options") or ())
+
+
+def _path(item: Item) -> str | None:
+    return None if item.image is None else str(item.image)
 
 
 def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:

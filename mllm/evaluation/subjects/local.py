@@ -13,7 +13,8 @@ from mllm.checkpoint.load import load, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
-from mllm.evaluation.question import OnReplies, Question, Reply
+from mllm.evaluation.asking import OnReplies, Question, Reply
+from mllm.evaluation.report import TrainingRun, training_runs
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
@@ -71,7 +72,7 @@ def _reply(answer: Answer) -> Reply:
 
 
 def _likeliest(question: Question, logprobs: Mapping[str, float]) -> Reply:
-    """Of equals the first option."""
+    """Return the most likely option; ties go to the first."""
     best = max(question.options, key=lambda option: logprobs[option])
     return Reply(best, _finite(logprobs[best]))
 
@@ -98,10 +99,14 @@ def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
             yield chosen[start : start + CHUNK_QUESTIONS]
 
 
-def load_local(source: str, dtype: str, batch_size: int) -> tuple[LocalModel, Path]:
-    """The model of `source` (see `mllm.load`) on this process's GPU if there is one, and the directory that it is in."""
+def load_local(source: str, dtype: str, batch_size: int, device: str | None = None) -> tuple[LocalModel, Path]:
+    """The model of `source` (see `mllm.load`) and the directory that it is in.
+
+    device: such as `cpu` or `cuda:1`; None is this process's GPU if there is one.
+    """
     path = model_directory(local_directory(source))
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     dtype = resolve_dtype(dtype, device)
     model, processor = load(path, dtype=dtype, device=device)
     identity = {
@@ -111,6 +116,14 @@ def load_local(source: str, dtype: str, batch_size: int) -> tuple[LocalModel, Pa
         "dtype": dtype,
     }
     return LocalModel(model, processor, batch_size, identity), path
+
+
+def open_directory(
+    model: str, dtype: str, batch_size: int, device: str | None = None
+) -> tuple[LocalModel, str, list[TrainingRun]]:
+    """The model under test of a directory or hub id (see `mllm.load`), where it lies, and the training behind it."""
+    subject, path = load_local(model, dtype, batch_size, device)
+    return subject, str(path), training_runs(path)
 
 
 def _preprocessing_hash(path: Path) -> str:

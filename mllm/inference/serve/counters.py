@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from mllm.inference.answer import Answer
-from mllm.inference.serve.engine import Engine
+from mllm.inference.serve.batch_queue import BatchQueue
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -12,7 +12,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 class Metrics:
     """Counts of one server, in a registry of its own."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, queue: BatchQueue) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("mllm_requests", "Requests by status", ["status"], registry=self.registry)
         self.tokens = Counter("mllm_tokens", "Tokens by kind", ["kind"], registry=self.registry)
@@ -26,10 +26,10 @@ class Metrics:
             "mllm_batch_rows", "Answers computed together", buckets=ROWS, registry=self.registry
         )
         waiting = Gauge("mllm_waiting_requests", "Requests in the queue", registry=self.registry)
-        waiting.set_function(lambda: engine.waiting)
+        waiting.set_function(lambda: queue.waiting)
         running = Gauge("mllm_running_rows", "Answers being written", registry=self.registry)
-        running.set_function(lambda: engine.running_rows)
-        engine.on_batch = self.batch_rows.observe
+        running.set_function(lambda: queue.running_rows)
+        queue.on_batch = self.batch_rows.observe
 
     def count(self, answers: list[Answer]) -> None:
         """Add the tokens of a request: of its prompt, those of them that were computed, and those written."""

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.benchmarks import build_metric, metric_of
 from mllm.evaluation.compare import answers_file, read_answers
-from mllm.evaluation.metrics import build_metric
 from mllm.evaluation.metrics.ece import Bin, EceLine, calibration_bins
 from mllm.files import atomic_file
 from mllm.outputs import check_file

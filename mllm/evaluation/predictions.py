@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import build_metric
 from mllm.evaluation.metric import Line, Metric, Result, parse_line
-from mllm.evaluation.metrics import build_metric
 from mllm.files import write_text_atomically
 from mllm.outputs import check_file
 

@@ -1,4 +1,4 @@
-"""Character error rate: (substitutions + deletions + insertions) / characters of the references, over the corpus."""
+"""Error rates of transcripts: (substitutions + deletions + insertions) / length of the references, over the corpus."""
 
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
@@ -50,5 +50,10 @@ class ErrorRate(Metric):
 
 
 @METRICS.register("cer")
-class Cer(ErrorRate):
+class CharacterErrorScore(ErrorRate):
     unit = "characters"
+
+
+@METRICS.register("wer")
+class WordErrorScore(ErrorRate):
+    unit = "words"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mllm.inference.answer import Answer, Row
+from mllm.inference.answer import Answer, Stream
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import generate_rows
 from mllm.inference.request import Prompt
@@ -33,7 +33,7 @@ class Job:
     """
 
     prompt: Prompt
-    rows: Sequence[Row]
+    rows: Sequence[Stream]
     seed: int | None
     deadline: float
     on_done: Callable[[list[Answer] | Exception], None]
@@ -45,7 +45,7 @@ class Job:
         return self.cancelled.is_set() or time.monotonic() > self.deadline
 
 
-class Engine:
+class BatchQueue:
     """Answers jobs in the order in which they come, up to `max_batch` rows at a time."""
 
     def __init__(self, model: MultimodalLM, processor: Processor, max_batch: int, max_queue: int) -> None:
