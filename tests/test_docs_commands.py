@@ -232,8 +232,8 @@ def test_the_walk_through_your_own_data_runs_as_it_is_written(tiny_parts, tmp_pa
         for line in commands(fence) if fence.language == "console" else ():
             printed[line.split(maxsplit=2)[1]] = walk(shlex.split(line), tmp_path)
     results = json.loads((tmp_path / "runs/mine/eval/results.json").read_text())
-    (scores,) = results["scores"].values()
-    assert set(scores) >= {"model", "withheld", "swapped"}
+    (rows,) = results["scores"].values()
+    assert {row["condition"] for row in rows} >= {"model", "withheld", "swapped"}
     assert printed["chat"].count("you> ") == 2 and "saved runs/mine/final" in printed["train"]
     assert (tmp_path / "runs/mine/eval/report.html").is_file()
 
