@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.load import load
+from mllm.checkpoint.load import load, quantize_language_model
 from mllm.checkpoint.ours import save
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
-from mllm.model.quantization import packed
-from mllm.model.quantize import quantize_language_model
+from mllm.model.quantized_layers import packed
 from mllm.training.deepspeed_engine import init_distributed
 from mllm.training.optimizer import _bitsandbytes_class
 from tests.helpers.commands import PYTHON, process

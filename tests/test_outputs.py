@@ -12,7 +12,7 @@ import yaml
 
 from data_recipes.demo.__main__ import main as demo_data
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import _command
 from mllm.commands.shared import run_command
 from mllm.errors import UserError

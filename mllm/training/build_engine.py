@@ -7,9 +7,9 @@ from datetime import timedelta
 import torch
 from torch import nn
 
+from mllm.checkpoint.fill import Contents, Place, fill
 from mllm.errors import UserError
-from mllm.kernels.products import multiply_as_asked
-from mllm.model.fill import Contents, Place, cast_parameters, fill
+from mllm.kernels.precision import cast_parameters, multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine

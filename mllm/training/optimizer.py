@@ -8,7 +8,7 @@ from torch import nn
 
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import token_embeddings
+from mllm.model.trainable import token_embeddings
 from mllm.training.settings import OptimizerSettings
 
 RATED_PARTS = ("vision_encoder", "projector", "token_embeddings")

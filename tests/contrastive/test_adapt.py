@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
+from mllm.inference.dual_features import load_encoder
 from mllm.studies.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
 from mllm.studies.adapt.clap import Clap, DisentanglingHead, PromptParts, _infonce, all_parts
 from mllm.studies.adapt.coop import CoCoOp, CoOp, _batches

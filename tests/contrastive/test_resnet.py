@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
-from mllm.checkpoint.assemble import build, load_processor
+from mllm.checkpoint.dual import build_dual
+from mllm.checkpoint.start import build, load_processor
 from mllm.cli import build_parser
 from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
-from mllm.model.dual_encoder import build_dual
-from mllm.model.dual_tokenizer import tokenize
+from mllm.inference.dual_features import load_encoder
+from mllm.model.dual_encoder import tokenize
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
 from tests.helpers.clip import train, values_of

@@ -2,8 +2,8 @@
 
 import torch
 
+from mllm.checkpoint.dual import load_dual
 from mllm.checkpoint.ours import load
-from mllm.model.dual_encoder import load_dual
 from tests.helpers.clip import train, values_of
 from tests.helpers.runs import config, run_here
 

@@ -12,7 +12,7 @@ from mllm.cli import build_parser
 from mllm.contrastive.retrieval import recall
 from mllm.contrastive.zeroshot import class_features, top_k_accuracy
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
+from mllm.inference.dual_features import load_encoder
 from tests.helpers.clip import COLOURS
 from tests.helpers.tiny import save_image
 

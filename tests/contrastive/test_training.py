@@ -10,16 +10,15 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
-from mllm.checkpoint.assemble import build
-from mllm.contrastive.data import Pair, describes, same
+from mllm.checkpoint.dual import build_dual, load_dual
+from mllm.checkpoint.start import build
+from mllm.contrastive.data import BOILERPLATE, Pair, describes, same, spoil_captions
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.noise import BOILERPLATE, spoil_captions
 from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.model.dual_encoder import build_dual, load_dual, text_mask
-from mllm.model.dual_tokenizer import tokenize, too_long
+from mllm.model.dual_encoder import text_mask, tokenize, too_long
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
 from tests.helpers.clip import settings, train, values_of

@@ -6,7 +6,7 @@ import pytest
 import transformers.utils.chat_template_utils as template_clock
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.errors import ConversationRefusedError, UserError
 from mllm.processor import Processor

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data import counting
 from mllm.data.counts import TokenCounts, rendering_key
 from mllm.data.dataset import Mixture

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.decoding import ImageDecoder, own_share_of_cores
 from mllm.data.recipe import load_recipe

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.grouping import group_by_length
 from mllm.data.recipe import RecipeSettings, SourceSettings

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import RecipeSettings, SourceSettings, load_recipe
 from mllm.data.settings import DataSettings

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.conversation.schema import Sample
 from mllm.data.example import render_example
 from mllm.errors import BadSampleError

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.ours import save
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser, main
 from mllm.errors import UserError
 from mllm.evaluation.calibration import calibrate

@@ -15,7 +15,7 @@ from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels.choice import first_that_works, gpu_capability, usable_kernels
 from mllm.kernels.fused_layers import fuse_layers
-from mllm.kernels.varlen_kernels import VARLEN_KERNELS
+from mllm.kernels.varlen import VARLEN_KERNELS
 from mllm.settings import validate_settings
 from tests.helpers.launches import launch
 from tests.helpers.runs import config, run_here, series

@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from mllm.kernels.varlen_kernels import Attended, Inputs, Pass, varlen_kernel
+from mllm.kernels.varlen import Attended, Inputs, Pass, varlen_kernel
 
 LARGEST_HEAD = 256
 MODULES = {

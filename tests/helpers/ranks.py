@@ -19,8 +19,8 @@ from mllm.finetune.run import build_beginning, finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.watching import generating_callbacks
 from mllm.kernels import loss
-from mllm.model.fill import parameters_on_meta
-from mllm.model.policy import apply_policy, count_parameters
+from mllm.model.assemble import parameters_on_meta
+from mllm.model.trainable import apply_policy, count_parameters
 from mllm.settings import validate_settings
 from mllm.training.build_engine import build_engine
 from mllm.training.deepspeed_engine import init_distributed

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from tests.helpers.serving import serving
 from tests.helpers.tiny import save_image, tiny_settings
 

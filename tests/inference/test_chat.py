@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.decoding import RowProcessors

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.generate import Request

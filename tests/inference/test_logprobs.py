@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.inference.answer import RowWatcher, token_logprobs
 from mllm.inference.decoding import Decoding, RowProcessors

@@ -16,7 +16,7 @@ import torch
 from prompt_toolkit.document import Document
 from rich.console import Console
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.inference import terminal
 from mllm.inference.chat import ChatSession

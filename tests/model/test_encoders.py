@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mllm.model.encoders import VisionEncoder, load_vision_model
+from mllm.checkpoint.parts import load_vision_model
+from mllm.model.encoders import VisionEncoder
 from tests.helpers.tiny import tiny_settings
 
 

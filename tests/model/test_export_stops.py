@@ -7,8 +7,8 @@ import torch
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import mllm
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.export import export
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers

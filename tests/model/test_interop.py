@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import mllm
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError

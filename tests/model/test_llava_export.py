@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava, import_llava
+from mllm.checkpoint.llava import import_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from tests.helpers.tiny import tiny_settings

@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mllm
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava, import_llava
-from mllm.checkpoint.load import HUB_FILES
+from mllm.checkpoint.llava import import_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.parts import HUB_FILES
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.commands.shared import run_command
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.fill import cast_parameters
+from mllm.kernels.precision import cast_parameters
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings
 from tests.helpers.tiny import save_image, tiny_settings

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
 import mllm
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from tests.helpers.tiny import tiny_settings

@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build, load_processor
+from mllm.checkpoint.start import build, load_processor
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
@@ -15,8 +15,8 @@ from mllm.data.packing import pack
 from mllm.errors import UserError
 from mllm.inference.generate import Request, generate_batch
 from mllm.media.decode import read_image
-from mllm.model.policy import apply_policy
 from mllm.model.settings import ModelSettings, TrainableSettings
+from mllm.model.trainable import apply_policy
 from tests.helpers.samples import batch_of, fail, loss_and_gradients
 from tests.helpers.tiny import tiny_settings
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mllm.batch import PADDING_SEGMENT
-from mllm.checkpoint.assemble import build
-from mllm.model.neftune import add_noise, sample_lengths
+from mllm.checkpoint.start import build
+from mllm.model.multimodal import add_noise, sample_lengths
 from tests.helpers.samples import batch_of
 from tests.helpers.tiny import tiny_settings
 

@@ -18,6 +18,7 @@ import torch
 # Wrapped tensors don't live in inference mode, which decorators take on at import.
 torch.inference_mode = lambda *_, **__: torch.no_grad()
 
+from mllm.checkpoint.dual import build_dual  # noqa: E402
 from mllm.contrastive.run import _build_batcher  # noqa: E402
 from mllm.contrastive.settings import ContrastiveSettings  # noqa: E402
 from mllm.contrastive.task import ContrastiveTask  # noqa: E402
@@ -30,9 +31,8 @@ from mllm.inference.chat import ChatSession  # noqa: E402
 from mllm.inference.decoding import Decoding  # noqa: E402
 from mllm.inference.generate import Request, generate_answers  # noqa: E402
 from mllm.inference.likelihood import score_answers  # noqa: E402
-from mllm.model.attention import checkpoint_activations  # noqa: E402
-from mllm.model.dual_encoder import build_dual  # noqa: E402
-from mllm.model.policy import apply_policy  # noqa: E402
+from mllm.model.multimodal import checkpoint_activations  # noqa: E402
+from mllm.model.trainable import apply_policy  # noqa: E402
 from mllm.settings import validate_settings  # noqa: E402
 from mllm.training.engine import TorchEngine  # noqa: E402
 from mllm.training.loop import Trainer  # noqa: E402

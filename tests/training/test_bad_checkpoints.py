@@ -7,7 +7,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings

@@ -7,7 +7,7 @@ from mllm.finetune.estimate import estimate_runs
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
-from mllm.kernels.varlen_kernels import TorchVarlen
+from mllm.kernels.varlen import TorchVarlen
 from mllm.settings import validate_settings
 from tests.helpers.runs import config, second_stage
 

@@ -155,6 +155,6 @@ def test_too_little_memory_is_a_line(tiny_parts, recipe, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("mllm.model.stored_weights.mmap.mmap", refuse)
+    monkeypatch.setattr("mllm.checkpoint.origin.mmap.mmap", refuse)
     with pytest.raises(checkpoint.UserError, match=r"no memory is left for .*; `mllm plan` says what a run takes"):
         beginning.filled(torch.float32)

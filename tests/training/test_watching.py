@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.ours import load
+from mllm.checkpoint.start import build
 from mllm.data.collate import collate
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
@@ -23,7 +23,7 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.finetune.watching import generating_callbacks
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.policy import apply_policy
+from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
 from mllm.training.peak import device_peak_flops
 from mllm.training.settings import LoopSettings

@@ -6,50 +6,23 @@ but the parameter under way is held beside it, and of many processes one alone r
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import PreTrainedModel
 
+from mllm.checkpoint.origin import BASE, DOWN, MAGNITUDE, UP, Origin, statistics_of, weight_tensor
 from mllm.errors import UserError
-from mllm.model.origin import BASE, DOWN, MAGNITUDE, UP, Origin, statistics_of
-from mllm.model.quantization import packed, quantized_size, set_packed, unpacked
-from mllm.model.stored_weights import weight_tensor
+from mllm.model.assemble import saved_buffers
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.quantized_layers import packed, quantized_size, set_packed, unpacked
+from mllm.processor import Processor
 
 Made = TypeVar("Made")
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within the block, modules get their parameters on the meta device; buffers get contents, as computed anywhere else."""
-
-    def without_contents(module: nn.Module, name: str, parameter: Any) -> Any:
-        if parameter is None or parameter.is_meta:
-            return None
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    hook = register_module_parameter_registration_hook(without_contents)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def cast_parameters(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Cast the parameters of `module` that are floating-point numbers, and no buffer.
-
-    Rotary frequencies and a projector's mean and deviation are constants, in float32 in every model: rounded to bfloat16,
-    frequencies turn a phase by 2.5 rad at position 2,047.
-    """
-    for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
-    return module
 
 
 @dataclass
@@ -66,7 +39,7 @@ class Contents:
     seed: int = 0
 
     def of(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor of that name, on the CPU, in the dtype that it was stored in. Raises UserError where it doesn't fit."""
+        """Return the tensor of that name, on the CPU, in the dtype it was stored in. Raises UserError if it doesn't fit."""
         stored = self._stored(name)
         if stored is None:
             return self._fresh(name, shape)
@@ -83,7 +56,7 @@ class Contents:
     def packed(
         self, name: str, shape: torch.Size, dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """A 4-bit weight and its statistics on `device`: as they were stored, or rounded there from weights of `dtype`.
+        """Return a 4-bit weight and its statistics on `device`, as they were stored or rounded there from weights of `dtype`.
 
         shape: of the weights that it stands for.
         """
@@ -97,7 +70,7 @@ class Contents:
         return next((n for n in (name, name.replace(BASE, ".")) if n in self.origin.shapes), None)
 
     def _fresh(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """As peft begins an update: A drawn, B zero, DoRA's magnitudes those of the rows that they scale."""
+        """Begin an update as peft does: A drawn, B zero, DoRA's magnitudes those of the rows that they scale."""
         if name.endswith(DOWN):
             down = torch.empty(shape, dtype=torch.float32)
             return nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=self._generator(name))
@@ -144,7 +117,7 @@ def fill(model: nn.Module, open_contents: Callable[[], Contents], dtype: torch.d
     isn't there, doesn't fit or breaks off, or memory doesn't suffice.
     """
     contents = _together(place, lambda: open_contents() if place.reads else None, "the weights")
-    for module, name, buffer in _saved_buffers(model):
+    for module, name, buffer in saved_buffers(model):
         value = _together(place, partial(_value, contents, name, buffer.shape), name)
         own = name.rpartition(".")[2]
         module._buffers[own] = place.share(value).to(place.device, buffer.dtype)
@@ -164,6 +137,28 @@ def fill(model: nn.Module, open_contents: Callable[[], Contents], dtype: torch.d
         place.keep(whole)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """A model whose parameters have no contents yet (`assemble`), its processor, and where contents come from.
+
+    `open_contents` is called where they are read, in one process of many; nothing is read before.
+    """
+
+    model: MultimodalLM
+    processor: Processor
+    open_contents: Callable[[], Contents]
+
+    def filled(self, dtype: torch.dtype = torch.float32) -> tuple[MultimodalLM, Processor]:
+        """Return the model with its contents, on the CPU, and the processor. Raises UserError when they aren't whole."""
+        fill(self.model, self.open_contents, dtype)
+        return self.model, self.processor
+
+
+def row_std(language_model: PreTrainedModel) -> float:
+    """Return the deviation that rows for new tokens are drawn with."""
+    return getattr(language_model.config, "initializer_range", 0.02)
+
+
 def _value(contents: Contents | None, name: str, shape: torch.Size) -> torch.Tensor | None:
     return None if contents is None else contents.of(name, shape)
 
@@ -171,7 +166,7 @@ def _value(contents: Contents | None, name: str, shape: torch.Size) -> torch.Ten
 def _parameter(
     contents: Contents | None, name: str, parameter: nn.Parameter, dtype: torch.dtype, place: Place
 ) -> torch.Tensor:
-    """The parameter's contents on the device; room for them where another process reads."""
+    """Return the parameter's contents on the device; room for them where another process reads."""
     if not parameter.is_floating_point():
         dtype = parameter.dtype
     if place.device.type == "cpu":
@@ -193,7 +188,7 @@ def _packed(
 
 
 def _together(place: Place, make: Callable[[], Made], what: str) -> Made:
-    """What `make` gives, if it does in every process. Raises the first one's error in all, as a UserError."""
+    """Return what `make` gives, if it does in every process. Raises the first one's error in all, as a UserError."""
     failure: Exception | None = None
     made: Any = None
     try:
@@ -232,32 +227,13 @@ def _line(failure: Exception, what: str) -> str:
 
 
 def _owners(model: nn.Module) -> Mapping[int, list[tuple[nn.Module, str]]]:
-    """Identity of each parameter → modules that have it, and its name there; several where it is tied."""
+    """Map the identity of each parameter → modules that have it, and its name there; several where it is tied."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append((module, name))
     return owners
-
-
-def _saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
-    """Module, full name and tensor of the buffers that are part of the state dict."""
-    return [
-        (module, f"{prefix}.{name}" if prefix else name, buffer)
-        for prefix, module in model.named_modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and name not in module._non_persistent_buffers_set
-    ]
-
-
-def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """Name → shape of what a model's files hold: its parameters, tied ones once, and the buffers that are saved.
-
-    A 4-bit weight has the shape of its bytes.
-    """
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    return shapes | {name: buffer.shape for _, name, buffer in _saved_buffers(model)}
 
 
 def _move_other_buffers(model: nn.Module, device: torch.device) -> None:

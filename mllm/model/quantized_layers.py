@@ -1,4 +1,4 @@
-"""Linear layers in 4 bits (QLoRA, Dettmers et al. 2023): nf4 with double quantization, through bitsandbytes.
+"""Linear layers in 4 bits (QLoRA, Dettmers et al. 2023), nf4 with double quantization, or in 8, through bitsandbytes.
 
 A weight is rounded to one of 16 values, times a scale for each block of 64 that is itself stored in 8 bits.
 """
@@ -20,7 +20,8 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError as error:
         raise UserError(
-            f"4-bit weights need bitsandbytes, which can't be imported here ({error}); run pip install 'mllm[quantization]'"
+            f"weights in 4 or 8 bits need bitsandbytes, which can't be imported here ({error}); run pip install "
+            "'mllm[quantization]'"
         ) from None
     return bitsandbytes
 
@@ -30,7 +31,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def quantized_size(parameter: nn.Parameter) -> int | None:
-    """How many weights a 4-bit parameter stands for; None for an ordinary one."""
+    """Count the weights that a 4-bit parameter stands for; None for an ordinary one."""
     state = getattr(parameter, "quant_state", None)
     return None if state is None else state.shape.numel()
 
@@ -46,7 +47,7 @@ def quantize_linears(root: nn.Module, names: Iterable[str]) -> None:
 
 
 def packed(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """`weight` in 4 bits, two to a byte, and the statistics that it takes to read them; both on its device."""
+    """Put `weight` into 4 bits, two to a byte, and the statistics that it takes to read them; both on its device."""
     data, state = _bitsandbytes().functional.quantize_4bit(
         weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
     )
@@ -54,7 +55,7 @@ def packed(weight: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
 def unpacked(data: torch.Tensor, statistics: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> Any:
-    """The parameter of a 4-bit layer. dtype: what its weights become when they are computed with; None: as stored."""
+    """Make the parameter of a 4-bit layer. dtype: what its weights become when they are computed with; None: as stored."""
     weight = _bitsandbytes().nn.Params4bit.from_prequantized(data, dict(statistics), device=data.device)
     if dtype is not None:
         weight.quant_state.dtype = dtype
@@ -81,12 +82,12 @@ def set_packed(root: nn.Module, name: str, weight: Any) -> None:
 
 
 def dequantized_weight(data: torch.Tensor, statistics: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The ordinary weight that a 4-bit one stands for, in the dtype that it had before."""
+    """Return the ordinary weight that a 4-bit one stands for, in the dtype that it had before."""
     return _bitsandbytes().functional.dequantize_4bit(data, unpacked(data, statistics).quant_state)
 
 
 def dequantized(module: Any) -> nn.Linear:
-    """An ordinary layer that computes what the 4-bit one does: the rounded weights, in the dtype they had before."""
+    """Make an ordinary layer that computes what the 4-bit one does: the rounded weights, in the dtype they had before."""
     bnb = _bitsandbytes()
     with torch.device("meta"):
         linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
@@ -119,3 +120,16 @@ def _replace(root: nn.Module, name: str, weight: Any) -> None:
     # Otherwise the first evaluation repacks the weights for a kernel without a backward, and training goes wrong.
     layer.support_avx512bf16_for_cpu = False
     replace_module(root, name, layer)
+
+
+def eight_bit_linear(linear: nn.Module) -> nn.Module:
+    """Put a layer into LLM.int8's 8 bits; bitsandbytes rounds its weight when it is moved to its device."""
+    bnb = _bitsandbytes()
+    assert isinstance(linear, nn.Linear)
+    with torch.device("meta"):
+        layer: nn.Module = bnb.nn.Linear8bitLt(
+            linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False
+        )
+    layer.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+    layer.bias = linear.bias
+    return layer

@@ -1,17 +1,24 @@
-"""Tensors in safetensors files, read one at a time."""
+"""Where the weights that a model begins with come from: by name, one tensor at a time, from files, memory or both."""
 
 import json
+import logging
 import math
 import mmap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from mllm.errors import UserError
+from mllm.model.quantized_layers import STATE_MARK, dequantized_weight, is_statistic
 
+logger = logging.getLogger(__name__)
+
+BASE = ".base_layer."
+DOWN, UP, MAGNITUDE = ".lora_A.default.weight", ".lora_B.default.weight", ".lora_magnitude_vector.default.weight"
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 LARGE_BYTES = 4 << 20  # two large pages: fewer would mostly be seams
@@ -32,6 +39,101 @@ DTYPES = {
 }
 
 
+class Origin(Protocol):
+    """Names with shapes (None where only reading tells), and tensors on the CPU in the dtype that they were stored in."""
+
+    @property
+    def shapes(self) -> Mapping[str, torch.Size | None]: ...
+    def read(self, name: str) -> torch.Tensor: ...
+
+
+class Held:
+    """Tensors that are in memory already."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._tensors[name].detach()
+
+
+class Made:
+    """Tensors of known shapes that are made, all together, when the first of them is read."""
+
+    def __init__(self, shapes: Mapping[str, torch.Size], make: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+        self.shapes = shapes
+        self._make = make
+        self._made: Mapping[str, torch.Tensor] | None = None
+
+    def read(self, name: str) -> torch.Tensor:
+        if self._made is None:
+            self._made = self._make()
+        return self._made[name].detach()
+
+
+class Selection:
+    """Tensors of other origins under names of its own: name → (origin, name there)."""
+
+    def __init__(self, entries: Mapping[str, tuple[Origin, str]]) -> None:
+        self._entries = entries
+        self.shapes = {name: origin.shapes[there] for name, (origin, there) in entries.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        origin, there = self._entries[name]
+        return origin.read(there)
+
+
+def joined(parts: Mapping[str, Origin]) -> Selection:
+    """Join the tensors of all `parts`, their names behind the part's key."""
+    return Selection({prefix + name: (part, name) for prefix, part in parts.items() for name in part.shapes})
+
+
+def beneath(origin: Origin, prefix: str) -> Selection:
+    """Select the tensors of `origin` whose names begin with `prefix`, without it."""
+    return Selection({n.removeprefix(prefix): (origin, n) for n in origin.shapes if n.startswith(prefix)})
+
+
+class Merged:
+    """The plain weights that adapted ones amount to: W + s·B·A (Hu et al. 2022), DoRA's scaled to its magnitudes, 4-bit ones
+    dequantized.
+
+    origin: a part with low-rank updates, as `checkpoint` stores it; adapter: its kind and settings.
+    """
+
+    def __init__(self, origin: Origin, adapter: Mapping[str, Any]) -> None:
+        self._origin = origin
+        self._scale = adapter["alpha"] / adapter["rank"]
+        stored = [name for name in origin.shapes if ".lora_" not in name and not is_statistic(name, origin.shapes)]
+        self._stored = {name.replace(BASE, "."): name for name in stored}
+        packed = {name.partition(STATE_MARK)[0] + ".weight" for name in origin.shapes if STATE_MARK in name}
+        self._packed = packed
+        self.shapes = {plain: None if name in packed else origin.shapes[name] for plain, name in self._stored.items()}
+        if packed:
+            logger.info("merged 4-bit weights: what rounding to nf4 lost stays lost")
+
+    def read(self, name: str) -> torch.Tensor:
+        stored = self._stored[name]
+        weight = self._origin.read(stored)
+        if stored in self._packed:
+            weight = dequantized_weight(weight, statistics_of(self._origin, stored))
+        layer = stored.removesuffix(f"{BASE}weight")
+        if layer + DOWN not in self._origin.shapes:
+            return weight
+        down, up = self._origin.read(layer + DOWN), self._origin.read(layer + UP)
+        merged = weight.float() + (up.float() @ down.float()) * self._scale
+        if layer + MAGNITUDE in self._origin.shapes:
+            norms = torch.linalg.norm(merged, dim=1)
+            merged = (self._origin.read(layer + MAGNITUDE).float() / norms)[:, None] * merged
+        return merged
+
+
+def statistics_of(origin: Origin, name: str) -> dict[str, torch.Tensor]:
+    """Read what is stored beside the 4-bit weight `name` and takes to read it; empty for an ordinary weight."""
+    beside = [there for there in origin.shapes if there.startswith(f"{name}.")]
+    return {there.removeprefix(f"{name}."): origin.read(there) for there in beside}
+
+
 @dataclass(frozen=True)
 class _Entry:
     """Where a tensor lies: `begin` is its first byte, counted from the file's."""
@@ -43,7 +145,7 @@ class _Entry:
 
 
 def weight_tensor(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor without contents on the CPU, whose memory goes back to the kernel as soon as it is let go.
+    """Make a tensor without contents on the CPU, whose memory goes back to the kernel as soon as it is let go.
 
     From the heap, tensors that come and go among others that stay would leave gaps that nothing fits. Large ones lie on
     large pages where the system has them: a product with a single vector reads a head of 49,152 words in 5 ms so, and in 8
@@ -73,7 +175,7 @@ class StoredWeights:
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor of that name, on the CPU, as it was stored. Raises UserError when the file can't be read."""
+        """Read the tensor of that name, on the CPU, as it was stored. Raises UserError when the file can't be read."""
         entry = self._entries[name]
         tensor = weight_tensor(entry.shape, entry.dtype)
         room = tensor.reshape(-1).view(torch.uint8).numpy().data
@@ -91,14 +193,14 @@ class StoredWeights:
 
 
 def part_files(directory: Path) -> list[Path]:
-    """The files that transformers reads in a directory: those that the index lists, or the one file; else none."""
+    """List the files that transformers reads in a directory: those that the index lists, or the one file; else none."""
     if (directory / INDEX).is_file():
         return [directory / name for name in listed_files(directory)]
     return [directory / WHOLE] if (directory / WHOLE).is_file() else []
 
 
 def listed_files(directory: Path) -> list[str]:
-    """Names of the files that the directory's index lists. Raises UserError when it can't be read."""
+    """List the files that the directory's index lists. Raises UserError when it can't be read."""
     try:
         return sorted(set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -106,7 +208,7 @@ def listed_files(directory: Path) -> list[str]:
 
 
 def _read_header(file: Path) -> dict[str, _Entry]:
-    """Name → where it lies, held against the size of the file."""
+    """Read name → where it lies, held against the size of the file."""
     try:
         size = file.stat().st_size
         with open(file, "rb") as opened:

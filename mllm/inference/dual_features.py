@@ -12,12 +12,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.ours import model_directory
+from mllm.checkpoint.parts import load_preparer
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.prepare import Fit, ImagePreparer
-from mllm.model.dual_encoder import MAX_LOG_SCALE, load_dual
-from mllm.model.dual_tokenizer import tokenize, too_long
-from mllm.model.encoders import load_preparer
+from mllm.model.dual_encoder import MAX_LOG_SCALE, tokenize, too_long
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
     other CLIPs, stretched for other SigLIPs.
     """
     model, tokenizer = load_dual(path)
-    directory = Path(path) / "final" if (Path(path) / "final").is_dir() else Path(path)
+    directory = model_directory(path)
     if fit is None:
         # Written by train_clip; transformers' processor files have no word for padding.
         ours = (directory / "training_log.json").is_file()

@@ -10,20 +10,8 @@ from mllm.errors import UserError
 from mllm.model.encoders import layer_index
 from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.quantization import quantized_size
+from mllm.model.quantized_layers import quantized_size
 from mllm.model.settings import TrainableSettings
-
-__all__ = [
-    "PARTS",
-    "PartCount",
-    "add_lora",
-    "apply_policy",
-    "check_policy",
-    "count_parameters",
-    "merge_lora",
-    "policy_table",
-    "token_embeddings",
-]
 
 PARTS = ("vision_encoder", "projector", "language_model")
 ADAPTED = ("lora", "dora", "qlora")
@@ -68,7 +56,7 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
 
 
 def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
-    """Part → kind and settings of the low-rank updates that the policy asks for, as `MultimodalLM.adapters` has them."""
+    """Map part → kind and settings of the low-rank updates that the policy asks for, as `MultimodalLM.adapters` has them."""
     return {
         part: {"kind": getattr(policy, part), **getattr(policy, settings).model_dump(mode="json")}
         for part, settings in SETTINGS_OF_PART.items()
@@ -77,7 +65,7 @@ def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
 
 
 def token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:
-    """The weights that turn tokens into features and back; one where the two are tied."""
+    """Return the weights that turn tokens into features and back; one where the two are tied."""
     language_model = model.language_model
     return [*language_model.get_input_embeddings().parameters(), *language_model.get_output_embeddings().parameters()]
 
@@ -92,7 +80,7 @@ def _check_first_layer(model: MultimodalLM, policy: TrainableSettings) -> None:
 
 
 def _early_parameters(model: MultimodalLM, policy: TrainableSettings) -> list[nn.Parameter]:
-    """Parameters of the encoder below the first layer that learns."""
+    """List the parameters of the encoder below the first layer that learns."""
     first = policy.vision_encoder_from_layer
     if first is None:
         return []
@@ -145,7 +133,7 @@ def check_policy(model: MultimodalLM, policy: TrainableSettings) -> None:
 
 
 def policy_table(counts: list[PartCount], rates: Mapping[str, tuple[float, float]] | None = None) -> str:
-    """The counts as lines of text; `rates`: part → (learning rate, weight decay) of its parameters that learn."""
+    """Write the counts as lines of text; `rates`: part → (learning rate, weight decay) of its parameters that learn."""
     heads = f"{'learning rate':>15}{'weight decay':>14}" if rates else ""
     rows = [f"{'part':<16}{'learns':<22}{'parameters':>16}{'trainable':>16}{heads}"]
     for count in counts:
