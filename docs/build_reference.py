@@ -171,13 +171,16 @@ def commands() -> str:
 
 
 def _command_sections(parser: argparse.ArgumentParser, summary: str = "") -> Iterator[str]:
-    """A section for each command that is no mere group of commands; hidden ones are left out."""
+    """A section for each command that is no mere group of commands; ones without a group are left out."""
+    from mllm.cli import COMMANDS
+
+    hidden = {name for name, command in COMMANDS.items() if not command.group}
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not groups:
         yield _command(parser, summary)
     for group in groups:
         for choice in group._choices_actions:
-            if choice.help != argparse.SUPPRESS:
+            if choice.dest not in hidden:
                 yield from _command_sections(group.choices[choice.dest], choice.help or "")
 
 
@@ -322,9 +325,11 @@ def floors() -> str:
     from tests.architecture_law import FLOORS
 
     rows = [
-        (str(floor.number), ", ".join(map(code, floor.rooms)), floor.may_import, floor.description) for floor in FLOORS
+        (f"{floor.number}: {floor.description}", code(room.name), room.does, floor.may_import)
+        for floor in reversed(FLOORS)
+        for room in floor.members
     ]
-    return table(("floor", "rooms", "may import", "what lives there"), rows)
+    return table(("floor", "room", "what lives there", "may import at most"), rows)
 
 
 PAGES: dict[str, Callable[[], str]] = {
