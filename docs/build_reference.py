@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,33 +117,35 @@ def settings_page(title: str, lead: str, cls: Any) -> str:
     return "\n\n".join((f"# {title}", NOTE, lead, *settings_sections(cls.model_json_schema())))
 
 
-def settings() -> str:
-    from mllm.finetune.settings import FinetuneSettings
+def settings_class(kind: str) -> Any:
+    """The class of the settings that `mllm schema KIND` prints."""
+    from mllm.commands.schema import KINDS
 
+    module, name = KINDS[kind]
+    return getattr(import_module(module), name)
+
+
+def settings() -> str:
     lead = (
         "Every key of a configuration for `mllm train`. `--set a.b=c` overrides one; an unknown key is an error that "
         "names the closest. `mllm schema` prints the same as a JSON schema, for editors."
     )
-    return settings_page("Settings of fine-tuning", lead, FinetuneSettings)
+    return settings_page("Settings of fine-tuning", lead, settings_class("train"))
 
 
 def clip_settings() -> str:
-    from mllm.contrastive.settings import ContrastiveSettings
-
-    return settings_page(
-        "Settings of contrastive training", "Every key of a configuration for `mllm clip train`.", ContrastiveSettings
-    )
+    lead = "Every key of a configuration for `mllm clip train`."
+    return settings_page("Settings of contrastive training", lead, settings_class("clip"))
 
 
 def recipe() -> str:
     from mllm.data.readers import READERS
-    from mllm.data.recipe import RecipeSettings
 
     lead = (
         "Every key of a recipe: which samples, from which files. What each reader understands is in "
         f"[prepare_data](../how-to/prepare_data.md#choose-a-format); their names are {', '.join(map(code, READERS))}."
     )
-    return settings_page("Recipes", lead, RecipeSettings)
+    return settings_page("Recipes", lead, settings_class("recipe"))
 
 
 def benchmark_file() -> str:
@@ -153,9 +156,8 @@ def benchmark_file() -> str:
 
 
 def synth_settings() -> str:
-    from mllm.synthesis.settings import InstructionConfig
-
-    return settings_page("Settings of a synthesis", "Every key of a configuration for `mllm synth`.", InstructionConfig)
+    lead = "Every key of a configuration for `mllm synth`."
+    return settings_page("Settings of a synthesis", lead, settings_class("synth"))
 
 
 def commands() -> str:

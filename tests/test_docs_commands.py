@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import yaml
@@ -77,6 +78,14 @@ def check(words, line):
     checks[program](rest, line)
 
 
+@cache
+def parser():
+    """The parser of `mllm`, with every subcommand."""
+    from mllm.cli import build_parser
+
+    return build_parser()
+
+
 def parse(parser, words):
     try:
         return parser.parse_args(words)
@@ -85,9 +94,7 @@ def parse(parser, words):
 
 
 def check_mllm(rest, line):
-    from mllm.cli import build_parser
-
-    options = parse(build_parser(), rest)
+    options = parse(parser(), rest)
     for word in rest:
         if word.startswith(IN_THE_CHECKOUT):
             assert (ROOT / word).exists() or word in FILES, f"{line.place}: {word} is not there"
@@ -203,12 +210,10 @@ def test_every_command_of_the_pages_is_accepted_as_it_stands(line):
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_that_a_text_names_is_there(page):
-    from mllm.cli import build_parser
-
     for text in IN_A_TEXT.findall(page.read_text(encoding="utf-8")):
         for program, *rest in simple_commands(text):
             if program == "mllm":
-                known = subcommands(build_parser())
+                known = subcommands(parser())
                 assert rest[0] in known or not rest[0].islower(), f"{page}: {text}"
             elif program == "make" or rest[0].startswith("benchmarks/"):
                 check([program, *rest], Line(text, str(page), frozenset()))
