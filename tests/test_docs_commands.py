@@ -49,7 +49,7 @@ def simple_commands(line):
             while words and re.match(r"^[A-Z_]+=", words[0]):
                 words.pop(0)
             if words:
-                yield words
+                yield words[: words.index(">")] if ">" in words else words
             words = []
         else:
             words.append(word)
