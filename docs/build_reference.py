@@ -178,7 +178,7 @@ def _layout(name: str, layout: Any) -> str:
 
 
 def metrics() -> str:
-    from mllm.evaluation.metrics import METRICS
+    from mllm.evaluation.benchmarks import METRICS
 
     lead = (
         "`mllm score --metric NAME FILE` scores a file of JSON lines; a benchmark names its own. Every line has "

@@ -88,4 +88,4 @@ def _plain_type(option: dict[str, Any]) -> str:
 def _default(field: dict[str, Any], required: bool) -> str:
     if required:
         return "required"
-    return code(json.dumps(field.get("default"), ensure_ascii=False))
+    return code(json.dumps(field["default"], ensure_ascii=False)) if "default" in field else ""
