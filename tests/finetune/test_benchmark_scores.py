@@ -13,6 +13,8 @@ from mllm.settings import validate_settings
 from tests.helpers.launches import launch
 from tests.helpers.runs import config, run_here, series
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own(recipe):

@@ -18,6 +18,8 @@ from mllm.settings import dump_yaml, validate_settings
 from mllm.training.build_engine import start_engine
 from tests.helpers.runs import config, second_stage
 
+pytestmark = pytest.mark.slow
+
 ALL = 10_000
 
 

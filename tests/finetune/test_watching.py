@@ -30,6 +30,8 @@ from mllm.training.settings import LoopSettings
 from tests.helpers.runs import config, metrics, run_here, series
 from tests.helpers.tiny import tiny_settings
 
+pytestmark = pytest.mark.slow
+
 
 def go(values, stop_after=None):
     return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after)

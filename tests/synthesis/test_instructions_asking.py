@@ -168,6 +168,7 @@ def test_the_image_goes_with_the_facts_when_asked(tmp_path: Path) -> None:
     assert report.samples == 1  # what the model may have seen is not held against the facts
 
 
+@pytest.mark.slow
 def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> None:
     records = fact_records(60)
     with serving(delay_s=lambda key: 0.03) as (url, ledger):

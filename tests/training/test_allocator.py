@@ -25,6 +25,7 @@ print(found[0], found[2], " hg" in heap)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available() or not Path("/proc/self/smaps").exists() or torch.version.hip is not None,
     reason="for Linux machines without a GPU",

@@ -14,6 +14,8 @@ from mllm.training.optimizer import build_optimizer, parameter_groups, part_rate
 from mllm.training.settings import OptimizerSettings
 from tests.helpers.runs import config, run_here, series
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
 

@@ -19,6 +19,8 @@ from mllm.settings import validate_settings
 from mllm.training.callbacks import Callback
 from tests.helpers.runs import config, run_here, series
 
+pytestmark = pytest.mark.slow
+
 
 class At(Callback):
     """Does something once, when a step is done."""

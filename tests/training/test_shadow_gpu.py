@@ -11,10 +11,13 @@ import torch
 from tests.helpers.runs import ROOT
 from tests.shadow.cases import READ, TRAINING
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch lets nobody take the place of a device",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this torch lets nobody take the place of a device",
+    ),
+]
 UNREAD = [name for name in TRAINING if name != READ]
 CONTRASTIVE = ["infonce, one chunk", "infonce, chunks", "sigmoid, one chunk", "sigmoid, chunks"]
 WAITS_A_STEP = 3

@@ -19,6 +19,8 @@ from mllm.training import build_engine
 from tests.helpers.runs import config, run_here, series
 from tests.helpers.tiny import save_image
 
+pytestmark = pytest.mark.slow
+
 
 def settings(values):
     return validate_settings(FinetuneSettings, values, "test")
