@@ -130,7 +130,7 @@ FLOORS = (
     ),
     Floor(
         8,
-        "the command line",
+        "the command line, and what a user's program calls",
         "everything below",
         (
             Room("api", "what the package offers and no single room can", SIXTH),
