@@ -1,15 +1,22 @@
-"""Images inside the text of a request: data URLs as clients write them."""
+"""Images inside the text of a request or a page: data URLs, as clients write them and as we do."""
 
 import base64
 import binascii
+import io
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
+from PIL import Image
+
 from mllm.errors import UserError
+from mllm.media.decode import image_bytes, read_image
 
 _DATA_URL = re.compile(r"\s*data:[^,]*?;\s*base64\s*,", re.IGNORECASE)
 _WHITE_SPACE = re.compile(r"\s+")
 _URL_SAFE = str.maketrans("-_", "+/")
+# What browsers and endpoints alike can read.
+_UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
 
 
 def data_url_bytes(url: str, max_bytes: int) -> bytes:
@@ -28,3 +35,35 @@ def data_url_bytes(url: str, max_bytes: int) -> bytes:
         return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise UserError("the data URL is not valid base64") from None
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """Write bytes of a media type, such as `image/png`, as a base64 data URL."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def file_url(image: Path | str) -> str:
+    """Write an image file as it is, or as PNG where its kind isn't one that is read everywhere.
+
+    Raises UserError like `read_image`.
+    """
+    picture, content = read_image(image), image_bytes(image)
+    with Image.open(io.BytesIO(content)) as opened:
+        kind = opened.get_format_mimetype()
+    return data_url(content, kind) if kind in _UNDERSTOOD else _picture_url(picture, "png")
+
+
+def thumbnail_url(image: Path | str | bytes, side_px: int, kind: str = "png", quality: int = 80) -> str:
+    """Write an image whose longer side has at most `side_px`, as `png` or as `jpeg` of a quality (1 to 95).
+
+    Raises UserError like `read_image`.
+    """
+    picture = read_image(image)
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return _picture_url(picture, kind, quality)
+
+
+def _picture_url(picture: Image.Image, kind: str, quality: int = 80) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind.upper(), **({"quality": quality} if kind == "jpeg" else {}))
+    return data_url(buffer.getvalue(), f"image/{kind}")

@@ -18,7 +18,6 @@ from mllm.synthesis.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.context import Context
 from mllm.synthesis.parsing import SCHEMA, Turns, as_blocks, as_json, parse_turns
-from mllm.synthesis.picture import seeded_random
 
 LANGUAGES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -211,3 +210,9 @@ def present_objects(context: Context, objects: Objects) -> list[str]:
     captions = " ".join(context.captions).lower()
     named = [name for name in objects if mentions(captions, name)]
     return sorted({*named, *(box.category.lower() for box in context.boxes)})
+
+
+def seeded_random(seed: int, *key: object) -> random.Random:
+    """A generator that depends on `seed` and `key` alone, whatever else has been drawn."""
+    # A string seed goes through SHA-512, unlike hash(), which differs from process to process.
+    return random.Random(":".join(str(part) for part in (seed, *key)))

@@ -8,8 +8,9 @@ import pytest
 from mllm.cli import build_parser
 from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
-from mllm.evaluation.endpoint import Endpoint, data_url
+from mllm.evaluation.endpoint import Endpoint
 from mllm.evaluation.question import Question
+from mllm.media.data_url import file_url
 from tests.helpers.endpoint import answers_of
 from tests.helpers.faulty_server import refused_by_new_model
 from tests.helpers.tiny import save_image
@@ -29,7 +30,7 @@ def test_images_go_as_data_urls_and_answers_come_with_log_probabilities(server, 
     ]
     (tmp_path / "c.png").write_text("no image")
     with pytest.raises(UserError, match=r"c\.png"):
-        data_url(tmp_path / "c.png")
+        file_url(tmp_path / "c.png")
 
 
 def test_as_many_requests_are_under_way_as_was_said(server):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from data_recipes.demo.config import SynthConfig
+from data_recipes.demo.settings import GeneratorSettings
 from mllm.data.readers.easyvqa import COLORS, SHAPES
 from mllm.settings import validate_settings
 
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def demo_config(tmp_path: Path, rows: list[dict[str, object]] | None = None, **changes: object) -> SynthConfig:
+def demo_config(tmp_path: Path, rows: list[dict[str, object]] | None = None, **changes: object) -> GeneratorSettings:
     """Write the inputs where they are missing, and return settings; keyword arguments replace top-level keys."""
     inputs = tmp_path / "inputs"
     if not inputs.exists():
@@ -114,4 +114,4 @@ def demo_config(tmp_path: Path, rows: list[dict[str, object]] | None = None, **c
             },
         ],
     }
-    return validate_settings(SynthConfig, {**values, **changes}, "test")
+    return validate_settings(GeneratorSettings, {**values, **changes}, "test")
