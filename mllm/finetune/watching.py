@@ -23,7 +23,7 @@ from mllm.files import write_text_atomically
 from mllm.finetune.settings import FinetuneSettings, HeldOutSettings, SampleAnswerSettings
 from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.multimodal import MultimodalLM, is_partitioned
+from mllm.model.multimodal import MultimodalLM, is_partitioned, whole_outside_layers
 from mllm.processor import Processor
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
@@ -203,17 +203,3 @@ def ranks_in_step(module: nn.Module) -> Iterator[None]:
     with whole_outside_layers(module):
         yield
     del config
-
-
-@contextmanager
-def whole_outside_layers(module: Any) -> Iterator[None]:
-    """Within the block, keep whole what FSDP's root owns (embeddings, head, projector): layers gather themselves when they
-    run, but parts of the root are called here without the root. ZeRO-3 gathers by module, and needs nothing."""
-    if not hasattr(module, "unshard"):
-        yield
-        return
-    module.unshard()
-    try:
-        yield
-    finally:
-        module.reshard()
