@@ -4,7 +4,6 @@ A model directory holds `config.json`, `model.safetensors` (or shards with their
 `preprocessor_config.json`. Everything needed to load it is inside; its name means nothing.
 """
 
-import hashlib
 import json
 from collections.abc import Container, Mapping
 from datetime import date
@@ -18,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from mllm.checkpoint.assemble import Beginning, fit_embeddings, load_tokenizer, row_std
 from mllm.errors import UserError
-from mllm.files import atomic_directory
+from mllm.files import atomic_directory, hash_files
 from mllm.media.prepare import ImagePreparer
 from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
 from mllm.model.fill import Contents, parameters_on_meta, saved_shapes
@@ -286,9 +285,4 @@ def check_names(
 
 def directory_hash(path: Path | str) -> str:
     """SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
-    digest = hashlib.sha256()
-    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
-        digest.update(file.name.encode())
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return hash_files([Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))])

@@ -1,6 +1,5 @@
 """The run behind `train/contrastive.py`: tokenizer, model, training, held-out retrieval, a saved dual encoder."""
 
-import hashlib
 import logging
 import random
 from pathlib import Path
@@ -20,6 +19,7 @@ from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import build_dual, image_processor, save_clip
 from mllm.model.dual_tokenizer import too_long, train_tokenizer
 from mllm.model.encoders import vision_config
+from mllm.outputs import hash_file
 from mllm.training.build_engine import build_engine, launched_world_size, with_known_dtype
 from mllm.training.callback import Callback
 from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
@@ -146,7 +146,7 @@ def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[s
         logger.warning("%d captions are longer than %d tokens", long, settings.model.text_length_tokens)
     return {
         "settings": settings.model_dump(mode="json"),
-        "pairs_sha256": hashlib.sha256(Path(settings.data.pairs).read_bytes()).hexdigest(),
+        "pairs_sha256": hash_file(settings.data.pairs),
         "pairs": len(batcher.pairs),
         "truncated_captions": long,
     }

@@ -1,6 +1,5 @@
 """Models under test that are computed here: ours, and LLaVA directories of transformers."""
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from mllm.checkpoint.load import load, local_directory, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.errors import UserError
 from mllm.evaluation.question import OnReplies, Question, Reply
+from mllm.files import hash_files
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
@@ -114,7 +114,4 @@ def load_local(source: str, dtype: str, batch_size: int) -> tuple[LocalModel, Pa
 
 def _preprocessing_hash(path: Path) -> str:
     """SHA-256 of tokenizer, templates and image preprocessing: everything that is read beside the weights."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return hash_files(sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}))
