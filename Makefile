@@ -23,7 +23,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: demo demo-clip test lint gpu-check clean
+.PHONY: demo demo-clip test lint docs gpu-check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,10 @@ demo: $(VENV)/.installed
 
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml
+
+# The pages of docs/reference, from the code.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/build_reference.py
 
 # Optional, and yours to install first: .venv/bin/pip install --no-build-isolation -e '.[flash,liger]'
 gpu-check: $(VENV)/.installed

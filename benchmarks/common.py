@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mllm.checkpoint.start import text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.finetune.flops import unit_flops
@@ -36,8 +37,8 @@ from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.kernels.choice import choose_kernel
-from mllm.model.attention import checkpoint_activations
-from mllm.model.policy import apply_policy
+from mllm.model.multimodal import checkpoint_activations
+from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
 from mllm.training.build_engine import build_engine
 from mllm.training.engine import Engine
@@ -165,9 +166,9 @@ def settings_of(parts: Path, recipe: Path, run_dir: Path, **sections: dict[str, 
 def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     """The task and the engine of a run, as `finetune` puts them together, without its callbacks and checkpoints."""
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
-    model, processor = start_model(settings)
+    kernel = choose_kernel(settings.train.attention, settings.train.dtype, text_config(settings.model))
+    model, processor = start_model(settings, kernel)
     apply_policy(model, settings.trainable)
-    model.attention_kernel = choose_kernel(settings.train.attention, settings.train.dtype, model.language_model.config)
     if settings.train.gradient_checkpointing:
         checkpoint_activations(model)
     costs = unit_flops(model)

@@ -24,7 +24,7 @@ from mllm.commands.shared import configure_logging
 from mllm.contrastive.run import train_clip
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.zeroshot import ENSEMBLE
-from mllm.inference.encode import CHUNK, DualEncoder, load_encoder
+from mllm.inference.dual_features import CHUNK, DualEncoder, load_encoder
 from mllm.media.decode import read_image
 from mllm.settings import load_settings
 from mllm.studies.adapt.baselines import ZeroShot

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from common import machine, markdown_table, save_parts, save_recipe, settings_of
 
+from mllm.checkpoint.fill import fill
 from mllm.finetune.run import build_beginning
 from mllm.finetune.settings import FinetuneSettings
-from mllm.model.fill import fill, parameters_on_meta
-from mllm.model.policy import apply_policy
+from mllm.model.assemble import parameters_on_meta
+from mllm.model.trainable import apply_policy
 from mllm.training.deepspeed_engine import init_distributed
 from mllm.training.ds_config import fill_ds_config, read_ds_config
 from mllm.training.placement import zero_place

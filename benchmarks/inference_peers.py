@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 import mllm
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.settings import ModelSettings

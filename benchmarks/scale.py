@@ -1,6 +1,6 @@
 """Cost against sequence length, vocabulary size, samples in the recipe, and ranks: linear where it should be.
 
-    python benchmarks/scale.py --out docs/scale.png
+    python benchmarks/scale.py --out docs/measurements/scale.png
 
 Each series doubles one size and leaves the others; a cost that is linear doubles with it. Ranks are processes that share
 the machine's cores, so two of them can't be twice as fast on a machine whose cores one of them keeps busy.

@@ -21,8 +21,8 @@ from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.batch import IGNORE_INDEX
-from mllm.checkpoint.assemble import load_processor
-from mllm.checkpoint.llava import export_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
 from mllm.data.recipe import load_recipe

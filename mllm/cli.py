@@ -423,7 +423,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from mllm.checkpoint.assemble import load_processor
+    from mllm.checkpoint.start import load_processor
     from mllm.data.dataset import Mixture
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
@@ -448,7 +448,7 @@ def _validate(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from mllm.checkpoint.assemble import load_processor
+    from mllm.checkpoint.start import load_processor
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
     from mllm.data.validate import BY, validate
@@ -538,7 +538,7 @@ def _import(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from mllm.checkpoint.llava import import_llava
-    from mllm.checkpoint.load import local_directory
+    from mllm.checkpoint.parts import local_directory
 
     import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
     print(f"saved {options.out}")

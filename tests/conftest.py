@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+from functools import partial
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,9 +12,13 @@ os.environ.pop("COLUMNS", None)  # pytest's own workers are told how wide its te
 import pytest
 import torch
 
-from tests.tiny import byte_tokenizer, save_tiny_parts
+from tests.helpers import kernel_stand_ins
+from tests.helpers.demo_inputs import demo_config
+from tests.helpers.recipes import write_recipe
+from tests.helpers.tiny import byte_tokenizer, save_tiny_parts
 
 torch.set_num_threads(1)
+kernel_stand_ins.register()
 
 
 def pytest_collection_modifyitems(items):
@@ -70,3 +75,15 @@ def browser():
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe of a dozen samples, some with an image, some without."""
+    return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """A function that writes the inputs of the demo and returns the settings; keyword arguments replace top-level keys."""
+    return partial(demo_config, tmp_path)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "registry", "outputs", "files", "settings"}
+GROUND = {"console", "errors", "registry", "outputs", "files", "settings", "html"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -17,6 +17,7 @@ ALLOWED = {
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
+    "html": {"files"},
     "settings": {"errors"},
     "batch": set(),
     "clients": GROUND,

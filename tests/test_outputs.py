@@ -13,7 +13,7 @@ import yaml
 
 from data_recipes.demo.__main__ import main as demo_data
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import _command
 from mllm.commands.shared import run_command
 from mllm.errors import UserError
@@ -31,9 +31,9 @@ from mllm.settings import validate_settings
 from mllm.training.resume import BY as TRAINING
 from mllm.training.resume import _remove
 from mllm.training.run_settings import begin_run
-from tests.synthesis.conftest import picture_bytes, write_easyvqa
-from tests.synthesis.instructions_input import PROMPTS, fact_records
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.demo_inputs import picture_bytes, write_easyvqa
+from tests.helpers.facts import PROMPTS, fact_records
+from tests.helpers.tiny import save_image, tiny_settings
 
 MINE = b"my thesis\n"
 

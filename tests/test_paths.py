@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_recipes.demo.config import SynthConfig
+from data_recipes.demo.settings import GeneratorSettings
 from mllm.cli import build_parser
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.data.index import cache_directory
@@ -40,7 +40,7 @@ SETTINGS = [
         },
     ),
     (RecipeSettings, {"name": "r", "sources": [HERE]}),
-    (SynthConfig, {"output": "~/out", "sources": [{"kind": "rendered_words", "path": "$DATA/words.txt"}]}),
+    (GeneratorSettings, {"output": "~/out", "sources": [{"kind": "rendered_words", "path": "$DATA/words.txt"}]}),
     (
         InstructionConfig,
         {

@@ -7,14 +7,14 @@ from pathlib import Path
 from mllm.commands.shared import add_overrides, configure_logging, run_command
 from mllm.settings import expanded, load_settings
 
-CONFIG = Path(__file__).parent / "synth.yaml"
+CONFIG = Path(__file__).parent / "data.yaml"
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_recipes.demo",
         description="Generate the demo's training data and held-out questions.",
-        epilog="example:\n  python -m data_recipes.demo --set output_dir=runs/demo/data",
+        epilog="example:\n  python -m data_recipes.demo --set output=runs/demo/data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -28,10 +28,10 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     configure_logging()
 
-    from data_recipes.demo.config import SynthConfig
-    from data_recipes.demo.generate import synthesize
+    from data_recipes.demo.generate import generate
+    from data_recipes.demo.settings import GeneratorSettings
 
-    report = synthesize(load_settings(SynthConfig, options.config, options.overrides))
+    report = generate(load_settings(GeneratorSettings, options.config, options.overrides))
     print(f"data hash {report.data_hash}")
 
 

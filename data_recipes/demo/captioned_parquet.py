@@ -10,16 +10,14 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from data_recipes.demo.backend import Backend, Kind, Turn
-from data_recipes.demo.balance import balanced
 from data_recipes.demo.categories import CATEGORIES, CATEGORY_QUESTION, category_of
-from data_recipes.demo.colors import extent, main_color
-from data_recipes.demo.config import CaptionedParquetSource
-from data_recipes.demo.samples import Drafted, HeldoutQuestion, SourceOutput, draft, pair_captions
-from data_recipes.demo.source_base import SOURCES
-from data_recipes.demo.titles import clean_keywords, clean_title, refusal
+from data_recipes.demo.drafts import Drafted, HeldoutQuestion, SourceOutput, balanced, draft, pair_captions
+from data_recipes.demo.facts import clean_keywords, clean_title, extent, main_color, refusal
+from data_recipes.demo.phrases import Kind, Turn, write_turns
+from data_recipes.demo.picture import Picture, decode
+from data_recipes.demo.settings import CaptionedParquetSource
 from mllm.errors import UserError
-from mllm.synthesis.picture import Picture, decode, seeded_random
+from mllm.synthesis.prompts import seeded_random
 
 _COLUMNS = ("image", "title", "keywords", "category", "split")
 
@@ -31,7 +29,7 @@ class LoadedParquet:
     test: list[Picture]
     filtered: Counter[str] = field(default_factory=Counter)
 
-    def write(self, train: list[Picture], backend: Backend, seed: int) -> SourceOutput:
+    def write(self, train: list[Picture], seed: int) -> SourceOutput:
         output = SourceOutput()
         counts: dict[Kind, int] = {
             "caption": self.config.caption_count,
@@ -41,13 +39,13 @@ class LoadedParquet:
             "conversation": self.config.conversation_count,
         }
         for kind, count in counts.items():
-            drafted = self._draft_kind(kind, count, train, backend, seed)
+            drafted = self._draft_kind(kind, count, train, seed)
             (output.captions if kind == "caption" else output.instruct).extend(drafted)
         output.instruct += self._draft_yes_no(train, seed)
         output.requested = Counter({str(kind): count for kind, count in counts.items()})
         output.requested["yes_no"] = self.config.yes_no_count
-        output.clip_pairs = pair_captions(train, backend, seed)
-        output.heldout_clip_pairs = pair_captions(self.test, backend, seed)
+        output.clip_pairs = pair_captions(train, seed)
+        output.heldout_clip_pairs = pair_captions(self.test, seed)
         if self.config.writes_heldout_questions:
             output.heldout[self.config.name] = [
                 HeldoutQuestion(f"{p.source}-{p.key}", p, CATEGORY_QUESTION, p.category, "category")
@@ -56,7 +54,7 @@ class LoadedParquet:
             ]
         return output
 
-    def _draft_kind(self, kind: Kind, count: int, train: list[Picture], backend: Backend, seed: int) -> list[Drafted]:
+    def _draft_kind(self, kind: Kind, count: int, train: list[Picture], seed: int) -> list[Drafted]:
         name = self.config.name
         rng = seeded_random(seed, name, kind)
         pictures = sorted(train, key=lambda p: p.key)
@@ -67,7 +65,7 @@ class LoadedParquet:
         for picture in pictures:
             if len(drafted) >= count:
                 break
-            turns = backend.turns(kind, picture, rng)
+            turns = write_turns(kind, picture, rng)
             if turns:
                 drafted.append(draft(picture, f"{name}-{kind}-{picture.key}", kind, turns))
         return drafted
@@ -106,7 +104,6 @@ def _alternate_categories(pictures: list[Picture]) -> list[Picture]:
     return [by_category[category][rank] for rank, category in sorted(numbered)]
 
 
-@SOURCES.register("captioned_parquet")
 def load_captioned_parquet(config: CaptionedParquetSource, seed: int) -> LoadedParquet:
     """Read the rows of both splits. Raises UserError when file, columns, splits or an image are not as needed."""
     rows = _read_rows(config.path)

@@ -4,13 +4,12 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_recipes.demo.backend import Backend, Turn
-from data_recipes.demo.balance import pairs_per_text
-from data_recipes.demo.config import EasyVqaSource
-from data_recipes.demo.samples import Drafted, SourceOutput, draft, pair_captions
-from data_recipes.demo.source_base import SOURCES
+from data_recipes.demo.drafts import Drafted, SourceOutput, draft, pair_captions, pairs_per_text
+from data_recipes.demo.phrases import Turn, write_turns
+from data_recipes.demo.picture import Picture
+from data_recipes.demo.settings import EasyVqaSource
 from mllm.data.readers.easyvqa import EasyVqaQuestion, Split, describe_shape, read_easyvqa
-from mllm.synthesis.picture import Picture, seeded_random
+from mllm.synthesis.prompts import seeded_random
 
 Questions = dict[str, list[EasyVqaQuestion]]
 
@@ -23,18 +22,18 @@ class LoadedEasyVqa:
     questions: Questions
     filtered: Counter[str] = field(default_factory=Counter)
 
-    def write(self, train: list[Picture], backend: Backend, seed: int) -> SourceOutput:
+    def write(self, train: list[Picture], seed: int) -> SourceOutput:
         output = SourceOutput()
         name = self.config.name
         described = [p for p in train if p.shape and p.color]
         self.filtered["shape_or_color_unknown"] = len(train) - len(described)
         rng = seeded_random(seed, name, "captions")
         for picture in rng.sample(described, min(self.config.caption_count, len(described))):
-            turns = backend.turns("caption", picture, rng)
+            turns = write_turns("caption", picture, rng)
             output.captions.append(draft(picture, f"{name}-caption-{picture.key}", "caption", turns))
         output.instruct = self._questions(train, seed)
-        output.clip_pairs = pair_captions(train, backend, seed)
-        output.heldout_clip_pairs = pair_captions(self.test, backend, seed)
+        output.clip_pairs = pair_captions(train, seed)
+        output.heldout_clip_pairs = pair_captions(self.test, seed)
         output.requested = Counter(
             caption=self.config.caption_count,
             yes_no=self.config.yes_no_count,
@@ -90,7 +89,6 @@ def select_questions(
     return [(key, q) for key in sorted(chosen) for q in chosen[key]]
 
 
-@SOURCES.register("easyvqa")
 def load_easyvqa(config: EasyVqaSource, seed: int) -> LoadedEasyVqa:
     """Read both splits. Raises UserError when the data is not there or not as its layout says."""
     train, questions = _load_split(config, "train")

@@ -21,7 +21,7 @@ _USE = {
 
 
 def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: str) -> str:
-    """README.md for the model loaded from `path`: parts, data, recipe and scores, as far as they are on disk."""
+    """Write README.md for the model loaded from `path`: parts, data, recipe and scores, as far as they are on disk."""
     language_model, encoder = model.language_model.config, model.vision_encoder.model.config
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     (image,) = processor.planner.plan([(encoder.image_size, encoder.image_size)])
@@ -54,7 +54,7 @@ def _recipe(path: Path) -> str:
 
 
 def _scores(path: Path) -> str:
-    """A table of `eval/results.json`, which the evaluation writes beside a run's model."""
+    """Make a table of `eval/results.json`, which the evaluation writes beside a run's model."""
     file = next((f for f in (path / "eval/results.json", path.parent / "eval/results.json") if f.is_file()), None)
     if file is None:
         return "Not measured."

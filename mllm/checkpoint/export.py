@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from mllm.checkpoint import ours as checkpoint
+from mllm.checkpoint import ours
 from mllm.checkpoint.card import model_card
-from mllm.checkpoint.llava import write_llava
-from mllm.checkpoint.llava_config import special_ids
-from mllm.checkpoint.load import DTYPES, load, local_directory
+from mllm.checkpoint.llava_export import special_ids, write_llava
+from mllm.checkpoint.load import DTYPES, load
 from mllm.checkpoint.mmproj import FILE_NAME, write_mmproj
+from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.model.lora import merge_lora
@@ -28,7 +28,7 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
     """
     directory = local_directory(source)
     check_directory(out, BY, [directory])
-    path = checkpoint.model_directory(directory)
+    path = ours.model_directory(directory)
     model, processor = load(path)
     card = model_card(path, model, processor, layout)
     if merge or layout != "mllm":
@@ -47,5 +47,5 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
             if dtype != "float32":
                 weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
                 state = {n: tensor.to(DTYPES[dtype]) if n in weights else tensor for n, tensor in state.items()}
-            checkpoint.write(directory, model, processor, state)
+            ours.write(directory, model, processor, state)
         (directory / "README.md").write_text(card, encoding="utf-8")

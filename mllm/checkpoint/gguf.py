@@ -14,7 +14,7 @@ BY = "mllm convert-gguf"
 
 
 def gguf_of_package(package: str) -> Path:
-    """The one GGUF file inside an installed Python package (which isn't imported). Raises UserError if there is none."""
+    """Find the one GGUF file inside an installed Python package (which isn't imported). Raises UserError if there is none."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise UserError(f"package {package} is not installed; pip install --no-deps {package.replace('_', '-')}")

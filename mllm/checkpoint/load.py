@@ -1,29 +1,25 @@
 """One door to a model for use: ours, with LoRA or without, or a LLaVA directory of transformers, local or on the hub."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
-from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import require_directory
-from mllm.checkpoint.linear_layout import store_wide_layers_by_column
+from mllm.checkpoint import ours
+from mllm.checkpoint.origin import weight_tensor
+from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
-from mllm.kernels.products import multiply_as_asked
+from mllm.kernels.precision import multiply_as_asked
+from mllm.model.lora import linear_layers, merge_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.quantize import Quantization, quantize_language_model
+from mllm.model.quantized_layers import eight_bit_linear, quantize_linears, replace_module
 from mllm.model.settings import ImageSettings
 from mllm.processor import Processor
 
+Quantization = Literal["4bit", "8bit"]
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Never a pickle: what isn't listed is not downloaded.
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-
-HUB_ERRORS = {
-    "HFValidationError": "no id has this form",
-    "LocalEntryNotFoundError": "it isn't in the cache, and the hub can't be reached",
-    "RepositoryNotFoundError": "it has none of that name, or wants a token",
-}
 
 
 def load(
@@ -35,34 +31,32 @@ def load(
     device: str = "cpu",
     quantize: Quantization | None = None,
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of `source`, in evaluation mode.
+    """Load the model and processor of `source`, in evaluation mode.
 
     source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
     safetensors. prompt_format, image: replace what the source says. dtype: see `resolve_dtype`. quantize: the language
     model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
     weights are not exactly those that its config asks for, or the device isn't there.
     """
+    check_device(device)
     dtype = resolve_dtype(dtype, device)
     multiply_as_asked(dtype)
-    path = checkpoint.model_directory(local_directory(source))
-    if checkpoint.is_ours(path):
-        model, processor = checkpoint.load(path, prompt_format, image, DTYPES[dtype])
+    path = ours.model_directory(local_directory(source))
+    if ours.is_ours(path):
+        model, processor = ours.load(path, prompt_format, image, DTYPES[dtype])
     else:
         from mllm.checkpoint.llava import read_llava
 
         model, processor = read_llava(path, prompt_format, None if image is None else image.fit, DTYPES[dtype])
     if quantize is not None:
         quantize_language_model(model, quantize)
-    try:
-        model = model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from None
+    model = model.to(device).eval()
     store_wide_layers_by_column(model.language_model)
     return model, processor
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """`float32`, `bfloat16` or `float16`; of `auto`, bfloat16 on a GPU that has it and float32 elsewhere.
+    """Return `float32`, `bfloat16` or `float16`; for `auto`, bfloat16 on a GPU that has it and float32 elsewhere.
 
     Raises UserError for another name.
     """
@@ -79,16 +73,46 @@ def resolve_dtype(dtype: str, device: str) -> str:
         return "float32"  # no such device, which whoever moves the model there says
 
 
-def local_directory(source: Path | str) -> Path:
-    """`source` if it is a directory, else the local copy of that hub id, downloaded if need be."""
-    if Path(source).expanduser().is_dir():
-        return Path(source).expanduser()
-    require_directory(str(source), "model")
-    from huggingface_hub import snapshot_download
+def check_device(name: str) -> None:
+    """Raise UserError, naming those that are there, unless this machine has a device of that name (`cuda` is `cuda:0`)."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = ["cpu"]
+    if accelerator is not None:
+        found += [f"{accelerator.type}:{index}" for index in range(torch.accelerator.device_count())]
+    if name not in found and f"{name}:0" not in found:
+        raise UserError(f"device {name!r} isn't there; this machine has: {', '.join(found)}")
 
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
-    # The hub's errors share no base class of their own: they come from its own, httpx's and the file system's families.
-    except Exception as error:
-        reason = HUB_ERRORS.get(type(error).__name__, type(error).__name__)
-        raise UserError(f"model {str(source)!r} is neither a directory nor to be had from the hub ({reason})") from None
+
+def quantize_language_model(model: MultimodalLM, bits: Quantization) -> None:
+    """Replace the linear layers of the language model but its head: nf4 (QLoRA), or LLM.int8 (Dettmers et al. 2022).
+
+    Adapters are merged first, but for QLoRA's when 4 bits are asked for, whose layers are in 4 bits already. Encoder and
+    projector stay as they are. Raises UserError where bitsandbytes can't be imported.
+    """
+    if bits == "4bit" and model.adapters.get("language_model", {}).get("kind") == "qlora":
+        return
+    merge_lora(model)
+    names = linear_layers(model, "language_model")
+    if bits == "4bit":
+        quantize_linears(model.language_model, names)
+        return
+    for name in names:
+        replace_module(model.language_model, name, eight_bit_linear(model.language_model.get_submodule(name)))
+
+
+@torch.no_grad()
+def store_wide_layers_by_column(model: nn.Module) -> int:
+    """Store weights [out, in] with out ≥ in by column, where they are float32 on a CPU; returns how many were moved.
+
+    Shapes and values stay; one weight at a time is copied. With MKL a token's product with a [1536, 576] weight takes two
+    thirds of the time so, and with a head of 49,152 words half; from some four rows on it makes no difference to the
+    former and costs a tenth of the latter. Narrowing layers are faster by row.
+    """
+    moved: set[int] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or id(weight := module.weight) in moved:
+            continue
+        if weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.shape[0] >= weight.shape[1]:
+            weight.data = weight_tensor(weight.t().shape, weight.dtype).copy_(weight.t()).t()
+            moved.add(id(weight))
+    return len(moved)

@@ -87,7 +87,7 @@ def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
 
 
 def mmproj_tensors(model: MultimodalLM) -> dict[str, np.ndarray]:
-    """Weights under llama.cpp's names: those of the encoder that the features pass through, and the projector's."""
+    """Return weights under llama.cpp's names: those of the encoder that the features pass through, and the projector's."""
     encoder = model.vision_encoder
     unused = {id(parameter) for parameter in encoder.unused_parameters()}
     tensors = {

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.initialization import no_init_weights
+from transformers import AutoConfig
 
-from mllm.checkpoint.assemble import Beginning, fit_embeddings, load_tokenizer, row_std
+from mllm.checkpoint.fill import Beginning, Contents, row_std
+from mllm.checkpoint.origin import INDEX, Merged, Origin, Selection, StoredWeights, beneath, listed_files
+from mllm.checkpoint.parts import load_tokenizer
 from mllm.errors import UserError
 from mllm.files import atomic_directory, hash_files
+from mllm.kernels.choice import Kernel
 from mllm.media.prepare import ImagePreparer
-from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
-from mllm.model.fill import Contents, parameters_on_meta, saved_shapes
+from mllm.model.assemble import Parts, assemble, fit_embeddings, parameters_on_meta, saved_shapes
+from mllm.model.encoders import encoder_family
 from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.origin import Merged, Origin, Selection, beneath
-from mllm.model.projectors import build_projector
-from mllm.model.quantization import is_statistic
+from mllm.model.quantized_layers import is_statistic
 from mllm.model.settings import ImageSettings, LoraSettings, ProjectorSettings
-from mllm.model.stored_weights import INDEX, StoredWeights, listed_files
 from mllm.processor import Processor
 
 MODEL_TYPE = "mllm"
@@ -75,7 +74,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
 
 
 def tied_weights(model: MultimodalLM) -> dict[str, str]:
-    """Names that share another name's weight (an output head tied to the embedding) → that other name."""
+    """Map names that share another name's weight (an output head tied to the embedding) → that other name."""
     tied = getattr(model.language_model, "all_tied_weights_keys", None) or {}
     return {f"language_model.{name}": f"language_model.{source}" for name, source in tied.items()}
 
@@ -103,13 +102,13 @@ def is_ours(path: Path) -> bool:
 
 
 def model_directory(path: Path | str) -> Path:
-    """`path` itself, or its `final/` when it is the directory of a finished run."""
+    """Return `path` itself, or its `final/` when it is the directory of a finished run."""
     path = Path(path)
     return path / "final" if (path / "final").is_dir() else path
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`config.json` of one of our model directories, checked for its type and version."""
+    """Read `config.json` of one of our model directories, checked for its type and version."""
     check_model_directory(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -135,7 +134,7 @@ def load(
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[MultimodalLM, Processor]:
-    """The model and processor of a model directory of ours, in evaluation mode, on the CPU.
+    """Load the model and processor of a model directory of ours, in evaluation mode, on the CPU.
 
     `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
     directory isn't whole, or its weights are not exactly those that its config asks for.
@@ -150,24 +149,26 @@ def begin(
     image: ImageSettings | None = None,
     adapters: Mapping[str, Any] | None = None,
     seed: int = 0,
+    attention_kernel: Kernel = "segments",
+    neftune_alpha: float = 0.0,
 ) -> Beginning:
-    """As `load`, before anything but configurations is read.
+    """Begin what `load` loads: nothing but configurations is read.
 
     adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
+    attention_kernel, neftune_alpha: as `MultimodalLM` takes them.
     """
     path = Path(path)
     config = read_config(path)
-    image = image or ImageSettings(**config["image"])
     processor = read_processor(path, prompt_format, image)
     saved = saved_adapters(config)
     merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
+    model = assemble(parts_of(config, image), processor.image_token_id, attention_kernel, neftune_alpha)
     with parameters_on_meta():
-        model = without_weights(config, image, processor)
         for part, own in saved.items():
             if part not in merged:
                 add_lora(model, _lora_settings(own), part, own["kind"])
-        shapes, tied = saved_shapes(model), frozenset(tied_weights(model))
-        longer = fit_embeddings(model.language_model, processor.tokenizer)  # another format may bring special tokens
+    shapes, tied = saved_shapes(model), frozenset(tied_weights(model))
+    longer = fit_embeddings(model.language_model, processor.tokenizer)  # another format may bring special tokens
 
     def open_contents() -> Contents:
         origin = stored_origin(path, merged)
@@ -180,7 +181,7 @@ def begin(
 
 
 def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin:
-    """The weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
+    """Return the weights of a model directory of ours, with the updates of the parts `merged` (None: of all) folded in."""
     stored: Origin = StoredWeights(weight_files(path))
     for part, adapter in (saved_adapters(read_config(path)) if merged is None else merged).items():
         prefix = f"{part}."
@@ -190,27 +191,21 @@ def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin
     return stored
 
 
-def without_weights(config: dict[str, Any], image: ImageSettings, processor: Processor) -> MultimodalLM:
-    """The model that `config` (a `config.json` of ours) describes, without low-rank updates, on torch's default device.
-
-    Its weights are not set.
-    """
+def parts_of(config: dict[str, Any], image: ImageSettings | None = None) -> Parts:
+    """Read what a `config.json` of ours says that the model is made of; `image` replaces what it says of images."""
     vision_config = dict(config["vision_config"])
-    family = encoder_family(vision_config["model_type"])
-    text_config = dict(config["text_config"])
-    with no_init_weights():
-        vision = VisionEncoder(
-            family.model(family.config.from_dict(vision_config)), config["feature_layer"], config["class_token"]
-        )
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**text_config), dtype=torch.float32)
-        language_model.tie_weights()
-    settings = ProjectorSettings(**config["projector"])
-    projector = build_projector(settings, vision.width, language_model.get_input_embeddings().embedding_dim)
-    return MultimodalLM(vision, projector, language_model, settings, image, processor.image_token_id)
+    return Parts(
+        vision_config=encoder_family(vision_config["model_type"]).config.from_dict(vision_config),
+        feature_layer=config["feature_layer"],
+        class_token=config["class_token"],
+        projector=ProjectorSettings(**config["projector"]),
+        text_config=AutoConfig.for_model(**config["text_config"]),
+        image=image or ImageSettings(**config["image"]),
+    )
 
 
 def saved_adapters(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Part → kind and settings of its low-rank updates, from a `config.json` of today or of when there was LoRA alone."""
+    """Read part → kind and settings of its low-rank updates, also from a `config.json` of when there was LoRA alone."""
     saved = config.get("adapters", {})
     if config.get("lora") is not None:
         saved = {"language_model": {"kind": "lora", **config["lora"]}}
@@ -222,17 +217,15 @@ def _lora_settings(adapter: Mapping[str, Any]) -> LoraSettings:
 
 
 def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
-    """The processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
+    """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
     config = read_config(path)
-    vision, projector = config["vision_config"], ProjectorSettings(**config["projector"])
-    geometry = encoder_geometry(vision["image_size"], vision["patch_size"], config["class_token"], projector.shuffle)
-    preparer = _preparer(path, image or ImageSettings(**config["image"]))
-    tokenizer, format_name = load_tokenizer(str(path)), prompt_format or config["prompt_format"]
-    return Processor(tokenizer, format_name, geometry, preparer, read_day(path))
+    parts, format_name = parts_of(config, image), prompt_format or config["prompt_format"]
+    preparer = _preparer(path, parts.image)
+    return Processor(load_tokenizer(str(path)), format_name, parts.geometry, preparer, read_day(path))
 
 
 def read_day(path: Path) -> date | None:
-    """The day that the prompts of a model directory print; None where they print none, or none was saved."""
+    """Read the day that the prompts of a model directory print; None where they print none, or none was saved."""
     day = read_config(path).get("prompt_day")
     try:
         return None if day is None else date.fromisoformat(day)
@@ -251,7 +244,7 @@ def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises UserError when there are none, or one that is listed is gone."""
+    """List the safetensors files of a model directory. Raises UserError if there are none, or one that is listed is gone."""
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"{path} holds no safetensors file")
@@ -260,12 +253,6 @@ def weight_files(path: Path) -> list[Path]:
         if gone:
             raise UserError(f"{path} lacks {', '.join(gone)}, which {INDEX} lists; copy the directory again")
     return files
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a model directory's safetensors files."""
-    stored = StoredWeights(weight_files(path))
-    return {name: stored.read(name) for name in stored.shapes}
 
 
 def check_names(
@@ -284,5 +271,5 @@ def check_names(
 
 
 def directory_hash(path: Path | str) -> str:
-    """SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
+    """Compute the SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
     return hash_files([Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))])

@@ -1,18 +1,36 @@
 """What a run begins with, before any weight is read: nothing but configurations and tokenizers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from mllm.checkpoint import assemble as build
-from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import Beginning, Calibrate, require_directory
+from mllm.checkpoint import ours
+from mllm.checkpoint.fill import Beginning, Contents, row_std
+from mllm.checkpoint.origin import Held, Made, Origin, beneath, joined
+from mllm.checkpoint.parts import (
+    first_line,
+    load_language_model,
+    load_preparer,
+    load_tokenizer,
+    load_vision_model,
+    part_origin,
+    require_directory,
+    vision_config,
+)
 from mllm.errors import UserError
+from mllm.kernels.choice import Kernel
+from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
+from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.projectors import Projector, build_projector
 from mllm.model.settings import ModelSettings
 from mllm.processor import Processor
+
+# Sets the scale of a new projector, given the encoder with its weights, word embeddings [K, D] and the processor.
+Calibrate = Callable[[Projector, VisionEncoder, torch.Tensor, Processor], None]
 
 
 def begin_model(
@@ -20,42 +38,146 @@ def begin_model(
     adapters: Mapping[str, Any],
     seed: int = 0,
     calibrate: Calibrate | None = None,
+    attention_kernel: Kernel = "segments",
+    neftune_alpha: float = 0.0,
 ) -> Beginning:
-    """The model that a run with these settings begins with: put together from parts, or its `init_from`.
+    """Begin the model that a run with these settings starts from: put together from parts, or its `init_from`.
 
     adapters: the low-rank updates that the run asks for (`wanted_adapters`); those of `init_from` stay if they are the
-    same, and are merged otherwise. calibrate: sets the scale of a projector that is new. Raises UserError when a
-    configuration or a tokenizer is missing.
+    same, and are merged otherwise. calibrate: sets the scale of a projector that is new. attention_kernel, neftune_alpha:
+    as `MultimodalLM` takes them. Raises UserError when a configuration or a tokenizer is missing.
     """
     if settings.init_from is None:
-        return build.begin(settings, seed, calibrate)
-    return checkpoint.begin(settings.init_from, settings.prompt_format, settings.image, adapters, seed)
+        return begin(settings, seed, calibrate, attention_kernel, neftune_alpha)
+    return ours.begin(
+        settings.init_from,
+        settings.prompt_format,
+        settings.image,
+        adapters,
+        seed,
+        attention_kernel=attention_kernel,
+        neftune_alpha=neftune_alpha,
+    )
+
+
+def begin(
+    settings: ModelSettings,
+    seed: int = 0,
+    calibrate: Calibrate | None = None,
+    attention_kernel: Kernel = "segments",
+    neftune_alpha: float = 0.0,
+) -> Beginning:
+    """Begin a model from an encoder, a fresh projector (initialised from `seed`) and a language model, with its processor.
+
+    calibrate: called with the projector when that is made. Raises UserError when a part is missing or can't be used.
+    """
+    processor = load_processor(settings)
+    parts = _parts_of(settings)
+    assert settings.vision_encoder is not None and settings.language_model is not None
+    encoder_path, words_path = settings.vision_encoder.path, settings.language_model.path
+    model = assemble(parts, processor.image_token_id, attention_kernel, neftune_alpha)
+    vision, language_model = model.vision_encoder, model.language_model
+    stored = {"encoder": saved_shapes(vision.model), "words": saved_shapes(language_model)}
+    text_width = language_model.get_input_embeddings().embedding_dim
+    longer = fit_embeddings(language_model, processor.tokenizer)
+    words, words_shape = _word_embeddings(model)
+
+    def make_projector() -> dict[str, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = build_projector(settings.projector, vision.width, text_width)
+        if calibrate is not None:
+            encoder = VisionEncoder(
+                load_vision_model(encoder_path, torch.float32), vision.feature_layer, vision.class_token
+            )
+            calibrate(made, encoder, contents.of(words, words_shape), processor)
+        return made.state_dict()
+
+    contents = Contents(Held({}), frozenset(f"language_model.{name}" for name in longer), row_std(language_model), seed)
+
+    def open_contents() -> Contents:
+        contents.origin = joined(
+            {
+                "vision_encoder.model.": part_origin(
+                    encoder_path, stored["encoder"], lambda: load_vision_model(encoder_path, torch.float32)
+                ),
+                "projector.": Made(saved_shapes(model.projector), make_projector),
+                "language_model.": _words_origin(words_path, stored["words"]),
+            }
+        )
+        return contents
+
+    return Beginning(model, processor, open_contents)
+
+
+def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Processor]:
+    """Build the model that `begin` describes, with its contents, in float32 on the CPU."""
+    return begin(settings, seed).filled()
 
 
 def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
-    """The model without low-rank updates and without contents, for planning, and its processor."""
+    """Build the model without low-rank updates and without contents, for planning, and its processor."""
     beginning = begin_model(settings, {})
     return beginning.model, beginning.processor
 
 
+def load_processor(settings: ModelSettings) -> Processor:
+    """Build the processor that a run with these settings trains with, without loading any weights."""
+    if settings.init_from is not None:
+        return ours.read_processor(Path(settings.init_from), settings.prompt_format, settings.image)
+    if settings.vision_encoder is None or settings.language_model is None:
+        raise UserError("a processor needs vision_encoder and language_model, or init_from")
+    require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
+    geometry = _parts_of(settings).geometry
+    preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
+    return Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)
+
+
+def _parts_of(settings: ModelSettings) -> Parts:
+    assert settings.vision_encoder is not None
+    encoder = settings.vision_encoder
+    return Parts(
+        vision_config=vision_config(encoder.path),
+        feature_layer=encoder.feature_layer,
+        class_token=encoder.class_token,
+        projector=settings.projector,
+        text_config=text_config(settings),
+        image=settings.image,
+    )
+
+
 def text_config(settings: ModelSettings) -> PreTrainedConfig:
-    """The configuration of the language model that a run with these settings begins with; no weights are read.
+    """Read the configuration of the language model that a run with these settings begins with; no weights are read.
 
     Raises UserError when it is missing.
     """
     if settings.init_from is not None:
-        return _of_ours(Path(settings.init_from))
+        return _text_config_of_ours(Path(settings.init_from))
     if settings.language_model is None:
         raise UserError("building a model needs vision_encoder and language_model")
     path = settings.language_model.path
     require_directory(path, "model.language_model.path")
-    if checkpoint.is_ours(Path(path)):
-        return _of_ours(Path(path))
+    if ours.is_ours(Path(path)):
+        return _text_config_of_ours(Path(path))
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"language model {path!r} could not be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"language model {path!r} could not be loaded: {first_line(error)}") from None
 
 
-def _of_ours(path: Path) -> PreTrainedConfig:
-    return AutoConfig.for_model(**checkpoint.read_config(path)["text_config"])
+def _text_config_of_ours(path: Path) -> PreTrainedConfig:
+    return ours.parts_of(ours.read_config(path)).text_config
+
+
+def _words_origin(path: str, shapes: Mapping[str, torch.Size]) -> Origin:
+    if not ours.is_ours(Path(path)):
+        return part_origin(path, shapes, lambda: load_language_model(path))
+    origin = beneath(ours.stored_origin(Path(path)), "language_model.")
+    ours.check_names(Path(path), shapes, origin)
+    return origin
+
+
+def _word_embeddings(model: MultimodalLM) -> tuple[str, torch.Size]:
+    """Return name and shape of the language model's input embedding."""
+    weight = model.language_model.get_input_embeddings().weight
+    return next((name, p.shape) for name, p in model.named_parameters() if p is weight)

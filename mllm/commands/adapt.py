@@ -51,7 +51,7 @@ def run_adapt(options: argparse.Namespace) -> None:
 
     from mllm.contrastive.zeroshot import class_folders, read_lines
     from mllm.errors import UserError
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
     from mllm.studies.adapt.problem import encode_labelled, labelled_files
     from mllm.studies.adapt.run import base_to_new, few_shot
 

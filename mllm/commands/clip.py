@@ -156,7 +156,7 @@ def _templates(options: argparse.Namespace) -> list[str]:
 
 def _classify(options: argparse.Namespace) -> None:
     from mllm.contrastive.zeroshot import class_features, read_lines
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
 
     _check_k(options.k)
     names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes)
@@ -175,7 +175,7 @@ def _split(names: str) -> list[str]:
 
 def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
-    from mllm.inference.encode import image_files, load_encoder
+    from mllm.inference.dual_features import image_files, load_encoder
 
     _check_k(options.k)
     _check_picture(options.sheet, _by(options))
@@ -192,7 +192,7 @@ def _show(options: argparse.Namespace, hits: list[Any]) -> None:
     for hit in hits:
         print(f"{hit.score:.4f}  {hit.path}")
     if options.sheet:
-        from mllm.contrastive.sheet import save_sheet
+        from mllm.contrastive.index import save_sheet
 
         save_sheet(hits, options.text or options.image, options.sheet, _by(options))
         print(f"saved {options.sheet}")
@@ -206,7 +206,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mllm.contrastive.data import read_pairs
     from mllm.contrastive.retrieval import recall
     from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
 
     for k in options.k:
         _check_k(k)
@@ -225,7 +225,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _index(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import BY, build_index
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
     from mllm.outputs import check_directory
 
     check_directory(Path(options.out), BY, [options.folder, options.model])
@@ -237,7 +237,7 @@ def _index(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import open_index
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
 
     _check_k(options.k)
     _check_picture(options.sheet, _by(options))
@@ -254,7 +254,7 @@ def _diagnose(options: argparse.Namespace) -> None:
 
     from mllm.contrastive.data import read_pairs
     from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
-    from mllm.inference.encode import load_encoder
+    from mllm.inference.dual_features import load_encoder
     from mllm.studies.diagnose import BY, diagnose, draw_diagnosis, prompt_sensitivity
 
     _check_picture(options.picture, BY, options.pairs)

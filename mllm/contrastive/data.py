@@ -3,13 +3,14 @@
 import random
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
 from mllm.data.readers.json_lines import read_json
@@ -18,9 +19,14 @@ from mllm.data.readers.unread import not_a_path
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
-from mllm.model.dual_tokenizer import tokenize
+from mllm.model.dual_encoder import tokenize
 
 ALL = slice(None)
+# Captions that say nothing of any image, as the web's alt-texts do.
+BOILERPLATE = (
+    "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",
+    "image may contain copyright", "download free",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class PairBatch:
     same: torch.Tensor
 
     def rows(self, start: int, end: int) -> "PairBatch":
-        """The pairs from `start` to before `end`."""
+        """Return the pairs from `start` to before `end`."""
         return PairBatch(*(tensor[start:end] for tensor in self.tensors()))
 
     def to(self, device: torch.device) -> "PairBatch":
@@ -60,7 +66,7 @@ class PairBatch:
 
 
 def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
-    """The records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
+    """Read the records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
 
     The file is of any kind that samples come in, by its suffix; of another suffix, JSON lines.
     """
@@ -84,13 +90,42 @@ def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
     return pairs
 
 
+def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
+    """Return a copy of `pairs` with shares of captions spoilt, and how many of each kind came out other than they were.
+
+    It is a pure function of the seed. Fewer than the share are spoilt where a caption is one word, or a mismatched one is
+    like its own. A mismatched caption comes from the next mismatched pair, so that each still occurs as often. This shows
+    what a contrastive loss bears: the setting of ALIGN (Jia et al. 2021, arXiv:2102.05918).
+    """
+    rng = random.Random(f"{seed}/noise")
+    order = list(range(len(pairs)))
+    rng.shuffle(order)
+    spoilt, counts, start = list(pairs), {}, 0
+    for kind in ("mismatched", "truncated", "boilerplate"):
+        count = round(getattr(noise, kind) * len(pairs))
+        chosen = order[start : start + count]
+        start += count
+        counts[kind] = 0
+        for place, index in enumerate(chosen):
+            words = pairs[index].caption.split()
+            if kind == "mismatched":
+                caption = pairs[chosen[(place + 1) % len(chosen)]].caption
+            elif kind == "truncated":
+                caption = " ".join(words[: max(1, len(words) // 2)])
+            else:
+                caption = rng.choice(BOILERPLATE)
+            spoilt[index] = replace(pairs[index], caption=caption)
+            counts[kind] += caption != pairs[index].caption
+    return spoilt, counts
+
+
 def random_window(rng: random.Random) -> tuple[float, float, float]:
-    """Size of a window as a share of the image's, 85–110%, and where it lies between left and right, top and bottom."""
+    """Draw a window: its size as a share of the image's, 85–110%, and its place from left to right and top to bottom."""
     return rng.uniform(0.85, 1.1), rng.uniform(0, 1), rng.uniform(0, 1)
 
 
 def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Image:
-    """The `random_window` of an image, on white: moves and scales without touching colours."""
+    """Cut the `random_window` of an image, on white: it moves and scales without touching colours."""
     width, height = image.size
     scale, across, down = window
     left = across * width * (1 - scale)
@@ -102,7 +137,7 @@ def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Imag
 
 
 def _words(caption: str) -> frozenset[str]:
-    """The different words of a caption; one without any ("???", an emoji) is itself a word."""
+    """Return the different words of a caption; one without any ("???", an emoji) is itself a word."""
     return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
 
 
@@ -170,7 +205,7 @@ class PairBatcher:
         return order[index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
-        """The share of `rank` in the batch of optimizer step `step`."""
+        """Return the share of `rank` in the batch of optimizer step `step`."""
         rng = random.Random(f"{self.seed}/augment/{step}")
         pairs = [self.pairs[i] for i in self.indices(step)]
         # Drawn for all, so that an image is augmented alike whichever rank it falls to.
@@ -181,7 +216,7 @@ class PairBatcher:
         return self.collate(pairs, [self.preparer(jitter(read_image(p.image), w)) for p, w in images], own)
 
     def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
-        """Tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
+        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
         captions = [pair.caption for pair in pairs]
         input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
         return PairBatch(torch.stack(pixels), input_ids, attention_mask, describes(captions, own), same(pairs, own))

@@ -1,4 +1,4 @@
-"""An index of a folder's images, to search by text or by image (FAISS, inner product = cosine).
+"""An index of a folder's images, to search by text or by image (FAISS, inner product = cosine), and what is found.
 
 A directory: `index.faiss`, and `index.json` with the model it was made with and the image paths in order.
 """
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image, ImageDraw
 
 from mllm.errors import UserError
-from mllm.files import atomic_directory
-from mllm.inference.encode import DualEncoder, encode_readable, image_files
+from mllm.files import atomic_directory, atomic_file
+from mllm.inference.dual_features import DualEncoder, encode_readable, image_files
+from mllm.media.decode import read_image
 
 logger = logging.getLogger(__name__)
 
 BY = "mllm clip index"
+THUMBNAIL_PX = 160
+LABEL_PX = 28
+COLUMNS = 5
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class ImageIndex:
     paths: Sequence[str]
 
     def search(self, query: torch.Tensor, k: int) -> list[Hit]:
-        """The k nearest images to a normalized feature [E], best first."""
+        """Find the k nearest images to a normalized feature [E], best first."""
         scores, places = self.index.search(query[None].numpy(), min(k, len(self.paths)))
         return [Hit(self.paths[p], float(s)) for s, p in zip(scores[0], places[0], strict=True)]
 
@@ -94,6 +99,34 @@ def open_index(directory: Path | str) -> ImageIndex:
 
 
 def nearest(features: torch.Tensor, paths: Sequence[Path], query: torch.Tensor, k: int) -> list[Hit]:
-    """The k nearest of images with normalized features [N, E] to a query [E], best first, without an index."""
+    """Find the k nearest of images with normalized features [N, E] to a query [E], best first, without an index."""
     scores, places = (features @ query).topk(min(k, len(paths)))
     return [Hit(str(paths[p]), s) for s, p in zip(scores.tolist(), places.tolist(), strict=True)]
+
+
+def save_sheet(hits: Sequence[Hit], title: str, path: Path, by: str) -> None:
+    """Draw the hits in rows of five, best first, each with its cosine and file name, under a title.
+
+    by: the command that does, see `mllm.outputs.check_file`.
+    """
+    rows = -(-len(hits) // COLUMNS)
+    cell = THUMBNAIL_PX + LABEL_PX
+    sheet = Image.new("RGB", (min(COLUMNS, len(hits)) * THUMBNAIL_PX, rows * cell + LABEL_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((4, 8), _fitting(draw, title, sheet.width - 8), fill="black")
+    for place, hit in enumerate(hits):
+        left, top = place % COLUMNS * THUMBNAIL_PX, place // COLUMNS * cell + LABEL_PX
+        thumbnail = read_image(hit.path)
+        thumbnail.thumbnail((THUMBNAIL_PX - 8, THUMBNAIL_PX - 8))
+        sheet.paste(thumbnail, (left + (THUMBNAIL_PX - thumbnail.width) // 2, top + 4))
+        label = _fitting(draw, f"{hit.score:.3f} {Path(hit.path).name}", THUMBNAIL_PX - 8)
+        draw.text((left + 4, top + THUMBNAIL_PX), label, fill="black")
+    with atomic_file(path, by) as temporary:
+        sheet.save(temporary)
+
+
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width_px: int) -> str:
+    """Return as much of the text's beginning as fits; characters that Pillow's built-in font lacks become boxes."""
+    while text and draw.textlength(text) > width_px:
+        text = text[:-1]
+    return text

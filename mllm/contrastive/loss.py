@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
-from mllm.contrastive.gather import gather_rows, sum_over_ranks
 from mllm.model.dual_encoder import MAX_LOG_SCALE
 
 
@@ -36,7 +36,7 @@ class _ClampedExp(torch.autograd.Function):
 
 
 def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
-    """The factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
+    """Return the factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
     return _ClampedExp.apply(log_scale.float())
 
 
@@ -67,7 +67,7 @@ def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Featu
 
 
 def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Sum over this rank's b pairs of the mean of image→text and text→image cross-entropies, scalar float32.
+    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies, scalar float32.
 
     Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row.
     """
@@ -77,7 +77,7 @@ def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tens
 def multi_positive_sum(
     features: Features, log_scale: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
 ) -> torch.Tensor:
-    """As `infonce_sum`, the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
+    """Compute `infonce_sum` with the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
 
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
     both is positive.
@@ -96,7 +96,7 @@ def multi_positive_sum(
 def sigmoid_sum(
     features: Features, log_scale: torch.Tensor, bias: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
 ) -> torch.Tensor:
-    """Sum over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
+    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
 
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
     """
@@ -106,12 +106,36 @@ def sigmoid_sum(
     return -F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0).sum()
 
 
-def symmetric_infonce_sum(
-    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, describes: torch.Tensor
-) -> torch.Tensor:
-    """`infonce_sum` of features [B, E] that aren't normalized yet; logit_scale is the log of the inverse temperature.
+class _GatherRows(torch.autograd.Function):
+    """The rows of all ranks in one tensor, with the gradient that one process would have."""
 
-    describes: bool [B, B], true where the caption of one pair may well describe the image of the other: no negative, so
-    left out.
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        # Every rank's loss depends on our rows; the gradient of their sum is the sum of the ranks' gradients.
+        total = sum_over_ranks(gradients[0].contiguous())
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over ranks, without a gradient; every rank must call it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Gather [b, E] of each rank → [B, E] in rank order, and the place of this rank's first row; b is the same on every rank.
+
+    A backward through the result is a collective: every rank must do it.
     """
-    return infonce_sum(gathered(image_features, text_features), logit_scale, describes)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows, 0
+    return _GatherRows.apply(rows), dist.get_rank() * len(rows)

@@ -16,7 +16,7 @@ CHUNK = 128
 def retrieval_recall(
     model: PreTrainedModel, pairs: list[Pair], batcher: PairBatcher, ks: tuple[int, ...] = (1, 5)
 ) -> dict[str, float]:
-    """Recall@k both ways: 1 for a query if any positive (same caption) is among its k nearest, averaged; plus chance."""
+    """Measure recall@k both ways: 1 for a query if any positive (same caption) is among its k nearest; plus chance."""
     model.eval()
     images, texts = [], []
     for start in range(0, len(pairs), CHUNK):
@@ -33,7 +33,7 @@ def retrieval_recall(
 def recall(
     image_features: torch.Tensor, text_features: torch.Tensor, captions: Sequence[str], ks: Sequence[int]
 ) -> dict[str, float]:
-    """Recall@k both ways of N pairs, normalized features [N, E]; equal captions are one query and all are positives."""
+    """Measure recall@k both ways of N pairs, features [N, E]; equal captions are one query and all are positives."""
     first: dict[str, int] = {}
     for index, caption in enumerate(captions):
         first.setdefault(caption, index)

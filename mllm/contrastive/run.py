@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from mllm.contrastive.data import Pair, PairBatcher, read_pairs
-from mllm.contrastive.noise import spoil_captions
+from mllm.checkpoint.dual import build_dual, image_processor, save_clip
+from mllm.checkpoint.parts import vision_config
+from mllm.contrastive.data import Pair, PairBatcher, read_pairs, spoil_captions
 from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.files import atomic_directory, write_json_atomically
 from mllm.media.prepare import ImagePreparer
-from mllm.model.dual_encoder import build_dual, image_processor, save_clip
-from mllm.model.dual_tokenizer import too_long, train_tokenizer
-from mllm.model.encoders import vision_config
+from mllm.model.dual_encoder import too_long, train_tokenizer
 from mllm.outputs import hash_file
 from mllm.training.build_engine import build_engine, launched_world_size, with_known_dtype
 from mllm.training.callback import Callback

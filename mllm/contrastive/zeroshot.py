@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from mllm.data.readers.text_lines import text_lines
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder, image_files
+from mllm.inference.dual_features import DualEncoder, image_files
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 ENSEMBLE = (
@@ -27,7 +27,7 @@ ENSEMBLE = (
 
 
 def read_lines(path: Path | str, what: str) -> list[str]:
-    """Lines of a text file that aren't blank.
+    """Read the lines of a text file that aren't blank.
 
     Raises UserError when the file is missing, empty or not in UTF-8, or a line comes twice.
     """
@@ -62,7 +62,7 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def class_features(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """float32 [C, E], normalized: of each class the mean of its normalized prompt features (a prompt ensemble)."""
+    """Compute float32 [C, E], normalized: of each class the mean of its normalized prompt features (a prompt ensemble)."""
     check_classes(names)
     check_templates(templates)
     prompts = [template.replace("{}", name) for name in names for template in templates]
@@ -71,7 +71,7 @@ def class_features(encoder: DualEncoder, names: Sequence[str], templates: Sequen
 
 
 def class_folders(folder: Path | str) -> tuple[list[Path], list[int], list[str]]:
-    """Image files of a folder of class folders, the class of each, and the classes' names ("_" becomes a space)."""
+    """List the image files of a folder of class folders, the class of each, and the classes' names ("_" becomes a space)."""
     if not Path(folder).is_dir():
         raise UserError(f"image folder {folder} does not exist")
     classes = sorted(p for p in Path(folder).iterdir() if p.is_dir())
@@ -86,6 +86,6 @@ def class_folders(folder: Path | str) -> tuple[list[Path], list[int], list[str]]
 
 
 def top_k_accuracy(scores: torch.Tensor, labels: torch.Tensor, k: int) -> float:
-    """Share of rows of [N, C] whose label [N] is among the k highest scores."""
+    """Return the share of rows of [N, C] whose label [N] is among the k highest scores."""
     top = scores.topk(min(k, scores.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1).float().mean().item()

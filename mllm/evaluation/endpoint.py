@@ -1,27 +1,21 @@
 """A model under test behind an OpenAI-compatible endpoint, such as a server of ours, vLLM's, or a company's."""
 
 import asyncio
-import base64
-import io
 import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.completion import Received, read_completion
 from mllm.evaluation.question import OnReplies, Question, Reply
-from mllm.media.decode import image_bytes, read_image
+from mllm.media.data_url import file_url
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "openai:"
-UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
 RETRIES = 6  # the client waits longer each time, or as long as the server says
 TIMEOUT_S = 120.0
 PATIENCE = 8  # answers that may be no completion before the endpoint is taken for something else
@@ -145,16 +139,4 @@ def content_of(question: Question) -> list[dict[str, Any]]:
     words = {"type": "text", "text": question.prompt}
     if question.image is None:
         return [words]
-    return [{"type": "image_url", "image_url": {"url": data_url(question.image)}}, words]
-
-
-def data_url(image: Path | str) -> str:
-    """The file as it is, or as PNG where its kind isn't one that endpoints take. Raises UserError for no image."""
-    picture, content = read_image(image), image_bytes(image)
-    with Image.open(io.BytesIO(content)) as opened:
-        kind = opened.get_format_mimetype()
-    if kind not in UNDERSTOOD:
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        kind, content = "image/png", buffer.getvalue()
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return [{"type": "image_url", "image_url": {"url": file_url(question.image)}}, words]

@@ -1,40 +1,61 @@
-"""One self-contained HTML page of an evaluation: scores with intervals, bars, and right and wrong answers with pictures."""
+"""The report of an evaluation: a page of scores, intervals and answers with pictures, and the scores as Markdown."""
 
-import base64
-import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from PIL import Image
+import yaml
 
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.curves import TrainingRun, draw
-from mllm.evaluation.interval_plot import draw_intervals
 from mllm.evaluation.runner import Answer, Score
-from mllm.files import write_text_atomically
-from mllm.media.decode import read_image
+from mllm.html import draw_curve, write_html
+from mllm.media.data_url import thumbnail_url
 
 GALLERY = 18
 STRIP = 6
 THUMBNAIL_PX = 96
 LABELS = {True: "right", False: "wrong", None: "answers"}
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
-h1,h2,p,summary,.card{overflow-wrap:anywhere}
-table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .8rem;border-bottom:1px solid #ddd;text-align:left}
-td{white-space:nowrap;font-variant-numeric:tabular-nums}td small{color:#666}
-.track{display:inline-block;width:60px;margin-right:.4rem}.bar{display:block;height:.6rem;background:#4a78b5}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.8rem}
-.card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
-.card img{display:block;margin:0 auto .3rem;width:96px;height:96px;object-fit:contain}
-details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}svg{max-width:100%;height:auto}
-.scroll{overflow-x:auto}.curves{display:flex;flex-wrap:wrap;gap:1rem}figure{margin:0}
-.note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}
-.right b{color:#2a7d3c}.wrong b{color:#b3372f}
-@media(max-width:40rem){h1{font-size:1.5rem}.track{display:none}th,td{padding:.3rem .18rem;font-size:12px}
-td small{display:block;font-size:10px}.strip .card:nth-child(n+3){display:none}}
-"""
+LABEL_PX, PLOT_PX, ROW_PX, MARGIN_PX = 76, 370, 18, 24
+COLOURS = {"model": "#2d5c9a", "withheld": "#b3372f", "swapped": "#c98a2b", "majority": "#777"}
+MAX_TYPES = 24
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One run's `metrics.jsonl`: loss in nats per supervised token, a value a step."""
+
+    name: str
+    losses: tuple[float, ...]
+    tokens: int
+    seconds: float
+
+
+def training_runs(model: Path) -> list[TrainingRun]:
+    """The runs that led to a model directory, first to last; empty where nothing of them is left on disk."""
+    runs: list[TrainingRun] = []
+    seen: set[Path] = set()
+    place: Path | None = model
+    while place is not None and place not in seen:
+        seen.add(place)
+        metrics = place.parent / "metrics.jsonl"
+        if metrics.is_file():
+            steps = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+            losses = tuple(float(step["loss"]) for step in steps)
+            tokens, seconds = sum(step["tokens"] for step in steps), sum(step["step_s"] for step in steps)
+            runs.insert(0, TrainingRun(place.parent.name, losses, tokens, seconds))
+        place = _origin(place)
+    return [run for run in runs if run.losses]
+
+
+def _origin(model: Path) -> Path | None:
+    """The model that this one's run began with."""
+    path = model / "run_config.yaml"
+    if not path.is_file():
+        return None
+    origin = yaml.safe_load(path.read_text(encoding="utf-8"))["model"].get("init_from")
+    return Path(origin) if origin else None
 
 
 def write_report(
@@ -52,7 +73,6 @@ def write_report(
     note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
     """
     body = [
-        f"<h1>{escape(title)}</h1>",
         f"<p class=note>{escape(note)}</p>" if note else "",
         "<p>Mean scores in %, with 95% bootstrap intervals over images. ",
     ]
@@ -68,10 +88,13 @@ def write_report(
         wanted = ("answers",) if metric.right_at is None else ("wrong", "right")
         body += [_gallery(label, [a for own, a in labelled if own == label]) for label in wanted]
     if runs:
-        body += ["<h2>training loss</h2><div class=curves>", *map(draw, runs), "</div>"]
-    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    page = f"<!doctype html><html lang=en>{head}<title>{escape(title)}</title><style>{STYLE}</style>"
-    write_text_atomically(path, page + "".join(body) + "</html>\n", by)
+        body += ["<h2>training loss</h2><div class=row>", *map(_curve, runs), "</div>"]
+    write_html(path, title, body, by)
+
+
+def _curve(run: TrainingRun) -> str:
+    caption = f"{len(run.losses)} steps, {run.tokens:,} tokens, {run.seconds / 60:.1f} min"
+    return draw_curve(run.name, run.losses, caption)
 
 
 def _label(benchmark: str, answer: Answer) -> str:
@@ -89,7 +112,7 @@ def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:
     for name, own in answers.items():
         pictured = [a for a in own if a.condition == "model" and a.image]
         cards += [_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
-    return f"<div class='grid strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
+    return f"<div class='grid small strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:
@@ -97,7 +120,7 @@ def _gallery(label: str, answers: Sequence[Answer]) -> str:
     shown = _spread(answers, GALLERY)
     cards = "".join(_card(answer, label) for answer in shown)
     title = f"{label} ({len(shown)} of {len(answers)} shown)"
-    return f"<details><summary>{title}</summary><div class=grid>{cards}</div></details>"
+    return f"<details><summary>{title}</summary><div class='grid small'>{cards}</div></details>"
 
 
 def _table(entries: Sequence[Score]) -> str:
@@ -118,7 +141,7 @@ def _cell(entry: Score) -> str:
 
 
 def _card(answer: Answer, label: str) -> str:
-    picture = f"<img alt='' src='{thumbnail(answer.image)}'>" if answer.image else ""
+    picture = f"<img alt='' src='{thumbnail_url(answer.image, THUMBNAIL_PX)}'>" if answer.image else ""
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
     if answer.score not in (0.0, 1.0):
@@ -126,10 +149,70 @@ def _card(answer: Answer, label: str) -> str:
     return f"<div class='card {label}'>{picture}{words}</div>"
 
 
-def thumbnail(path: str) -> str:
-    """A data URL of at most 96 × 96 pixels."""
-    image = read_image(path)
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def draw_intervals(name: str, entries: Sequence[Score]) -> str:
+    """An SVG figure of the first types, on an axis from 0 to 100 %, or to the highest bound above."""
+    kinds = list(dict.fromkeys(entry.type for entry in entries))[:MAX_TYPES]
+    shown = [entry for kind in kinds for entry in entries if entry.type == kind]
+    top = max(1.0, *(entry.high for entry in shown))
+    rows, y = [], MARGIN_PX + ROW_PX / 2
+    for number, entry in enumerate(shown):
+        if number == 0 or entry.type != shown[number - 1].type:
+            rows.append(f"<text x=0 y={y + 4:.1f} font-size=12 font-weight=600>{escape(entry.type)}</text>")
+            y += ROW_PX
+        low, middle, high = (LABEL_PX + PLOT_PX * value / top for value in (entry.low, entry.score, entry.high))
+        colour = COLOURS.get(entry.condition, "#333")
+        rows.append(
+            f"<text x={LABEL_PX - 8} y={y + 4:.1f} text-anchor=end font-size=12>{escape(entry.condition)}</text>"
+            f"<line x1={low:.1f} x2={high:.1f} y1={y:.1f} y2={y:.1f} stroke='{colour}' stroke-width=2 />"
+            f"<circle cx={middle:.1f} cy={y:.1f} r=4 fill='{colour}'/>"
+        )
+        y += ROW_PX
+    height = round(y - ROW_PX / 2) + MARGIN_PX
+    ticks = "".join(_tick(share, top, height) for share in (0, 0.25, 0.5, 0.75, 1))
+    width = LABEL_PX + PLOT_PX + MARGIN_PX
+    return (
+        f"<figure><svg viewBox='0 0 {width} {height}' width={width} role=img "
+        f"aria-label='intervals of {escape(name, quote=True)}'>{ticks}{''.join(rows)}</svg></figure>"
+    )
+
+
+def _tick(share: float, top: float, height: int) -> str:
+    x, bottom = LABEL_PX + PLOT_PX * share, height - MARGIN_PX
+    return (
+        f"<line x1={x:.1f} x2={x:.1f} y1={MARGIN_PX} y2={bottom} stroke='#ddd'/>"
+        f"<text x={x:.1f} y={bottom + 15} font-size=12 text-anchor=middle>{100 * share * top:.0f}</text>"
+    )
+
+
+def as_markdown(
+    title: str, scores: Mapping[str, Sequence[Score]], note: str | None, remarks: Mapping[str, Sequence[str]]
+) -> str:
+    """A table for each benchmark, of means in % with their intervals; `note` and `remarks` as in `write_report`."""
+    blocks = [f"# {_plain(title)}"]
+    blocks += [f"**{_plain(note)}**"] if note else []
+    blocks.append("Mean scores in % [95% bootstrap interval over images].")
+    for name, entries in scores.items():
+        direction = " (less is better)" if metric_of(name).lower_is_better else ""
+        blocks += [f"## {_plain(name)}{direction}", _markdown_table(entries)]
+        blocks += ["\n".join(f"- {_plain(remark)}" for remark in remarks[name])] if remarks.get(name) else []
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(entries: Sequence[Score]) -> str:
+    conditions = list(dict.fromkeys(entry.condition for entry in entries))
+    rows = [["type", "questions", *conditions], ["---"] * (len(conditions) + 2)]
+    for kind in dict.fromkeys(entry.type for entry in entries):
+        own = {entry.condition: entry for entry in entries if entry.type == kind}
+        cells = [_markdown_cell(own[condition]) if condition in own else "" for condition in conditions]
+        rows.append([_plain(kind), str(next(iter(own.values())).count), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _markdown_cell(entry: Score) -> str:
+    return f"{100 * entry.score:.1f} [{100 * entry.low:.1f}, {100 * entry.high:.1f}]"
+
+
+def _plain(text: str) -> str:
+    """Text that opens no cell, line or markup of its own."""
+    line = " ".join(text.split())
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in line)

@@ -20,13 +20,11 @@ from mllm.evaluation.answer_log import AnswerLog
 from mllm.evaluation.asking import answer_all
 from mllm.evaluation.benchmark import Benchmark, Item
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.curves import TrainingRun, training_runs
-from mllm.evaluation.markdown import as_markdown
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.plan import Chosen, plan_run
 from mllm.evaluation.question import Question, Reply, Subject
 from mllm.evaluation.ranks import launched_ranks
-from mllm.evaluation.report import write_report
+from mllm.evaluation.report import TrainingRun, as_markdown, training_runs, write_report
 from mllm.evaluation.runner import CONDITIONS, Answer, Score, as_records, ask, ask_majority, summarize
 from mllm.evaluation.subject import load_local
 from mllm.files import write_json_atomically, write_text_atomically

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from mllm.checkpoint.load import load, local_directory, resolve_dtype
+from mllm.checkpoint.load import load, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
+from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.evaluation.question import OnReplies, Question, Reply
 from mllm.files import hash_files

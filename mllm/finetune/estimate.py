@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
+from mllm.checkpoint.start import text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.kernels.choice import choose_kernel
-from mllm.model.attention import checkpoint_activations
-from mllm.model.fill import cast_parameters
-from mllm.model.policy import apply_policy
+from mllm.kernels.precision import cast_parameters
+from mllm.model.multimodal import checkpoint_activations
+from mllm.model.trainable import apply_policy
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.loop import total_steps
@@ -57,14 +58,14 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
 
 
 def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
-    model, processor = start_model(startable(run, origins))
+    dtype, begun = with_known_dtype(run.train).dtype, startable(run, origins)
+    kernel = choose_kernel(run.train.attention, dtype, text_config(begun.model))
+    model, processor = start_model(begun, kernel)
     apply_policy(model, run.trainable)
     if run.train.gradient_checkpointing:
         checkpoint_activations(model)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = with_known_dtype(run.train).dtype
-    model.attention_kernel = choose_kernel(run.train.attention, dtype, model.language_model.config)
     cast_parameters(model.train(), torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     model = model.to(device)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)

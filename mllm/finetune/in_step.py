@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from mllm.files import write_text_atomically
-from mllm.model.partition import is_partitioned, whole_outside_layers
+from mllm.model.multimodal import is_partitioned
 
 
 def forget_later_lines(path: Path, step: int) -> None:
@@ -34,3 +35,17 @@ def ranks_in_step(module: nn.Module) -> Iterator[None]:
     with whole_outside_layers(module):
         yield
     del config
+
+
+@contextmanager
+def whole_outside_layers(module: Any) -> Iterator[None]:
+    """Within the block, keep whole what FSDP's root owns (embeddings, head, projector): layers gather themselves when they
+    run, but parts of the root are called here without the root. ZeRO-3 gathers by module, and needs nothing."""
+    if not hasattr(module, "unshard"):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import Beginning
+from mllm.checkpoint.fill import Beginning
 from mllm.checkpoint.start import begin_model, text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
@@ -21,15 +21,14 @@ from mllm.finetune.heldout import HeldOutLoss
 from mllm.finetune.projector_scale import calibrate_projector
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
-from mllm.kernels.choice import KERNEL_NAMES, device_at_hand, first_that_works, gpu_capability, usable_kernels
+from mllm.kernels.choice import KERNEL_NAMES, Kernel, device_at_hand, first_that_works, gpu_capability, usable_kernels
 from mllm.kernels.fused_layers import fuse_layers
 from mllm.kernels.lean_layers import use_lean_layers
-from mllm.model.attention import checkpoint_activations
+from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
-from mllm.model.fill import parameters_on_meta
-from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import apply_policy, policy_table, wanted_adapters
+from mllm.model.multimodal import MultimodalLM, checkpoint_activations
 from mllm.model.projectors import Projector
+from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
 from mllm.training.build_engine import build_engine, with_known_dtype
@@ -76,15 +75,13 @@ def finetune(
 
     def build_module() -> MultimodalLM:
         kernel = first_that_works(kernels, words)
-        beginning = build_beginning(settings, mixture)
+        beginning = build_beginning(settings, mixture, kernel)
         model = beginning.model
-        model.attention_kernel = kernel
         parts.update(model=model, processor=beginning.processor, contents=beginning.open_contents)
         with parameters_on_meta():
             counts = apply_policy(model, settings.trainable)
         if settings.train.gradient_checkpointing:
             checkpoint_activations(model)
-        model.neftune_alpha = settings.train.neftune_alpha
         logger.info("what learns:\n%s", policy_table(counts, part_rates(settings.optim)))
         return model.train()
 
@@ -119,7 +116,9 @@ def finetune(
     return final if done == trainer.total else None
 
 
-def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) -> Beginning:
+def build_beginning(
+    settings: FinetuneSettings, mixture: Mixture | None = None, attention_kernel: Kernel = "segments"
+) -> Beginning:
     """The model that a run begins with, before any weight is read, and its processor: from parts, or its `init_from`.
 
     A projector that is new is calibrated on images of `mixture`, if the settings say so.
@@ -131,7 +130,12 @@ def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) 
             calibrate_projector(projector, encoder, embeddings, processor, mixture, count)
 
     beginning = begin_model(
-        settings.model, wanted_adapters(settings.trainable), settings.seed, calibrate if mixture and count else None
+        settings.model,
+        wanted_adapters(settings.trainable),
+        settings.seed,
+        calibrate if mixture and count else None,
+        attention_kernel,
+        settings.train.neftune_alpha,
     )
     use_lean_layers(beginning.model.language_model)
     dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
@@ -139,9 +143,9 @@ def build_beginning(settings: FinetuneSettings, mixture: Mixture | None = None) 
     return beginning
 
 
-def start_model(settings: FinetuneSettings) -> tuple[MultimodalLM, Processor]:
+def start_model(settings: FinetuneSettings, attention_kernel: Kernel = "segments") -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
-    return build_beginning(settings).filled()
+    return build_beginning(settings, attention_kernel=attention_kernel).filled()
 
 
 def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:

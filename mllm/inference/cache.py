@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from mllm.kernels.branched_attention import BRANCHED, branch, branches_of, can_branch, is_branched
-from mllm.model.attention import PACKED, attention_of
+from mllm.kernels.packed_rows import PACKED, attention_of
 
 
 def cache_argument(language_model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class BranchLayer(DynamicLayer):
 
 
 def branch(cache: DynamicCache, trunk_lengths: Sequence[int], sizes: Sequence[int]) -> DynamicCache:
-    """A cache for groups of `sizes` rows that each continue a row of `cache`, which is padded on the left.
+    """Make a cache for groups of `sizes` rows that each continue a row of `cache`, which is padded on the left.
 
     Its positions are those of `cache`; attention has to be `BRANCHED`, within `branches_of` the new cache.
     """
@@ -105,7 +105,7 @@ def branched_attention(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of query [B, H, T, d] over each row's trunk and its own key and value [B, H / G, t, d].
+    """Compute attention of query [B, H, T, d] over each row's trunk and its own key and value [B, H / G, t, d].
 
     A softmax over both is the mean of two, weighted by their normalizers (as in flash-attention, Dao 2022), and the rows
     of a group read their trunk together, as one long query. attention_mask: boolean [B, 1, T, S + t], None where all is
@@ -139,14 +139,14 @@ def branched_attention(
 
 
 def _additive(visible: torch.Tensor, groups: int) -> torch.Tensor:
-    """A boolean mask [B, 1, T, t] for queries [B, ·, G T, d]: 0 or `HIDDEN`."""
+    """Turn a boolean mask [B, 1, T, t] into an additive one for queries [B, ·, G T, d]: 0 or `HIDDEN`."""
     return torch.where(visible, 0.0, HIDDEN).repeat(1, 1, groups, 1)
 
 
 def _trunk_mask(
     attention_mask: torch.Tensor | None, layer: BranchLayer, trunk: Trunk, groups: int
 ) -> torch.Tensor | None:
-    """What a group's rows see of their trunk, [1, 1, n G T, S]; None for all of it, which only a sliding window denies."""
+    """Mask what a group's rows see of their trunk, [1, 1, n G T, S]; None for all, which only a sliding window denies."""
     if attention_mask is None:
         return None
     visible = attention_mask[trunk.rows, :, :, layer.trunk_length - trunk.length : layer.trunk_length]

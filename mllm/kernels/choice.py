@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from transformers import PreTrainedConfig
 
+from mllm.batch import NO_PARENT, PADDING_SEGMENT, SegmentBounds
 from mllm.errors import UserError
+from mllm.kernels.masked_rows import MaskedRows, segment_mask
 from mllm.kernels.names import Attention
-from mllm.kernels.trial import Heads, fault_of
-from mllm.kernels.varlen_kernels import VARLEN_KERNELS, VarlenName, varlen_kernel
+from mllm.kernels.varlen import VARLEN_KERNELS, VarlenKernel, VarlenName, VarlenRows, varlen_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,36 @@ CANDIDATES: dict[str, tuple[VarlenName, ...]] = {
     "flash_attention_3": ("flash3",),
     "flash_attention_4": ("flash4",),
 }
+# bfloat16 has eight bits: right kernels are off by 0.3 % of the norm, one that hides or shows a wrong place by far more.
+RELATIVE_DIFFERENCE = 0.02
+# Segments shorter and longer than a tile, a trunk with branches on either side of a lone segment, and padding.
+LENGTHS = ((150, 20, 7, 1), (140, 37))
+PARENTS = ((NO_PARENT, 0, NO_PARENT, 0), (NO_PARENT, NO_PARENT))
+WIDTH = 200
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Of a language model's attention: heads of queries and of keys, their features and the values', and its dropout."""
+
+    queries: int
+    keys: int
+    size: int
+    value_size: int
+    dropout: float
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> "Heads":
+        config = config.get_text_config()
+        queries = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // queries
+        return cls(
+            queries,
+            getattr(config, "num_key_value_heads", None) or queries,
+            getattr(config, "qk_head_dim", None) or size,
+            getattr(config, "v_head_dim", None) or size,
+            getattr(config, "attention_dropout", None) or 0.0,
+        )
 
 
 class _Needs(NamedTuple):
@@ -63,12 +94,12 @@ class _Refusal:
 
 
 def gpu_capability() -> int | None:
-    """Major of the compute capability of the GPU that torch would take, None without one."""
+    """Return the major of the compute capability of the GPU that torch would take, None without one."""
     return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else None
 
 
 def choose_kernel(wanted: Attention, dtype: str, config: PreTrainedConfig) -> Kernel:
-    """The kernel for `train.attention`, `train.dtype` and a language model of `config`, on the device at hand.
+    """Choose the kernel for `train.attention`, `train.dtype` and a language model of `config`, on the device at hand.
 
     Raises UserError when none that may be taken can run here or gives right numbers.
     """
@@ -78,7 +109,7 @@ def choose_kernel(wanted: Attention, dtype: str, config: PreTrainedConfig) -> Ke
 def usable_kernels(
     wanted: Attention, dtype: str, capability: int | None, config: PreTrainedConfig
 ) -> tuple[Kernel, ...]:
-    """Kernels that may serve, best first, judged without a tensor; capability: as of `gpu_capability`.
+    """List the kernels that may serve, best first, judged without a tensor; capability: as of `gpu_capability`.
 
     Variable-length kernels compute in 16 bits. A run in float32 on a GPU takes the dense mask, which is exact there; no
     other run does unless told to. Raises UserError when nothing is left, with what is in the way.
@@ -110,14 +141,14 @@ def usable_kernels(
 
 
 def planned_kernel(wanted: Attention, dtype: str, gpu: bool) -> Kernel:
-    """What a run's memory is planned with: of the kernels that hold no scores, which keep alike, torch's own."""
+    """Choose what a run's memory is planned with: of the kernels that hold no scores, which keep alike, torch's own."""
     if not gpu:
         return "segments"
     return "mask" if wanted == "sdpa" or (wanted == "auto" and dtype == "float32") else "varlen"
 
 
 def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> Kernel:
-    """The first whose values and slopes on a small batch are right on the GPU at hand; others are logged.
+    """Return the first whose values and slopes on a small batch are right on the GPU at hand; others are logged.
 
     Needs the process's GPU to be set. Raises UserError when none is left.
     """
@@ -133,8 +164,43 @@ def first_that_works(kernels: tuple[Kernel, ...], config: PreTrainedConfig) -> K
     raise UserError(f"no attention kernel works here: {'; '.join(faults)}; write train.attention sdpa")
 
 
+def fault_of(kernel: VarlenKernel, heads: Heads, device: torch.device) -> str | None:
+    """Say what is wrong with the kernel's bfloat16 output or slopes on rows with trunks and padding; None if nothing is."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(len(LENGTHS), count, WIDTH, heads.size) for count in (heads.queries, heads.keys, heads.keys)]
+    query, key, value = (
+        torch.randn(shape, generator=draw).to(device, torch.bfloat16).requires_grad_() for shape in shapes
+    )
+    bounds = SegmentBounds.of(LENGTHS, PARENTS, WIDTH).to(device)
+    segment_ids = torch.full((len(LENGTHS), WIDTH), PADDING_SEGMENT)
+    for row, lengths in zip(segment_ids, LENGTHS, strict=True):
+        row[: sum(lengths)] = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    parents = torch.full((len(PARENTS), max(map(len, PARENTS))), NO_PARENT)
+    for above, own in zip(parents, PARENTS, strict=True):
+        above[: len(own)] = torch.tensor(own)
+    masked = MaskedRows(segment_mask(segment_ids.to(device), parents.to(device), torch.float32))
+    real = (segment_ids != PADDING_SEGMENT).to(device)[:, None, :, None]
+    expected = masked.attend(query.float(), key.float(), value.float(), None, 0.0) * real
+    try:
+        found = VarlenRows(kernel, bounds).attend(query, key, value, None, 0.0) * real
+        of_inputs = torch.autograd.grad(found.float().square().sum(), (query, key, value))
+    except Exception as error:  # Kernels fail in their own ways: assertions, CUDA's errors, signatures that changed.
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    pairs = zip(
+        ("output", "slopes of queries", "slopes of keys", "slopes of values"),
+        (found, *of_inputs),
+        (expected, *torch.autograd.grad(expected.square().sum(), (query, key, value))),
+        strict=True,
+    )
+    for name, ours, theirs in pairs:
+        off = float(((ours - theirs).float().norm() / theirs.float().norm()).detach())
+        if not off < RELATIVE_DIFFERENCE:
+            return f"its {name} are off by {off:.1%}"
+    return None
+
+
 def device_at_hand() -> torch.device:
-    """The process's GPU, or the CPU."""
+    """Return the process's GPU, or the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 

@@ -12,7 +12,7 @@ GRAPHS_KEPT = 64
 
 
 def compiled(function: Callable[..., Any], dynamic: bool | None = None) -> Callable[..., Any]:
-    """`function` as kernels of its own, made when it is first called with inputs of a kind.
+    """Turn `function` into kernels of its own, made when it is first called with inputs of a kind.
 
     dynamic: as `torch.compile`; by default a dimension becomes dynamic once it changes. Raises UserError, at a call, where
     it would have to be compiled for more than GRAPHS_KEPT kinds of inputs.

@@ -99,7 +99,7 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, dtype: torch.dt
 
 
 def _flat_norm(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`norm` of vectors in one line, so that the same graph serves hidden states and heads."""
+    """Take `norm` of vectors in one line, so that the same graph serves hidden states and heads."""
 
     def flat(x: torch.Tensor, weight: torch.Tensor, epsilon: float, dtype: torch.dtype) -> torch.Tensor:
         return norm(x.reshape(-1, x.shape[-1]), weight, epsilon, dtype).view(x.shape)
@@ -114,7 +114,7 @@ def _gate(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def rotate(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embeddings (Su et al. 2021) with the halves of a head as the two coordinates, in the dtype of the inputs."""
+    """Apply rotary embeddings (Su et al. 2021) with a head's halves as the two coordinates, in the dtype of the inputs."""
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     turned = []
     for x in (query, key):
@@ -153,14 +153,14 @@ def _is_plain_rotary(function: Any) -> bool:
 
 
 def _rotary_inputs(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Query of 4 heads, key of 2, cos and sin of 2 rows of 3 tokens with 8 features a head."""
+    """Make a query of 4 heads, key of 2, cos and sin of 2 rows of 3 tokens with 8 features a head."""
     query, key = (torch.linspace(-2.0, 3.0, 2 * n * 3 * 8).view(2, 3, n, 8).transpose(1, 2) for n in (4, 2))
     angles = torch.linspace(0.0, 3.0, 2 * 3 * 4).view(2, 3, 4).repeat(1, 1, 2)
     return tuple(x.to(device, dtype) for x in (query, key, angles.cos(), angles.sin()))
 
 
 def _fault(kernels: FusedKernels, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Where the kernels' numbers differ from those of what they replace; None where they don't."""
+    """Say where the kernels' numbers differ from those of what they replace; None where they don't."""
     x = torch.linspace(-3.0, 2.0, 2 * 5 * 64).view(2, 5, 64).to(device, dtype)
     weight = torch.linspace(0.5, 2.0, 64).to(device, dtype)
     query, key, cos, sin = _rotary_inputs(dtype, device)

@@ -26,7 +26,7 @@ PIECE_ELEMENTS = 1 << 24
 def supervised_loss_sum(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, rows: int | None = None
 ) -> torch.Tensor:
-    """Cross-entropy summed over S positions, scalar float32; hidden [S, D], targets [S]. 0 where there are none.
+    """Sum the cross-entropy over S positions, scalar float32; hidden [S, D], targets [S]. 0 where there are none.
 
     Logits exist for `rows` positions at a time (default: `chunk_rows` of the head on its device). The gradient is taken
     beside them, so that they are neither kept nor computed twice, and is a tensor of zeros without targets.
@@ -50,7 +50,7 @@ def supervised_loss_sum(
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
-    """Positions whose logits exist at a time on a kind of device ("cpu", "cuda"): whole tiles where it isn't a CPU."""
+    """Return how many positions have logits at a time on a kind of device ("cpu", "cuda"): whole tiles but on a CPU."""
     if device == "cpu":
         return max(1, LOGIT_ELEMENTS // vocabulary)
     return max(1, GPU_LOGIT_ELEMENTS // vocabulary // GPU_TILE_ROWS) * GPU_TILE_ROWS
@@ -91,7 +91,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 def _scaled(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """`gradient`, multiplied in place by a factor that isn't rounded to its dtype."""
+    """Return `gradient`, multiplied in place by a factor that isn't rounded to its dtype."""
     if gradient.dtype == factor.dtype:
         return gradient.mul_(factor)
     for piece in gradient.split(_piece_rows(gradient)):
@@ -175,7 +175,7 @@ class _Sum:
         self._is_empty = False
 
     def total(self) -> torch.Tensor:
-        """[K, D] in the dtype of the weight; zeros if nothing was added."""
+        """Return [K, D] in the dtype of the weight; zeros if nothing was added."""
         return self._sum.zero_() if self._is_empty else self._sum.to(self._weight.dtype)
 
 

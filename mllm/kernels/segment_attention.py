@@ -1,15 +1,22 @@
-"""Attention of segments on a CPU as one differentiable step.
+"""Attention of packed rows by a call for each segment; on a CPU all of a layer's are one differentiable step.
 
 B rows, H heads, G of them to a head of keys (K = H / G), T tokens, d features a head; t tokens of a segment, which see s
 keys, those of its parent and its own.
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from mllm.batch import NO_PARENT, SegmentBounds
+from mllm.kernels.masked_rows import repeated
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -33,11 +40,11 @@ class Segment(NamedTuple):
 
     @property
     def before(self) -> int:
-        """How many places of its parent it sees."""
+        """Return how many places of its parent it sees."""
         return 0 if self.above is None else self.above.stop - self.above.start
 
     def seen(self, row: torch.Tensor) -> torch.Tensor:
-        """Of a row [K, T, d] what the segment sees [K, s, d]."""
+        """Take from a row [K, T, d] what the segment sees [K, s, d]."""
         own = row[:, self.own]
         return own if self.above is None else torch.cat((row[:, self.above], own), 1)
 
@@ -115,7 +122,7 @@ class _Kernels:
         self._made: dict[type, _Flash | _Products] = {}
 
     def of(self, segment: Segment) -> "_Flash | _Products":
-        """The faster kernel for this segment."""
+        """Choose the faster kernel for this segment."""
         pairs = segment.length * (segment.before + segment.length)
         short = self._value.dtype == torch.bfloat16 and pairs <= MOST_PAIRS_AT_ONCE
         kind = _Products if short else _Flash
@@ -222,5 +229,80 @@ def _later(size: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _by_key_head(row: torch.Tensor, key_heads: int) -> torch.Tensor:
-    """A view [K, G, T, d] of a row [H, T, d]."""
+    """View a row [H, T, d] as [K, G, T, d]."""
     return row.unflatten(0, (key_heads, -1))
+
+
+@dataclass(frozen=True)
+class SegmentedRows:
+    """A call per segment, over its own keys and its parent's: no work on pairs that don't see each other.
+
+    On a CPU through `SegmentAttention`, unless there is dropout.
+
+    bounds: per row and segment, its first place and the one after its last. parents: per row and segment. masks: by
+    (length of the parent, length of the branch), additive [branch, parent + branch].
+    """
+
+    bounds: tuple[tuple[tuple[int, int], ...], ...]
+    parents: tuple[tuple[int, ...], ...]
+    masks: dict[tuple[int, int], torch.Tensor]
+
+    @classmethod
+    def of(cls, bounds: SegmentBounds, device: torch.device, dtype: torch.dtype) -> "SegmentedRows":
+        places = []
+        dtype = torch.float32 if device.type == "cpu" else dtype
+        masks: dict[tuple[int, int], torch.Tensor] = {}
+        for counts, parents in zip(bounds.lengths, bounds.parents, strict=True):
+            places.append(tuple(pairwise(accumulate(counts, initial=0))))
+            for own, parent in zip(counts, parents, strict=True):
+                if parent != NO_PARENT and (counts[parent], own) not in masks:
+                    seen = torch.full((own, own), torch.finfo(dtype).min, dtype=dtype).triu(1)
+                    masks[counts[parent], own] = F.pad(seen, (counts[parent], 0)).to(device)
+        return cls(tuple(places), bounds.parents, masks)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        if query.device.type == "cpu" and not dropout and query.shape[-1] == value.shape[-1]:
+            return SegmentAttention.apply(query, key, value, self, scaling)
+        return self.attend_by_calls(query, key, value, scaling, dropout)
+
+    def segments(self, row: int) -> Iterator[Segment]:
+        """Yield the segments of a row with their places, branches with their parent's and a mask; others are causal."""
+        bounds = self.bounds[row]
+        for (start, end), parent in zip(bounds, self.parents[row], strict=True):
+            if parent == NO_PARENT:
+                yield Segment(slice(start, end))
+            else:
+                first, last = bounds[parent]
+                yield Segment(slice(start, end), slice(first, last), self.masks[last - first, end - start])
+
+    def attend_by_calls(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
+    ) -> torch.Tensor:
+        """Compute the same by torch's differentiable operators: what `SegmentAttention` is tested against; offers dropout."""
+        dtype = value.dtype
+        on_cpu = query.device.type == "cpu"
+        if on_cpu:
+            query, key, value = query.float(), key.float(), value.float()
+        key, value = repeated(query, key, value)
+        rows = []
+        with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+            for row in range(len(query)):
+                pieces, end = [], 0
+                for own, above, mask in self.segments(row):
+                    keys, values = (
+                        whole[row : row + 1, :, own]
+                        if above is None
+                        else torch.cat((whole[row : row + 1, :, above], whole[row : row + 1, :, own]), 2)
+                        for whole in (key, value)
+                    )
+                    queries = query[row : row + 1, :, own]
+                    pieces.append(
+                        F.scaled_dot_product_attention(
+                            queries, keys, values, mask, dropout, is_causal=mask is None, scale=scaling
+                        )
+                    )
+                    end = own.stop
+                rows.append(F.pad(torch.cat(pieces, 2), (0, 0, 0, query.shape[2] - end)))
+        return torch.cat(rows).to(dtype)

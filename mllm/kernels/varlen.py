@@ -1,17 +1,159 @@
-"""Attention of packed rows by a variable-length kernel, trunks included.
+"""Attention of packed rows by the variable-length kernels that GPUs have, trunks included.
 
-B rows, H heads, K heads of keys, T tokens, d features a head; L = B · T places of the line that the rows make.
+A kernel takes many pieces in one line: n queries of H heads, m keys of K heads (K divides H), d features a head. All are
+flash-attention's algorithm (Dao 2023; Shah et al. 2024); what differs is who ships them and how they are called. B rows,
+T tokens; L = B · T places of the line that the rows make.
 """
 
+import importlib
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from mllm.batch import SegmentBounds
 from mllm.errors import UserError
-from mllm.kernels.varlen_kernels import Attended, Inputs, Pass, VarlenKernel
+
+VarlenName = Literal["varlen", "flash2", "flash3", "flash4"]
+# query [n, H, d], key and value [m, K, d], all of one dtype, bfloat16 or float16; or their slopes.
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+# output [n, H, d], and the logarithms of the softmax's normalizers, float32 [H, n].
+Attended = tuple[torch.Tensor, torch.Tensor]
+
+
+class Pass(NamedTuple):
+    """Queries see the keys of their piece: with `causal`, those up to their own place.
+
+    Bounds are int32 [pieces + 1], cumulative; the longest are tokens; scores are multiplied by `scale`.
+    """
+
+    query_bounds: torch.Tensor
+    key_bounds: torch.Tensor
+    longest_query: int
+    longest_key: int
+    causal: bool
+    scale: float
+
+
+class VarlenKernel(Protocol):
+    def forward(self, inputs: Inputs, over: Pass) -> Attended: ...
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        """Return the slopes of the inputs, from that of the output and from output and normalizers as they are handed in."""
+        ...
+
+
+class TorchVarlen:
+    """The kernel inside torch's CUDA builds since 2.6: nothing to install."""
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        out, normalizers, *_ = torch.ops.aten._flash_attention_forward(
+            *inputs, *over[:4], 0.0, over.causal, False, scale=over.scale
+        )
+        return out, normalizers
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        # Without dropout the random state isn't read, but it has to be there.
+        state = torch.zeros(2, dtype=torch.uint64, device=given.device)
+        unused = torch.empty(0, device=given.device)
+        slopes: Inputs = torch.ops.aten._flash_attention_backward(
+            given, *inputs, *attended, *over[:4], 0.0, over.causal, state, unused, scale=over.scale
+        )
+        return slopes
+
+
+class FlashAttention2:
+    """Package flash-attn, 2.7 and later."""
+
+    def __init__(self) -> None:
+        module = importlib.import_module("flash_attn.flash_attn_interface")
+        self._forward, self._backward = module._flash_attn_varlen_forward, module._flash_attn_varlen_backward
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        out, normalizers, *_ = self._forward(
+            *inputs, *over[:4], dropout_p=0.0, softmax_scale=over.scale, causal=over.causal
+        )
+        return out, normalizers
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        slopes = _like(inputs)
+        self._backward(
+            *(given, *inputs, *attended, *slopes, *over[:4]),
+            dropout_p=0.0,
+            softmax_scale=over.scale,
+            causal=over.causal,
+            window_size_left=-1,
+            window_size_right=-1,
+            softcap=0.0,
+            alibi_slopes=None,
+            deterministic=False,
+        )
+        return slopes
+
+
+class FlashAttention3:
+    """flash-attn 3, module `flash_attn_interface`."""
+
+    def __init__(self) -> None:
+        module = importlib.import_module("flash_attn_interface")
+        self._forward, self._backward = module._flash_attn_forward, module._flash_attn_backward
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        out, normalizers, *_ = self._forward(*inputs, **_named(over), causal=over.causal)
+        return out, normalizers
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        slopes = _like(inputs)
+        named = dict(zip(("dq", "dk", "dv"), slopes, strict=True))
+        self._backward(given, *inputs, *attended, **_named(over), **named, is_causal=over.causal)
+        return slopes
+
+
+class FlashAttention4:
+    """Package flash-attn-4, module `flash_attn.cute`."""
+
+    def __init__(self) -> None:
+        module = importlib.import_module("flash_attn.cute.interface")
+        self._forward, self._backward = module._flash_attn_fwd, module._flash_attn_bwd
+
+    def forward(self, inputs: Inputs, over: Pass) -> Attended:
+        out, normalizers, *_ = self._forward(*inputs, **_named(over), causal=over.causal, return_lse=True)
+        return out, normalizers
+
+    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
+        out, normalizers = attended
+        of_query, of_key, of_value, *_ = self._backward(
+            *inputs, out, given, normalizers, **_named(over), causal=over.causal
+        )
+        return of_query, of_key, of_value
+
+
+def _like(inputs: Inputs) -> Inputs:
+    """Make room for the slopes: contiguous, where inputs may be parts of wider tensors."""
+    query, key, value = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+    return query, key, value
+
+
+def _named(over: Pass) -> dict[str, Any]:
+    """Name the parts of a pass as flash-attn 3 and 4 do, without `causal`."""
+    names = ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")
+    return {**dict(zip(names, over, strict=False)), "softmax_scale": over.scale}
+
+
+VARLEN_KERNELS: dict[VarlenName, type[VarlenKernel]] = {
+    "varlen": TorchVarlen,
+    "flash2": FlashAttention2,
+    "flash3": FlashAttention3,
+    "flash4": FlashAttention4,
+}
+
+
+@cache
+def varlen_kernel(name: VarlenName) -> VarlenKernel:
+    """Return the kernel, its package imported: raises whatever that raises."""
+    return VARLEN_KERNELS[name]()
 
 
 @dataclass(frozen=True)
@@ -100,14 +242,14 @@ def _over_trunks(bounds: SegmentBounds, scale: float) -> Pass:
 
 
 def _of_branches(inputs: Inputs | list[torch.Tensor], bounds: SegmentBounds) -> Inputs:
-    """The queries of all branches, and the keys and values of their trunks."""
+    """Select the queries of all branches, and the keys and values of their trunks."""
     query, key, value = inputs
     trunks = bounds.trunk_places
     return query.index_select(0, bounds.branch_places), key.index_select(0, trunks), value.index_select(0, trunks)
 
 
 def _merge(one: Attended, other: Attended) -> Attended:
-    """What the same queries yield over two sets of keys → what they yield over both."""
+    """Merge what the same queries yield over two sets of keys → what they yield over both."""
     both = torch.logaddexp(one[1], other[1])
     # Each weight [n, H, 1] is the share of the probability that falls on these keys.
     weights = [(normalizers - both).exp().t().unsqueeze(-1) for _, normalizers in (one, other)]

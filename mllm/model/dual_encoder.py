@@ -1,34 +1,32 @@
-"""Building, saving and loading a dual encoder in transformers' `CLIPModel`, `SiglipModel` or
-`VisionTextDualEncoderModel` layout."""
+"""Dual encoders of images and texts: transformers' `CLIPModel` or `SiglipModel`, or a ResNet beside CLIP's text side, and
+the byte-level BPE tokenizer of a text side that is trained from nothing."""
 
 import math
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     BitConfig,
     CLIPConfig,
-    CLIPImageProcessor,
     CLIPModel,
     CLIPTextConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     SiglipConfig,
-    SiglipImageProcessor,
     SiglipModel,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
 
 from mllm.errors import UserError
-from mllm.model.encoders import load_preparer, load_vision_model, vision_config
 from mllm.model.settings import ClipModelSettings
+
+PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 
 # CLIP: the factor on cosines is at most 100.
 MAX_LOG_SCALE = math.log(100.0)
@@ -59,7 +57,7 @@ CLASSES: dict[str, type[PreTrainedModel]] = {
 
 
 def initial_logit_scale(layout: str = "clip") -> float:
-    """The log of the factor on cosines: ln(1 / 0.07) in the CLIP paper, ln 10 in the SigLIP paper."""
+    """Return the log of the factor on cosines: ln(1 / 0.07) in the CLIP paper, ln 10 in the SigLIP paper."""
     return math.log(10.0) if layout == "siglip" else math.log(1 / 0.07)
 
 
@@ -67,8 +65,13 @@ def initial_logit_scale(layout: str = "clip") -> float:
 INITIAL_LOGIT_BIAS = -10.0
 
 
-def clip_config(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """The transformers configuration of these sizes, heads of 64 features and MLPs of 4 × the width."""
+def dual_config(
+    settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, taken: PreTrainedConfig | None = None
+) -> PreTrainedConfig:
+    """Build the transformers configuration of these sizes, heads of 64 features and MLPs of 4 × the width.
+
+    taken: of an image side that exists, whose sizes win. Raises UserError when it is of the other layout.
+    """
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": settings.text_width,
@@ -87,15 +90,19 @@ def clip_config(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase)
             vision_config=_resnet_config(settings).to_dict(),
             projection_dim=settings.embedding_width,
         )
-    vision = _taken_vision(settings) or {
-        "hidden_size": settings.vision_width,
-        "intermediate_size": 4 * settings.vision_width,
-        "num_hidden_layers": settings.vision_layers,
-        "num_attention_heads": max(1, settings.vision_width // HEAD_WIDTH),
-        "hidden_act": ACTIVATION,
-        "image_size": settings.image_size_px,
-        "patch_size": settings.patch_size_px,
-    }
+    vision = (
+        _checked(settings, taken)
+        if taken is not None
+        else {
+            "hidden_size": settings.vision_width,
+            "intermediate_size": 4 * settings.vision_width,
+            "num_hidden_layers": settings.vision_layers,
+            "num_attention_heads": max(1, settings.vision_width // HEAD_WIDTH),
+            "hidden_act": ACTIVATION,
+            "image_size": settings.image_size_px,
+            "patch_size": settings.patch_size_px,
+        }
+    )
     if settings.layout == "siglip":
         return SiglipConfig(text_config=text | {"projection_size": vision["hidden_size"]}, vision_config=vision)
     width = settings.embedding_width
@@ -122,33 +129,35 @@ def _resnet_config(settings: ClipModelSettings) -> BitConfig:
     )
 
 
-def _taken_vision(settings: ClipModelSettings) -> dict[str, Any] | None:
-    """The image side's configuration of `image_encoder`. Raises UserError when it is of the other layout."""
-    if settings.image_encoder is None:
-        return None
-    config = vision_config(settings.image_encoder)
-    if config.model_type != VISION_TYPES[settings.layout]:
+def _checked(settings: ClipModelSettings, taken: PreTrainedConfig) -> dict[str, Any]:
+    if taken.model_type != VISION_TYPES[settings.layout]:
         raise UserError(
-            f"model.image_encoder {settings.image_encoder} is a {config.model_type}, but model.layout is "
+            f"model.image_encoder {settings.image_encoder} is a {taken.model_type}, but model.layout is "
             f"{settings.layout}; it takes a {VISION_TYPES[settings.layout]}"
         )
-    return config.to_dict()
+    config: dict[str, Any] = taken.to_dict()
+    return config
 
 
-def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, learns_bias: bool) -> PreTrainedModel:
-    """A model of random weights, its image side taken from `image_encoder` and locked if the settings say so.
+def assemble_dual(
+    settings: ClipModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    learns_bias: bool,
+    image_side: PreTrainedModel | None = None,
+) -> PreTrainedModel:
+    """Build a model of random weights; its image side is that of `image_side`, locked if the settings say so.
 
     learns_bias: whether the loss has a bias (SigLIP's); any other loss leaves it without a gradient, so it stays.
     """
-    config = clip_config(settings, tokenizer)
+    config = dual_config(settings, tokenizer, None if image_side is None else image_side.config)
     model = CLASSES[config.model_type](config)
     # [1] in memory in both layouts: DeepSpeed can't broadcast a parameter without dimensions, which CLIPModel's is.
     model.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale(settings.layout)))
     if settings.layout == "siglip":
         model.logit_bias.data.fill_(INITIAL_LOGIT_BIAS if learns_bias else 0.0)
         model.logit_bias.requires_grad_(learns_bias)
-    if settings.image_encoder:
-        model.vision_model.load_state_dict(load_vision_model(settings.image_encoder, torch.float32).state_dict())
+    if image_side is not None:
+        model.vision_model.load_state_dict(image_side.state_dict())
         model.vision_model.requires_grad_(not settings.lock_image)
     return model
 
@@ -161,61 +170,47 @@ def text_mask(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:
     return seen if isinstance(model, SiglipModel) else seen.tril()  # SigLIP's text is read in both directions
 
 
-def image_processor(settings: ClipModelSettings) -> Any:
-    """At this model's size, with the mean and standard deviation of the image side that is taken, or the layout's own."""
-    size = settings.image_size_px
-    if settings.image_encoder:
-        size = vision_config(settings.image_encoder).image_size
-        preparer = load_preparer(settings.image_encoder, size, "pad")
-        norm = {"image_mean": list(preparer.mean), "image_std": list(preparer.std)}
-    else:
-        norm = {}
-    if settings.layout == "siglip":
-        return SiglipImageProcessor(size={"height": size, "width": size}, **norm)
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **norm)
+def train_tokenizer(
+    captions: Iterable[str], vocabulary_size: int, max_length: int, pads_to_full_length: bool = False
+) -> PreTrainedTokenizerFast:
+    """Learn a lower-casing byte-level BPE of at most `vocabulary_size` entries; ids are start, bytes, end, padded.
 
-
-def save_clip(
-    directory: Path,
-    model: PreTrainedModel,
-    state_dict: dict[str, torch.Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: ClipModelSettings,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write config, safetensors, tokenizer and image processor, so that transformers' `from_pretrained` reads them."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config: Any = model.config
-    config.architectures = [
-        "VisionTextDualEncoderModel" if isinstance(model, ResNetDualEncoder) else type(model).__name__
-    ]
-    config.dtype = str(dtype).removeprefix("torch.")
-    config.save_pretrained(directory)
-    weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
-    # transformers doesn't clamp: what is saved is what was used.
-    scale = weights["logit_scale"].clamp(max=MAX_LOG_SCALE)
-    weights["logit_scale"] = scale.reshape((1,) if isinstance(model, SiglipModel) else ())
-    save_torch_state_dict(weights, directory)
-    tokenizer.save_pretrained(directory)
-    image_processor(settings).save_pretrained(directory)
-
-
-def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A saved `CLIPModel` or `SiglipModel`, or a ResNet of ours, in float32 and evaluation mode, and its tokenizer.
-
-    `path`: its directory, or a finished run's. Raises UserError for anything else.
+    pads_to_full_length: as SigLIP's text side needs it, which reads the last position and takes no attention mask.
     """
-    directory = Path(path) / "final" if (Path(path) / "final").is_dir() else Path(path)
-    try:
-        config = AutoConfig.from_pretrained(directory)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        if config.model_type not in CLASSES:
-            raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(CLASSES)}")
-        if config.model_type == "vision-text-dual-encoder" and config.vision_config.model_type != "bit":
-            raise UserError(f"{path} sees with a {config.vision_config.model_type}; only BiT's ResNets are read here")
-        model = CLASSES[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no model with a tokenizer: {str(error).splitlines()[0]}") from None
-    if not 0 < tokenizer.model_max_length <= config.text_config.max_position_embeddings:
-        tokenizer.model_max_length = config.text_config.max_position_embeddings
-    return model.eval(), tokenizer
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        # Not END third: for an end token of id 2, transformers reads the text's feature at its highest id instead.
+        special_tokens=[PAD, END, START],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = {token: tokenizer.token_to_id(token) for token in (START, END)}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=list(ids.items())
+    )
+    masks = {"model_input_names": ["input_ids"]} if pads_to_full_length else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=START, eos_token=END, model_max_length=max_length, **masks
+    )
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return input_ids and attention_mask, int64 [B, T]; what is longer than the model's length loses its end.
+
+    A tokenizer that knows of no attention mask (SigLIP's) pads to the full length, and its padding is attended to.
+    """
+    padding = True if "attention_mask" in tokenizer.model_input_names else "max_length"
+    output = tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt")
+    input_ids = output["input_ids"]
+    return input_ids, output.get("attention_mask", torch.ones_like(input_ids))
+
+
+def too_long(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> int:
+    """Count the texts that lose their end."""
+    lengths = map(len, tokenizer(list(texts), truncation=False, verbose=False)["input_ids"])
+    return sum(length > tokenizer.model_max_length for length in lengths)

@@ -8,11 +8,8 @@ from functools import cache
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedConfig,
@@ -22,9 +19,7 @@ from transformers import (
 )
 
 from mllm.errors import UserError
-from mllm.media.prepare import Fit, ImagePreparer
 from mllm.media.visual import ImageGeometry
-from mllm.model.weight_checks import check_complete, check_described, first_line
 
 
 @dataclass(frozen=True)
@@ -145,42 +140,3 @@ class VisionEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
-
-
-def vision_config(path: str) -> Any:
-    """The vision half's configuration of a CLIP or SigLIP checkpoint, or a vision-only one."""
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
-    config = getattr(config, "vision_config", config)
-    if config.model_type == "bit":
-        raise UserError(
-            f"vision encoder {path!r} is a ResNet; features come from the layers of a ViT: train one with model.layout "
-            "clip or siglip of train/contrastive.py"
-        )
-    return config
-
-
-def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """The vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
-    vision = vision_config(path)
-    family = encoder_family(vision.model_type)
-    check_described(path, vision, lambda: family.model(vision))
-    try:
-        model, report = family.model.from_pretrained(
-            path, config=vision, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"vision encoder {path!r} could not be loaded: {first_line(error)}") from None
-    check_complete(path, report["missing_keys"])
-    return model
-
-
-def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
-    """Pixel preparation with the mean and standard deviation that the encoder was trained with."""
-    try:
-        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no image processor found ({error}); it holds the encoder's mean and std") from None
-    return ImagePreparer(image_size_px, tuple(processor.image_mean), tuple(processor.image_std), fit)

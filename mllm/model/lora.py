@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.quantization import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
+from mllm.model.quantized_layers import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
 from mllm.model.settings import LoraSettings
 
 # peft brings bitsandbytes and Inductor along, 54 MB a rank that a run without LoRA can do without.
@@ -22,12 +22,12 @@ SETTINGS_OF_PART = {"language_model": "lora", "vision_encoder": "vision_encoder_
 
 
 def adapted_module(model: MultimodalLM, part: str) -> PreTrainedModel:
-    """The transformers module of a part, whose inner names `targets` speak of."""
+    """Return the transformers module of a part, whose inner names `targets` speak of."""
     return model.language_model if part == "language_model" else model.vision_encoder.model
 
 
 def linear_layers(model: MultimodalLM, part: str) -> list[str]:
-    """Linear layers of a part that take part in the result and may be adapted: not the head, none behind the features."""
+    """List the linear layers of a part that may be adapted: not the head, and none behind the features."""
     root = adapted_module(model, part)
     if part == "language_model":
         left_out = {id(root.get_output_embeddings().weight)}
@@ -41,7 +41,7 @@ def linear_layers(model: MultimodalLM, part: str) -> list[str]:
 
 
 def choose_targets(layers: list[str], settings: LoraSettings, part: str) -> list[str]:
-    """The full names among `layers` that match a pattern of `settings.targets`; all where there are no patterns.
+    """Return the full names among `layers` that match a pattern of `settings.targets`; all where there are no patterns.
 
     Raises UserError for a pattern that matches nothing, with the names that are there.
     """

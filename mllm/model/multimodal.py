@@ -9,16 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mllm.batch import Batch, flat_places
+from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, flat_places
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.kernels.loss import supervised_loss_sum
-from mllm.kernels.packed_rows import lay_out
+from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
-from mllm.model.attention import PACKED, attention_of
 from mllm.model.encoders import VisionEncoder
-from mllm.model.neftune import add_noise
-from mllm.model.partition import is_partitioned
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings
 
@@ -37,7 +34,11 @@ class MultimodalLM(nn.Module):
         projector_settings: ProjectorSettings,
         image_settings: ImageSettings,
         image_token_id: int,
+        *,
+        attention_kernel: Kernel = "segments",
+        neftune_alpha: float = 0.0,
     ) -> None:
+        """attention_kernel: which computes attention over packed rows. neftune_alpha: strength of `add_noise`, 0 for none."""
         super().__init__()
         self.vision_encoder = vision_encoder
         self.projector = projector
@@ -46,14 +47,9 @@ class MultimodalLM(nn.Module):
         self.image_settings = image_settings
         self.image_token_id = image_token_id
         self.adapters: dict[str, dict] = {}  # part → kind and LoraSettings of its low-rank updates
-        self.neftune_alpha = 0.0
-        self.attention_kernel: Kernel = "segments"
+        self.attention_kernel = attention_kernel
+        self.neftune_alpha = neftune_alpha
         refuse_scaled_logits(language_model.config)
-
-    @property
-    def lora_settings(self) -> dict | None:
-        """Kind and settings of the language model's low-rank updates, None without them."""
-        return self.adapters.get("language_model")
 
     @property
     def device(self) -> torch.device:
@@ -163,3 +159,48 @@ def refuse_scaled_logits(config: object) -> None:
             raise UserError(
                 f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do"
             )
+
+
+def add_noise(embeddings: torch.Tensor, batch: Batch, image_token_id: int, alpha: float) -> torch.Tensor:
+    """`embeddings` [B, T, D] plus uniform noise of ± alpha / √(L·D) on text tokens: NEFTune (Jain et al. 2023).
+
+    L: tokens of the token's sample. Image tokens count in it and get no noise. Drawn from torch's global generator, whose
+    state checkpoints hold.
+    """
+    lengths = sample_lengths(batch.segment_ids, batch.parent_segment)
+    each = lengths.gather(1, batch.segment_ids.clamp(min=0)).clamp(min=1)
+    is_text = (batch.input_ids != image_token_id) & (batch.segment_ids != PADDING_SEGMENT)
+    scale = (alpha * is_text / (each * embeddings.shape[-1]).sqrt()).to(embeddings.dtype)
+    return embeddings + (2 * torch.rand_like(embeddings) - 1) * scale[..., None]
+
+
+def sample_lengths(segment_ids: torch.Tensor, parent_segment: torch.Tensor) -> torch.Tensor:
+    """Tokens [B, S] of the sample that each segment belongs to: a branch with its trunk.
+
+    A trunk belongs to several samples and gets their mean length.
+    """
+    real = (segment_ids != PADDING_SEGMENT).float()
+    own = torch.zeros_like(parent_segment, dtype=torch.float32).scatter_add_(1, segment_ids.clamp(min=0), real)
+    parents, is_branch = parent_segment.clamp(min=0), (parent_segment != NO_PARENT).float()
+    whole = own + own.gather(1, parents) * is_branch
+    branches = torch.zeros_like(own).scatter_add_(1, parents, is_branch)
+    total = torch.zeros_like(own).scatter_add_(1, parents, whole * is_branch)
+    return torch.where(branches > 0, total / branches.clamp(min=1), whole)
+
+
+def is_partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 or FSDP has spread the weights over the ranks, so that it takes all of them to compute."""
+    # By what such parameters have: their classes take seconds to import, which every command would wait for.
+    return any(hasattr(parameter, "ds_id") or hasattr(parameter, "device_mesh") for parameter in module.parameters())
+
+
+def checkpoint_activations(model: MultimodalLM) -> None:
+    """Have `model` keep only the inputs of its layers and recompute the rest in the backward (Chen et al. 2016).
+
+    The encoder's layers too, where it learns. The language model stays on packed attention: the recomputation comes after
+    the forward's `attention_of` has ended.
+    """
+    model.language_model.set_attn_implementation(PACKED)
+    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if any(parameter.requires_grad for parameter in model.vision_encoder.parameters()):
+        model.vision_encoder.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -32,7 +32,7 @@ class Diagnosis:
 
 
 def uniformity(features: torch.Tensor) -> float:
-    """log of the mean of exp(-2 ‖x - y‖²) over different rows of [N, E]; lower is more uniform, 0 is one point.
+    """Return the log of the mean of exp(-2 ‖x - y‖²) over different rows of [N, E]; lower is more uniform, 0 is one point.
 
     Wang & Isola 2020, arXiv:2005.10242, with t = 2: the entropy term that InfoNCE's denominator tends to.
     """
@@ -41,7 +41,7 @@ def uniformity(features: torch.Tensor) -> float:
 
 
 def diagnose(images: torch.Tensor, texts: torch.Tensor) -> Diagnosis:
-    """Of N pairs' normalized features [N, E] each.
+    """Measure the modality gap and the geometry of N pairs' normalized features [N, E] each.
 
     alignment: mean squared distance of a pair's image and text (Wang & Isola 2020), 0 when they coincide. gap: distance
     of the mean image from the mean text feature (Liang et al. 2022, arXiv:2203.02053). linear_separability: share of
@@ -69,7 +69,7 @@ def diagnose(images: torch.Tensor, texts: torch.Tensor) -> Diagnosis:
 
 
 def prompt_sensitivity(images: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor) -> tuple[float, float, float]:
-    """Lowest, mean and highest zero-shot accuracy over T templates, and so how much hangs on the choice of one.
+    """Return the lowest, mean and highest zero-shot accuracy over T templates, and so how much hangs on the choice of one.
 
     images [N, E], labels [N], prompts [T, C, E]: the features of each template's prompts, all normalized.
     """
@@ -78,7 +78,7 @@ def prompt_sensitivity(images: torch.Tensor, labels: torch.Tensor, prompts: torc
 
 
 def draw_diagnosis(images: torch.Tensor, texts: torch.Tensor, path: Path) -> None:
-    """Left: both modalities on the two main axes of their joint features. Right: cosines of pairs and of other pairs."""
+    """Draw both modalities on the two main axes of their joint features, and cosines of pairs and of other pairs."""
     import matplotlib
 
     matplotlib.use("Agg")

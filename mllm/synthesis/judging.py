@@ -7,6 +7,7 @@ from typing import Any
 
 from mllm.clients.chat_request import encodable
 from mllm.errors import UserError
+from mllm.resources import shipped_unless_there
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.filters import Candidate
 from mllm.synthesis.parsing import as_blocks
@@ -26,7 +27,7 @@ class Judge:
 
     def __init__(self, backend: InstructionBackend, prompts: Path) -> None:
         """Raises UserError when the judge's prompt is missing or its backend is templates."""
-        path = prompts / "judge" / "system.txt"
+        path = shipped_unless_there("prompts", prompts, "judge") / "system.txt"
         if not path.is_file():
             raise UserError(f"{path} does not exist; the judge needs its prompt")
         if backend.kinds is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from data_recipes.demo.writing import REPORT_NAME
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.readers.vqa import SUFFIX
 from mllm.data.recipe import RecipeSettings, SourceSettings
@@ -28,6 +27,7 @@ from mllm.synthesis.inputs import Refused
 from mllm.synthesis.journal import Totals
 
 BY = "mllm synth"
+REPORT_NAME = "synth_report.json"
 OF_IMAGES = ("bad_record", *ImageFilters.names, "duplicate_id", "no_facts")
 OF_ANSWERS = ("unanswered", "unparsable", *NAMES, "judge")
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mllm.errors import UserError
+from mllm.resources import shipped_unless_there
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.context import Context
 from mllm.synthesis.parsing import SCHEMA, Turns, as_blocks, as_json, parse_turns
-from mllm.synthesis.picture import seeded_random
 
 LANGUAGES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -60,8 +60,11 @@ class Request:
 
 
 def load_kind(root: Path, kind: str) -> KindPrompts:
-    """Raises UserError when a file is missing or an example isn't in the form that is asked for."""
-    folder = root / kind
+    """The prompts of a kind in `root`, or the shipped ones where it has none.
+
+    Raises UserError when a file is missing or an example isn't in the form that is asked for.
+    """
+    folder = shipped_unless_there("prompts", root, kind)
     system = folder / "system.txt"
     if not system.is_file():
         raise UserError(f"{system} does not exist; each kind needs a folder of prompts (`prompts` in the config)")
@@ -179,7 +182,7 @@ def load_objects(prompts: Path) -> Objects:
 
     The words are others that may stand for the object: where a fact has one of them, it isn't said to be absent.
     """
-    path = prompts / "objects.txt"
+    path = shipped_unless_there("prompts", prompts, "objects.txt")
     if not path.is_file():
         raise UserError(f"{path} does not exist; it lists the objects that absent ones are drawn from, one a line")
     objects = {}
@@ -207,3 +210,9 @@ def present_objects(context: Context, objects: Objects) -> list[str]:
     captions = " ".join(context.captions).lower()
     named = [name for name in objects if mentions(captions, name)]
     return sorted({*named, *(box.category.lower() for box in context.boxes)})
+
+
+def seeded_random(seed: int, *key: object) -> random.Random:
+    """A generator that depends on `seed` and `key` alone, whatever else has been drawn."""
+    # A string seed goes through SHA-512, unlike hash(), which differs from process to process.
+    return random.Random(":".join(str(part) for part in (seed, *key)))

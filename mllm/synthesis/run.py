@@ -3,7 +3,6 @@
 import asyncio
 from contextlib import ExitStack
 
-from data_recipes.demo.writing import REPORT_NAME
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
 from mllm.synthesis.asking import ask_all, reasons_of
@@ -12,7 +11,7 @@ from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.following import ANSWERS_NAME, Follower
 from mllm.synthesis.inputs import ImageDecisions
 from mllm.synthesis.journal import Journal
-from mllm.synthesis.output import BY, InstructionReport, check_output, report_of, write_output
+from mllm.synthesis.output import BY, REPORT_NAME, InstructionReport, check_output, report_of, write_output
 from mllm.synthesis.passes import InstructionRun
 
 

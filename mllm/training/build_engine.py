@@ -7,9 +7,9 @@ from datetime import timedelta
 import torch
 from torch import nn
 
+from mllm.checkpoint.fill import Contents, Place, fill
 from mllm.errors import UserError
-from mllm.kernels.products import multiply_as_asked
-from mllm.model.fill import Contents, Place, cast_parameters, fill
+from mllm.kernels.precision import cast_parameters, multiply_as_asked
 from mllm.training.allocator import keep_freed_memory
 from mllm.training.deepspeed_engine import DeepSpeedEngine, fill_ds_config, init_distributed, read_ds_config
 from mllm.training.engine import Engine, TorchEngine
@@ -32,9 +32,11 @@ def multiplies_bfloat16() -> bool:
     """Whether matrix products in bfloat16 are done by the device itself and not emulated in float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for the CPU; a build without these counts as unable.
+    # torch has no public question for the CPU; a build without these counts as unable. What the processor has is one, what
+    # oneDNN, which multiplies, was left to use (`ONEDNN_MAX_CPU_ISA`) is the other: it emulates where that isn't enough.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(probe() for probe in probes if probe is not None)
+    is_left = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return any(probe() for probe in probes if probe is not None) and is_left is not None and bool(is_left())
 
 
 def with_known_dtype(loop: LoopSettings) -> LoopSettings:

@@ -16,6 +16,8 @@ __all__ = ["Callback", "LogLine", "MetricsFile", "ProgressBar", "TensorBoard"]
 
 logger = logging.getLogger(__name__)
 
+SMOOTHED_STEPS = 20
+
 
 def costs_line(metrics: Mapping[str, Any]) -> str:
     """What a step costs, in words: tokens/s, MFU where it is known, share of time waiting for data, memory."""
@@ -26,10 +28,33 @@ def costs_line(metrics: Mapping[str, Any]) -> str:
     )
 
 
-class ProgressBar(Callback):
-    """A live bar with the loss and what a step costs."""
+class _RunningLoss(Callback):
+    """The loss averaged over about the last `SMOOTHED_STEPS` steps: a single step's says more of its samples than of the run.
+
+    The mean is exponential and counts from the run's first step, so that its beginning is not held against a zero.
+    """
+
+    def __init__(self) -> None:
+        self._sum, self._weight = 0.0, 0.0
+
+    def averaged(self, loss: float) -> float:
+        """Take in a step's loss and return the mean."""
+        kept = 1 - 1 / SMOOTHED_STEPS
+        self._sum, self._weight = kept * self._sum + loss, kept * self._weight + 1
+        return self._sum / self._weight
+
+    def state(self) -> dict[str, Any]:
+        return {"sum": self._sum, "weight": self._weight}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._sum, self._weight = state.get("sum", 0.0), state.get("weight", 0.0)
+
+
+class ProgressBar(_RunningLoss):
+    """A live bar with the running loss and what a step costs."""
 
     def __init__(self, description: str) -> None:
+        super().__init__()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,7 +70,7 @@ class ProgressBar(Callback):
         self._progress.update(self._task, total=total_steps, completed=step)
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        info = f"loss {metrics['loss']:.4f}  {costs_line(metrics)}"
+        info = f"loss {self.averaged(metrics['loss']):.4f}  {costs_line(metrics)}"
         self._progress.update(self._task, completed=step, info=info)
 
     def on_end(self, step: int) -> None:
@@ -105,10 +130,11 @@ class TensorBoard(Callback):
             self._writer.close()
 
 
-class LogLine(Callback):
-    """A line of log every `every` steps, for runs whose output is a file."""
+class LogLine(_RunningLoss):
+    """A line of log every `every` steps with the running loss, for runs whose output is a file."""
 
     def __init__(self, every: int) -> None:
+        super().__init__()
         self._every = every
         self._started = time.monotonic()
         self._total = 0
@@ -117,12 +143,13 @@ class LogLine(Callback):
         self._total = total_steps
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        loss = self.averaged(metrics["loss"])
         if step % self._every == 0 or step == self._total:
             logger.info(
                 "step %d/%d  loss %.4f  grad norm %.3f  lr scale %.3f  %s  %.0f s",
                 step,
                 self._total,
-                metrics["loss"],
+                loss,
                 metrics["grad_norm"],
                 metrics["lr_scale"],
                 costs_line(metrics),

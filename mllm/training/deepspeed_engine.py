@@ -31,9 +31,16 @@ def _silence_jit_builds() -> None:
 def init_distributed(time_limit: timedelta) -> Presence:
     """Join the process group that the launcher described in the environment (NCCL on GPUs, gloo on CPUs).
 
-    `time_limit` is that of a collective. Raises UserError when two ranks would share a GPU, or the ranks can't connect.
+    `time_limit` is that of a collective. Raises UserError when two ranks would share a GPU, the ranks can't connect, or
+    DeepSpeed isn't installed.
     """
-    import deepspeed
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise UserError(
+            f"engine.kind deepspeed needs DeepSpeed, which can't be imported here ({error}); "
+            "run pip install 'mllm[deepspeed]', or choose engine.kind fsdp"
+        ) from None
 
     _silence_jit_builds()
     return join_ranks(time_limit, lambda limit: deepspeed.init_distributed(verbose=False, timeout=limit))

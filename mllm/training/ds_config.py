@@ -4,12 +4,12 @@ import copy
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mllm.errors import UserError
+from mllm.resources import find_ds_config
 from mllm.training.settings import LoopSettings, OptimizerSettings
 
 DEFAULT_DS_CONFIG: dict[str, Any] = {"zero_optimization": {"stage": 2}}
@@ -33,13 +33,12 @@ logger = logging.getLogger(__name__)
 
 
 def read_ds_config(path: str | None) -> dict[str, Any]:
-    """The JSON of `ds_configs/…`, or ZeRO-2 when none is named."""
+    """The JSON of a path or of a shipped file's name, such as `zero2`; ZeRO-2 when none is named."""
     if path is None:
         return copy.deepcopy(DEFAULT_DS_CONFIG)
-    if not Path(path).is_file():
-        raise UserError(f"engine.ds_config {path} does not exist")
+    file = find_ds_config(path)
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"engine.ds_config {path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from mllm.checkpoint.fill import Contents, fill
 from mllm.errors import UserError
-from mllm.model.fill import Contents, fill
 from mllm.training.engine import with_own_storage
 from mllm.training.manifest import check_manifest, write_manifest
 from mllm.training.optimizer import build_optimizer

@@ -8,7 +8,7 @@ from torch import nn
 
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import token_embeddings
+from mllm.model.trainable import token_embeddings
 from mllm.training.settings import OptimizerSettings
 
 RATED_PARTS = ("vision_encoder", "projector", "token_embeddings")
@@ -78,7 +78,12 @@ def _bitsandbytes_class(kind: str) -> Any:
         optimizer_class([probe]).step()
     except (ImportError, RuntimeError, NotImplementedError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"optim.kind: {kind} doesn't run on this machine ({reason}); choose adamw") from None
+        mend = (
+            "run pip install 'mllm[quantization]', or choose adamw"
+            if isinstance(error, ImportError)
+            else "choose adamw"
+        )
+        raise UserError(f"optim.kind: {kind} doesn't run on this machine ({reason}); {mend}") from None
     return optimizer_class
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from mllm.model.fill import Place
+from mllm.checkpoint.fill import Place
 from mllm.training.ds_config import zero_stage
 
 

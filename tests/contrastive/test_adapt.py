@@ -8,20 +8,19 @@ from torch.nn import functional as F
 
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
+from mllm.inference.dual_features import load_encoder
 from mllm.studies.adapt.baselines import LinearProbe, TipAdapter, ZeroShot
 from mllm.studies.adapt.clap import Clap, DisentanglingHead, PromptParts, _infonce, all_parts
 from mllm.studies.adapt.coop import CoCoOp, CoOp, _batches
 from mllm.studies.adapt.problem import LabelledFeatures, encode_labelled, labelled_files
 from mllm.studies.adapt.prompts import LearnedPrompts, noisy_text_features, text_width, word_vectors
 from mllm.studies.adapt.run import accuracy, base_to_new, few_shot
-from tests.contrastive.test_search import trained  # noqa: F401 (a fixture)
 
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
 @pytest.fixture(scope="module")
-def encoder(trained):  # noqa: F811
+def encoder(trained):
     return load_encoder(trained / "run")
 
 
@@ -169,7 +168,7 @@ def test_base_to_new_scores_new_classes_only_where_the_method_can(encoder, probl
     assert base.names == NAMES[:2] and new.names == NAMES[2:] and set(new.labels.tolist()) == {0, 1}
 
 
-def test_features_are_cached_and_computed_anew_when_an_image_changes(trained, encoder, tmp_path):  # noqa: F811
+def test_features_are_cached_and_computed_anew_when_an_image_changes(trained, encoder, tmp_path):
     names = ["red square", "blue square"]
     files, labels = labelled_files(trained / "pairs.jsonl", trained, names)
     assert len(files) == 8 and set(labels) == {0, 1}
@@ -184,7 +183,7 @@ def test_features_are_cached_and_computed_anew_when_an_image_changes(trained, en
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_command_prints_a_table_and_refuses_too_few_images(trained, tmp_path, capsys):  # noqa: F811
+def test_the_command_prints_a_table_and_refuses_too_few_images(trained, tmp_path, capsys):
     (tmp_path / "classes.txt").write_text("red square\nblue square\n")
 
     def run(method, *extra):

@@ -9,12 +9,15 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel
 
 from mllm.contrastive.data import describes, read_pairs
-from mllm.contrastive.loss import symmetric_infonce_sum
+from mllm.contrastive.loss import gathered, infonce_sum
 from mllm.contrastive.run import train_clip
-from mllm.contrastive.settings import ContrastiveSettings
 from mllm.errors import UserError
-from mllm.settings import validate_settings
-from tests.tiny import save_image
+from tests.helpers.clip import settings
+
+
+def loss_of(image, text, log_scale, describes):
+    """The loss of features [B, E] on one rank, normalized as the task does it."""
+    return infonce_sum(gathered(image, text), log_scale, describes)
 
 
 def test_loss_is_the_mean_of_both_cross_entropies_summed_over_pairs():
@@ -22,7 +25,7 @@ def test_loss_is_the_mean_of_both_cross_entropies_summed_over_pairs():
     image, text, scale = torch.randn(5, 8), torch.randn(5, 8), torch.tensor(math.log(1 / 0.07))
     cosine = torch.tensor([[F.cosine_similarity(i, t, dim=0) for t in text] for i in image])
     rows = -torch.log_softmax(cosine / 0.07, 1).diagonal() - torch.log_softmax(cosine / 0.07, 0).diagonal()
-    loss = symmetric_infonce_sum(image, text, scale, torch.eye(5, dtype=torch.bool))
+    loss = loss_of(image, text, scale, torch.eye(5, dtype=torch.bool))
     assert loss.item() == pytest.approx(rows.sum().item() / 2, rel=1e-5)
 
 
@@ -32,14 +35,14 @@ def test_a_pair_whose_caption_fits_the_other_image_is_no_negative():
     masked = torch.eye(3, dtype=torch.bool)
     masked[0, 1] = masked[1, 0] = True
     moved = text.clone().requires_grad_()
-    symmetric_infonce_sum(image[:2], moved[:2], scale, masked[:2, :2]).backward()
+    loss_of(image[:2], moved[:2], scale, masked[:2, :2]).backward()
     assert moved.grad.abs().max() < 1e-6  # each of the two sees only itself, so the loss is flat
-    assert symmetric_infonce_sum(image, text, scale, masked) < symmetric_infonce_sum(image, text, scale, masked & False)
+    assert loss_of(image, text, scale, masked) < loss_of(image, text, scale, masked & False)
 
 
 def test_the_scale_of_logits_is_capped_at_100():
     image = torch.eye(2, 4)
-    capped = symmetric_infonce_sum(image, image.flip(0), torch.tensor(50.0), torch.eye(2, dtype=torch.bool))
+    capped = loss_of(image, image.flip(0), torch.tensor(50.0), torch.eye(2, dtype=torch.bool))
     assert capped.item() == pytest.approx(200.0)
 
 
@@ -56,35 +59,6 @@ def test_the_scale_of_logits_is_capped_at_100():
 )
 def test_describes(one, other, expected):
     assert describes([one, other]).tolist() == [[True, expected], [expected, True]]
-
-
-def write_pairs(root):
-    """Sixteen pairs of four colours; returns their file."""
-    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "black": (0, 0, 0)}
-    lines = []
-    for name, colour in colours.items():
-        save_image(root / f"{name}.png", colour, (16, 16))
-        lines += [{"image": f"{name}.png", "caption": f"a {name} square"}] * 4
-    (root / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    return root / "pairs.jsonl"
-
-
-@pytest.fixture
-def pairs(tmp_path):
-    return write_pairs(tmp_path)
-
-
-def settings(pairs, run_dir, epochs):
-    model = {"image_size_px": 16, "patch_size_px": 8, "vision_width": 64, "vision_layers": 1, "text_width": 64}
-    model |= {"text_layers": 1, "embedding_width": 16, "vocabulary_size": 300, "text_length_tokens": 12}
-    values = {
-        "run_dir": str(run_dir),
-        "model": model,
-        "data": {"pairs": str(pairs), "heldout": str(pairs), "image_root": str(pairs.parent)},
-        "optim": {"lr": 3e-3},
-        "train": {"epochs": epochs, "global_batch_size": 8},
-    }
-    return validate_settings(ContrastiveSettings, values, "test")
 
 
 def test_a_run_learns_to_tell_colours_apart_and_transformers_reads_it(pairs, tmp_path):

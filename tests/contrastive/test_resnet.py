@@ -6,28 +6,27 @@ import pytest
 import torch
 from transformers import AutoTokenizer, VisionTextDualEncoderModel
 
-from mllm.checkpoint.assemble import build, load_processor
+from mllm.checkpoint.dual import build_dual
+from mllm.checkpoint.start import build, load_processor
 from mllm.cli import build_parser
 from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
-from mllm.model.dual_encoder import build_dual
-from mllm.model.dual_tokenizer import tokenize
+from mllm.inference.dual_features import load_encoder
+from mllm.model.dual_encoder import tokenize
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
-from tests.contrastive.test_clip import pairs  # noqa: F401 (a fixture)
-from tests.contrastive.test_training import train, values_of
+from tests.helpers.clip import train, values_of
 
 RESNET = {"model__layout": "resnet", "model__vision_layers": 3, "model__patch_size_px": 8}
 
 
-def resnet(pairs, run_dir, **changes):  # noqa: F811
+def resnet(pairs, run_dir, **changes):
     return values_of(pairs, run_dir, **(RESNET | changes))
 
 
-def test_a_resnet_learns_classifies_and_is_read_by_transformers(pairs, tmp_path, capsys, tiny_parts):  # noqa: F811
+def test_a_resnet_learns_classifies_and_is_read_by_transformers(pairs, tmp_path, capsys, tiny_parts):
     final = train(resnet(pairs, tmp_path / "run", train__epochs=30))
     log = json.loads((final / "training_log.json").read_text())
     assert log["heldout"]["image_to_text_recall@1"] == 1.0
@@ -57,7 +56,7 @@ def test_a_resnet_learns_classifies_and_is_read_by_transformers(pairs, tmp_path,
             use(settings)
 
 
-def test_a_resnets_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path):  # noqa: F811
+def test_a_resnets_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path):
     checked = validate_settings(ContrastiveSettings, resnet(pairs, tmp_path), "test")
     batcher, _ = _build_batcher(checked)
     torch.manual_seed(0)
@@ -74,7 +73,7 @@ def test_a_resnets_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tm
     assert largest > 0 and all((cached[n] - g).abs().max() < 1e-4 * largest for n, g in whole.items())
 
 
-def test_the_stages_share_blocks_and_the_last_has_a_feature_a_patch(pairs, tmp_path):  # noqa: F811
+def test_the_stages_share_blocks_and_the_last_has_a_feature_a_patch(pairs, tmp_path):
     sizes = {"model__image_size_px": 32, "model__patch_size_px": 16, "model__vision_width": 128}
     checked = validate_settings(ContrastiveSettings, resnet(pairs, tmp_path, **sizes, model__vision_layers=4), "test")
     model = build_dual(checked.model, _build_batcher(checked)[0].tokenizer, False)
@@ -93,6 +92,6 @@ def test_the_stages_share_blocks_and_the_last_has_a_feature_a_patch(pairs, tmp_p
         ({"loss__kind": "sigmoid"}, "set model.layout: siglip"),
     ],
 )
-def test_sizes_that_no_resnet_has_are_one_clear_line(pairs, tmp_path, changes, message):  # noqa: F811
+def test_sizes_that_no_resnet_has_are_one_clear_line(pairs, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         validate_settings(ContrastiveSettings, resnet(pairs, tmp_path, **changes), "test")

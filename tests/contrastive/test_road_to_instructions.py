@@ -2,19 +2,17 @@
 
 import torch
 
+from mllm.checkpoint.dual import load_dual
 from mllm.checkpoint.ours import load
-from mllm.model.dual_encoder import load_dual
-from tests.contrastive.test_clip import pairs  # noqa: F401 (a fixture)
-from tests.contrastive.test_training import train, values_of
-from tests.training.conftest import recipe  # noqa: F401 (a fixture)
-from tests.training.test_exactness import config, run_here
+from tests.helpers.clip import train, values_of
+from tests.helpers.runs import config, run_here
 
 
 def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_contrastive_then_align_then_instruct(pairs, recipe, tiny_parts, tmp_path):  # noqa: F811
+def test_contrastive_then_align_then_instruct(pairs, recipe, tiny_parts, tmp_path):
     clip = train(values_of(pairs, tmp_path / "clip", train__epochs=1))
     stage1 = config(tiny_parts, recipe, tmp_path / "stage1", train__epochs=1)
     stage1["model"] |= {"vision_encoder": {"path": str(clip)}, "prompt_format": "plain"}

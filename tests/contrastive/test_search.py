@@ -10,32 +10,11 @@ from torch.nn import functional as F
 
 from mllm.cli import build_parser
 from mllm.contrastive.retrieval import recall
-from mllm.contrastive.run import train_clip
-from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.zeroshot import class_features, top_k_accuracy
 from mllm.errors import UserError
-from mllm.inference.encode import load_encoder
-from mllm.settings import validate_settings
-from tests.contrastive.test_clip import settings
-from tests.tiny import save_image
-
-COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0), "black": (0, 0, 0)}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A run that tells four colours apart, and the folder of its images."""
-    root = tmp_path_factory.mktemp("colours")
-    (root / "images").mkdir()
-    lines = []
-    for name, colour in COLOURS.items():
-        save_image(root / "images" / f"{name}.png", colour, (16, 16))
-        lines += [{"image": f"images/{name}.png", "caption": f"a {name} square"}] * 4
-    (root / "pairs.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    values = settings(root / "pairs.jsonl", root / "run", epochs=25).model_dump(exclude_unset=True)
-    values["model"]["text_length_tokens"] = 48
-    train_clip(validate_settings(ContrastiveSettings, values, "test"))
-    return root
+from mllm.inference.dual_features import load_encoder
+from tests.helpers.clip import COLOURS
+from tests.helpers.tiny import save_image
 
 
 def clip(*arguments):

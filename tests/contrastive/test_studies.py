@@ -11,7 +11,6 @@ from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.studies.diagnose import diagnose, prompt_sensitivity, uniformity
 from mllm.studies.misalignment import Simulation, World, r2_per_factor, simulate
-from tests.contrastive.test_search import trained  # noqa: F401 (a fixture)
 
 SMALL = {"semantic": 3, "omitted": 1, "perturbed": 1, "private": 1, "hidden": 64, "batch_size": 256, "steps": 400}
 
@@ -57,7 +56,7 @@ def test_measures_of_a_space_by_hand():
     assert prompt_sensitivity(images, torch.tensor([0, 1]), prompts) == (0.0, 0.5, 1.0)
 
 
-def test_the_commands_write_tables_and_pictures(trained, tmp_path, capsys):  # noqa: F811
+def test_the_commands_write_tables_and_pictures(trained, tmp_path, capsys):
     def clip(*arguments):
         options = build_parser().parse_args(["clip", *map(str, arguments)])
         options.run(options)

@@ -10,34 +10,22 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
-from mllm.checkpoint.assemble import build
-from mllm.contrastive.data import Pair, describes, same
+from mllm.checkpoint.dual import build_dual, load_dual
+from mllm.checkpoint.start import build
+from mllm.contrastive.data import BOILERPLATE, Pair, describes, same, spoil_captions
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
-from mllm.contrastive.noise import BOILERPLATE, spoil_captions
-from mllm.contrastive.run import _build_batcher, train_clip
+from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.model.dual_encoder import build_dual, load_dual, text_mask
-from mllm.model.dual_tokenizer import tokenize, too_long
+from mllm.model.dual_encoder import text_mask, tokenize, too_long
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
-from tests.contrastive.test_clip import pairs, settings  # noqa: F401 (a fixture)
-from tests.training.test_exactness import launch, series
+from tests.helpers.clip import settings, train, values_of
+from tests.helpers.launches import launch
+from tests.helpers.runs import series
 
 KINDS = ["infonce", "multi_positive", "sigmoid"]
-
-
-def values_of(pairs, run_dir, **changes):  # noqa: F811
-    values = settings(pairs, run_dir, epochs=2).model_dump(exclude_unset=True)
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
-    return values
-
-
-def train(values):
-    return train_clip(validate_settings(ContrastiveSettings, values, "test"))
 
 
 def some_features(count=6, width=8):
@@ -118,14 +106,14 @@ def test_captions_without_words_are_words_themselves():
 
 
 def test_pairs_of_one_image_or_of_the_same_words_are_the_same():
-    pairs = [Pair(Path("a"), "a red dog"), Pair(Path("b"), "A red dog!"), Pair(Path("a"), "it barks")]  # noqa: F811
+    pairs = [Pair(Path("a"), "a red dog"), Pair(Path("b"), "A red dog!"), Pair(Path("a"), "it barks")]
     assert same(pairs).tolist() == [[True, True, True], [True, True, False], [True, False, True]]
     assert same(pairs, slice(1, 2)).tolist() == [[True, True, False]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, kind, dtype):  # noqa: F811
+def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, kind, dtype):
     layout = "siglip" if kind == "sigmoid" else "clip"
     values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64, loss__kind=kind)
     checked = validate_settings(ContrastiveSettings, values, "test")
@@ -162,7 +150,7 @@ def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, ki
     ],
     ids=["clip", "siglip", "resnet"],
 )
-def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):  # noqa: F811
+def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):
     train(values_of(pairs, tmp_path / "one", loss__kind=kind, **layout))
     two = values_of(pairs, tmp_path / "two", loss__kind=kind, loss__grad_cache=grad_cache, **layout)
     if grad_cache:
@@ -177,7 +165,7 @@ def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):  # n
     assert logs[0]["heldout"] == logs[1]["heldout"] and logs[0]["parameters"] == logs[1]["parameters"]
 
 
-def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):  # noqa: F811
+def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):
     with pytest.raises(UserError, match=r"micro_batch_size 4 of 8 pairs a rank.*grad_cache: true"):
         train(values_of(pairs, tmp_path, train__micro_batch_size=4))
     with pytest.raises(UserError, match=r"can't be shared evenly by 3 ranks"):
@@ -197,14 +185,14 @@ def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):  #
         ({"train__global_batch_size": 1}, "global_batch_size 1: contrastive training of 16 pairs needs 2"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(pairs, tmp_path, changes, message):  # noqa: F811
+def test_settings_that_contradict_each_other_are_refused(pairs, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(values_of(pairs, tmp_path, **changes))
 
 
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
 def test_the_image_side_of_a_run_is_locked_in_the_next_and_sees_for_a_language_model(
-    pairs,  # noqa: F811
+    pairs,
     tmp_path,
     tiny_parts,
     layout,
@@ -226,7 +214,7 @@ def test_the_image_side_of_a_run_is_locked_in_the_next_and_sees_for_a_language_m
 
 
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
-def test_transformers_gives_the_trained_models_logits(pairs, tmp_path, layout):  # noqa: F811
+def test_transformers_gives_the_trained_models_logits(pairs, tmp_path, layout):
     kind = "sigmoid" if layout == "siglip" else "infonce"
     values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64, loss__kind=kind)
     final = train(values)
@@ -253,7 +241,7 @@ def test_captions_are_spoilt_in_the_shares_asked_for_and_the_same_way_each_time(
     assert spoil_captions(alike, noise, seed=1) == (alike, {"mismatched": 0, "truncated": 0, "boilerplate": 0})
 
 
-def test_the_text_feature_is_read_at_the_end_so_the_last_word_counts(pairs, tmp_path):  # noqa: F811
+def test_the_text_feature_is_read_at_the_end_so_the_last_word_counts(pairs, tmp_path):
     batcher, _ = _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test"))
     torch.manual_seed(0)
     model = build_dual(settings(pairs, tmp_path, 1).model, batcher.tokenizer, False).eval()
@@ -262,7 +250,7 @@ def test_the_text_feature_is_read_at_the_end_so_the_last_word_counts(pairs, tmp_
     assert torch.pdist(features).min() > 1e-3
 
 
-def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):  # noqa: F811
+def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):
     batcher, _ = _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, tmp_path), "test"))
     texts = ["a red square", "a red square " * 20]
     assert too_long(batcher.tokenizer, texts) == 1
@@ -270,7 +258,7 @@ def test_captions_that_lose_their_end_are_counted(pairs, tmp_path):  # noqa: F81
 
 
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
-def test_texts_are_masked_as_transformers_masks_them(pairs, tmp_path, layout):  # noqa: F811
+def test_texts_are_masked_as_transformers_masks_them(pairs, tmp_path, layout):
     values = values_of(pairs, tmp_path, model__layout=layout, model__embedding_width=64)
     checked = validate_settings(ContrastiveSettings, values, "test")
     batcher, _ = _build_batcher(checked)

@@ -6,34 +6,14 @@ import pytest
 import transformers.utils.chat_template_utils as template_clock
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.errors import ConversationRefusedError, UserError
-from mllm.media.prepare import ImagePreparer
-from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
-from tests.tiny import byte_tokenizer, tiny_settings
+from tests.helpers.templates import DATED, PICKY, processor
+from tests.helpers.tiny import tiny_settings
 
-DATED = (
-    "{% for m in messages %}{% if loop.first %}{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + "
-    "'<|im_end|>' }}{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-PICKY = (
-    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% if 'odd' in m['content'] %}{{ raise_exception('An odd\nword') }}{% endif %}"
-    "{% if 'zero' in m['content'] %}{{ 1 // 0 }}{% endif %}"
-    "{% if 'long' in m['content'] %}{{ messages[99]['content'].x.y }}{% endif %}"
-    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 TALK = (Message(role="user", content="hello"), Message(role="assistant", content="yes"))
-
-
-def processor(template, day=None):
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = template
-    return Processor(tokenizer, "native", ImageGeometry(16, 4), ImagePreparer(16, (0.5,) * 3, (0.5,) * 3), day)
 
 
 def text(p, messages=TALK, generation=False):

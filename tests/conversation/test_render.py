@@ -10,7 +10,7 @@ from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry
 from mllm.processor import IMAGE_TOKEN, Processor
-from tests.tiny import TOKENIZERS
+from tests.helpers.tiny import TOKENIZERS
 
 FORMATS = [*PROMPT_FORMATS, "native"]
 ODD = [

@@ -1,13 +1,10 @@
 """Samples in parquet files and webdataset tars: the images inside are found by reference and stay where they are."""
 
-import io
 import json
-import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from mllm.data.dataset import Mixture
 from mllm.data.readers import READERS
@@ -15,28 +12,12 @@ from mllm.data.readers.records import read_records
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.errors import UserError
 from mllm.media.decode import read_image, read_image_size
-
-COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (90, 90, 90), (200, 200, 0)]
-
-
-def png(number):
-    buffer = io.BytesIO()
-    Image.new("RGB", (10 + number, 7), COLOURS[number]).save(buffer, "PNG")
-    return buffer.getvalue()
+from tests.helpers.containers import COLOURS, png, write_tar
 
 
 def turns(images):
     content = [{"type": "image"}] * images + [{"type": "text", "text": "what"}]
     return [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "it"}]}]
-
-
-def write_tar(path, members, mode="w"):
-    with tarfile.open(path, mode) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture

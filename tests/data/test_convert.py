@@ -7,7 +7,7 @@ import pytest
 from mllm.cli import _command
 from mllm.data.readers import READERS
 from mllm.errors import UserError
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def read(reader, path):

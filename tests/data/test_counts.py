@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data import counting
 from mllm.data.counts import TokenCounts, rendering_key
 from mllm.data.dataset import Mixture
@@ -22,7 +22,7 @@ from mllm.finetune.task import InstructionTask
 from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
-from tests.tiny import TOKENIZERS, save_image, tiny_settings
+from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings
 
 RANKS = 3
 IMAGES = ((), ("a.png",), ("b.png",), ("a.png",), ("a.png", "sub/b.png"), ("gone.png",), ("torn.png",), ("link.png",))

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.decoding import ImageDecoder, own_share_of_cores
 from mllm.data.recipe import load_recipe
@@ -13,8 +13,7 @@ from mllm.data.settings import DataSettings
 from mllm.errors import UserError
 from mllm.finetune.task import InstructionTask
 from mllm.training.settings import LoopSettings
-from tests.tiny import save_image, tiny_settings
-from tests.training.conftest import recipe  # noqa: F401 (a fixture)
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def processor(tiny_parts):
     return load_processor(tiny_settings(tiny_parts))
 
 
-def test_workers_change_no_batch(processor, recipe):  # noqa: F811
+def test_workers_change_no_batch(processor, recipe):
     mixture = Mixture(load_recipe(str(recipe)), 0, False)
     loop = LoopSettings(global_batch_size=8, micro_batch_size=2)
     windows = []

@@ -14,8 +14,8 @@ from mllm.errors import BadSampleError
 from mllm.finetune.task import InstructionTask
 from mllm.settings import validate_settings
 from mllm.training.settings import LoopSettings
-from tests.conversation.test_native import PICKY, processor
-from tests.tiny import save_image
+from tests.helpers.templates import PICKY, processor
+from tests.helpers.tiny import save_image
 
 IMAGE = "a.png"
 BASE64 = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.grouping import group_by_length
 from mllm.data.recipe import RecipeSettings, SourceSettings
@@ -14,7 +14,7 @@ from mllm.errors import UserError
 from mllm.finetune.task import InstructionTask
 from mllm.settings import validate_settings
 from mllm.training.settings import LoopSettings
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 BATCH, TOKENS_PER_IMAGE = 8, 16
 

@@ -12,7 +12,7 @@ from mllm.data.readers import READERS
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from tests.data.test_containers import png, write_tar
+from tests.helpers.containers import png, write_tar
 
 RECORDS = [{"image": "a.png", "caption": "a red\u2028box"}, {"image": "b.png", "caption": "blau, é"}]
 

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 from mllm.cli import _command
 from mllm.data.recipe import load_recipe
-from mllm.data.report.page import histogram
 from mllm.data.report.survey import survey_recipe
-from tests.tiny import save_image
+from mllm.html import draw_histogram
+from tests.helpers.tiny import save_image
 
 
 def line(name, question, answer, kind, image="a.png"):
@@ -66,5 +66,5 @@ def test_the_page_is_whole_fetches_nothing_and_escapes_what_samples_say(tmp_path
 
 
 def test_every_value_is_in_one_bin():
-    svg = histogram({0: 1, 1: 2, 5: 4, 9: 8, 100: 16}, (1, 5, 10))
+    svg = draw_histogram({0: 1, 1: 2, 5: 4, 9: 8, 100: 16}, (1, 5, 10))
     assert [n for n in ("1", "2", "12", "16") if f">{n}</text>" in svg] == ["1", "2", "12", "16"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_recipes.demo.config import SynthConfig
+from data_recipes.demo.settings import GeneratorSettings
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings
 from mllm.settings import load_settings, read_yaml
@@ -17,7 +17,7 @@ FILES = sorted((Path(__file__).parents[2] / "data_recipes").rglob("*.yaml"))
 def test_what_ships_fits_its_schema_and_says_its_licence(path: Path) -> None:
     values = read_yaml(path)
     if "output" in values:
-        load_settings(InstructionConfig if "inputs" in values else SynthConfig, path)
+        load_settings(InstructionConfig if "inputs" in values else GeneratorSettings, path)
         return
     recipe = load_settings(RecipeSettings, path)
     assert recipe.licence and recipe.stage

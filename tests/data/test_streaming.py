@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import yaml
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import RecipeSettings, SourceSettings, load_recipe
 from mllm.data.settings import DataSettings
@@ -16,8 +16,8 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.settings import validate_settings
 from mllm.training.settings import LoopSettings
-from tests.tiny import save_image, tiny_settings
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, run_here, series
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 import pytest
 
-from mllm.checkpoint.assemble import load_processor
+from mllm.checkpoint.start import load_processor
 from mllm.conversation.schema import Sample
 from mllm.data.example import render_example
 from mllm.errors import BadSampleError
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture

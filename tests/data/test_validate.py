@@ -11,8 +11,8 @@ from mllm.data.recipe import load_recipe
 from mllm.data.validate import validate
 from mllm.errors import BadSampleError, UserError
 from mllm.media.ref import ImageRef
-from tests.data.test_containers import write_tar
-from tests.tiny import save_image
+from tests.helpers.containers import write_tar
+from tests.helpers.tiny import save_image
 
 
 def record(name, image=None, answer="yes"):

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,23 +12,12 @@ import yaml
 from transformers import LlavaForConditionalGeneration
 
 from mllm.settings import dump_yaml
-from tests.synthesis.conftest import make_config  # noqa: F401 (a fixture)
-from tests.tiny import save_image
-from tests.training.test_exactness import free_port
+from tests.helpers.commands import PYTHON, command, process
+from tests.helpers.launches import free_port
+from tests.helpers.tiny import save_image
 
-ROOT = Path(__file__).parents[2]
-PYTHON = [sys.executable]
-MLLM = [sys.executable, "-c", "from mllm.cli import main; main()"]
+SCRIPTS = ("train/finetune.py", "train/contrastive.py")
 DEEPSPEED = [shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "deepspeed"]
-
-
-def run(*command, code=0):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    command = [str(word) for word in command]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
-    return done.stdout, done.stderr
 
 
 def write_yaml(path, values):
@@ -38,10 +26,10 @@ def write_yaml(path, values):
 
 
 @pytest.mark.slow
-def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  # noqa: F811
+def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):
     synth = make_config()
     (tmp_path / "synth.yaml").write_text(dump_yaml(synth))
-    out, _ = run(*PYTHON, "-m", "data_recipes.demo", tmp_path / "synth.yaml")
+    out, _ = command("-m", "data_recipes.demo", tmp_path / "synth.yaml")
     assert re.search(r"data hash [0-9a-f]{64}", out)
     data = synth.output
     shutil.copytree(tmp_path / "inputs" / "easyvqa", data / "easyvqa")
@@ -87,20 +75,20 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  
             "optim": {"lr": 1e-2},
         },
     )
-    out, _ = run(*MLLM, "data", "show", first, "--count", "1")
+    out, _ = command("data", "show", first, "--count", "1")
     assert "[image × 16]" in out and " trained" in out
-    out, _ = run(*MLLM, "estimate", first, second, "--ranks", "2")
+    out, _ = command("estimate", first, second, "--ranks", "2")
     assert f"{stage1}: 3 steps" in out.replace("\n", "") and "together about" in out
-    run(*PYTHON, "train/finetune.py", "--config", first)
+    process(*PYTHON, "train/finetune.py", "--config", first)
     launcher = ["--num_gpus", "2", "--master_port", str(free_port())]
-    run(*DEEPSPEED, *launcher, "train/finetune.py", "--config", second)
+    process(*DEEPSPEED, *launcher, "train/finetune.py", "--config", second)
     losses = [json.loads(line)["loss"] for line in (stage2 / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and (stage2 / "final" / "model.safetensors").is_file()
-    _, log = run(*PYTHON, "train/finetune.py", "--config", second)
+    _, log = command("train/finetune.py", "--config", second)
     assert "nothing to do" in log
 
     benchmarks = "easyvqa,clipart,ocr_words"
-    out, _ = run(*PYTHON, "eval/run.py", "--model", stage2, "--benchmarks", benchmarks, "--data", data, "--limit", "60")
+    out, _ = command("eval/run.py", "--model", stage2, "--benchmarks", benchmarks, "--data", data, "--limit", "60")
     assert "withheld" in out and "swapped" in out and "majority" in out
     results = json.loads((stage2 / "eval" / "results.json").read_text())
     assert set(results["scores"]) == set(benchmarks.split(","))
@@ -108,48 +96,57 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):  
     assert "data:image/png;base64" in page and page.count("aria-label='training loss") == 2  # one a stage
 
     picture = save_image(tmp_path / "cat.png")
-    out, _ = run(*MLLM, "chat", stage2, "--image", picture, "-p", "what is this", "-p", "why", "--max-new-tokens", "4")
+    out, _ = command("chat", stage2, "--image", picture, "-p", "what is this", "-p", "why", "--max-new-tokens", "4")
     assert out.count("you> ") == 2
-    run(*MLLM, "export", stage2, tmp_path / "exported", "--layout", "hf")
+    command("export", stage2, tmp_path / "exported", "--layout", "hf")
     question = ["--image", picture, "-p", "what is this", "--json", "--max-new-tokens", "4"]
-    answers = [json.loads(run(*MLLM, "chat", source, *question)[0]) for source in (stage2, tmp_path / "exported")]
+    answers = [json.loads(command("chat", source, *question)[0]) for source in (stage2, tmp_path / "exported")]
     assert answers[0]["answer"] == answers[1]["answer"] and answers[0]["prompt_tokens"] == answers[1]["prompt_tokens"]
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "exported")
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ([*MLLM, "chat", "runs/none"], "runs/none"),
-        ([*MLLM, "serve", "runs/none", "--port", "0"], "runs/none"),
-        ([*MLLM, "estimate", "none.yaml"], "none.yaml"),
-        ([*MLLM, "synth", "none.yaml"], "none.yaml"),
-        ([*PYTHON, "eval/run.py", "--model", "runs/none", "--benchmarks", "easyvqa"], "runs/none"),
-        ([*PYTHON, "eval/run.py", "--model", "runs/none", "--benchmarks", "nonsense"], "nonsense"),
-        ([*PYTHON, "train/finetune.py", "--config", "none.yaml"], "none.yaml"),
-        ([*PYTHON, "train/contrastive.py", "--config", "none.yaml"], "none.yaml"),
-    ],
-)
-def test_what_is_missing_is_named_in_one_line_with_exit_code_2(command, message):
-    _, errors = run(*command, code=2)
+MISTAKES = [
+    (["chat", "runs/none"], "runs/none"),
+    (["serve", "runs/none", "--port", "0"], "runs/none"),
+    (["estimate", "none.yaml"], "none.yaml"),
+    (["synth", "none.yaml"], "none.yaml"),
+    (["eval/run.py", "--model", "runs/none", "--benchmarks", "easyvqa"], "runs/none"),
+    (["eval/run.py", "--model", "runs/none", "--benchmarks", "nonsense"], "nonsense"),
+    (["train/finetune.py", "--config", "none.yaml"], "none.yaml"),
+    (["train/contrastive.py", "--config", "none.yaml"], "none.yaml"),
+]
+
+
+def assert_one_line(errors, message):
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0] and "Traceback" not in errors
 
 
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_what_is_missing_is_named_in_one_line_with_exit_code_2(words, message):
+    assert_one_line(command(*words, code=2)[1], message)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "command",
+    "program",
+    [["mllm", "chat", "runs/none"], *([*PYTHON, script, "--config", "runs/none"] for script in SCRIPTS)],
+)
+def test_a_process_says_what_a_command_says(program):
+    assert_one_line(process(*program, code=2)[1], "runs/none")
+
+
+@pytest.mark.parametrize(
+    "words",
     [
-        [*MLLM],
-        *(
-            [*MLLM, *name.split()]
-            for name in ("chat", "serve", "synth", "data show", "estimate", "plan", "export", "import")
-        ),
-        [*MLLM, "convert-gguf"],
-        [*PYTHON, "eval/run.py"],
-        [*PYTHON, "train/finetune.py"],
-        [*PYTHON, "train/contrastive.py"],
+        [],
+        *(name.split() for name in ("chat", "serve", "synth", "data show", "estimate", "plan", "export", "import")),
+        ["convert-gguf"],
+        ["eval/run.py"],
+        ["train/finetune.py"],
+        ["train/contrastive.py"],
     ],
 )
-def test_help_shows_an_example(command):
-    out, _ = run(*command, "--help")
+def test_help_shows_an_example(words):
+    out, _ = command(*words, "--help")
     assert "example" in out

@@ -5,15 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm.errors import UserError
-from mllm.evaluation.metric import parse_line
-from mllm.evaluation.metrics import METRICS, build_metric
+from mllm.evaluation.metrics import METRICS
 from mllm.evaluation.metrics.vqa import leave_one_out_accuracy
 from mllm.evaluation.metrics.vqa_text import normalize_m4c, normalize_vqa
-
-
-def result_of(name, records, **settings):
-    metric = build_metric(name, settings)
-    return metric.score([parse_line(metric.line, record, f"line {i}") for i, record in enumerate(records, 1)])
+from tests.helpers.metric_results import result_of
 
 
 def score(name, prediction, references, **fields):

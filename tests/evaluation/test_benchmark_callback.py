@@ -11,12 +11,12 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.watching import generating_callbacks
 from mllm.settings import validate_settings
-from tests.training.conftest import recipe  # noqa: F401 (a fixture)
-from tests.training.test_exactness import config, launch, run_here, series
+from tests.helpers.launches import launch
+from tests.helpers.runs import config, run_here, series
 
 
 @pytest.fixture
-def own(recipe):  # noqa: F811
+def own(recipe):
     """Three questions about two pictures, which a tiny model half learns."""
     lines = [
         {"image": "red.png", "question": "what colour is this ", "answer": "red"},
@@ -41,7 +41,7 @@ def settings(own, **more):
     return {"benchmarks": asked | more}
 
 
-def test_scores_are_those_of_the_saved_model_and_training_is_left_alone(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+def test_scores_are_those_of_the_saved_model_and_training_is_left_alone(tiny_parts, recipe, own, tmp_path):
     name, lora = f"{own}:anls", {"language_model": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
     learns = {"optim__lr": 2e-2, "train__epochs": 3, "data__packing": "shared_prefix"}
     plain = config(tiny_parts, recipe, tmp_path / "plain", **learns) | {"trainable": lora}
@@ -65,7 +65,7 @@ def test_scores_are_those_of_the_saved_model_and_training_is_left_alone(tiny_par
     assert set(found) == set(lines[-1]["official"]) == {"model", "withheld"} and found["model"]["count"] == 3
 
 
-def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, own, tmp_path):
     values = config(tiny_parts, recipe, tmp_path / "run")
     with pytest.raises(UserError, match="unknown benchmark 'nope'"):
         go(values | settings(own, names=["nope"]))
@@ -77,7 +77,7 @@ def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, 
 
 
 @pytest.mark.parametrize("metric, wrong, right", [("anls", "lowest", "highest"), ("cer", "highest", "lowest")])
-def test_the_worst_checkpoint_is_not_kept_as_the_best(tiny_parts, recipe, own, tmp_path, metric, wrong, right):  # noqa: F811
+def test_the_worst_checkpoint_is_not_kept_as_the_best(tiny_parts, recipe, own, tmp_path, metric, wrong, right):
     name = f"{own}:{metric}"
     values = config(tiny_parts, recipe, tmp_path / "run", train__keep_best_by=f"benchmark/{name}", train__best_is=wrong)
     with pytest.raises(UserError, match=f"benchmark/{re.escape(name)}: .* is better; write train.best_is: {right}"):
@@ -100,7 +100,7 @@ runpy.run_path("train/finetune.py", run_name="__main__")
 """
 
 
-def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, recipe, own, tmp_path):  # noqa: F811
+def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, recipe, own, tmp_path):
     name = f"{own}:anls"
     values = config(tiny_parts, recipe, tmp_path / "run", optim__lr=2e-2)
     values = values | settings(own, every_steps=100, conditions=["model"])

@@ -13,7 +13,7 @@ from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from mllm.evaluation.benchmarks.refcoco import read_plain_pickle
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.sampling import complete_groups
-from tests.evaluation.releases import WRITERS, write_json
+from tests.helpers.releases import WRITERS, write_json
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

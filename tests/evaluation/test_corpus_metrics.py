@@ -13,7 +13,7 @@ from mllm.evaluation.metrics.iou import box_iou
 from mllm.evaluation.metrics.mmbench_circular import read_option
 from mllm.evaluation.metrics.pope import says_yes
 from mllm.evaluation.metrics.ptb import ptb_words
-from tests.evaluation.test_answer_metrics import result_of
+from tests.helpers.metric_results import result_of
 
 OPTIONS = {"A": "red ball", "B": "blue cube", "C": "green cone"}
 

@@ -4,7 +4,8 @@ import json
 
 import yaml
 
-from mllm.evaluation.curves import draw, training_runs
+from mllm.evaluation.report import training_runs
+from mllm.html import draw_curve
 
 
 def write_run(root, name, losses, init_from=None):
@@ -32,10 +33,10 @@ def test_a_model_without_its_run_has_no_curves(tmp_path):
 
 def test_a_drawing_falls_when_the_loss_falls(tmp_path):
     run = training_runs(write_run(tmp_path, "a<b", [4.0, 2.0, 1.0]))[0]
-    figure = draw(run)
+    figure = draw_curve(run.name, run.losses)
     assert "a&lt;b" in figure
     raw = figure.split("<polyline")[1].split("points='")[1].split("'")[0]
     heights = [float(point.split(",")[1]) for point in raw.split()]
     assert heights == sorted(heights) and len(heights) == 3
-    constant = draw(training_runs(write_run(tmp_path, "flat", [1.0]))[0])
+    constant = draw_curve("flat", training_runs(write_run(tmp_path, "flat", [1.0]))[0].losses)
     assert "nan" not in constant

@@ -1,92 +1,19 @@
 """A model behind an OpenAI-compatible endpoint: a small server here says what it was asked."""
 
-import base64
-import io
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from PIL import Image
 
 from mllm.cli import build_parser
 from mllm.clients.chat_request import Sampling
 from mllm.errors import UserError
-from mllm.evaluation.endpoint import Endpoint, data_url
+from mllm.evaluation.endpoint import Endpoint
 from mllm.evaluation.question import Question
-from tests.synthesis.faulty_server import refused_by_new_model
-from tests.tiny import save_image
-
-
-class FakeServer(ThreadingHTTPServer):
-    """Answers with the colour of the image, or the words where there is none; `refuse` may answer in its place."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.bodies, self.together, self.most, self.lock = [], 0, 0, threading.Lock()
-        self.refuse = lambda body, number: None
-        self.gate = None
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        server = self.server
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with server.lock:
-            server.bodies.append(body)
-            server.together += 1
-            server.most = max(server.most, server.together)
-            refused = server.refuse(body, len(server.bodies))
-        if server.gate is not None:
-            server.gate.wait(timeout=5)
-        with server.lock:
-            server.together -= 1
-        status, answer = refused or (200, completion(body))
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("retry-after-ms", "5")
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-def completion(body):
-    *images, words = body["messages"][0]["content"]
-    text = words["text"]
-    if images:
-        head, _, data = images[0]["image_url"]["url"].partition(";base64,")
-        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-            text = f" {head} {image.convert('RGB').getpixel((0, 0))[0]}\n"
-    logprobs = {"content": [{"token": "a", "logprob": p, "top_logprobs": []} for p in (-0.25, -0.5)]}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    choice["logprobs"] = logprobs if body.get("logprobs") else None
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
-
-
-@pytest.fixture
-def server():
-    with FakeServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def answers_of(server, questions, **more):
-    found = {}
-    Endpoint("gpt-x", server.url, **({"concurrency": 4} | more)).answer(questions, found.update)
-    return found
+from mllm.media.data_url import file_url
+from tests.helpers.endpoint import answers_of
+from tests.helpers.faulty_server import refused_by_new_model
+from tests.helpers.tiny import save_image
 
 
 def test_images_go_as_data_urls_and_answers_come_with_log_probabilities(server, tmp_path):
@@ -103,7 +30,7 @@ def test_images_go_as_data_urls_and_answers_come_with_log_probabilities(server, 
     ]
     (tmp_path / "c.png").write_text("no image")
     with pytest.raises(UserError, match=r"c\.png"):
-        data_url(tmp_path / "c.png")
+        file_url(tmp_path / "c.png")
 
 
 def test_as_many_requests_are_under_way_as_was_said(server):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.ours import save
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser, main
 from mllm.errors import UserError
 from mllm.evaluation.calibration import calibrate
 from mllm.evaluation.run import evaluate_directory
 from mllm.inference.answer import Answer, TokenLogprob
-from tests.evaluation.releases import write_mme
-from tests.tiny import save_image, tiny_settings
-from tests.training.test_exactness import free_port
+from tests.helpers.launches import free_port
+from tests.helpers.releases import write_mme
+from tests.helpers.tiny import save_image, tiny_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,8 +9,8 @@ from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.completion import read_completion
 from mllm.evaluation.question import Question
-from tests.evaluation.test_endpoint import answers_of, server  # noqa: F401 (fixture)
-from tests.tiny import save_image
+from tests.helpers.endpoint import answers_of
+from tests.helpers.tiny import save_image
 
 
 def whole(message, **choice):
@@ -52,7 +52,7 @@ NO_COMPLETION += [{"error": {"message": "out of order"}}, {"error": "out of orde
 
 
 @pytest.mark.parametrize("shape", KEPT)
-def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):  # noqa: F811
+def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):
     expected = "red ?" if "half" in shape else "red"
     assert read_completion(whole(KEPT[shape])).reply.text == expected
     assert read_completion(json.dumps(whole(KEPT[shape]))).reply.text == expected
@@ -62,7 +62,7 @@ def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):  # noqa: F
 
 
 @pytest.mark.parametrize("shape", LOST)
-def test_an_answer_without_words_is_empty_and_counted(shape, server, caplog):  # noqa: F811
+def test_an_answer_without_words_is_empty_and_counted(shape, server, caplog):
     server.refuse = lambda body, number: (200, whole(LOST[shape], finish_reason="length"))
     questions = [Question(f"{n}?", None, 8) for n in range(10)]
     found = answers_of(server, questions)
@@ -71,7 +71,7 @@ def test_an_answer_without_words_is_empty_and_counted(shape, server, caplog):  #
 
 
 @pytest.mark.parametrize("body", NO_COMPLETION, ids=str)
-def test_what_is_no_completion_is_counted_among_answers_and_ends_the_run_alone(body, server, caplog):  # noqa: F811
+def test_what_is_no_completion_is_counted_among_answers_and_ends_the_run_alone(body, server, caplog):
     assert not read_completion(body).is_completion
     questions = [Question(f"{n}?", None, 8) for n in range(12)]
     server.refuse = lambda asked, number: (200, body) if number > 1 else None
@@ -96,7 +96,7 @@ def test_what_the_client_built_is_read_as_plain_json_is():
     assert read_completion({"choices": [{"text": "red"}]}).reply.text == "red"
 
 
-def test_results_say_how_many_answers_are_empty(server, tmp_path):  # noqa: F811
+def test_results_say_how_many_answers_are_empty(server, tmp_path):
     lines = [{"image": f"{n}.png", "question": "red?", "answer": "red"} for n in range(3)]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for n in range(3):

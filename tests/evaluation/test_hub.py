@@ -10,15 +10,15 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.endpoint import data_url
 from mllm.evaluation.hub_layouts import LAYOUTS
 from mllm.evaluation.plan import plan_run
 from mllm.evaluation.question import Reply
 from mllm.evaluation.run import Setup, evaluate_subject
 from mllm.evaluation.runner import missing_images
+from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
-from tests.evaluation.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
-from tests.evaluation.releases import WRITERS
+from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
+from tests.helpers.releases import WRITERS
 
 
 def asked(benchmark, items):
@@ -115,6 +115,6 @@ def test_a_copy_of_the_hub_is_evaluated_like_files(tmp_path):
     shown = re.findall(r"data:image/png;base64,[^'\"]+", (tmp_path / "out" / "report.html").read_text())
     assert len(set(shown)) == 2
     (chosen,) = plan_run([name], tmp_path, None, 0)
-    assert data_url(chosen.items[0].image).startswith("data:image/png;base64,")
+    assert file_url(chosen.items[0].image).startswith("data:image/png;base64,")
     (tmp_path / "hub" / "data" / "test-00000-of-00001.parquet").unlink()
     assert missing_images(chosen.items[:1]) == [chosen.items[0].image]

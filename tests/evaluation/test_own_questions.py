@@ -8,7 +8,7 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.plan import plan_run
 from mllm.evaluation.run import Setup, evaluate_subject
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 @pytest.fixture

@@ -5,14 +5,11 @@ import re
 import pytest
 
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.curves import TrainingRun
-from mllm.evaluation.interval_plot import LABEL_PX, PLOT_PX, draw_intervals
-from mllm.evaluation.markdown import as_markdown
 from mllm.evaluation.plan import Chosen
-from mllm.evaluation.report import write_report
+from mllm.evaluation.report import LABEL_PX, PLOT_PX, TrainingRun, as_markdown, draw_intervals, write_report
 from mllm.evaluation.run import remarks
 from mllm.evaluation.runner import Answer, Score, summarize
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 
 def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):

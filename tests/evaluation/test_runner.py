@@ -14,8 +14,8 @@ from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.question import Reply
 from mllm.evaluation.runner import ask, summarize
 from mllm.evaluation.sampling import stratified_sample, swap_partners
-from tests.evaluation.releases import write_coco
-from tests.tiny import save_image
+from tests.helpers.releases import write_coco
+from tests.helpers.tiny import save_image
 
 
 @pytest.fixture

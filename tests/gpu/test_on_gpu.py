@@ -15,11 +15,11 @@ from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels.choice import first_that_works, gpu_capability, usable_kernels
 from mllm.kernels.fused_layers import fuse_layers
-from mllm.kernels.varlen_kernels import VARLEN_KERNELS
+from mllm.kernels.varlen import VARLEN_KERNELS
 from mllm.settings import validate_settings
-from tests.tiny import save_tiny_parts
-from tests.training.conftest import recipe  # noqa: F401 (a fixture)
-from tests.training.test_exactness import config, launch, run_here, series
+from tests.helpers.launches import launch
+from tests.helpers.runs import config, run_here, series
+from tests.helpers.tiny import save_tiny_parts
 
 pytestmark = pytest.mark.gpu
 
@@ -36,7 +36,7 @@ def parts(tmp_path_factory):
     return root
 
 
-def packed_batch(parts, recipe, tmp_path, packing):  # noqa: F811
+def packed_batch(parts, recipe, tmp_path, packing):
     """A model on the CPU in float32 and a batch of all samples of the recipe, packed."""
     lean = {"train__fused_layers": "none"}
     settings = validate_settings(FinetuneSettings, config(parts, recipe, tmp_path / "run", **lean), "test")
@@ -76,7 +76,7 @@ def logits_and_gradient(model, batch):
         ("flash4", torch.bfloat16, 0.05),
     ],
 )
-def test_packed_rows_on_the_gpu_are_those_on_the_cpu(parts, recipe, tmp_path, packing, kernel, dtype, tolerance):  # noqa: F811
+def test_packed_rows_on_the_gpu_are_those_on_the_cpu(parts, recipe, tmp_path, packing, kernel, dtype, tolerance):
     """Logits and gradients; where samples see each other both are off by their own size."""
     model, batch = packed_batch(parts, recipe, tmp_path, packing)
     if kernel in VARLEN_KERNELS:
@@ -96,7 +96,7 @@ def test_packed_rows_on_the_gpu_are_those_on_the_cpu(parts, recipe, tmp_path, pa
 
 @pytest.mark.parametrize("how", ["liger", "compile"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-def test_fused_layers_on_the_gpu_are_those_that_they_replace(parts, recipe, tmp_path, how, dtype, tolerance):  # noqa: F811
+def test_fused_layers_on_the_gpu_are_those_that_they_replace(parts, recipe, tmp_path, how, dtype, tolerance):
     if how == "liger":
         pytest.importorskip("liger_kernel")
     model, batch = packed_batch(parts, recipe, tmp_path, "samples")
@@ -108,7 +108,7 @@ def test_fused_layers_on_the_gpu_are_those_that_they_replace(parts, recipe, tmp_
         assert (ours - theirs).norm() < tolerance * theirs.norm()
 
 
-def test_shared_image_packing_on_the_gpu_is_training_on_separate_samples(parts, recipe, tmp_path):  # noqa: F811
+def test_shared_image_packing_on_the_gpu_is_training_on_separate_samples(parts, recipe, tmp_path):
     run_here(config(parts, recipe, tmp_path / "apart"))
     run_here(config(parts, recipe, tmp_path / "shared", data__packing="shared_prefix"))
     (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "apart"), series(tmp_path / "shared")
@@ -118,7 +118,7 @@ def test_shared_image_packing_on_the_gpu_is_training_on_separate_samples(parts, 
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_over_nccl_is_one_process(parts, recipe, tmp_path, stage):  # noqa: F811
+def test_zero_over_nccl_is_one_process(parts, recipe, tmp_path, stage):
     """On as many GPUs as there are, up to two."""
     run_here(config(parts, recipe, tmp_path / "one"))
     launch(config(parts, recipe, tmp_path / "zero"), tmp_path, min(2, torch.cuda.device_count()), stage)
@@ -128,7 +128,7 @@ def test_zero_over_nccl_is_one_process(parts, recipe, tmp_path, stage):  # noqa:
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-4)
 
 
-def test_bfloat16_under_zero_3_learns_and_saves_a_model_that_loads(parts, recipe, tmp_path):  # noqa: F811
+def test_bfloat16_under_zero_3_learns_and_saves_a_model_that_loads(parts, recipe, tmp_path):
     values = config(parts, recipe, tmp_path / "run", train__dtype="bfloat16", train__epochs=8, optim__lr=3e-3)
     launch(values, tmp_path, 1, 3)
     losses = series(tmp_path / "run")[1]
@@ -137,7 +137,7 @@ def test_bfloat16_under_zero_3_learns_and_saves_a_model_that_loads(parts, recipe
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_qlora_learns_on_the_gpu(parts, recipe, tmp_path):  # noqa: F811
+def test_qlora_learns_on_the_gpu(parts, recipe, tmp_path):
     values = config(parts, recipe, tmp_path / "run", train__dtype="bfloat16", train__epochs=8, optim__lr=3e-3)
     values["trainable"] = {"language_model": "qlora", "lora": {"rank": 8, "alpha": 16, "dropout": 0.0}}
     run_here(values)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.decoding import RowProcessors
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.answer import AnswerText, Row
@@ -12,7 +12,7 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_answers, generate_batch, generate_rows
 from mllm.inference.prefix import plan_batches, plan_groups
 from mllm.inference.request import prompt_of
-from tests.tiny import TOKENIZERS, save_image, tiny_settings
+from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings
 
 SYSTEM = "Be kind. Answer in one word, and do so at once without any further thought."
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.generate import Request
 from mllm.inference.likelihood import score_answers
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 ANSWERS = ["a cat", "a cat and a dog", "yes", "A", "B"]
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.inference.answer import RowWatcher, token_logprobs
 from mllm.inference.decoding import Decoding, RowProcessors
 from mllm.inference.generate import Request, generate_answers
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 12])

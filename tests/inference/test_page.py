@@ -8,7 +8,7 @@ import pytest
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
-from tests.inference.test_serve import assembled, images, port, serving, slow  # noqa: F401 (fixtures)
+from tests.helpers.serving import serving, slow
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def open_page(browser):
     """Opens the page of the server at a port; none may have said an error but those that `allowed` is in."""
     opened, errors = [], []
 
-    def open_(port, allowed="\0"):  # noqa: F811
+    def open_(port, allowed="\0"):
         page = browser.new_page(viewport={"width": 900, "height": 700})
         page.set_default_timeout(20_000)
         note = lambda text: errors.append(text) if allowed not in text else None  # noqa: E731
@@ -32,7 +32,7 @@ def open_page(browser):
     assert not errors
 
 
-def answer_of(assembled, text, path):  # noqa: F811
+def answer_of(assembled, text, path):
     message = Message(role="user", content=(ImagePart(), TextPart(text=text)))
     return generate_answers(*assembled, [Request((message,), (path,))], Decoding(max_new_tokens=6))[0].text
 
@@ -54,7 +54,7 @@ def drop(page, path):
     page.dispatch_event("body", "drop", {"dataTransfer": page.evaluate_handle(make, encoded)})
 
 
-def test_an_empty_page_says_what_to_do_and_an_example_is_asked_by_a_click(port, open_page):  # noqa: F811
+def test_an_empty_page_says_what_to_do_and_an_example_is_asked_by_a_click(port, open_page):
     page = open_page(port)
     until(page, "document.getElementById('model').textContent === 'tiny'")
     assert "Drop an image" in page.inner_text("#chat") and page.locator(".example img").count() == 2
@@ -67,10 +67,10 @@ def test_an_empty_page_says_what_to_do_and_an_example_is_asked_by_a_click(port, 
 
 
 def test_images_are_chosen_dropped_and_removed_and_the_answers_are_the_models(
-    assembled,  # noqa: F811
-    port,  # noqa: F811
+    assembled,
+    port,
     open_page,
-    images,  # noqa: F811
+    images,
     tmp_path,
 ):
     page = open_page(port)
@@ -96,8 +96,8 @@ def test_images_are_chosen_dropped_and_removed_and_the_answers_are_the_models(
     assert page.locator(".turn").count() == 0
 
 
-def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(assembled, open_page):  # noqa: F811
-    with slow(assembled[0], 0.03) as passes, serving(assembled, max_new_tokens=400) as port:  # noqa: F811
+def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(assembled, open_page):
+    with slow(assembled[0], 0.03) as passes, serving(assembled, max_new_tokens=400) as port:
         page = open_page(port)
         until(page, "model === 'tiny'")
         page.fill("#question", "hello")
@@ -111,8 +111,8 @@ def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(
     assert len(passes) < 300
 
 
-def test_the_page_asks_for_the_key_and_shows_what_the_server_refuses(assembled, open_page):  # noqa: F811
-    with serving(assembled, api_key="secret") as port:  # noqa: F811
+def test_the_page_asks_for_the_key_and_shows_what_the_server_refuses(assembled, open_page):
+    with serving(assembled, api_key="secret") as port:
         page = open_page(port, allowed="Failed to load resource")
         page.wait_for_selector("#key")
         page.fill("#key", "secret")
@@ -128,7 +128,7 @@ def test_the_page_asks_for_the_key_and_shows_what_the_server_refuses(assembled, 
         page.close()
 
 
-def test_markdown_is_shown_and_brings_no_elements_of_its_own(port, open_page):  # noqa: F811
+def test_markdown_is_shown_and_brings_no_elements_of_its_own(port, open_page):
     text = "# Title\n**bold** `code` <img src=x onerror=alert(1)>\n- one\n- two\n```\na < b\n```"
     shown = 'const d = document.createElement("div"); d.append(markdown(text)); return d.innerHTML;'
     html = open_page(port).evaluate(f"text => {{ {shown} }}", text)

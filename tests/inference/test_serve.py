@@ -6,16 +6,10 @@ import json
 import socket
 import threading
 import time
-import zlib
-from contextlib import contextmanager
-from pathlib import Path
 
 import openai
 import pytest
-import torch
-import uvicorn
 
-from mllm.checkpoint.assemble import build
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -23,65 +17,14 @@ from mllm.inference.answer import Row
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from mllm.inference.request import prompt_of
-from mllm.inference.serve.app import ServerSettings, build_app
 from mllm.inference.serve.engine import Engine, Job, QueueFullError
 from mllm.inference.serve.run import bind
-from tests.tiny import save_image, tiny_settings
-
-
-@pytest.fixture(scope="module")
-def assembled(tiny_parts):
-    model, processor = build(tiny_settings(tiny_parts))
-    with torch.no_grad():
-        for parameter in model.language_model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval(), processor
-
-
-@contextmanager
-def serving(assembled, **settings):
-    """A server on loopback; yields its port."""
-    listener = bind("127.0.0.1", 0)
-    app = build_app(*assembled, ServerSettings(name="tiny", **({"max_new_tokens": 6} | settings)))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def port(assembled):
-    with serving(assembled) as port:
-        yield port
-
-
-def client_of(port, key="none"):
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
+from tests.helpers.serving import PNG, RED, client_of, png, question, serving, slow
 
 
 @pytest.fixture
 def client(port):
     return client_of(port)
-
-
-def data_url(path):
-    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
-
-
-def question(text, *paths):
-    content = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in paths]
-    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
-
-
-@pytest.fixture
-def images(tmp_path):
-    return [save_image(tmp_path / f"{i}.png", (60 * i, 200 - 40 * i, 90)) for i in range(3)]
 
 
 def expected(assembled, text, *paths, decoding=None):
@@ -132,22 +75,10 @@ def test_stop_logprobs_and_seed(assembled, client):
     assert len({c.message.content for c in first.choices}) > 1
 
 
-def png(side, rows):
-    """A PNG that says it is side × side pixels, whatever `rows` hold."""
-
-    def part(kind, body):
-        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
-
-    header = side.to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
-    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(rows)) + part(b"IEND", b"")
-
-
 def image_message(url):
     return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
 
 
-PNG = "data:image/png;base64,"
-RED = PNG + base64.b64encode(png(2, (b"\0" + b"\xff\0\0" * 2) * 2)).decode()
 BAD_BODIES = [
     ({"messages": []}, "messages"),
     ({"messages": "hello"}, "messages"),
@@ -264,20 +195,6 @@ def test_many_clients_are_answered_together_and_none_is_lost(assembled, port, im
     assert float(metrics['mllm_tokens_total{kind="computed"}']) < float(metrics['mllm_tokens_total{kind="prompt"}'])
     assert float(metrics["mllm_batch_rows_sum"]) > float(metrics["mllm_batch_rows_count"])
     assert float(metrics["mllm_waiting_requests"]) == 0
-
-
-@contextmanager
-def slow(model, seconds):
-    """Each token takes so long more. Yields a list that grows with each pass over the model."""
-    passes = []
-
-    def wait(*_):
-        passes.append(1)
-        time.sleep(seconds)
-
-    handle = model.language_model.get_decoder().register_forward_pre_hook(wait)
-    yield passes
-    handle.remove()
 
 
 def test_a_full_queue_is_a_429_a_late_answer_a_504_and_a_vanished_client_frees_its_place(assembled):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from mllm.errors import UserError
 from mllm.inference.serve.app import ServerSettings
 from mllm.inference.serve.protocol import ChatCompletionRequest, FieldError
-from tests.inference.test_serve import RED, assembled, client_of, port, question, serving  # noqa: F401 (fixtures)
+from tests.helpers.serving import RED, client_of, question, serving
 
 # Field → values that are served or ask for nothing, and values that are refused.
 TOOL = {"type": "function", "function": {"name": "look"}}
@@ -162,7 +162,7 @@ def test_a_refusal_is_what_an_assistant_said():
     assert ChatCompletionRequest.model_validate(body(messages=turns)).request(None).messages[1].text == "I won't"
 
 
-def test_the_clients_own_message_is_taken_back(port):  # noqa: F811
+def test_the_clients_own_message_is_taken_back(port):
     client, asked = client_of(port), question("what is this")
     answer = client.chat.completions.create(model="tiny", messages=[asked], temperature=0).choices[0].message
     for own in (answer.model_dump(), answer.model_dump(exclude_unset=True), answer):
@@ -225,7 +225,7 @@ def test_what_is_no_image_is_refused_in_a_line(url):
     assert caught.value.field == "messages.0.content.0.image_url" and "\n" not in str(caught.value)
 
 
-def get(port, path, method="GET", **headers):  # noqa: F811
+def get(port, path, method="GET", **headers):
     connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request(method, path, headers=headers)
     response = connection.getresponse()
@@ -234,7 +234,7 @@ def get(port, path, method="GET", **headers):  # noqa: F811
     return response, text
 
 
-def test_a_model_is_told_by_its_name_and_an_unknown_one_is_a_404(port):  # noqa: F811
+def test_a_model_is_told_by_its_name_and_an_unknown_one_is_a_404(port):
     client = client_of(port)
     assert client.models.retrieve("tiny").id == "tiny" == client.models.list().data[0].id
     for name in ("other", "owner/other", "tiny/x", "é"):
@@ -247,7 +247,7 @@ ORIGIN = "http://localhost:3000"
 PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
 
 
-def test_pages_of_another_origin_are_let_in_where_that_is_said(assembled, port):  # noqa: F811
+def test_pages_of_another_origin_are_let_in_where_that_is_said(assembled, port):
     response, _ = get(port, "/v1/models", Origin=ORIGIN)
     assert response.getheader("Access-Control-Allow-Origin") is None
     with serving(assembled, cors_origins=(ORIGIN,), api_key="secret") as open_port:

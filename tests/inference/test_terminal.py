@@ -16,13 +16,13 @@ import torch
 from prompt_toolkit.document import Document
 from rich.console import Console
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.inference import terminal
 from mllm.inference.chat import ChatSession
 from mllm.inference.prompting import CommandCompleter
 from mllm.media.remote import fetch_image, is_public
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import shutil
 import pytest
 
 import mllm
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava, import_llava
+from mllm.checkpoint.llava import import_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 ORIGINAL = {
     "architectures": ["LlavaLlamaForCausalLM"],

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import mllm
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.load import resolve_dtype
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
 from mllm.evaluation.subject import load_local
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from mllm.model.encoders import VisionEncoder, load_vision_model
-from tests.tiny import tiny_settings
+from mllm.checkpoint.parts import load_vision_model
+from mllm.model.encoders import VisionEncoder
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])

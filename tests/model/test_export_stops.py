@@ -7,15 +7,15 @@ import torch
 from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForConditionalGeneration
 
 import mllm
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.export import export
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings, ModelSettings
 from mllm.settings import validate_settings
-from tests.tiny import byte_tokenizer
+from tests.helpers.tiny import byte_tokenizer
 
 QUESTION = Request((Message(role="user", content="what is this"),))
 

@@ -10,7 +10,7 @@ from mllm.errors import UserError
 from mllm.kernels import fused_layers
 from mllm.kernels.fused_layers import FusedKernels, fuse_layers, rotate
 from mllm.kernels.lean_layers import LEAN, LayerKernels, use_lean_layers
-from tests.model.test_lean_layers import losses_and_gradients, model_of
+from tests.helpers.language_models import losses_and_gradients, model_of
 
 CPU = torch.device("cpu")
 

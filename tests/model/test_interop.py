@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import mllm
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -35,7 +35,7 @@ from mllm.inference.request import prompt_of
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings, ModelSettings
 from mllm.settings import validate_settings
-from tests.tiny import byte_tokenizer, save_image
+from tests.helpers.tiny import byte_tokenizer, save_image
 
 SIZES = {
     "hidden_size": 32,

@@ -6,41 +6,13 @@ from transformers import (
     GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
 from mllm.kernels import lean_layers
 from mllm.kernels.lean_layers import use_lean_layers
-
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 50,
-}
-
-
-def model_of(kind: type[PreTrainedModel], config) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = kind(config(**SHAPE))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-    return model
-
-
-def losses_and_gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    ids = torch.arange(24).view(2, 12) % 50
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    return {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}
+from tests.helpers.language_models import losses_and_gradients, model_of
 
 
 # Llama: two norms and a feed-forward a layer and the last norm; Qwen3: norms of queries and keys, too.

@@ -4,10 +4,10 @@ import torch
 from safetensors.torch import load_file
 
 import mllm
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.linear_layout import store_wide_layers_by_column
-from mllm.checkpoint.llava import export_llava
-from tests.tiny import tiny_settings
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.load import store_wide_layers_by_column
+from mllm.checkpoint.start import build
+from tests.helpers.tiny import tiny_settings
 
 
 def test_wide_layers_lie_by_column_and_nothing_else_changes(tiny_parts):

@@ -8,11 +8,12 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava, import_llava
+from mllm.checkpoint.llava import import_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 
 def settings(parts, encoder, prompt_format, fit):

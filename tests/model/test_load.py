@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mllm
-from mllm.checkpoint.assemble import build
-from mllm.checkpoint.llava import export_llava, import_llava
-from mllm.checkpoint.load import HUB_FILES
+from mllm.checkpoint.llava import import_llava
+from mllm.checkpoint.llava_export import export_llava
+from mllm.checkpoint.parts import HUB_FILES
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.commands.shared import run_command
 from mllm.conversation.schema import ImagePart, Message, TextPart
@@ -19,10 +20,10 @@ from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import PromptImage
-from mllm.model.fill import cast_parameters
+from mllm.kernels.precision import cast_parameters
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

@@ -5,10 +5,10 @@ import torch
 from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_product_attention
 
 import mllm
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 

@@ -7,51 +7,18 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build, load_processor
-from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
+from mllm.checkpoint.start import build, load_processor
+from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.errors import UserError
 from mllm.inference.generate import Request, generate_batch
 from mllm.media.decode import read_image
-from mllm.model.policy import apply_policy
 from mllm.model.settings import ModelSettings, TrainableSettings
-from tests.tiny import save_image, tiny_settings
-
-
-def fail(error):
-    raise error
-
-
-@pytest.fixture
-def images(tmp_path):
-    return [save_image(tmp_path / f"{i}.png", (60 * i, 200 - 40 * i, 90), (20 + i, 12)) for i in range(3)]
-
-
-def sample(name, question, answer, images=()):
-    parts = (*(ImagePart() for _ in images), TextPart(text=question))
-    return Sample(
-        id=name,
-        images=tuple(images),
-        messages=(Message(role="user", content=parts), Message(role="assistant", content=answer)),
-    )
-
-
-@pytest.fixture
-def samples(images):
-    return [
-        sample("a", "what is this", "a cat", images[:1]),
-        sample("b", "what colour", "red", images[:1]),
-        sample("c", "hello", "world and more"),
-        sample("d", "compare", "no", images[1:3]),
-        sample("e", "is it blue", "yes", images[:1]),
-    ]
-
-
-def batch_of(samples, processor, packing, max_length=400):
-    examples = [render_example(s, processor, max_length) for s in samples]
-    return collate(pack(examples, packing, max_length), processor, fail)
+from mllm.model.trainable import apply_policy
+from tests.helpers.samples import batch_of, fail, loss_and_gradients
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.mark.parametrize("encoder", ["clip", "siglip"])
@@ -84,13 +51,6 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
         theirs = peer(input_ids=batch.input_ids, pixel_values=batch.normalized_tiles(), attention_mask=mask).logits
     real = mask.bool()
     assert (ours[real] - theirs[real]).abs().max() < 1e-4
-
-
-def loss_and_gradients(model, batches):
-    model.zero_grad()
-    total = sum(model(batch) for batch in batches)
-    total.backward()
-    return total.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from mllm.batch import PADDING_SEGMENT
-from mllm.checkpoint.assemble import build
-from mllm.model.neftune import add_noise, sample_lengths
-from tests.model.test_multimodal import batch_of, images, sample, samples  # noqa: F401 (fixtures)
-from tests.tiny import tiny_settings
+from mllm.checkpoint.start import build
+from mllm.model.multimodal import add_noise, sample_lengths
+from tests.helpers.samples import batch_of
+from tests.helpers.tiny import tiny_settings
 
 ALPHA, WIDTH = 5.0, 512
 
 
 @pytest.mark.parametrize("packing", ["none", "samples"])
-def test_noise_is_scaled_by_each_samples_own_length(tiny_parts, samples, packing):  # noqa: F811
+def test_noise_is_scaled_by_each_samples_own_length(tiny_parts, samples, packing):
     _, processor = build(tiny_settings(tiny_parts))
     batch = batch_of(samples, processor, packing)
     noise = add_noise(torch.zeros(*batch.input_ids.shape, WIDTH), batch, processor.image_token_id, ALPHA)
@@ -35,7 +35,7 @@ def test_a_branch_counts_its_trunk_and_a_trunk_takes_the_mean_of_its_samples():
     assert sample_lengths(segments, parents)[:, :3].tolist() == [[6, 5, 7], [2, 0, 0]]
 
 
-def test_noise_is_drawn_in_training_alone_and_from_the_global_generator(tiny_parts, samples):  # noqa: F811
+def test_noise_is_drawn_in_training_alone_and_from_the_global_generator(tiny_parts, samples):
     model, processor = build(tiny_settings(tiny_parts))
     batch = batch_of(samples, processor, "samples")
     with torch.no_grad():

@@ -8,13 +8,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds
 from mllm.errors import UserError
-from mllm.kernels import choice, compiled, flex, segment_attention, varlen
-from mllm.kernels.packed_rows import lay_out
-from mllm.kernels.trial import Heads, fault_of
-from mllm.kernels.varlen_kernels import VARLEN_KERNELS, TorchVarlen, varlen_kernel
-from mllm.model.attention import PACKED, attention_of
-from tests import kernel_stand_ins
-from tests.kernel_stand_ins import PlainKernel
+from mllm.kernels import choice, compiled, masked_rows, segment_attention, varlen
+from mllm.kernels.choice import Heads, fault_of
+from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.kernels.varlen import VARLEN_KERNELS, TorchVarlen, varlen_kernel
+from tests.helpers import kernel_stand_ins
+from tests.helpers.kernel_stand_ins import PlainKernel
 
 VARLEN = ("varlen", "flash2", "flash3", "flash4")
 
@@ -109,8 +108,8 @@ def test_flex_attention_sees_what_the_dense_mask_shows(seed):
 def test_flex_attention_never_goes_on_uncompiled(monkeypatch):
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **named: compile_(function, backend="eager", **named))
-    on_a_gpu = flex._flex_attention.__wrapped__("cuda")
-    monkeypatch.setattr(flex, "_flex_attention", lambda device: on_a_gpu)
+    on_a_gpu = masked_rows._flex_attention.__wrapped__("cuda")
+    monkeypatch.setattr(masked_rows, "_flex_attention", lambda device: on_a_gpu)
     monkeypatch.setattr(compiled, "GRAPHS_KEPT", 1)
     one, two = batch_of([[5, 4]], [[NO_PARENT, 0]]), batch_of([[3, 4], [8]], [[NO_PARENT, 0], [NO_PARENT]])
     with torch._dynamo.config.patch(recompile_limit=8):
@@ -245,7 +244,7 @@ def test_a_package_that_fails_to_import_is_passed_over_with_a_line_and_refused_b
     def fail(name):
         raise ImportError("flash_attn_2_cuda.so: undefined symbol: _ZN3c105ErrorC2E\nmore")
 
-    monkeypatch.setattr("mllm.kernels.varlen_kernels.importlib.import_module", fail)
+    monkeypatch.setattr("mllm.kernels.varlen.importlib.import_module", fail)
     assert choice.usable_kernels("auto", "bfloat16", 8, llama()) == ("varlen",)
     assert [r.message for r in caplog.records] == [
         "attention: flash-attn 2 can't be used: importing it fails: ImportError flash_attn_2_cuda.so: undefined symbol: "

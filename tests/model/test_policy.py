@@ -4,18 +4,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build, load_language_model
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
-from mllm.model.attention import checkpoint_activations
 from mllm.model.lora import adapted_module, add_lora, merge_lora
-from mllm.model.policy import PartCount, apply_policy, check_policy, policy_table, token_embeddings
-from mllm.model.quantization import dequantize_linears, is_quantized, quantize_linears
-from mllm.model.settings import LoraSettings, TrainableSettings
+from mllm.model.multimodal import checkpoint_activations
+from mllm.model.quantized_layers import dequantize_linears, is_quantized, quantize_linears
+from mllm.model.settings import LanguageModelSettings, LoraSettings, TrainableSettings
+from mllm.model.trainable import PartCount, apply_policy, check_policy, policy_table, token_embeddings
 from mllm.settings import validate_settings
-from tests.model.test_multimodal import batch_of, images, loss_and_gradients, sample, samples  # noqa: F401 (fixtures)
-from tests.tiny import tiny_settings
+from tests.helpers.samples import batch_of, loss_and_gradients
+from tests.helpers.tiny import tiny_settings
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 LINEAR_LAYERS = 14  # of the tiny language model: 7 in each of 2 layers
@@ -54,7 +55,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_adapted_model_loads_merges_and_serves_with_equal_logits(model_and_processor, samples, tmp_path, kind):  # noqa: F811
+def test_adapted_model_loads_merges_and_serves_with_equal_logits(
+    tiny_parts, model_and_processor, samples, tmp_path, kind
+):
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
     disturb(model)
@@ -68,9 +71,15 @@ def test_adapted_model_loads_merges_and_serves_with_equal_logits(model_and_proce
         assert not loaded.adapters and not any("lora_" in name for name, _ in loaded.named_parameters())
         assert not any(is_quantized(module) for module in loaded.modules())
         assert torch.allclose(loaded.logits(batch), expected, atol=1e-5)
-        words = load_language_model(str(tmp_path / "model"))
+        words = build_on(tiny_parts, tmp_path / "model").language_model
         ids = torch.arange(10)[None]
         assert torch.allclose(words(input_ids=ids).logits, model.language_model(input_ids=ids).logits, atol=1e-5)
+
+
+def build_on(tiny_parts, words):
+    """A model whose language model is taken from the directory `words`, one of ours."""
+    settings = tiny_settings(tiny_parts)
+    return build(settings.model_copy(update={"language_model": LanguageModelSettings(path=str(words))}))[0]
 
 
 def test_qlora_weights_take_4_bits_on_disk(model_and_processor, tmp_path):
@@ -78,9 +87,11 @@ def test_qlora_weights_take_4_bits_on_disk(model_and_processor, tmp_path):
     checkpoint.save(tmp_path / "before", model, processor)
     counts = apply_policy(model, policy(language_model="qlora"))
     checkpoint.save(tmp_path / "after", model, processor)
-    weights = checkpoint.read_weights(tmp_path / "after")
+    weights = load_file(tmp_path / "after" / "model.safetensors")
     packed = [tensor for name, tensor in weights.items() if name.endswith("base_layer.weight")]
-    plain = sum(t.numel() for n, t in checkpoint.read_weights(tmp_path / "before").items() if "_proj.weight" in n)
+    plain = sum(
+        t.numel() for n, t in load_file(tmp_path / "before" / "model.safetensors").items() if "_proj.weight" in n
+    )
     assert len(packed) == LINEAR_LAYERS and all(t.dtype == torch.uint8 for t in packed)
     assert counts[2].total - counts[2].trainable == sum(p.numel() for p in build_again(tmp_path).parameters())
     assert sum(t.numel() for t in packed) < plain / 2
@@ -90,7 +101,7 @@ def build_again(tmp_path):
     return checkpoint.load(tmp_path / "before")[0].language_model
 
 
-def test_qlora_gradients_after_an_evaluation_are_those_of_lora_on_the_rounded_weights(tiny_parts, samples):  # noqa: F811
+def test_qlora_gradients_after_an_evaluation_are_those_of_lora_on_the_rounded_weights(tiny_parts, samples):
     torch.manual_seed(0)  # the image token's row of the embedding is drawn from the global generator
     model, processor = build(tiny_settings(tiny_parts))
     apply_policy(model, policy(language_model="qlora"))
@@ -149,7 +160,7 @@ def test_encoder_learns_from_a_layer_on_and_lora_keeps_out_of_layers_behind_the_
 
 
 @pytest.mark.parametrize("kind", [*KINDS[:3], KINDS[4], {"vision_encoder": "full", "language_model": "full"}], ids=str)
-def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):  # noqa: F811
+def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):
     model, processor = model_and_processor
     apply_policy(model, policy(**kind))
     batch = batch_of(samples, processor, "samples")
@@ -161,7 +172,7 @@ def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(mo
     assert all(torch.allclose(gradient, expected[name], atol=1e-6) for name, gradient in gradients.items())
 
 
-def test_updates_go_on_learning_for_the_same_policy_and_are_merged_for_another(model_and_processor, samples):  # noqa: F811
+def test_updates_go_on_learning_for_the_same_policy_and_are_merged_for_another(model_and_processor, samples):
     model, processor = model_and_processor
     apply_policy(model, policy(language_model="qlora"))
     batch = batch_of(samples, processor, "samples")
@@ -170,7 +181,7 @@ def test_updates_go_on_learning_for_the_same_policy_and_are_merged_for_another(m
         apply_policy(model, policy(language_model="qlora"))
         assert torch.equal(model.logits(batch), expected)
         apply_policy(model, policy(language_model="lora"))
-        assert model.lora_settings["kind"] == "lora"
+        assert model.adapters["language_model"]["kind"] == "lora"
         assert torch.allclose(model.logits(batch), expected, atol=1e-5)  # new updates start from zero
         apply_policy(model, policy(language_model="full"))
         assert not model.adapters and torch.allclose(model.logits(batch), expected, atol=1e-5)

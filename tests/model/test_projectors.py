@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.model.projectors import pixel_shuffle
-from tests.tiny import tiny_settings
+from tests.helpers.tiny import tiny_settings
 
 KINDS = ["linear", "mlp2x_gelu", "mlp3x_gelu"]
 

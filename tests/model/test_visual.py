@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
@@ -24,7 +24,7 @@ from mllm.media.visual import WHOLE, Crop, ImageGeometry, Size, Visual
 from mllm.model.policy import apply_policy
 from mllm.model.projectors import MlpProjector, pixel_shuffle
 from mllm.model.settings import TrainableSettings
-from tests.tiny import save_image, tiny_settings
+from tests.helpers.tiny import save_image, tiny_settings
 
 SIZES = [(12, 20), (33, 16), (16, 60), (40, 40)]
 COLOURS = [(250, 10, 30), (10, 200, 60), (30, 30, 220), (200, 180, 0)]

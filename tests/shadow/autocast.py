@@ -42,7 +42,9 @@ def _register(name: str, dtype: torch.dtype | None) -> None:
     _listed.impl(name, kernel, KEY)
 
 
-for _name in LOWER:
-    _register(_name, None)
-for _name in FLOAT32:
-    _register(_name, torch.float32)
+def register() -> None:
+    """Give the device its lists."""
+    for name in LOWER:
+        _register(name, None)
+    for name in FLOAT32:
+        _register(name, torch.float32)

@@ -18,6 +18,7 @@ import torch
 # Wrapped tensors don't live in inference mode, which decorators take on at import.
 torch.inference_mode = lambda *_, **__: torch.no_grad()
 
+from mllm.checkpoint.dual import build_dual  # noqa: E402
 from mllm.contrastive.run import _build_batcher  # noqa: E402
 from mllm.contrastive.settings import ContrastiveSettings  # noqa: E402
 from mllm.contrastive.task import ContrastiveTask  # noqa: E402
@@ -30,20 +31,19 @@ from mllm.inference.chat import ChatSession  # noqa: E402
 from mllm.inference.decoding import Decoding  # noqa: E402
 from mllm.inference.generate import Request, generate_answers  # noqa: E402
 from mllm.inference.likelihood import score_answers  # noqa: E402
-from mllm.model.attention import checkpoint_activations  # noqa: E402
-from mllm.model.dual_encoder import build_dual  # noqa: E402
-from mllm.model.policy import apply_policy  # noqa: E402
+from mllm.model.multimodal import checkpoint_activations  # noqa: E402
+from mllm.model.trainable import apply_policy  # noqa: E402
 from mllm.settings import validate_settings  # noqa: E402
 from mllm.training.engine import TorchEngine  # noqa: E402
 from mllm.training.loop import Trainer  # noqa: E402
 from mllm.training.optimizer import build_optimizer  # noqa: E402
-from tests import kernel_stand_ins  # noqa: E402, F401 (torch's own kernel gets a stand-in with it)
-from tests.contrastive.test_clip import settings as clip_settings  # noqa: E402
-from tests.contrastive.test_clip import write_pairs  # noqa: E402
-from tests.shadow import autocast  # noqa: E402, F401 (the device gets its lists with it)
+from tests.helpers import kernel_stand_ins  # noqa: E402
+from tests.helpers.clip import settings as clip_settings  # noqa: E402
+from tests.helpers.clip import write_pairs  # noqa: E402
+from tests.helpers.runs import config  # noqa: E402
+from tests.shadow import autocast  # noqa: E402
 from tests.shadow.cases import POLICIES, TRAINING, Case  # noqa: E402
 from tests.shadow.device import DEVICE, OnShadow, Wait, held, waits  # noqa: E402
-from tests.training.test_exactness import config  # noqa: E402
 
 STEPS = 2
 LENGTH_MULTIPLE = 128
@@ -227,6 +227,8 @@ def kinds_of_waits() -> dict[str, Any]:
 def main(parts: Path, recipe: Path, root: Path) -> None:
     """parts, recipe: as the fixtures of those names make them. root: an empty directory."""
     torch.set_num_threads(1)
+    kernel_stand_ins.register()
+    autocast.register()
     for record in (*training(parts, recipe), *contrastive(write_pairs(root))):
         print(json.dumps(record), flush=True)
     print(json.dumps(kinds_of_waits()))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import mllm.data.readers.easyvqa as reader
-from data_recipes.demo.balance import pairs_per_text
+from data_recipes.demo.drafts import pairs_per_text
 from data_recipes.demo.easyvqa import select_questions
 from mllm.data.readers.easyvqa import EasyVqaQuestion, describe_shape, read_easyvqa
 from mllm.errors import UserError
-from tests.synthesis.conftest import write_easyvqa
+from tests.helpers.demo_inputs import write_easyvqa
 
 
 def asked(question: str, answer: str, kind: str = "yes_no") -> EasyVqaQuestion:

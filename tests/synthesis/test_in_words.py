@@ -2,13 +2,13 @@
 
 from collections import Counter
 
-from data_recipes.demo.generate import synthesize
-from tests.synthesis.conftest import read_lines
+from data_recipes.demo.generate import generate
+from tests.helpers.demo_inputs import read_lines
 
 
 def test_a_caption_stands_where_the_image_was_and_gives_the_answer(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     rows = read_lines(config.output / "in_words.jsonl")
     originals = {
         row["id"]: row for name in ("captions", "instruct") for row in read_lines(config.output / f"{name}.jsonl")
@@ -31,7 +31,7 @@ def test_a_caption_stands_where_the_image_was_and_gives_the_answer(make_config) 
 
 def test_yes_and_no_stay_balanced_and_negated_questions_have_a_kind_of_their_own(make_config) -> None:
     config = make_config()
-    report = synthesize(config)
+    report = generate(config)
     balance: dict[str, Counter[str]] = {}
     for row in read_lines(config.output / "in_words.jsonl"):
         if row["kind"] in ("yes_no_in_words", "negated_in_words"):
@@ -44,7 +44,7 @@ def test_yes_and_no_stay_balanced_and_negated_questions_have_a_kind_of_their_own
 
 def test_what_a_caption_does_not_tell_is_not_asked_in_words(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     kinds = {row["kind"] for row in read_lines(config.output / "in_words.jsonl")}
     assert kinds == {
         f"{kind}_in_words"

@@ -22,9 +22,9 @@ from mllm.synthesis.journal import Journal
 from mllm.synthesis.pace import Pace
 from mllm.synthesis.prompts import Requests
 from mllm.synthesis.run import write_instructions
-from tests.synthesis.conftest import read_lines
-from tests.synthesis.faulty_server import serving
-from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
+from tests.helpers.demo_inputs import read_lines
+from tests.helpers.facts import fact_records, make_run, openai_backend
+from tests.helpers.faulty_server import serving
 
 FAULTS = ("429", "500", "timeout", "cut", "drip", "malformed", "no_choices")
 
@@ -174,7 +174,7 @@ def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> 
         config = make_run(tmp_path, records, backend=openai_backend(url, concurrency=4))
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = (
-            "from mllm.config import load_settings\n"
+            "from mllm.settings import load_settings\n"
             "from mllm.synthesis.config import InstructionConfig\n"
             "from mllm.synthesis.run import write_instructions\n"
             f"write_instructions(load_settings(InstructionConfig, {str(tmp_path / 'config.yaml')!r}))\n"

@@ -23,8 +23,8 @@ from mllm.synthesis.filters import Candidate, build_filters
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.prompts import Requests, load_kind, load_objects
 from mllm.synthesis.run import write_instructions
-from tests.synthesis.conftest import picture_bytes, read_lines
-from tests.synthesis.instructions_input import NO_IMAGES, PROMPTS, fact_records, make_run
+from tests.helpers.demo_inputs import picture_bytes, read_lines
+from tests.helpers.facts import NO_IMAGES, PROMPTS, fact_records, make_run
 
 TEMPLATE_KINDS = {kind: 1 for kind in get_args(Kind) if kind != "reasoning"}
 

@@ -16,9 +16,9 @@ from mllm.synthesis.filters.images import HashSet
 from mllm.synthesis.parsing import UnparsableError, as_blocks, as_json, parse_turns
 from mllm.synthesis.prompts import Request, absent_objects, load_objects, present_objects
 from mllm.synthesis.run import write_instructions
-from tests.synthesis.conftest import read_lines
-from tests.synthesis.faulty_server import blocks, serving
-from tests.synthesis.instructions_input import PROMPTS, fact_records, make_run, openai_backend
+from tests.helpers.demo_inputs import read_lines
+from tests.helpers.facts import PROMPTS, fact_records, make_run, openai_backend
+from tests.helpers.faulty_server import blocks, serving
 
 FACTS = Context(
     "1", "s", "a.png", "a.png", ("A dog sits on a bench.",), (Box("dog", (10, 20, 30, 40)),), (), "", (100, 100)

@@ -11,8 +11,8 @@ from mllm.synthesis import following
 from mllm.synthesis.following import Follower
 from mllm.synthesis.output import Output
 from mllm.synthesis.run import write_instructions
-from tests.synthesis.faulty_server import serving
-from tests.synthesis.instructions_input import fact_records, make_run, openai_backend
+from tests.helpers.facts import fact_records, make_run, openai_backend
+from tests.helpers.faulty_server import serving
 
 FILES = ("street.jsonl", "rejected.jsonl")
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_recipes.demo.config import RenderedWordsSource
-from data_recipes.demo.rendered_words import load_rendered_words, read_words
-from data_recipes.demo.rendering import FONTS, render_word
+from data_recipes.demo.picture import pixel_hash
+from data_recipes.demo.rendered_words import FONTS, load_rendered_words, read_words, render_word
+from data_recipes.demo.settings import RenderedWordsSource
 from mllm.errors import UserError
-from mllm.synthesis.picture import pixel_hash, seeded_random
+from mllm.synthesis.prompts import seeded_random
 
 WORD_LIST = Path(__file__).parents[2] / "data_recipes" / "demo" / "words.txt"
 

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from data_recipes.demo.backend import Turn
-from data_recipes.demo.config import SynthConfig
-from data_recipes.demo.decontamination import check_no_leak
-from data_recipes.demo.generate import TRAINING_FILES, synthesize
-from data_recipes.demo.template import EXTENT_QUESTION, MAIN_COLOR_QUESTIONS, are_independent
+from data_recipes.demo.generate import TRAINING_FILES, check_no_leak, generate
+from data_recipes.demo.phrases import EXTENT_QUESTION, MAIN_COLOR_QUESTIONS, Turn, are_independent
+from data_recipes.demo.picture import pixel_hash
+from data_recipes.demo.settings import GeneratorSettings
 from mllm.conversation.schema import Sample
 from mllm.errors import UserError
 from mllm.settings import load_settings
-from mllm.synthesis.picture import pixel_hash
-from tests.synthesis.conftest import parquet_row, picture_bytes, read_lines, tiny_rows, write_easyvqa
+from tests.helpers.demo_inputs import parquet_row, picture_bytes, read_lines, tiny_rows, write_easyvqa
 
 
 def images_of(row: dict) -> list[str]:
@@ -25,7 +23,7 @@ def images_of(row: dict) -> list[str]:
 
 def test_yes_and_no_are_exactly_balanced_per_question_text_and_source(make_config) -> None:
     config = make_config()
-    report = synthesize(config)
+    report = generate(config)
     balance: dict[tuple[str, str], Counter[str]] = {}
     for row in read_lines(config.output / "instruct.jsonl"):
         if row["kind"] == "yes_no":
@@ -39,7 +37,7 @@ def test_yes_and_no_are_exactly_balanced_per_question_text_and_source(make_confi
 
 def test_each_answer_of_a_parquet_yes_no_question_follows_from_the_category(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     category_of = {row["title"]: row["category"].split("/")[0] for row in tiny_rows()}
     image_category = {
         f"images/{hashlib.sha1(row['image']['bytes']).hexdigest()[:16]}.png": category_of[row["title"]]
@@ -58,7 +56,7 @@ def test_each_answer_of_a_parquet_yes_no_question_follows_from_the_category(make
 
 def test_no_heldout_picture_reaches_a_training_file(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     trained, held = set(), set()
     for path in config.output.rglob("*.jsonl"):
         target = held if path.parent.name == "heldout" else trained
@@ -71,7 +69,7 @@ def test_a_test_picture_repeated_in_the_train_split_is_dropped_and_counted(make_
     # The copy is encoded differently, so its file hash would not give it away.
     copy = {"bytes": picture_bytes(2060, "BMP"), "path": "copy.bmp"}
     config = make_config([*tiny_rows(), parquet_row(60, "train", image=copy, title="the copy")])
-    report = synthesize(config)
+    report = generate(config)
     assert report.dropped["clipart"]["in_test_split"] == 1
     assert "the copy" not in "".join(path.read_text() for path in config.output.glob("*.jsonl"))
 
@@ -87,15 +85,15 @@ def test_the_check_of_written_files_names_both_files_of_a_leak(tmp_path) -> None
 
 
 def test_the_same_settings_give_the_same_files_and_another_seed_does_not(make_config, tmp_path) -> None:
-    first = synthesize(make_config())
-    again = synthesize(make_config(output=str(tmp_path / "again")))
-    other = synthesize(make_config(output=str(tmp_path / "other"), seed=1))
+    first = generate(make_config())
+    again = generate(make_config(output=str(tmp_path / "again")))
+    other = generate(make_config(output=str(tmp_path / "other"), seed=1))
     assert first.data_hash == again.data_hash != other.data_hash
 
 
 def test_every_sample_validates_and_every_image_is_named_by_its_bytes(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     ids = []
     for name in ("captions.jsonl", "instruct.jsonl"):
         for row in read_lines(config.output / name):
@@ -113,7 +111,7 @@ def test_every_sample_validates_and_every_image_is_named_by_its_bytes(make_confi
 def test_no_conversation_holds_two_turns_whose_answers_imply_each_other(make_config) -> None:
     """At most one turn of a conversation is about what is shown, of which name, category and keywords all tell."""
     config = make_config()
-    synthesize(config)
+    generate(config)
     looks = {*MAIN_COLOR_QUESTIONS, EXTENT_QUESTION}
     several = [r for r in read_lines(config.output / "instruct.jsonl") if len(r["messages"]) > 2]
     assert len(several) == 15
@@ -133,7 +131,7 @@ def test_answers_are_independent_only_across_facets_and_without_shared_words() -
 
 def test_heldout_category_questions_are_worded_as_in_training(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     trained = {
         row["messages"][0]["content"][1]["text"]
         for row in read_lines(config.output / "instruct.jsonl")
@@ -147,18 +145,18 @@ def test_an_easyvqa_test_image_that_is_also_a_train_image_is_not_trained_on(make
     config = make_config()
     root = tmp_path / "inputs" / "easyvqa"
     (root / "train" / "images" / "0.png").write_bytes((root / "test" / "images" / "0.png").read_bytes())
-    report = synthesize(config)
+    report = generate(config)
     assert report.dropped["easyvqa"]["in_test_split"] == 1
     assert report.yes_no_unbalanced_texts == []
 
 
 def test_a_failed_run_leaves_the_previous_output_as_it_was(make_config) -> None:
     config = make_config()
-    synthesize(config)
+    generate(config)
     before = (config.output / "synth_report.json").read_text()
     broken = make_config([parquet_row(0, "train", image={"bytes": b"no image", "path": "x.png"}), *tiny_rows()])
     with pytest.raises(UserError, match=r"clipart\.parquet, image x\.png"):
-        synthesize(broken)
+        generate(broken)
     assert (config.output / "synth_report.json").read_text() == before
 
 
@@ -176,7 +174,7 @@ def test_a_column_of_another_type_is_refused_with_its_row(make_config, column, v
     is_whole = column in ("title", "keywords")  # a column of a Parquet file has one type
     rows = [row | {column: value} if is_whole or n == 1 else row for n, row in enumerate(tiny_rows())]
     with pytest.raises(UserError, match=message):
-        synthesize(make_config(rows))
+        generate(make_config(rows))
 
 
 def test_a_directory_of_other_files_is_not_replaced(make_config) -> None:
@@ -186,19 +184,19 @@ def test_a_directory_of_other_files_is_not_replaced(make_config) -> None:
     with pytest.raises(
         UserError, match=r"holds thesis\.txt, which `python -m data_recipes\.demo` did not write; write to .*-2"
     ):
-        synthesize(config)
+        generate(config)
     assert (config.output / "thesis.txt").read_text() == "years of work"
 
 
 def test_two_sources_of_one_name_are_refused(make_config, tmp_path) -> None:
     source = {"kind": "easyvqa", "path": str(write_easyvqa(tmp_path / "twice"))}
     with pytest.raises(UserError, match="each needs its own name"):
-        synthesize(make_config(sources=[source, source]))
+        generate(make_config(sources=[source, source]))
 
 
 def test_the_demo_recipe_is_valid() -> None:
-    recipe = Path(__file__).parents[2] / "data_recipes" / "demo" / "synth.yaml"
-    assert {source.kind for source in load_settings(SynthConfig, recipe).sources} == {
+    recipe = Path(__file__).parents[2] / "data_recipes" / "demo" / "data.yaml"
+    assert {source.kind for source in load_settings(GeneratorSettings, recipe).sources} == {
         "easyvqa",
         "captioned_parquet",
         "rendered_words",
@@ -212,5 +210,5 @@ def test_a_leak_that_decontamination_missed_stops_the_run_before_anything_is_pub
     copy = {"bytes": picture_bytes(2060, "PNG"), "path": "copy.png"}
     config = make_config([*tiny_rows(), parquet_row(60, "train", image=copy)])
     with pytest.raises(UserError, match=r"jsonl trains on .* which heldout/"):
-        synthesize(config)
+        generate(config)
     assert not config.output.exists()

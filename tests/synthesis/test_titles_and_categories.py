@@ -4,11 +4,11 @@ import pytest
 
 from data_recipes.demo.captioned_parquet import is_clear
 from data_recipes.demo.categories import CATEGORIES, category_of
-from data_recipes.demo.generate import synthesize
-from data_recipes.demo.titles import clean_keywords, clean_title, refusal
+from data_recipes.demo.facts import clean_keywords, clean_title, refusal
+from data_recipes.demo.generate import generate
+from data_recipes.demo.picture import Picture
 from mllm.errors import UserError
-from mllm.synthesis.picture import Picture
-from tests.synthesis.conftest import parquet_row, read_lines, tiny_rows
+from tests.helpers.demo_inputs import parquet_row, read_lines, tiny_rows
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_filtered_titles_are_counted_and_never_written_as_answers(make_config) -
     shared = [parquet_row(64 + n, "train", title="album") for n in range(5)]
     kept = [row for row in tiny_rows() if row["split"] == "train"] + [parquet_row(80, "test")]
     config = make_config([*kept, *bad, *shared])
-    report = synthesize(config)
+    report = generate(config)
     assert report.dropped["clipart"] == {
         "empty_title": 1,
         "in_test_split": 0,
@@ -89,4 +89,4 @@ def test_a_question_with_two_right_answers_is_not_asked() -> None:
 
 def test_a_split_that_the_file_lacks_is_told_with_those_it_has(make_config) -> None:
     with pytest.raises(UserError, match="no rows with split 'test'; it has train"):
-        synthesize(make_config([parquet_row(0, "train")]))
+        generate(make_config([parquet_row(0, "train")]))

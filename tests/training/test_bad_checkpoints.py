@@ -7,13 +7,13 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from tests.tiny import tiny_settings
-from tests.training.test_exactness import config, run_here
+from tests.helpers.runs import config, run_here
+from tests.helpers.tiny import tiny_settings
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from mllm.conversation import native
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from tests.conversation.test_native import DATED
-from tests.training.test_exactness import config, series
+from tests.helpers.runs import config, series
+from tests.helpers.templates import DATED
 
 
 @pytest.fixture

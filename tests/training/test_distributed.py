@@ -8,7 +8,8 @@ import sys
 import pytest
 import yaml
 
-from tests.training.test_exactness import ROOT, config, free_port, launch, series
+from tests.helpers.launches import free_port, launch
+from tests.helpers.runs import ROOT, config, series
 
 TIME_LIMIT_S = 120
 

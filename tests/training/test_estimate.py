@@ -7,21 +7,13 @@ from mllm.finetune.estimate import estimate_runs
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
-from mllm.kernels.varlen_kernels import TorchVarlen
+from mllm.kernels.varlen import TorchVarlen
 from mllm.settings import validate_settings
-from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
-from tests.training.test_exactness import config
+from tests.helpers.runs import config, second_stage
 
 
 def settings(values):
     return validate_settings(FinetuneSettings, values, "test")
-
-
-def second_stage(tiny_parts, recipe, tmp_path):
-    values = config(tiny_parts, recipe, tmp_path / "two")
-    values["data"]["max_length_tokens"] = 256
-    values["model"] = {"init_from": str(tmp_path / "one" / "final"), "prompt_format": "vicuna_v1"}
-    return settings(values)
 
 
 def test_runs_that_follow_each_other_are_estimated_before_the_first_has_begun(tiny_parts, recipe, tmp_path):

@@ -2,11 +2,9 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,85 +16,11 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
 from mllm.training.deepspeed_engine import fill_ds_config
-from tests.tiny import save_image
+from tests.helpers.launches import launch, launch_runs
+from tests.helpers.runs import ROOT, config, run_here, series, skipped_ids
+from tests.helpers.tiny import save_image
 
-ROOT = Path(__file__).parents[2]
 STAGES, RANKS, ACCUMULATIONS = (0, 1, 2, 3), (1, 2), (1, 2)
-
-
-def config(tiny_parts, recipe, run_dir, **changes):
-    values = {
-        "run_dir": str(run_dir),
-        "model": {
-            "vision_encoder": {"path": str(tiny_parts / "clip")},
-            "language_model": {"path": str(tiny_parts / "lm")},
-            "prompt_format": "chatml",
-        },
-        "trainable": {"language_model": "full", "vision_encoder": "full"},
-        "data": {"recipe": str(recipe), "max_length_tokens": 128, "packing": "none"},
-        "optim": {"lr": 1e-3, "max_grad_norm": 0.5},
-        "train": {"global_batch_size": 4, "micro_batch_size": 1, "epochs": 2},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values[section][name] = value
-    return values
-
-
-def series(run_dir):
-    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
-    return (
-        [(line["step"], line["sample_ids"]) for line in lines],
-        [line["loss"] for line in lines],
-        [line["grad_norm"] for line in lines],
-    )
-
-
-def run_here(values):
-    return finetune(validate_settings(FinetuneSettings, values, "test"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def launch(values, tmp_path, ranks, stage, script="train/finetune.py", time_limit_s=240):
-    path = tmp_path / "config.yaml"
-    engine = {"kind": "deepspeed", "ds_config": f"ds_configs/zero{stage}.json"} | values.get("engine", {})
-    path.write_text(yaml.safe_dump(values | {"engine": engine}))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={ranks}",
-        f"--master_port={free_port()}",
-        str(script),
-        "--config",
-        str(path),
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=time_limit_s)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def launch_runs(runs, tmp_path, ranks=2):
-    """Run each of (settings, step to stop and resume at or None) in turn, in the same `ranks` processes, whose collectives
-    are held to be alike."""
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    script = Path(__file__).with_name("runs_in_step.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-    done = subprocess.run(
-        [*command, f"--master_port={free_port()}", str(script), str(tmp_path / "runs.json")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
 
 
 @pytest.mark.parametrize(
@@ -203,10 +127,6 @@ def write_recipe_with_bad_images(root, bad):
     (root / "r.yaml").write_text(
         yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]})
     )
-
-
-def skipped_ids(run_dir):
-    return sorted(json.loads(line)["id"] for line in (run_dir / "skipped.jsonl").read_text().splitlines())
 
 
 @pytest.mark.slow

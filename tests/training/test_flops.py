@@ -5,15 +5,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mllm.checkpoint.assemble import build
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs, unit_flops
-from mllm.model.policy import apply_policy
 from mllm.model.settings import TrainableSettings
-from tests.tiny import save_image, tiny_settings
+from mllm.model.trainable import apply_policy
+from tests.helpers.tiny import save_image, tiny_settings
 
 POLICIES = {
     "projector": {},

@@ -9,8 +9,8 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.watching import generating_callbacks
 from mllm.settings import validate_settings
-from tests.training.test_exactness import config, launch_runs, run_here, series
-from tests.training.test_watching import metrics
+from tests.helpers.launches import launch_runs
+from tests.helpers.runs import config, metrics, run_here, series
 
 LORA = {"language_model": "lora", "projector": "full", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
 CASES = {

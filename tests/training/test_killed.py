@@ -1,6 +1,5 @@
 """A run that is killed again and again, at moments of computing and of writing, is the run that never was."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -13,10 +12,9 @@ from safetensors.torch import load_file
 
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from tests.training.test_exactness import config, series
+from tests.helpers.launches import FORKS
+from tests.helpers.runs import config, series
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["mllm.finetune.run", "torch.utils.tensorboard", "tests.training.test_killed"])
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from mllm.training.resume import checkpoints
-from tests.training.test_exactness import ROOT, config, free_port, series
-from tests.training.test_watching import metrics
+from tests.helpers.launches import free_port
+from tests.helpers.runs import ROOT, config, metrics, series
 
 LAUNCHER = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
 

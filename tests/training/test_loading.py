@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mllm.checkpoint import ours as checkpoint
-from tests.training.test_exactness import ROOT, config, free_port, run_here
+from tests.helpers.launches import in_ranks
+from tests.helpers.ranks import starts
+from tests.helpers.runs import ROOT, config, run_here
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 POLICIES = {
@@ -40,21 +42,7 @@ def case(name, values, tmp_path, stage):
 
 def start_in_ranks(cases, tmp_path, ranks=2):
     """What each rank found of each case: rank → name → findings."""
-    (tmp_path / "cases.json").write_text(json.dumps(cases))
-    script, out = str(ROOT / "tests" / "training" / "start_in_ranks.py"), str(tmp_path / "found")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={ranks}",
-        f"--master_port={free_port()}",
-    ]
-    done = subprocess.run(
-        [*command, script, str(tmp_path / "cases.json"), out],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=TIME_LIMIT_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_ranks(tmp_path / "starts", ranks, starts, json.dumps(cases), str(tmp_path / "found"), time_limit_s=TIME_LIMIT_S)
     found = []
     for rank in range(ranks):
         lines = [json.loads(line) for line in (tmp_path / f"found.{rank}").read_text().splitlines()]
@@ -167,6 +155,6 @@ def test_too_little_memory_is_a_line(tiny_parts, recipe, tmp_path, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
-    monkeypatch.setattr("mllm.model.stored_weights.mmap.mmap", refuse)
+    monkeypatch.setattr("mllm.checkpoint.origin.mmap.mmap", refuse)
     with pytest.raises(checkpoint.UserError, match=r"no memory is left for .*; `mllm plan` says what a run takes"):
         beginning.filled(torch.float32)

@@ -13,12 +13,10 @@ from mllm.finetune.plan.memory import LiveBytes, StepMemory, Weights, zero_memor
 from mllm.finetune.run import finetune, start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
-from mllm.model.policy import apply_policy
+from mllm.model.trainable import apply_policy
 from mllm.settings import dump_yaml, validate_settings
 from mllm.training.build_engine import build_engine
-from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
-from tests.training.test_estimate import second_stage
-from tests.training.test_exactness import config
+from tests.helpers.runs import config, second_stage
 
 ALL = 10_000
 

@@ -12,7 +12,7 @@ from mllm.settings import validate_settings
 from mllm.training import build_engine
 from mllm.training.optimizer import build_optimizer, parameter_groups, part_rates
 from mllm.training.settings import OptimizerSettings
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, run_here, series
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 

@@ -1,10 +1,6 @@
 """What the ranks of a run do when one of them ends or is stuck, and which GPU each takes."""
 
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,36 +9,35 @@ import torch.distributed as dist
 
 from mllm.errors import UserError
 from mllm.training.own_gpu import take_gpu
-from tests.training.test_exactness import ROOT, free_port
+from tests.helpers.launches import start_ranks
+from tests.helpers.ranks import end_by
 
-# Fault → exit codes by rank, the rank that waits, and what it says.
+# Fault → the rank that has it, exit codes by rank, the rank that waits, and what it says.
 EXPECTED = {
-    "killed": ([1, 1, -9], 0, "error: rank 2 ("),
-    "killed_in_collective": ([1, -9], 0, "error: rank 1 ("),
-    "first_killed": ([-9, 1], 1, "error: rank 0 "),
-    "mistake": ([2, 2], 0, "ended: sample 's3': its image is broken"),
-    "first_mistake": ([2, 2], 1, "ended: sample 's3': its image is broken"),
-    "failure": ([1, 1], 0, "ended: ZeroDivisionError: division by zero"),
-    "stuck": ([2, 2], 0, "ranks that didn't wait for others: 1;"),
-    "stopped": ([130, 130], 0, "interrupted: saved"),
-    "done": ([0, 0], 0, ""),
+    "killed": (2, [1, 1, -9], 0, "error: rank 2 ("),
+    "killed_in_collective": (1, [1, -9], 0, "error: rank 1 ("),
+    "first_killed": (0, [-9, 1], 1, "error: rank 0 "),
+    "mistake": (1, [2, 2], 0, "ended: sample 's3': its image is broken"),
+    "first_mistake": (0, [2, 2], 1, "ended: sample 's3': its image is broken"),
+    "failure": (1, [1, 1], 0, "ended: ZeroDivisionError: division by zero"),
+    "stuck": (1, [2, 2], 0, "ranks that didn't wait for others: 1;"),
+    "stopped": (1, [130, 130], 0, "interrupted: saved"),
+    "done": (1, [0, 0], 0, ""),
 }
+TIME_LIMIT_S = 300  # the ranks would wait longer
 
 
 @pytest.mark.slow
 def test_ranks_that_wait_for_one_that_ends_end_with_a_line_that_names_it(tmp_path):
-    ports = {free_port() for _ in range(4 * len(EXPECTED))}
-    command = [sys.executable, str(Path(__file__).with_name("ends_of_ranks.py")), str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, *map(str, list(ports)[: len(EXPECTED)])],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,  # the others would wait longer
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    exits = json.loads((tmp_path / "exits.json").read_text())
-    for fault, (codes, waiting, said) in EXPECTED.items():
-        output = (tmp_path / f"{fault}_{waiting}.txt").read_text()
-        assert exits[fault] == codes, (fault, output)
+    groups = {
+        fault: start_ranks(tmp_path / fault, len(codes), end_by, fault, rank_at_fault)
+        for fault, (rank_at_fault, codes, *_) in EXPECTED.items()
+    }
+    for fault, (_, codes, waiting, said) in EXPECTED.items():
+        for process in groups[fault]:
+            process.join(TIME_LIMIT_S)
+        output = (tmp_path / fault / f"rank_{waiting}.txt").read_text()
+        assert [process.exitcode for process in groups[fault]] == codes, (fault, output)
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
         assert said in output and "Traceback" not in output, (fault, output)
         assert len(errors) == (fault not in ("stopped", "done")), (fault, output)

@@ -17,7 +17,7 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
 from mllm.training.callback import Callback
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, run_here, series
 
 
 class At(Callback):

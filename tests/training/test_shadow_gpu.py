@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from tests.helpers.runs import ROOT
 from tests.shadow.cases import READ, TRAINING
-from tests.training.test_exactness import ROOT
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),

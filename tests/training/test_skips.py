@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mllm.errors import UserError
-from tests.training.test_exactness import config, run_here
+from tests.helpers.runs import config, run_here
 
 
 def listed(run_dir):

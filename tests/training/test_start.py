@@ -17,9 +17,8 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
 from mllm.settings import validate_settings
 from mllm.training import build_engine
-from tests import kernel_stand_ins  # noqa: F401 (a CPU's answer to the kernel inside torch's CUDA builds)
-from tests.tiny import save_image
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, run_here, series
+from tests.helpers.tiny import save_image
 
 
 def settings(values):

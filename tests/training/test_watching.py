@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mllm.checkpoint.assemble import build
 from mllm.checkpoint.ours import load
+from mllm.checkpoint.start import build
 from mllm.data.collate import collate
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
@@ -23,20 +23,16 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.finetune.watching import generating_callbacks
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.policy import apply_policy
+from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
 from mllm.training.peak import device_peak_flops
 from mllm.training.settings import LoopSettings
-from tests.tiny import tiny_settings
-from tests.training.test_exactness import config, run_here, series
+from tests.helpers.runs import config, metrics, run_here, series
+from tests.helpers.tiny import tiny_settings
 
 
 def go(values, stop_after=None):
     return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after, generating_callbacks)
-
-
-def metrics(run_dir):
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def fail(error):

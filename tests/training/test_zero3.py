@@ -16,9 +16,10 @@ from mllm.finetune.watching import generating_callbacks
 from mllm.kernels import loss as loss_module
 from mllm.kernels.loss import supervised_loss_sum
 from mllm.settings import validate_settings
-from tests.tiny import save_image
-from tests.training.collectives import first_difference, recorded
-from tests.training.test_exactness import ROOT, config, launch_runs, series, skipped_ids
+from tests.helpers.collectives import first_difference, recorded
+from tests.helpers.launches import launch_runs
+from tests.helpers.runs import ROOT, config, series, skipped_ids
+from tests.helpers.tiny import save_image
 
 ANSWER_WORDS = (24, 1, 2, 1, 30, 3, 5)
 TEXT_ONLY, BROKEN = 2, 4

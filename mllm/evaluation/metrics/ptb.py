@@ -1,7 +1,7 @@
 """Penn Treebank words of captions, as the COCO caption evaluation takes them, without its Java tokenizer.
 
 The official scorer runs Stanford's PTBTokenizer (CoreNLP 3.4.1, lower-casing) and drops punctuation. These rules give
-the same words on English captions; `docs/metrics.md` says on which texts that was measured.
+the same words on English captions; `docs/explain/metric_quirks.md` says on which texts that was measured.
 """
 
 import re

@@ -23,7 +23,7 @@ from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.kernels.choice import gpu_capability, planned_kernel
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.policy import PartCount, apply_policy
+from mllm.model.trainable import PartCount, apply_policy
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
 from mllm.training.gpus import gpu_named

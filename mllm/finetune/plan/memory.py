@@ -18,11 +18,9 @@ from mllm.finetune.plan.data import Shape
 from mllm.kernels.choice import Kernel
 from mllm.kernels.lean_layers import use_lean_layers
 from mllm.kernels.loss import chunk_rows, supervised_loss_sum
-from mllm.kernels.mask import MaskedRows
-from mllm.kernels.packed_rows import PackedRows
-from mllm.kernels.varlen import VarlenRows
-from mllm.kernels.varlen_kernels import Attended, Inputs, Pass
-from mllm.model.attention import PACKED
+from mllm.kernels.masked_rows import MaskedRows
+from mllm.kernels.packed_rows import PACKED, PackedRows
+from mllm.kernels.varlen import Attended, Inputs, Pass, VarlenRows
 from mllm.model.multimodal import MultimodalLM
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, class_features
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.problem import LabelledFeatures
 
 

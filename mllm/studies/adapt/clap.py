@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, class_features
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier
 from mllm.studies.adapt.problem import LabelledFeatures
 from mllm.studies.adapt.prompts import Position, noisy_text_features
@@ -54,12 +54,12 @@ def _with_article(*words: str) -> str:
 
 
 def all_parts(name: str) -> list[PromptParts]:
-    """The parts of each of a class's 480 training prompts."""
+    """List the parts of each of a class's 480 training prompts."""
     return [PromptParts(*words, name) for words in itertools.product(STYLES, IMAGE_TYPES, SIZES, COLORS)]
 
 
 def augmented(parts: PromptParts, rng: random.Random) -> str:
-    """Size and colour each deleted, and the order swapped, with probability a half."""
+    """Delete the size, delete the colour and swap the order, each with probability a half."""
     size = "" if rng.random() < 0.5 else parts.size
     color = "" if rng.random() < 0.5 else parts.color
     return replace(parts, size=size, color=color).text(swapped=rng.random() < 0.5)
@@ -160,7 +160,7 @@ class Clap:
     def _views(
         self, encoder: DualEncoder, names: Sequence[str], rng: random.Random
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [C, P, E] of prompts, and of the same prompts augmented."""
+        """Return features [C, P, E] of prompts, and of the same prompts augmented."""
         parts = [p for name in names for p in rng.sample(all_parts(name), self.prompts_per_class)]
         places = [rng.choice(NOISE_POSITIONS) for _ in parts]
         texts = [augmented(p, rng) for p in parts]
@@ -176,7 +176,7 @@ class Clap:
 
 
 def _infonce(one: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Each of the 2C features has the other of its class as positive and all others as negatives (SimCLR's NT-Xent)."""
+    """Compute SimCLR's NT-Xent: of the 2C features, the other of a class is the positive and all others are negatives."""
     both = torch.cat([one, other])
     logits = (both @ both.T / temperature).fill_diagonal_(float("-inf"))
     return F.cross_entropy(logits, torch.arange(len(both)).roll(len(one)))

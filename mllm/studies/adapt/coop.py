@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier
 from mllm.studies.adapt.problem import LabelledFeatures
 from mllm.studies.adapt.prompts import LearnedPrompts, Position, text_width, word_vectors
@@ -23,15 +23,15 @@ INIT_STD = 0.02
 
 
 def _coop_epochs(shots: int) -> int:
-    """50 for one shot, 100 for up to four, 200 beyond (Zhou et al. 2022, section 4.1)."""
+    """Return 50 for one shot, 100 for up to four, 200 beyond (Zhou et al. 2022, section 4.1)."""
     return 50 if shots <= 1 else 100 if shots <= 4 else 200
 
 
 def _batches(
     count: int, size: int, epochs: int, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """Index batches of all epochs, with the schedule of the authors' configs: one epoch at 1e-5, then a cosine from 0.002,
-    which has an epoch to go at the end."""
+    """Yield index batches of all epochs with their rates, by the authors' configs: one epoch at 1e-5, then a cosine from
+    0.002, which has an epoch to go at the end."""
     for epoch in range(epochs):
         rate = WARMUP_LR if epoch == 0 < epochs - 1 else LR * 0.5 * (1 + math.cos(math.pi * max(0, epoch - 1) / epochs))
         for group in optimizer.param_groups:

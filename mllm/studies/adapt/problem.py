@@ -16,7 +16,7 @@ from mllm.contrastive.data import read_pairs
 from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
 from mllm.files import atomic_file
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LabelledFeatures:
     names: tuple[str, ...]
 
     def of_classes(self, chosen: Sequence[int]) -> "LabelledFeatures":
-        """Those of the chosen classes, relabelled 0, 1, … in that order."""
+        """Select those of the chosen classes, relabelled 0, 1, … in that order."""
         rows = torch.isin(self.labels, torch.tensor(chosen))
         place = torch.full((len(self.names),), -1)
         place[torch.tensor(chosen)] = torch.arange(len(chosen))
@@ -36,7 +36,7 @@ class LabelledFeatures:
         return LabelledFeatures(self.features[rows], place[self.labels[rows]], names)
 
     def shots(self, count: int, seed: int) -> "LabelledFeatures":
-        """`count` images of each class, drawn by the seed. Raises UserError when a class has fewer."""
+        """Draw `count` images of each class, drawn by the seed. Raises UserError when a class has fewer."""
         rng = random.Random(f"{seed}/{count}")
         chosen: list[int] = []
         for label, name in enumerate(self.names):
@@ -47,7 +47,7 @@ class LabelledFeatures:
         return LabelledFeatures(self.features[chosen], self.labels[chosen], self.names)
 
     def base_and_new(self) -> tuple["LabelledFeatures", "LabelledFeatures"]:
-        """The first half of the classes and the second, as CoCoOp splits them (Zhou et al. 2022, arXiv:2203.05557)."""
+        """Return the first half of the classes and the second, as CoCoOp splits them (Zhou et al. 2022, arXiv:2203.05557)."""
         half = (len(self.names) + 1) // 2
         base, new = range(half), range(half, len(self.names))
         if len(new) < 2:
@@ -56,7 +56,7 @@ class LabelledFeatures:
 
 
 def labelled_files(source: Path | str, image_root: Path | str, names: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Images and class indices of a folder of class folders, or of pairs (.jsonl) whose caption is a class's name, with
+    """List images and class indices of a folder of class folders, or of pairs (.jsonl) whose caption is a class's name, with
     or without an article. Raises UserError when a class has no image or the folder has another class."""
     check_classes(names)
     if Path(source).is_dir():
@@ -80,7 +80,7 @@ def encode_labelled(
     encoder: DualEncoder, files: Sequence[Path], labels: Sequence[int], names: Sequence[str], model: str,
     cache: Path | None,
 ) -> LabelledFeatures:  # fmt: skip
-    """Features of labelled images, read from `cache` (a directory) if they are there, else written there.
+    """Read the features of labelled images from `cache` (a directory) if they are there, else compute and write them.
 
     The key of the cache holds the model's name and weights files, image paths, sizes and times: a change computes anew.
     """

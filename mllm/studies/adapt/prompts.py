@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from mllm.errors import UserError
-from mllm.inference.encode import CHUNK, DualEncoder
+from mllm.inference.dual_features import CHUNK, DualEncoder
 
 Position = Literal["end", "middle", "front"]
 
@@ -57,13 +57,13 @@ class LearnedPrompts:
         self.places = torch.tensor(places, dtype=torch.long)  # [C, M]
 
     def _words(self, text: str) -> list[int]:
-        """The ids of a text as they are behind another word: byte-level tokenizers put the space into the token."""
+        """Return the ids of a text as they are behind another word: byte-level tokenizers put the space into the token."""
         tokenizer = self.encoder.tokenizer
         before = tokenizer("a", add_special_tokens=False)["input_ids"]
         return tokenizer(f"a {text}", add_special_tokens=False, verbose=False)["input_ids"][len(before) :]
 
     def _ends(self) -> tuple[list[int], list[int]]:
-        """The special tokens that the tokenizer puts before and after a text."""
+        """Return the special tokens that the tokenizer puts before and after a text."""
         inner = self.encoder.tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = self.encoder.tokenizer("a")["input_ids"]
         start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
@@ -99,7 +99,7 @@ def text_width(encoder: DualEncoder) -> int:
 
 
 def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
-    """The token embeddings [M, W] of a text, to start contexts from; M is the number of its tokens.
+    """Return the token embeddings [M, W] of a text, to start contexts from; M is the number of its tokens.
 
     Raises UserError for an empty text.
     """
@@ -113,7 +113,7 @@ def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
 def noisy_text_features(
     encoder: DualEncoder, texts: Sequence[str], noise_count: int, std: float, position: Position
 ) -> torch.Tensor:
-    """Features [N, E] of texts with `noise_count` Gaussian vectors among their words (CLAP's inserted noise)."""
+    """Return features [N, E] of texts with `noise_count` Gaussian vectors among their words (CLAP's inserted noise)."""
     parts = []
     for start in range(0, len(texts), CHUNK):
         prompts = LearnedPrompts(encoder, texts[start : start + CHUNK], noise_count, position, whole_texts=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mllm.errors import UserError
-from mllm.inference.encode import DualEncoder
+from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.baselines import Classifier, LinearProbe, TipAdapter, ZeroShot
 from mllm.studies.adapt.clap import Clap
 from mllm.studies.adapt.coop import CoCoOp, CoOp
@@ -31,7 +31,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Result:
     """Mean accuracy over seeds, its standard deviation (0 for one seed), and the seconds of a fit."""
 
     method: str
@@ -43,7 +43,7 @@ class Row:
 
 
 def accuracy(classifier: Classifier, test: LabelledFeatures) -> float:
-    """Share of the images whose highest score is their class's. Raises UserError as `Classifier.scores`."""
+    """Return the share of the images whose highest score is their class's. Raises UserError as `Classifier.scores`."""
     scores = classifier.scores(test.features, test.names)
     return (scores.argmax(1) == test.labels).float().mean().item()
 
@@ -56,12 +56,12 @@ def few_shot(
     tests: dict[str, LabelledFeatures],
     shots: Sequence[int],
     seeds: Sequence[int],
-) -> list[Row]:
+) -> list[Result]:
     """Fit on the shots of each count and seed, score on every test set; more than one is the cross-domain protocol.
 
-    A test set that the method can't score (other classes than those of its fit) gets no row.
+    A test set that the method can't score (other classes than those of its fit) gets no result.
     """
-    rows = []
+    results = []
     for count in shots:
         found: dict[str, list[float]] = {}
         started = time.monotonic()
@@ -75,14 +75,14 @@ def few_shot(
                     raise
         for test_name, values in found.items():
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            rows.append(Row(name, count, test_name, statistics.mean(values), spread, took))
-    return rows
+            results.append(Result(name, count, test_name, statistics.mean(values), spread, took))
+    return results
 
 
 def base_to_new(
     name: str, method: Method, encoder: DualEncoder, train: LabelledFeatures, test: LabelledFeatures, shots: int,
     seeds: Sequence[int],
-) -> list[Row]:  # fmt: skip
+) -> list[Result]:  # fmt: skip
     """Fit on the first half of the classes, score on those (`base`) and on the other half (`new`)."""
     base_train, _ = train.base_and_new()
     base, new = test.base_and_new()

@@ -1,8 +1,6 @@
 """Any endpoint that speaks OpenAI's chat completions, asked by the `openai` client."""
 
 import asyncio
-import base64
-import io
 import json
 import logging
 import os
@@ -13,7 +11,7 @@ from typing import Any
 
 from mllm.clients.chat_request import Sampling, encodable, words_of
 from mllm.errors import UserError
-from mllm.media.decode import read_image
+from mllm.media.data_url import thumbnail_url
 from mllm.synthesis.backends.base import (
     Answered,
     Completion,
@@ -129,7 +127,9 @@ class OpenAIBackend:
     async def _messages(self, prompt: Prompt) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = [dict(message) for message in prompt.messages]
         if self._settings.sends_image:
-            url = await asyncio.to_thread(image_url, prompt.context.location, self._settings.image_size_px)
+            url = await asyncio.to_thread(
+                thumbnail_url, prompt.context.location, self._settings.image_size_px, "jpeg", 90
+            )
             text = {"type": "text", "text": messages[-1]["content"]}
             messages[-1]["content"] = [text, {"type": "image_url", "image_url": {"url": url}}]
         return messages
@@ -223,15 +223,6 @@ def at(value: Any, *path: str | int) -> Any:
         except (TypeError, LookupError):
             return None
     return value
-
-
-def image_url(location: str, size_px: int) -> str:
-    """A JPEG data URL of the image, its longer side at most `size_px`. Raises UserError like `read_image`."""
-    image = read_image(location)
-    image.thumbnail((size_px, size_px))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def retry_after_s(headers: Any) -> float | None:

@@ -1,0 +1,125 @@
+"""A dual encoder as a function: images or texts in, normalized features out.
+
+N images or texts, E embedding width.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.ours import model_directory
+from mllm.checkpoint.parts import load_preparer
+from mllm.errors import UserError
+from mllm.media.decode import read_image
+from mllm.media.prepare import Fit, ImagePreparer
+from mllm.model.dual_encoder import MAX_LOG_SCALE, tokenize, too_long
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 128
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """Image and text side of a CLIP or SigLIP, frozen and in evaluation mode."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    preparer: ImagePreparer
+
+    @property
+    def is_siglip(self) -> bool:
+        return self.model.config.model_type == "siglip"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] → float32 [N, E]."""
+        features = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
+        return F.normalize(features.float(), dim=-1).cpu()
+
+    def images(self, paths: Sequence[Path | str]) -> torch.Tensor:
+        """float32 [N, E]; one chunk of images is in memory at a time."""
+        chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+        features = [self.pixels_to_features(torch.stack([self.preparer(read_image(p)) for p in c])) for c in chunks]
+        return torch.cat(features)
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """float32 [N, E]. Raises UserError for an empty text; those too long lose their end and are counted in the log."""
+        for number, text in enumerate(texts, 1):
+            if not text.strip():
+                raise UserError(f"text {number} of {len(texts)} is empty")
+        long = too_long(self.tokenizer, texts)
+        if long:
+            limit = self.tokenizer.model_max_length
+            logger.warning("%d of %d texts are longer than %d tokens and lose their end", long, len(texts), limit)
+        features = []
+        for start in range(0, len(texts), CHUNK):
+            ids, mask = (t.to(self.device) for t in tokenize(self.tokenizer, texts[start : start + CHUNK]))
+            features.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())
+        return F.normalize(torch.cat(features), dim=-1).cpu()
+
+    @property
+    def factor(self) -> float:
+        """What cosines are multiplied by to become logits."""
+        return float(self.model.logit_scale.detach().float().clamp(max=MAX_LOG_SCALE).exp())
+
+    def probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
+        """[N, classes] → the same shape: a softmax over classes, or SigLIP's yes or no for each."""
+        if self.is_siglip:
+            return torch.sigmoid(self.factor * cosines + self.model.logit_bias.detach().cpu())
+        return (self.factor * cosines).softmax(-1)
+
+
+def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
+    """A directory of a `CLIPModel` or `SiglipModel` with tokenizer and image processor, or a finished run's directory.
+
+    fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, cropped for
+    other CLIPs, stretched for other SigLIPs.
+    """
+    model, tokenizer = load_dual(path)
+    directory = model_directory(path)
+    if fit is None:
+        # Written by train_clip; transformers' processor files have no word for padding.
+        ours = (directory / "training_log.json").is_file()
+        fit = "pad" if ours else "stretch" if model.config.model_type == "siglip" else "crop"
+    preparer = load_preparer(str(directory), model.config.vision_config.image_size, fit)
+    model.requires_grad_(False)
+    return DualEncoder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, preparer)
+
+
+def image_files(folder: Path | str) -> list[Path]:
+    """Image files below a folder, by suffix, sorted. Raises UserError when there are none."""
+    if not Path(folder).is_dir():
+        raise UserError(f"image folder {folder} does not exist")
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise UserError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return files
+
+
+def encode_readable(
+    encoder: DualEncoder, paths: Sequence[Path], on_skip: Callable[[Path, str], None]
+) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    """Chunks of paths and their features [N, E]; an unreadable image is given to `on_skip` with the reason."""
+    for start in range(0, len(paths), CHUNK):
+        good, pixels = [], []
+        for path in paths[start : start + CHUNK]:
+            try:
+                pixels.append(encoder.preparer(read_image(path)))
+                good.append(path)
+            except UserError as error:
+                on_skip(path, str(error))
+        if good:
+            yield good, encoder.pixels_to_features(torch.stack(pixels))

@@ -1,0 +1,124 @@
+"""Assembling a model from its parts: every module in its place, and no contents yet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
+
+from mllm.errors import UserError
+from mllm.kernels.choice import Kernel
+from mllm.media.visual import ImageGeometry
+from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.projectors import build_projector
+from mllm.model.settings import ImageSettings, ProjectorSettings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a model is made of. Every format on disk, and the settings of a run, are read into this.
+
+    feature_layer, class_token: as `VisionEncoderSettings` has them.
+    """
+
+    vision_config: PreTrainedConfig
+    feature_layer: int
+    class_token: str
+    projector: ProjectorSettings
+    text_config: PreTrainedConfig
+    image: ImageSettings
+
+    @property
+    def geometry(self) -> ImageGeometry:
+        """Say how many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
+        vision = self.vision_config
+        return encoder_geometry(vision.image_size, vision.patch_size, self.class_token, self.projector.shuffle)
+
+
+def assemble(
+    parts: Parts, image_token_id: int, attention_kernel: Kernel = "segments", neftune_alpha: float = 0.0
+) -> MultimodalLM:
+    """Build the model of `parts`, without low-rank updates; its parameters are float32 and have no contents.
+
+    They are on the meta device; buffers have theirs (`parameters_on_meta`). attention_kernel, neftune_alpha:
+    as `MultimodalLM` takes them. Raises UserError for a part that there is no class for.
+    """
+    family = encoder_family(parts.vision_config.model_type)
+    with parameters_on_meta(), no_init_weights():
+        vision = VisionEncoder(family.model(parts.vision_config), parts.feature_layer, parts.class_token)
+        language_model = _language_model(parts.text_config)
+        text_width = language_model.get_input_embeddings().embedding_dim
+        projector = build_projector(parts.projector, vision.width, text_width)
+    return MultimodalLM(
+        vision,
+        projector,
+        language_model,
+        parts.projector,
+        parts.image,
+        image_token_id,
+        attention_kernel=attention_kernel,
+        neftune_alpha=neftune_alpha,
+    )
+
+
+def _language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        language_model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no language model can be built by a {config.model_type!r} config: {reason}") from None
+    language_model.tie_weights()
+    return language_model
+
+
+def fit_embeddings(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """Lengthen the embedding of a model without contents so that every id of the tokenizer has a row.
+
+    Returns the names of what got longer; their new rows get contents with the others (`Contents.longer`).
+    """
+    before = {name: parameter.shape for name, parameter in language_model.named_parameters()}
+    if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        with parameters_on_meta(), no_init_weights():
+            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return frozenset(name for name, p in language_model.named_parameters() if before.get(name) != p.shape)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Within the block, modules get their parameters on the meta device; buffers get contents, as computed anywhere else."""
+
+    def without_contents(module: nn.Module, name: str, parameter: Any) -> Any:
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(without_contents)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def saved_buffers(model: nn.Module) -> list[tuple[nn.Module, str, torch.Tensor]]:
+    """List module, full name and tensor of the buffers that are part of the state dict."""
+    return [
+        (module, f"{prefix}.{name}" if prefix else name, buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and name not in module._non_persistent_buffers_set
+    ]
+
+
+def saved_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Map name → shape of what a model's files hold: its parameters, tied ones once, and the buffers that are saved.
+
+    A 4-bit weight has the shape of its bytes.
+    """
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    return shapes | {name: buffer.shape for _, name, buffer in saved_buffers(model)}

@@ -1,0 +1,146 @@
+"""What learns: one function freezes, adds LoRA, and reports; another holds the report against the policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from mllm.errors import UserError
+from mllm.model.encoders import layer_index
+from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
+from mllm.model.multimodal import MultimodalLM
+from mllm.model.quantized_layers import quantized_size
+from mllm.model.settings import TrainableSettings
+
+PARTS = ("vision_encoder", "projector", "language_model")
+ADAPTED = ("lora", "dora", "qlora")
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """Parameters of one part: all, those that learn, and in which manner. A 4-bit weight counts as one parameter."""
+
+    part: str
+    total: int
+    trainable: int
+    kind: str = ""
+
+
+def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCount]:
+    """Set `requires_grad` as the policy says (adding LoRA if asked and not there yet); returns counts by part.
+
+    Updates that the model brings along go on learning if the policy asks for the same, and are merged otherwise.
+    """
+    wanted = wanted_adapters(policy)
+    for part, settings in SETTINGS_OF_PART.items():
+        if part in model.adapters and model.adapters[part] != wanted.get(part):
+            merge_lora(model, part)
+        if part in wanted and part not in model.adapters:
+            add_lora(model, getattr(policy, settings), part, getattr(policy, part))
+    _check_first_layer(model, policy)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for part in PARTS:
+        kind = getattr(policy, part)
+        for name, parameter in getattr(model, part).named_parameters():
+            if kind == "full" or (kind in ADAPTED and "lora_" in name):
+                parameter.requires_grad_(True)
+    if policy.token_embeddings == "frozen":
+        for parameter in token_embeddings(model):
+            parameter.requires_grad_(False)
+    for parameter in [*model.vision_encoder.unused_parameters(), *_early_parameters(model, policy)]:
+        parameter.requires_grad_(False)
+    check_policy(model, policy)
+    return count_parameters(model, policy)
+
+
+def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
+    """Map part → kind and settings of the low-rank updates that the policy asks for, as `MultimodalLM.adapters` has them."""
+    return {
+        part: {"kind": getattr(policy, part), **getattr(policy, settings).model_dump(mode="json")}
+        for part, settings in SETTINGS_OF_PART.items()
+        if getattr(policy, part) in ADAPTED
+    }
+
+
+def token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:
+    """Return the weights that turn tokens into features and back; one where the two are tied."""
+    language_model = model.language_model
+    return [*language_model.get_input_embeddings().parameters(), *language_model.get_output_embeddings().parameters()]
+
+
+def _check_first_layer(model: MultimodalLM, policy: TrainableSettings) -> None:
+    first, used = policy.vision_encoder_from_layer, model.vision_encoder.used_layers
+    if first is not None and first >= used:
+        raise UserError(
+            f"trainable.vision_encoder_from_layer is {first}, but the features come from layers 0 to {used - 1} of "
+            "the encoder: none would learn"
+        )
+
+
+def _early_parameters(model: MultimodalLM, policy: TrainableSettings) -> list[nn.Parameter]:
+    """List the parameters of the encoder below the first layer that learns."""
+    first = policy.vision_encoder_from_layer
+    if first is None:
+        return []
+    named = model.vision_encoder.model.named_parameters()
+    return [parameter for name, parameter in named if layer_index(name) < first and "post_layernorm" not in name]
+
+
+def count_parameters(model: MultimodalLM, policy: TrainableSettings | None = None) -> list[PartCount]:
+    """Counts by part, on whichever ZeRO stage; with `policy`, how each part learns."""
+    out = []
+    for part in PARTS:
+        parameters = list(getattr(model, part).parameters())
+        sizes = [(_size(p), p.requires_grad) for p in parameters]
+        kind = "" if policy is None else _kind(policy, part)
+        out.append(PartCount(part, sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns), kind))
+    return out
+
+
+def _size(parameter: nn.Parameter) -> int:
+    return quantized_size(parameter) or int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _kind(policy: TrainableSettings, part: str) -> str:
+    kind = getattr(policy, part)
+    if kind in ADAPTED:
+        return f"{kind}, rank {getattr(policy, SETTINGS_OF_PART[part]).rank}"
+    if part == "vision_encoder" and policy.vision_encoder_from_layer is not None:
+        return f"full from layer {policy.vision_encoder_from_layer}"
+    if part == "language_model" and kind == "full" and policy.token_embeddings == "frozen":
+        return "full but embeddings"
+    return kind
+
+
+def check_policy(model: MultimodalLM, policy: TrainableSettings) -> None:
+    """Raise RuntimeError if any parameter learns that the policy freezes, or the reverse."""
+    embeddings = {id(p) for p in token_embeddings(model)} if policy.token_embeddings == "frozen" else set()
+    outside = {id(p) for p in [*model.vision_encoder.unused_parameters(), *_early_parameters(model, policy)]}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        wanted = getattr(policy, part)
+        if parameter.requires_grad and id(parameter) in embeddings:
+            raise RuntimeError(f"{name} would learn, but trainable.token_embeddings is frozen")
+        named = wanted == "full" or (wanted in ADAPTED and "lora_" in name)
+        expected = named and id(parameter) not in embeddings | outside
+        if parameter.requires_grad != expected:
+            learns = "would learn" if parameter.requires_grad else "would not learn"
+            raise RuntimeError(f"{name} {learns}, but trainable.{part} is {wanted}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UserError("trainable: every part is frozen, so there is nothing to train")
+
+
+def policy_table(counts: list[PartCount], rates: Mapping[str, tuple[float, float]] | None = None) -> str:
+    """Write the counts as lines of text; `rates`: part → (learning rate, weight decay) of its parameters that learn."""
+    heads = f"{'learning rate':>15}{'weight decay':>14}" if rates else ""
+    rows = [f"{'part':<16}{'learns':<22}{'parameters':>16}{'trainable':>16}{heads}"]
+    for count in counts:
+        rate = ""
+        if rates and count.trainable:
+            lr, decay = rates[count.part]
+            rate = f"{lr:>15g}{decay:>14g}"
+        rows.append(f"{count.part:<16}{count.kind:<22}{count.total:>16,}{count.trainable:>16,}{rate}")
+    total, trainable = sum(c.total for c in counts), sum(c.trainable for c in counts)
+    return "\n".join([*rows, f"{'all':<38}{total:>16,}{trainable:>16,}"])

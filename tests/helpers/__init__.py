@@ -1,0 +1,1 @@
+"""What tests share: tiny models, runs, launches, servers, and files shaped as official releases."""
