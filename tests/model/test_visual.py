@@ -21,7 +21,7 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
 from mllm.media.visual import WHOLE, Crop, ImageGeometry, Size, Visual
-from mllm.model.policy import apply_policy
+from mllm.model.trainable import apply_policy
 from mllm.model.projectors import MlpProjector, pixel_shuffle
 from mllm.model.settings import TrainableSettings
 from tests.helpers.tiny import save_image, tiny_settings
