@@ -5,12 +5,13 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mllm.errors import UserError
+from mllm.foreign_keys import OURS
 
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
@@ -59,9 +60,12 @@ ExpandedPath = Annotated[Path, AfterValidator(lambda path: Path(_of_settings(str
 
 
 class Settings(BaseModel):
-    """Base of every settings class: an unknown key is an error, and values don't change after loading."""
+    """Base of every settings class: an unknown key is an error, and values don't change after loading.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The string below a field describes it, in schemas and in the reference.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Settings)
@@ -144,10 +148,7 @@ def _describe(cls: type[BaseModel], item: Any, origin: str) -> str:
     where = _location(origin, path)
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
-        choices = _fields_at(cls, path[:-1])
-        close = difflib.get_close_matches(path[-1], choices, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"{where}: unknown key {key!r}; {hint}keys here: {', '.join(choices)}"
+        return f"{where}: unknown key {key!r}; {_hint(cls, path)}"
     if item["type"] == "missing":
         return f"{where}: missing key {key!r}"
     return f"{where}: {key}: {item['msg']} (got {item['input']!r})" if key else f"{where}: {item['msg']}"
@@ -173,20 +174,43 @@ def _location(origin: str, path: list[str]) -> str:
     return f"{origin}:{line}" if line else origin
 
 
-def _fields_at(cls: type[BaseModel], path: list[str]) -> list[str]:
-    """The names of the fields of the settings class that `path` leads to."""
-    current: Any = cls
+def _hint(cls: type[BaseModel], path: list[str]) -> str:
+    """What an unknown key is here: our name for another framework's, its place elsewhere, or the keys of its group."""
+    name, known = path[-1], _keys_below(cls)
+    ours = OURS.get(name, "")
+    if re.split("[: ]", ours)[0] in known:
+        return f"here it is {ours}"
+    places = [key for key in known if key.rpartition(".")[2] == name]
+    if len(places) == 1:
+        return f"here it is {places[0]}"
+    choices = sorted({field for group in _groups_at(cls, path[:-1]) for field in group.model_fields})
+    close = difflib.get_close_matches(name, choices, n=1)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"keys here: {', '.join(choices)}"
+
+
+def _keys_below(cls: type[BaseModel]) -> list[str]:
+    """Every key of `cls`, those of groups in groups with dots between."""
+    keys = []
+    for name, field in cls.model_fields.items():
+        keys += [name, *(f"{name}.{key}" for group in _groups_of(field.annotation) for key in _keys_below(group))]
+    return keys
+
+
+def _groups_at(cls: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
+    """The settings classes that `path` may lead to: several where it leads to one of several kinds."""
+    groups = [cls]
     for part in path:
-        if part.isdigit():
-            continue
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        nested = [a for a in _flatten_annotation(field.annotation) if hasattr(a, "model_fields")]
-        if not nested:
-            return []
-        current = nested[0]
-    return sorted(getattr(current, "model_fields", {}))
+        fields = [group.model_fields[part] for group in groups if part in group.model_fields]
+        if fields:
+            groups = [group for field in fields for group in _groups_of(field.annotation)]
+        else:  # the place in a list, or the kind of a group, which one of its fields names
+            kinds = [g for g in groups if any(part in get_args(f.annotation) for f in g.model_fields.values())]
+            groups = kinds or groups
+    return groups
+
+
+def _groups_of(annotation: Any) -> list[type[BaseModel]]:
+    return [kind for kind in _flatten_annotation(annotation) if hasattr(kind, "model_fields")]
 
 
 def _flatten_annotation(annotation: Any) -> list[Any]:

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-GROUND = {"console", "errors", "registry", "outputs", "files", "settings", "html"}
+GROUND = {"console", "errors", "foreign_keys", "registry", "outputs", "files", "settings", "html"}
 FIRST = GROUND | {"batch", "clients", "conversation", "kernels", "media"}
 SECOND = FIRST | {"processor", "model"}
 THIRD = SECOND | {"checkpoint", "data"}
@@ -14,11 +14,12 @@ SIXTH = FIFTH | {"contrastive", "finetune"}
 ALLOWED = {
     "console": set(),
     "errors": set(),
+    "foreign_keys": set(),
     "registry": {"errors"},
     "outputs": {"errors"},
     "files": {"errors", "outputs"},
     "html": {"files"},
-    "settings": {"errors"},
+    "settings": {"errors", "foreign_keys"},
     "batch": set(),
     "clients": GROUND,
     "conversation": GROUND,
@@ -37,6 +38,7 @@ ALLOWED = {
     "studies": SIXTH,
     "commands": SIXTH | {"studies"},
     "cli": None,
+    "__main__": None,
     "__init__": None,
 }
 

@@ -9,17 +9,17 @@ import pytest
 from rich.table import Table
 
 from mllm.cli import build_parser
-from mllm.commands.shared import run_command, settings_parser
+from mllm.commands.shared import run_command
 from mllm.console import report_console
 
 GIVEN = ["--set", "a.b=1", "c=2", "--set", "d=x"]
 
 
 @pytest.mark.parametrize(
-    ("parser", "arguments"),
-    [(settings_parser("test", "test"), ["--config", "c.yaml"]), (build_parser(), ["synth", "synth.yaml"])],
+    "arguments", [["train", "c.yaml"], ["clip", "train", "--config", "c.yaml"], ["synth", "s.yaml"]]
 )
-def test_set_takes_several_settings_and_may_be_repeated(parser, arguments):
+def test_set_takes_several_settings_and_may_be_repeated(arguments):
+    parser = build_parser()
     assert parser.parse_args([*arguments, *GIVEN]).overrides == ["a.b=1", "c=2", "d=x"]
     assert parser.parse_args(arguments).overrides == []
 

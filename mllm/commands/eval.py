@@ -1,4 +1,4 @@
-"""The arguments and the work of `mllm eval` and `eval/run.py`."""
+"""`mllm eval`: a model's scores on benchmarks."""
 
 import argparse
 import math
@@ -8,85 +8,132 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mllm.clients.chat_request import MaxTokensName, Sampling
+from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
 from mllm.settings import expanded_benchmark, expanded_path
 
 
-def add_eval_arguments(parser: argparse.ArgumentParser) -> None:
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        run,
+        "Score a model on benchmarks, beside the same questions with the image withheld and swapped, and write a report.",
+        "mllm eval runs/demo/stage2 --benchmarks easyvqa,clipart --limit 200",
+        "mllm eval runs/demo/stage2 --benchmarks questions.jsonl:vqa",
+        "mllm eval openai:gpt-4o --base-url https://api.openai.com/v1 --benchmarks pope --data data --output runs/gpt-4o",
+        "torchrun --nproc_per_node 8 -m mllm eval runs/demo/stage2 --benchmarks pope --data data",
+        "mllm eval --list",
+    )
+    add_one(parser, "model", f"{A_MODEL}, or openai:NAME for a model behind an endpoint.")
+    _add_benchmarks(parser)
+    _add_asking(parser)
+    _add_endpoint(parser)
+
+
+def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
-        help="names, separated by commas; NAME@SOURCE is read from a data set of the hub (its id, or a copy of its files), "
-        "FILE.jsonl or FILE.jsonl:METRIC are your own questions",
+        help="Names of benchmarks, with commas between. NAME@SOURCE is read from a data set of the hub (its id, or a copy "
+        "of its files); FILE.jsonl or FILE.jsonl:METRIC are your own questions.",
+    )
+    parser.add_argument("--list", action="store_true", help="List the benchmarks, and say where to get them.")
+    parser.add_argument(
+        "--data",
+        type=expanded_path,
+        default=Path("runs/demo/data"),
+        metavar="DIR",
+        help="Directory where the benchmarks' files lie (default: %(default)s).",
     )
     parser.add_argument(
-        "--data", type=expanded_path, default=Path("runs/demo/data"), help="where the benchmarks' files lie"
+        "--output",
+        type=expanded_path,
+        metavar="DIR",
+        help="Directory for results.json, answers.jsonl and report.html. MODEL/eval by default.",
     )
     parser.add_argument(
-        "--output", type=expanded_path, help="where results.json and answers.jsonl go (default: MODEL/eval)"
-    )
-    parser.add_argument("--limit", type=at_least_1, help="questions per benchmark")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=at_least_1, default=32)
-    parser.add_argument("--base-url", help="of an OpenAI-compatible endpoint, for a MODEL openai:NAME")
-    parser.add_argument(
-        "--concurrency", type=at_least_1, default=8, help="requests to an endpoint that are under way at a time"
+        "--limit",
+        type=at_least_1,
+        metavar="N",
+        help="Number of questions of each benchmark. By default the benchmark's own number, which is mostly all.",
     )
     parser.add_argument(
-        "--max-tokens-name",
-        choices=get_args(MaxTokensName),
-        default="max_tokens",
-        help="what an endpoint calls the limit of an answer's tokens; newer models of OpenAI want the second",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=temperature,
-        default=0.0,
-        help="of an endpoint's answers; null: not sent, for models that refuse 0, and its answers may vary",
-    )
-    parser.add_argument(
-        "--thinking-tokens",
+        "--seed",
         type=int,
         default=0,
-        help="that an endpoint's answer may have beyond a benchmark's limit, for models whose reasoning counts",
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="of the weights; auto: bfloat16 on a GPU that has it, float32 elsewhere (results.json says which)",
+        help="Seed of which questions are asked, which images are swapped and of the intervals (default: %(default)s).",
     )
     parser.add_argument(
         "--on-missing",
         choices=["error", "skip"],
         default="error",
-        help="questions whose image isn't there: end before anything is asked, or list and leave out",
+        help="What to do about questions whose image isn't there: error ends before anything is asked, skip lists and "
+        "leaves them out (default: %(default)s).",
     )
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--batch-size",
+        type=at_least_1,
+        default=32,
+        metavar="N",
+        help="Number of questions that are answered together (default: %(default)s).",
+    )
+    add_dtype(parser)
     parser.add_argument(
         "--choice-by",
         choices=["generation", "likelihood"],
         default="generation",
-        help="multiple choice: what the model writes, or the likeliest of the options",
+        help="How multiple choice is answered: by what the model writes, or by the likeliest of the options "
+        "(default: %(default)s).",
     )
-    parser.add_argument("--list", action="store_true", help="say which benchmarks there are, and where to get them")
 
 
-def at_least_1(text: str) -> int:
-    """Of a count. Raises ArgumentTypeError, of which argparse makes a line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
+def _add_endpoint(parser: argparse.ArgumentParser) -> None:
+    endpoint = parser.add_argument_group("settings of an endpoint, for a MODEL openai:NAME")
+    endpoint.add_argument("--base-url", metavar="URL", help="Address of the OpenAI-compatible endpoint.")
+    endpoint.add_argument(
+        "--concurrency",
+        type=at_least_1,
+        default=8,
+        metavar="N",
+        help="Number of requests under way at a time (default: %(default)s).",
+    )
+    endpoint.add_argument(
+        "--max-tokens-name",
+        choices=get_args(MaxTokensName),
+        default="max_tokens",
+        help="What the endpoint calls the limit of an answer's tokens; newer models of OpenAI want the second "
+        "(default: %(default)s).",
+    )
+    endpoint.add_argument(
+        "--temperature",
+        type=temperature,
+        default=0.0,
+        help="Temperature of sampling; null leaves it out, for models that refuse 0, whose answers may then vary "
+        "(default: %(default)s).",
+    )
+    endpoint.add_argument(
+        "--thinking-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Number of tokens that an answer may have beyond a benchmark's limit, for models whose reasoning counts "
+        "(default: %(default)s).",
+    )
 
 
 def temperature(text: str) -> float | None:
-    """Of `--temperature`; None for `null`. Raises ValueError, of which argparse makes a line."""
+    """Parse a temperature, or None for `null`; argparse shows the ValueError as one line."""
     value = None if text == "null" else float(text)
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise ValueError
     return value
 
 
-def run_eval(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Raises UserError when model or benchmarks are missing, unknown or not on disk."""
+    options.model = one_of(options, "model")
     if options.list:
         list_benchmarks()
         return

@@ -1,14 +1,16 @@
-"""What every command shares: its parser, `--config` and `--set`, logging, and one clear line for a user's mistake."""
+"""What every command shares: the form of its help, logging, and one clear line for a user's mistake."""
 
 import argparse
+import difflib
 import errno
 import logging
 import os
+import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Collection, Sequence
+from typing import NoReturn
 
 from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, TimeIsUp, UserError
 from mllm.files import DISK_IS_FULL
@@ -17,6 +19,19 @@ EXIT_INTERRUPTED = 130
 # What a place, and no mistake of ours, is the cause of.
 OF_THE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 EXIT_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: try again later
+HELP_COLUMNS = 100
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps prose, and leaves headings and indented lines (examples, tables) as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=min(HELP_COLUMNS, shutil.get_terminal_size().columns - 2))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        wrap = super()._fill_text
+        lines = text.splitlines()
+        return "\n".join(wrap(line, width, indent) if line[:1].strip() and line[-1] != ":" else line for line in lines)
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -28,46 +43,73 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="override settings, such as optim.lr=1e-5 train.epochs=2",
+        help="Override settings of the config, such as optim.lr=1e-5 train.epochs=2. Repeatable.",
     )
 
 
-def settings_parser(description: str, example: str) -> argparse.ArgumentParser:
-    """A parser with `--config FILE`, `--set a.b=c` and the launcher's `--local_rank`."""
-    parser = argparse.ArgumentParser(
-        description=description, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML settings")
-    add_overrides(parser)
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    return parser
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """`arguments` without the `--local_rank=N` that launchers put in front; ranks are read from the environment."""
+    return [word for word in arguments if not word.startswith(("--local_rank=", "--local-rank="))]
 
 
-def subparser(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-) -> argparse.ArgumentParser:
-    """A subcommand whose --help ends with an example, and which calls `run`."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, help=summary, epilog=f"example:\n  {example}", formatter_class=formatter)
-    parser.set_defaults(run=run)
-    return parser
+def check_command(words: Sequence[str], names: Collection[str]) -> None:
+    """Raise UserError, with the nearest name, when the first of `words` is a command that isn't among `names`."""
+    if words and not words[0].startswith("-") and words[0] not in names:
+        close = difflib.get_close_matches(words[0], names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown command {words[0]!r}; {hint}`mllm --help` lists the commands")
 
 
-def configure_logging() -> None:
-    """Log lines to stderr: everything of ours on rank 0, only errors elsewhere."""
+def check_all_known(options: argparse.Namespace, unknown: Sequence[str]) -> None:
+    """Raise UserError for arguments that no parser knew, naming our setting where it is another framework's option."""
+    if not unknown:
+        return
+    if hasattr(options, "overrides"):
+        from mllm.foreign_keys import OURS
+
+        for word in unknown:
+            name = word.partition("=")[0].lstrip("-").replace("-", "_")
+            if word.startswith("--") and name in OURS:
+                raise UserError(
+                    f"unknown option --{name}; here it is the setting {OURS[name]}, given by --set KEY=VALUE"
+                )
+    raise UserError(f"unknown argument {' '.join(unknown)}; `--help` lists those of the command")
+
+
+def is_verbose() -> bool:
+    """Whether the log lines of libraries are wanted: `--verbose`, or MLLM_VERBOSE in the environment."""
+    return os.environ.get("MLLM_VERBOSE", "0") not in ("", "0")
+
+
+def configure_logging(verbose: bool = False) -> None:
+    """Log lines to stderr: everything of ours on rank 0, only errors elsewhere, and of libraries what a user can act on.
+
+    With `verbose`, or MLLM_VERBOSE=1 in the environment, which processes that are started inherit: whatever libraries say.
+    """
+    if verbose:
+        os.environ["MLLM_VERBOSE"] = "1"
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("mllm").setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not is_verbose():
+        _quieten_libraries()
+
+
+def _quieten_libraries() -> None:
+    """By the environment where they read it when they are imported, so that nothing is imported for it."""
+    # Their bars and reports of unused text weights drown our own lines.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # peft imports bitsandbytes, which warns of a kernel package that only 4-bit weights on a CPU would want.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # DeepSpeed's logger gets its level when it is imported, so its lines are dropped by a filter.
+    logging.getLogger("DeepSpeed").addFilter(_is_error)
     # DeepSpeed calls collectives by names that torch deprecates: a line a step that no user can act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    from transformers.utils import logging as transformers_logging
 
-    # Its bars and its reports of unused text weights drown our own lines.
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def wait_without_spinning() -> None:

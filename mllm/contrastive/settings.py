@@ -10,14 +10,14 @@ from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettin
 
 
 class CaptionNoiseSettings(Settings):
-    """Shares of the training captions that are spoilt, as alt-text of the web is (ALIGN; Jia et al. 2021).
-
-    mismatched: belongs to another image. truncated: only its first half of words. boilerplate: says nothing of any image.
-    """
+    """Shares of the training captions that are spoilt, as alt-text of the web is (ALIGN; Jia et al. 2021)."""
 
     mismatched: float = Field(default=0.0, ge=0, le=1)
+    """Share of captions that are replaced by another image's, from 0 to 1. 0 by default."""
     truncated: float = Field(default=0.0, ge=0, le=1)
+    """Share of captions that keep only the first half of their words, from 0 to 1. 0 by default."""
     boilerplate: float = Field(default=0.0, ge=0, le=1)
+    """Share of captions that are replaced by words which say nothing of any image, from 0 to 1. 0 by default."""
 
     @model_validator(mode="after")
     def _at_most_all(self) -> "CaptionNoiseSettings":
@@ -27,41 +27,54 @@ class CaptionNoiseSettings(Settings):
 
 
 class ClipDataSettings(Settings):
-    """`pairs` and `heldout`: JSON lines of `{"image", "caption"}`, image paths relative to `image_root`.
-
-    max_pairs: train on so many of the pairs, drawn by the seed. noise spoils training captions, never held-out ones.
-    """
+    """Pairs of an image and a caption."""
 
     pairs: PathText
+    """JSON lines {"image": …, "caption": …} to train on."""
     heldout: PathText | None = None
+    """JSON lines of pairs whose recall is measured at the end. None by default."""
     image_root: PathText
+    """Directory that image paths start from."""
     max_pairs: int | None = Field(default=None, ge=2)
+    """Number of pairs to train on, drawn by the seed. None, the default, takes all."""
     noise: CaptionNoiseSettings = CaptionNoiseSettings()
+    """How training captions are spoilt; held-out ones never are. They aren't by default."""
 
 
 class ContrastiveLossSettings(Settings):
-    """infonce: symmetric, one positive a query (CLIP). multi_positive: every pair of the same words or the same image is
-    one. sigmoid: each pair a yes/no question (SigLIP).
-
-    grad_cache: features of `train.micro_batch_size` pairs at a time, loss over the whole batch (Gao et al. 2021): the
-    full batch's gradient in a small batch's memory, for one more forward.
-    """
+    """The contrastive loss."""
 
     kind: Literal["infonce", "multi_positive", "sigmoid"] = "infonce"
+    """The loss: `infonce` (the default) is symmetric, with one positive a query (CLIP); in `multi_positive`, every
+    pair of the same words or the same image is one; `sigmoid` asks a yes/no question of each pair (SigLIP).
+    """
     grad_cache: bool = False
+    """Whether features are computed `train.micro_batch_size` pairs at a time, with the loss over the whole batch (Gao
+    et al. 2021): the full batch's gradient in a small batch's memory, for one more forward pass. False by default.
+    """
 
 
 class ContrastiveSettings(Settings):
-    """Everything `train/contrastive.py` reads."""
+    """Everything that `mllm clip train` reads."""
 
     run_dir: PathText
+    """Directory of the run: config, metrics, checkpoints, and final/ at its end. A run that was stopped goes on from
+    it.
+    """
     seed: int = 0
+    """Seed of the order of pairs, of new weights and of noise. 0 by default."""
     model: ClipModelSettings = ClipModelSettings()
+    """The dual encoder."""
     data: ClipDataSettings
+    """Which pairs are trained on."""
     loss: ContrastiveLossSettings = ContrastiveLossSettings()
+    """Which loss is computed, and how."""
     optim: OptimizerSettings
+    """The optimizer and the schedule of its rate."""
     train: LoopSettings = LoopSettings()
+    """How long the run trains, in what portions and precision, and when it is saved."""
     engine: EngineSettings = EngineSettings()
+    """Which engine computes the steps, over how many processes."""
 
     @model_validator(mode="after")
     def _one_loss_a_batch(self) -> "ContrastiveSettings":

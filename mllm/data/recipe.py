@@ -17,26 +17,36 @@ from mllm.settings import PathText, Settings, load_settings
 
 
 class SourceSettings(Settings):
-    """One file of samples, or several of one kind.
-
-    path: a file or a pattern such as `shards/*.tar` (its files are taken in the order of their names); weight: share of
-    its samples that an epoch visits (2.5 = every sample twice and half of them a third time); count: the same as a
-    number; kinds, origins: keep only samples of these kinds, of these sources (as the samples name them); phase: an epoch
-    visits sources of a lower phase first, those of one phase shuffled together (a curriculum).
-    stream: read the files as training goes on, with no index; `path` may then be a URL, an epoch visits `count` samples,
-    and each `shuffle_buffer` in succession are shuffled among themselves.
-    """
+    """One file of samples, or several of one kind."""
 
     path: PathText
+    """A file, or a pattern such as `shards/*.tar`, whose files are taken in the order of their names. With `stream`,
+    it may be a URL.
+    """
     reader: str = "messages"
+    """What the records of the file mean. `messages`, the default, is our own form; an unknown name
+    lists the readers.
+    """
     image_root: PathText = "."
+    """Directory that image paths start from. The working directory by default."""
     weight: float = Field(default=1.0, gt=0)
+    """Share of the source's samples that an epoch visits: 2.5 is every sample twice and half of them a third time. 1
+    by default.
+    """
     count: int | None = Field(default=None, ge=1)
+    """Number of samples that an epoch visits, in place of `weight`. None by default."""
     kinds: tuple[str, ...] | None = None
+    """Kinds of samples that are kept, as the samples name them. None, the default, keeps all."""
     origins: tuple[str, ...] | None = None
+    """Origins of samples that are kept, as the samples name them. None, the default, keeps all."""
     phase: int = Field(default=0, ge=0)
+    """Number of the phase of an epoch in which the source is visited: lower ones come first, and sources of one phase
+    are shuffled together (a curriculum). 0 by default.
+    """
     stream: bool = False
+    """Whether the files are read as training goes on, with no index; `count` is then needed. False by default."""
     shuffle_buffer: int = Field(default=4096, ge=1)
+    """Number of samples in succession that are shuffled among themselves in a stream. 4096 by default."""
 
     @model_validator(mode="after")
     def _a_stream_has_a_count(self) -> "SourceSettings":
@@ -60,12 +70,16 @@ class SourceSettings(Settings):
 
 
 class RecipeSettings(Settings):
-    """A mixture of sources. `licence` and `stage` are for the reader of the file."""
+    """A mixture of sources."""
 
     name: str
+    """Name of the mixture, for logs and reports."""
     stage: Literal["align", "instruct", "any"] = "any"
+    """What the mixture is meant for, `align`, `instruct` or `any` (the default). Nothing depends on it."""
     licence: str = ""
+    """Licence of the data, for whoever reads the file. Empty by default."""
     sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    """The sources."""
 
 
 def load_recipe(path: str) -> RecipeSettings:

@@ -16,9 +16,9 @@ from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
-from mllm.media.data_url import data_url, data_url_bytes, is_data_url
 from mllm.media.decode import DEFAULT_LIMITS, read_image
 from mllm.media.ref import ImageSource
+from mllm.media.remote import data_url, data_url_bytes, is_data_url
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 

@@ -8,53 +8,72 @@ from mllm.settings import PathText, Settings
 
 
 class VisionEncoderSettings(Settings):
-    """Where the encoder comes from and which of its features are used.
-
-    `feature_layer` indexes the hidden states as transformers returns them (0 = embeddings, -1 = last layer, -2 as in
-    LLaVA-1.5). `class_token: keep` hands the class token on as one more image token.
-    """
+    """The vision encoder, and which of its features are used."""
 
     path: PathText
+    """A directory or hub id of a CLIP or SigLIP, or a model directory of ours, whose encoder is taken."""
     feature_layer: int = -2
+    """Index of the hidden states that are used, as transformers returns them: 0 is the embeddings, -1 the last layer.
+    The default, -2, is LLaVA-1.5's.
+    """
     class_token: Literal["drop", "keep"] = "drop"
+    """What becomes of the encoder's class token: `drop` (the default), or `keep`, which hands it on as one more image
+    token.
+    """
 
 
 class ProjectorSettings(Settings):
-    """Which projector, and how many square patches it merges (`shuffle` 2: 2×2 patches become one image token).
-
-    `calibration_images`: so many training images set the scale that a new projector starts from (0: none, as in LLaVA).
-    """
+    """The projector, from image features to the language model's embeddings."""
 
     kind: str = "mlp2x_gelu"
+    """Name of the projector, such as `linear`, or `mlp2x_gelu`, which is the default and LLaVA-1.5's. An unknown name
+    lists them.
+    """
     shuffle: int = Field(default=1, ge=1)
+    """Side of the square of patches that become one image token: 2 merges 2×2 patches. The default, 1, merges none."""
     calibration_images: int = Field(default=0, ge=0)
+    """Number of training images that set the scale which a new projector starts from. The default, 0, leaves its
+    random weights as they are, as LLaVA did.
+    """
 
 
 class LanguageModelSettings(Settings):
-    """A causal language model of transformers, or a model directory of ours, whose language model is taken."""
+    """The language model."""
 
     path: PathText
+    """A directory or hub id of a causal language model of transformers, or a model directory of ours, whose language
+    model is taken.
+    """
 
 
 class ImageSettings(Settings):
-    """How an image is made to fit the encoder's square input.
-
-    `pad` centres it on a square of the encoder's mean colour (LLaVA-1.5 stage 2), `crop` scales the short side and cuts
-    the middle (stage 1, CLIP's own), `stretch` ignores the aspect ratio.
-    """
+    """How images are prepared for the encoder."""
 
     fit: Literal["pad", "crop", "stretch"] = "pad"
+    """How an image becomes square: `pad` (the default; LLaVA-1.5 stage 2) centres it on the encoder's mean colour,
+    `crop` (stage 1, CLIP) scales the short side and cuts the middle, `stretch` ignores the aspect ratio.
+    """
 
 
 class ModelSettings(Settings):
-    """Either `init_from` (a checkpoint of ours) or all three parts."""
+    """The model that a run begins with: a saved one (`init_from`), or parts."""
 
     init_from: PathText | None = None
+    """A model directory of ours that the run begins with. It brings the encoder, the projector and
+    the language model.
+    """
     vision_encoder: VisionEncoderSettings | None = None
+    """The vision encoder. Needed unless `init_from` is given."""
     projector: ProjectorSettings = ProjectorSettings()
+    """The projector. Ignored where `init_from` brings one."""
     language_model: LanguageModelSettings | None = None
+    """The language model. Needed unless `init_from` is given."""
     image: ImageSettings = ImageSettings()
+    """How images become the encoder's input."""
     prompt_format: str = "vicuna_v1"
+    """How a conversation becomes text: a name such as `plain`, `vicuna_v1` (the default) or `chatml`, or `native` for
+    the language model's own chat template. It is saved with the model.
+    """
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSettings":
@@ -67,17 +86,21 @@ class ModelSettings(Settings):
 
 
 class LoraSettings(Settings):
-    """Low-rank updates (LLaVA-1.5: rank 128, alpha 256, dropout 0.05).
-
-    `targets`: patterns of module names within the part, where `*` stands for anything; a pattern may leave out the
-    beginning of the path (`q_proj`, `layers.1?.self_attn.*`). Empty, or `all-linear` as peft calls it: every linear layer
-    but the language model's head.
-    """
+    """Low-rank updates (Hu et al. 2022)."""
 
     rank: int = Field(default=128, ge=1)
+    """Rank of the updates. The default, 128, is LLaVA-1.5's."""
     alpha: float = Field(default=256, gt=0)
+    """Scale of the updates, which are multiplied by alpha / rank. The default, 256, is LLaVA-1.5's."""
     dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the inputs of the updates that is dropped while training, from 0 to below 1. The default, 0.05, is
+    LLaVA-1.5's.
+    """
     targets: tuple[str, ...] = ()
+    """Patterns of the names of the layers that are updated, where `*` stands for anything; the beginning of a name may
+    be left out (`q_proj`, `layers.1?.self_attn.*`). Empty (the default) or `all-linear`: every linear layer but the
+    language model's head.
+    """
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -86,23 +109,29 @@ class LoraSettings(Settings):
 
 
 class TrainableSettings(Settings):
-    """What learns, part by part: `docs/parameter_policies.md` tells when to take which.
-
-    `lora`: low-rank updates (Hu et al. 2022). `dora`: also a magnitude per output (Liu et al. 2024). `qlora`: the part's
-    linear layers in 4 bits (nf4, double quantization; Dettmers et al. 2023) under low-rank updates.
-    `vision_encoder_from_layer`: with `vision_encoder: full`, encoder layers of a lower index and the patch embedding
-    stay frozen. `token_embeddings: frozen` keeps a fully trained language model's input and output embeddings as they
-    are: in a small model they are a quarter of the weights, and a step's dense gradient for them costs more than it
-    teaches. `lora` shapes the updates of the language model, `vision_encoder_lora` those of the encoder.
-    """
+    """Which parts learn, and how. `docs/parameter_policies.md` tells when to take which."""
 
     vision_encoder: Literal["frozen", "full", "lora"] = "frozen"
+    """How the encoder learns: `frozen` (the default), `full`, or `lora` (low-rank updates)."""
     vision_encoder_from_layer: int | None = Field(default=None, ge=0)
+    """Index of the first encoder layer that learns under `vision_encoder: full`; lower ones and the patch embedding
+    stay frozen. All learn by default.
+    """
     projector: Literal["frozen", "full"] = "full"
+    """How the projector learns: `full` (the default) or `frozen`."""
     language_model: Literal["frozen", "full", "lora", "dora", "qlora"] = "frozen"
+    """How the language model learns: `frozen` (the default), `full`, `lora` (low-rank updates), `dora` (also a
+    magnitude per output; Liu et al. 2024), or `qlora` (low-rank updates on linear layers in 4 bits: nf4 with double
+    quantization; Dettmers et al. 2023).
+    """
     token_embeddings: Literal["frozen", "full"] = "full"
+    """How a fully trained language model's input and output embeddings learn: `full` (the default) or `frozen`. In a
+    small model they are a quarter of the weights, and a step's dense gradient for them costs more than it teaches.
+    """
     lora: LoraSettings = LoraSettings()
+    """Shape of the language model's updates."""
     vision_encoder_lora: LoraSettings = LoraSettings()
+    """Shape of the encoder's updates."""
 
     @model_validator(mode="after")
     def _layer_of_a_learning_encoder(self) -> "TrainableSettings":
@@ -115,29 +144,42 @@ class TrainableSettings(Settings):
 
 
 class ClipModelSettings(Settings):
-    """A dual encoder: sizes of one trained from nothing (widths in features, image size in pixels), and what is loaded.
-
-    layout: transformers' `CLIPModel` or `SiglipModel`, or `resnet`: a `BitModel` beside CLIP's text side in a
-    `VisionTextDualEncoderModel`. Its last stage is vision_width wide, each before it half of the next, and has one
-    feature for every patch_size_px (a power of two from 8) pixels of a side; the stages share vision_layers blocks.
-
-    image_encoder: a checkpoint whose image side is taken; its sizes then win over image_size_px, patch_size_px and
-    vision_…. lock_image: what was taken stays as it is, so only the text side learns (locked-image tuning, LiT; Zhai et
-    al. 2022, arXiv:2111.07991).
-    """
+    """A dual encoder: its layout, its sizes where it is trained from nothing, and what is loaded."""
 
     layout: Literal["clip", "siglip", "resnet"] = "clip"
+    """Class that is trained: `clip` (transformers' CLIPModel, the default), `siglip` (SiglipModel), or `resnet` (a
+    BitModel beside CLIP's text side in a VisionTextDualEncoderModel).
+    """
     image_encoder: PathText | None = None
+    """A CLIP or SigLIP whose image side is taken; its sizes then replace image_size_px, patch_size_px and vision_….
+    None by default.
+    """
     lock_image: bool = False
+    """Whether the image side that was taken stays as it is, so that only the text side learns (locked-image tuning,
+    LiT; Zhai et al. 2022, arXiv:2111.07991). False by default.
+    """
     image_size_px: int = 64
+    """Side of the square input, in pixels. 64 by default."""
     patch_size_px: int = 8
+    """Side of a patch, in pixels; in a resnet, the pixels of a side for each feature of its last stage, a power of two
+    from 8. 8 by default.
+    """
     vision_width: int = 256
+    """Width of the image side, in features; in a resnet, of its last stage, each before it being half as wide. 256 by
+    default.
+    """
     vision_layers: int = 6
+    """Number of layers of the image side; in a resnet, of the blocks that its stages share. 6 by default."""
     text_width: int = 256
+    """Width of the text side, in features. 256 by default."""
     text_layers: int = 4
+    """Number of layers of the text side. 4 by default."""
     embedding_width: int = 256
+    """Width of the common space of images and texts, in features. 256 by default."""
     vocabulary_size: int = 4096
+    """Number of tokens of the tokenizer that is learned from the captions. 4096 by default."""
     text_length_tokens: int = 32
+    """Number of tokens of a caption that are read at most; longer ones are cut. 32 by default."""
 
     @model_validator(mode="after")
     def _whole(self) -> "ClipModelSettings":

@@ -359,7 +359,7 @@ def test_what_the_command_cannot_start_is_said_in_a_line(port, tmp_path, monkeyp
             options.run(options)
     named = []
     monkeypatch.setattr("mllm.inference.serve.run.serve", lambda model, processor, settings, _: named.append(settings))
-    monkeypatch.setattr("mllm.cli._load", lambda options: (None, None))
+    monkeypatch.setattr("mllm.commands.serve.load_model", lambda options: (None, None))
     monkeypatch.chdir(tmp_path)
     options = build_parser().parse_args(["serve", ".", "--port", "0"])
     options.run(options)

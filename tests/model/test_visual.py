@@ -21,9 +21,9 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
 from mllm.media.visual import WHOLE, Crop, ImageGeometry, Size, Visual
-from mllm.model.trainable import apply_policy
 from mllm.model.projectors import MlpProjector, pixel_shuffle
 from mllm.model.settings import TrainableSettings
+from mllm.model.trainable import apply_policy
 from tests.helpers.tiny import save_image, tiny_settings
 
 SIZES = [(12, 20), (33, 16), (16, 60), (40, 40)]

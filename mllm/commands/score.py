@@ -1,0 +1,42 @@
+"""`mllm score`: a file of predictions, scored without a model."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mllm.commands.arguments import describe
+from mllm.settings import expanded
+
+SETTINGS = ("bins", "norm", "convention", "reference_convention", "threshold")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        run,
+        'Score a file of predictions, without a model. A line is {"prediction": ..., "references": ...}.',
+        "mllm score --metric vqa predictions.jsonl --per-sample scores.jsonl",
+        "mllm score --metric iou boxes.jsonl --convention 0-1000",
+    )
+    parser.add_argument("predictions", type=expanded, help="A file of JSON lines; docs tell each metric's fields.")
+    parser.add_argument("--metric", required=True, help="Name of the metric; an unknown one lists them.")
+    parser.add_argument("--per-sample", type=expanded, metavar="OUT.jsonl", help="Where each line's score is written.")
+    settings = parser.add_argument_group("settings of single metrics")
+    settings.add_argument("--bins", help="For ece: number of bins. 15 by default.")
+    settings.add_argument("--norm", help="For ece: l1, l2 or max. It is l1 by default.")
+    settings.add_argument(
+        "--convention",
+        help="For iou: coordinates of predictions, which are pixels, 0-1, 0-1000 or 0-1024. They are pixels by default.",
+    )
+    settings.add_argument(
+        "--reference-convention", help="For iou: coordinates of references. They are pixels by default."
+    )
+    settings.add_argument("--threshold", help="For iou: the overlap from which a box counts as found. 0.5 by default.")
+
+
+def run(options: argparse.Namespace) -> None:
+    from mllm.evaluation.score import score_file
+
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    per_sample = Path(options.per_sample) if options.per_sample else None
+    print(json.dumps(score_file(options.metric, Path(options.predictions), settings, per_sample), ensure_ascii=False))

@@ -1,0 +1,91 @@
+"""`mllm serve`: a model behind OpenAI's API, with a page to chat on."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mllm.commands.arguments import add_model, describe, load_model
+from mllm.errors import UserError
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        run,
+        "Serve a model by OpenAI's chat completions API, with a page to chat on and figures at /metrics. Requests that come "
+        "together are answered together.",
+        "mllm serve runs/demo/stage2 --port 8000",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="Address to listen on (default: %(default)s, this machine alone)."
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="Port to listen on; 0 takes any that is free (default: %(default)s)."
+    )
+    parser.add_argument("--name", help="Name of the model for clients. Its last folder by default.")
+    parser.add_argument(
+        "--api-key", help="Key that clients must send. MLLM_API_KEY in the environment does the same and stays hidden."
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="Number of tokens of an answer at most, where a request doesn't say (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        default=32,
+        metavar="N",
+        help="Number of answers that are computed together (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--max-queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="Number of requests that may wait; more are answered with 429 (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="Seconds that a request may take, waiting included (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--allow-remote-images",
+        action="store_true",
+        help="Fetch images by their URLs, except from private addresses.",
+    )
+    parser.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="Let pages of this origin use the API in a browser, such as http://localhost:3000; * lets every page. "
+        "Repeatable.",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        from mllm.inference.serve.app import ServerSettings
+        from mllm.inference.serve.run import bind, serve
+    except ImportError as error:
+        raise UserError(f"mllm serve needs {error.name}; install the extra: pip install 'mllm[serve]'") from None
+    settings = ServerSettings(
+        name=options.name or Path(options.model).resolve().name,
+        max_new_tokens=options.max_new_tokens,
+        max_batch=options.max_batch,
+        max_queue=options.max_queue,
+        timeout_s=options.timeout_s,
+        allow_remote_images=options.allow_remote_images,
+        api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
+        cors_origins=tuple(options.cors_origin),
+    )
+    listener = bind(options.host, options.port)
+    model, processor = load_model(options)
+    serve(model, processor, settings, listener)
