@@ -1,6 +1,5 @@
 """The run behind `train/contrastive.py`: tokenizer, model, training, held-out retrieval, a saved dual encoder."""
 
-import hashlib
 import logging
 import random
 from functools import partial
@@ -20,6 +19,7 @@ from mllm.errors import UserError
 from mllm.files import write_json_atomically
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import too_long, train_tokenizer
+from mllm.outputs import hash_file
 from mllm.training.build_engine import launched_world_size, start_engine, with_known_dtype
 from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders
@@ -135,7 +135,7 @@ def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[s
         logger.warning("%d captions are longer than %d tokens", long, settings.model.text_length_tokens)
     return {
         "settings": settings.model_dump(mode="json"),
-        "pairs_sha256": hashlib.sha256(Path(settings.data.pairs).read_bytes()).hexdigest(),
+        "pairs_sha256": hash_file(settings.data.pairs),
         "pairs": len(batcher.pairs),
         "truncated_captions": long,
     }
