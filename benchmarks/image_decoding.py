@@ -23,9 +23,11 @@ from PIL import Image, ImageFilter
 from mllm.data.decoding import ImageDecoder
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry, Square
 
 PREPARER = ImagePreparer(336, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), "pad")
-PROCESSOR: Any = SimpleNamespace(pixels=PREPARER)
+VISUAL = Square(ImageGeometry(336, 14)).visual
+PROCESSOR: Any = SimpleNamespace(fitted_tiles=lambda image, visual: PREPARER.fitted_tiles(image, visual.crops))
 
 
 def write_images(directory: Path, count: int) -> list[str]:
@@ -47,9 +49,9 @@ def threads(workers: int) -> Iterator[Callable[[list[str]], None]]:
     decoder = ImageDecoder(PROCESSOR, workers)
 
     def run(paths: list[str]) -> None:
-        decode = decoder.start(paths)
+        decode = decoder.start((path, VISUAL) for path in paths)
         for path in paths:
-            decode(path)
+            decode(path, VISUAL)
 
     yield run
 

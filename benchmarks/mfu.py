@@ -44,13 +44,13 @@ def repeats(m: int, k: int, n: int) -> int:
 
 def own_shapes(model: MultimodalLM, batch: Batch) -> dict[tuple[int, int, int], int]:
     """(m, k, n) of the forward products of all linear layers on a batch → how often it has them."""
-    images = 0 if batch.pixel_values is None else len(batch.pixel_values)
+    tiles = 0 if batch.tiles is None else len(batch.tiles)
     config = model.vision_encoder.model.config
     patches = (config.image_size // config.patch_size) ** 2
     head = model.language_model.get_output_embeddings()
     positions = {
-        model.vision_encoder: images * (patches + 1),
-        model.projector: images * patches,
+        model.vision_encoder: tiles * (patches + 1),
+        model.projector: tiles * patches,
         model.language_model: batch.input_ids.numel(),
     }
     shapes: dict[tuple[int, int, int], int] = {}

@@ -31,8 +31,8 @@ from mllm.data.recipe import load_recipe
 from mllm.data.settings import DataSettings
 from mllm.finetune.task import InstructionTask
 from mllm.media.decode import read_image
-from mllm.media.layout import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
 

@@ -1,4 +1,4 @@
-"""What collation produces and the model consumes. B rows, T tokens, N images, S side of the encoder's input in pixels."""
+"""What collation produces and the model consumes. B rows, T tokens, N tiles, S side of the encoder's input in pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +6,8 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+
+from mllm.media.visual import Visual
 
 IGNORE_INDEX = -100
 PADDING_SEGMENT = -1
@@ -116,9 +118,9 @@ class Batch:
     Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
     target_ids: int64 [targets], where a hidden state has to predict a token, and which.
 
-    pixel_values: [N, 3, S, S], or None when the batch holds no image: float32 as the encoder takes them, or uint8, which
-    `pixel_statistics`, float32 [2, 3] (mean and standard deviation of each channel), then turns into that.
-    image_token_counts, image_owners: for each image, its number of image tokens and the sample it belongs to.
+    tiles: [N, 3, S, S], those of all images in order, or None when the batch holds no image: float32 as the encoder takes
+    them, or uint8, which `pixel_statistics`, float32 [2, 3] (mean and standard deviation of each channel), then turns into
+    that. visuals, image_owners: for each image, what it became and the sample it belongs to.
     """
 
     input_ids: torch.Tensor
@@ -129,26 +131,26 @@ class Batch:
     image_places: torch.Tensor
     target_places: torch.Tensor
     target_ids: torch.Tensor
-    pixel_values: torch.Tensor | None = None
+    tiles: torch.Tensor | None = None
     pixel_statistics: torch.Tensor | None = None
-    image_token_counts: tuple[int, ...] = ()
+    visuals: tuple[Visual, ...] = ()
     image_owners: tuple[str, ...] = ()
 
     @property
     def target_count(self) -> int:
         return len(self.target_ids)
 
-    def normalized_pixels(self) -> torch.Tensor | None:
+    def normalized_tiles(self) -> torch.Tensor | None:
         """float32 [N, 3, S, S] as the encoder takes them.
 
         From uint8 by the steps of `ImagePreparer`, each rounded to float32 as there: the same numbers to the last bit.
         """
-        if self.pixel_values is None or self.pixel_values.dtype != torch.uint8:
-            return self.pixel_values
+        if self.tiles is None or self.tiles.dtype != torch.uint8:
+            return self.tiles
         if self.pixel_statistics is None:
             raise ValueError("uint8 pixels without the mean and standard deviation that normalize them")
         mean, std = self.pixel_statistics[:, None, :, None, None]
-        return self.pixel_values.float().mul_(1 / 255).sub_(mean).div_(std)
+        return self.tiles.float().mul_(1 / 255).sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> "Batch":
         return replace(self, bounds=self.bounds.to(device), **_moved(self, device))

@@ -1,6 +1,7 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from functools import cached_property
 
@@ -12,14 +13,14 @@ from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import Message
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
-from mllm.media.layout import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry, Size, Square, Visual, VisualPlanner
 
 IMAGE_TOKEN = "<image>"
 
 
 class Processor:
-    """Tokenizer, prompt format, image geometry and pixel preparation of one model.
+    """Tokenizer, prompt format, image geometry, and the planner and preparer of images of one model.
 
     The tokenizer gets the image token and the format's special tokens if it lacks them; the model's embedding has to
     be as long as `len(processor.tokenizer)` afterwards.
@@ -36,6 +37,7 @@ class Processor:
         """day: what a chat template that prints the date prints; None is today."""
         self.tokenizer = tokenizer
         self.geometry = geometry
+        self.planner: VisualPlanner = Square(geometry)
         self.preparer = preparer
         self.format_name = format_name
         add_special_tokens(tokenizer, [IMAGE_TOKEN])
@@ -50,24 +52,23 @@ class Processor:
             self._opening = opening_ids(tokenizer)
         self._encoder = RunEncoder(tokenizer)
 
-    def render(
-        self, messages: Sequence[Message], image_sizes: Sequence[tuple[int, int]] = (), generation: bool = False
-    ) -> Tokens:
-        """Tokens of a conversation; `image_sizes` are (height, width) in pixels, in the order of the image parts.
+    def render(self, messages: Sequence[Message], image_sizes: Sequence[Size] = (), generation: bool = False) -> Tokens:
+        """Tokens of a conversation, and what its images become; `image_sizes` in the order of the image parts.
 
         With `generation`, the opening of an assistant turn follows: the prompt to generate from.
         """
-        counts = [self.geometry.layout(height, width).token_count for height, width in image_sizes]
+        visuals = self.planner.plan(image_sizes)
         segments = self.format.segments(messages, self.tokenizer.eos_token or "", generation)
         opened = bool(self._opening)
-        tokens = tokenize(segments, self._encoder, self.image_token_id, counts, starts_with_special=opened)
+        tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
         if not opened:
             return tokens
         shift = len(self._opening)
-        return Tokens(
-            self._opening + tokens.input_ids,
-            (False,) * shift + tokens.supervised,
-            tuple((start + shift, length) for start, length in tokens.image_spans),
+        return replace(
+            tokens,
+            input_ids=self._opening + tokens.input_ids,
+            supervised=(False,) * shift + tokens.supervised,
+            image_spans=tuple((start + shift, length) for start, length in tokens.image_spans),
         )
 
     @property
@@ -86,12 +87,16 @@ class Processor:
         return bool(self._opening)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """float32 [3, S, S] of an RGB image."""
+        """float32 [3, S, S] of the whole of an RGB image."""
         return self.preparer(image)
 
-    def fitted_pixels(self, image: Image.Image) -> torch.Tensor:
-        """uint8 [3, S, S] of an RGB image, not yet normalized: `Batch.normalized_pixels` makes `pixels` of it."""
-        return self.preparer.fitted(image)
+    def tiles(self, image: Image.Image, visual: Visual) -> list[torch.Tensor]:
+        """float32 [3, S, S] of each tile of an RGB image."""
+        return self.preparer.tiles(image, visual.crops)
+
+    def fitted_tiles(self, image: Image.Image, visual: Visual) -> list[torch.Tensor]:
+        """uint8 [3, S, S] of each tile of an RGB image: `Batch.normalized_tiles` makes `tiles` of them."""
+        return self.preparer.fitted_tiles(image, visual.crops)
 
     @cached_property
     def stop_token_ids(self) -> list[int]:

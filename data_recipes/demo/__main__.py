@@ -22,7 +22,8 @@ def main(arguments: Sequence[str]) -> None:
         nargs="?",
         type=expanded,
         default=str(CONFIG),
-        help="Settings of the generator (default: %(default)s).",
+        metavar="CONFIG",
+        help="Settings of the generator (default: the demo's, data_recipes/demo/data.yaml).",
     )
     add_overrides(parser)
     options = parser.parse_args(arguments)

@@ -24,11 +24,11 @@ def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: st
     """Write README.md for the model loaded from `path`: parts, data, recipe and scores, as far as they are on disk."""
     language_model, encoder = model.language_model.config, model.vision_encoder.model.config
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    geometry = processor.geometry
+    (image,) = processor.planner.plan([(encoder.image_size, encoder.image_size)])
     parts = [
         f"- vision encoder: {encoder.model_type}, {encoder.image_size} px in patches of {encoder.patch_size}, "
         f"layer {model.vision_encoder.feature_layer}",
-        f"- projector: {model.projector_settings.kind}; an image is {geometry.layout(1, 1).token_count} tokens",
+        f"- projector: {model.projector_settings.kind}; an image is {image.token_count} tokens",
         f"- language model: {language_model.model_type}, width {language_model.hidden_size}, "
         f"{language_model.num_hidden_layers} layers",
         f"- prompt format: {processor.format_name}; images are fitted by: {processor.preparer.fit}",

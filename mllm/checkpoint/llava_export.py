@@ -62,7 +62,7 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
         vision_config=encoder.model.config.to_dict(),
         text_config=model.language_model.config.to_dict() | ids,
         image_token_index=processor.image_token_id,
-        image_seq_length=processor.geometry.layout(1, 1).token_count,
+        image_seq_length=processor.geometry.tokens_per_tile,
         vision_feature_layer=encoder.feature_layer,
         vision_feature_select_strategy="default" if encoder.drops_class_token else "full",
         projector_hidden_act="gelu",

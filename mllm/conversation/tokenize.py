@@ -12,19 +12,32 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from mllm.conversation.formats import Segment
+from mllm.media.visual import Visual
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """`input_ids` (image tokens expanded), `supervised` of equal length, `image_spans` as (start, length)."""
+    """`input_ids` (image tokens expanded), `supervised` of equal length; of each image, where its tokens stand as
+    (start, length), and what it became."""
 
     input_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     image_spans: tuple[tuple[int, int], ...]
+    visuals: tuple[Visual, ...]
 
     @property
     def supervised_count(self) -> int:
         return sum(self.supervised)
+
+    def until(self, stop: int) -> "Tokens":
+        """The first `stop` tokens, with the images that lie wholly among them."""
+        spans = spans_within(self.image_spans, stop)
+        return Tokens(self.input_ids[:stop], self.supervised[:stop], spans, self.visuals[: len(spans)])
+
+
+def spans_within(image_spans: Sequence[tuple[int, int]], stop: int) -> tuple[tuple[int, int], ...]:
+    """The images whose tokens lie before `stop`."""
+    return tuple((start, count) for start, count in image_spans if start + count <= stop)
 
 
 class RunEncoder:
@@ -61,14 +74,14 @@ def tokenize(
     segments: Sequence[Segment],
     encoder: RunEncoder,
     image_token_id: int,
-    image_token_counts: Sequence[int],
+    visuals: Sequence[Visual],
     starts_with_special: bool = False,
 ) -> Tokens:
-    """Token ids of `segments`; the n-th image segment becomes `image_token_counts[n]` image tokens."""
+    """Token ids of `segments`; the n-th image segment becomes the image tokens of `visuals[n]`."""
     ids: list[int] = []
     supervised: list[bool] = []
     spans: list[tuple[int, int]] = []
-    counts = iter(image_token_counts)
+    counts = (visual.token_count for visual in visuals)
     run: list[Segment] = []
     follows_special = starts_with_special
 
@@ -93,7 +106,7 @@ def tokenize(
             ids.append(encoder.tokenizer.convert_tokens_to_ids(segment.text))
             supervised.append(segment.supervised)
     flush()
-    return Tokens(tuple(ids), tuple(supervised), tuple(spans))
+    return Tokens(tuple(ids), tuple(supervised), tuple(spans), tuple(visuals))
 
 
 def _tokenize_run(run: Sequence[Segment], encoder: RunEncoder, follows_special: bool) -> tuple[list[int], list[bool]]:

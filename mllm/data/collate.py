@@ -1,6 +1,7 @@
 """From rows to a batch of tensors; this is where pixels are decoded."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -8,10 +9,12 @@ from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentB
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
 from mllm.media.decode import read_image
+from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 OnBadSample = Callable[[BadSampleError], None]
-Decode = Callable[[str], torch.Tensor]
+# The tiles [3, S, S] of an image, float32 as the encoder takes them or uint8 before they are normalized.
+Decode = Callable[[str, Visual], list[torch.Tensor]]
 
 
 def targets_of(segment: PlacedSegment) -> list[int]:
@@ -22,13 +25,31 @@ def targets_of(segment: PlacedSegment) -> list[int]:
     return [*targets, IGNORE_INDEX]
 
 
-def shown_images(row: Row) -> Iterator[tuple[PlacedSegment, str, int]]:
-    """(segment, path, number of image tokens) of every image whose tokens stand in the row, in order."""
+class ShownImage(NamedTuple):
+    """An image whose tokens stand in a row: its segment, its file, its first token's place in the row, what it became."""
+
+    segment: PlacedSegment
+    path: str
+    place: int
+    visual: Visual
+
+
+def shown_images(row: Row) -> Iterator[ShownImage]:
+    """Every image of a row, in order. Raises UserError, naming the sample, for one that doesn't stand there whole."""
+    offset = 0
     for segment in row.segments:
         example = segment.example
-        for path, (start, count) in zip(example.images, example.tokens.image_spans, strict=True):
+        images = zip(example.images, example.tokens.image_spans, example.tokens.visuals, strict=True)
+        for path, (start, count), visual in images:
             if segment.start <= start < segment.stop:
-                yield segment, path, count
+                standing = min(count, segment.stop - start)
+                if standing != visual.token_count:
+                    raise UserError(
+                        f"sample {example.sample_id!r}: an image has {visual.token_count} features but {standing} image "
+                        "tokens"
+                    )
+                yield ShownImage(segment, path, offset + start - segment.start, visual)
+        offset += segment.length
 
 
 def padded_length(rows: Sequence[Row], multiple: int) -> int:
@@ -45,8 +66,7 @@ def collate(
 ) -> Batch:
     """One batch of `rows`, padded on the right to the longest, rounded up to a multiple of `length_multiple` tokens.
 
-    `decode` gives the pixels [3, S, S] of an image file, float32 as the encoder takes them or uint8 before they are
-    normalized, or raises UserError; by default the file is read here.
+    `decode` gives the tiles of an image file, or raises UserError; by default the file is read here.
 
     Each example with an image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and
     the example isn't learned from: the rows keep their shape on every rank.
@@ -58,14 +78,10 @@ def collate(
     targets = torch.full((len(rows), length), IGNORE_INDEX)
     segment_ids = torch.full((len(rows), length), PADDING_SEGMENT)
     parents = torch.full((len(rows), width), NO_PARENT)
-    pixels: list[torch.Tensor | None] = []
-    counts: list[int] = []
-    owners: list[str] = []
+    shown = [list(shown_images(row)) for row in rows]
+    tiles: list[torch.Tensor | None] = []
     for r, row in enumerate(rows):
-        broken = _decode_images(row, decode or reading(processor), pixels)
-        for segment, _, count in shown_images(row):
-            counts.append(count)
-            owners.append(segment.example.sample_id)
+        broken = _decode_images(shown[r], decode or reading(processor), tiles)
         offset = 0
         for s, segment in enumerate(row.segments):
             place = slice(offset, offset + segment.length)
@@ -81,7 +97,7 @@ def collate(
             offset += segment.length
     lengths = [[segment.length for segment in row.segments] for row in rows]
     target_places = flat_places(targets != IGNORE_INDEX)
-    stacked = _stacked(pixels, processor)
+    stacked = _stacked(tiles, processor)
     statistics = torch.tensor([processor.preparer.mean, processor.preparer.std])
     return Batch(
         input_ids,
@@ -89,37 +105,49 @@ def collate(
         segment_ids,
         parents,
         SegmentBounds.of(lengths, [[segment.parent for segment in row.segments] for row in rows], length),
-        image_places=flat_places(input_ids == processor.image_token_id),
+        image_places=_image_places(shown, length),
         target_places=target_places,
         target_ids=targets.flatten()[target_places],
-        pixel_values=stacked,
+        tiles=stacked,
         pixel_statistics=statistics if stacked is not None and stacked.dtype == torch.uint8 else None,
-        image_token_counts=tuple(counts),
-        image_owners=tuple(owners),
+        visuals=tuple(image.visual for images in shown for image in images),
+        image_owners=tuple(image.segment.example.sample_id for images in shown for image in images),
     )
 
 
 def reading(processor: Processor) -> Decode:
     """Reads and fits an image file in the calling thread: uint8, a quarter of the bytes, normalized where they are used."""
-    return lambda path: processor.fitted_pixels(read_image(path))
+    return lambda path, visual: processor.fitted_tiles(read_image(path), visual)
 
 
-def _decode_images(row: Row, decode: Decode, pixels: list[torch.Tensor | None]) -> dict[str, str]:
-    """Append the pixels of the row's images to `pixels`, None for those that can't be decoded; returns these, and why."""
+def _image_places(shown: Sequence[Sequence[ShownImage]], length: int) -> torch.Tensor:
+    """int64 [image tokens]: where they stand in the line of all rows of `length` tokens."""
+    starts = [(r * length + image.place, image.visual.token_count) for r, row in enumerate(shown) for image in row]
+    return torch.cat([torch.arange(0), *(torch.arange(start, start + count) for start, count in starts)])
+
+
+def _decode_images(shown: Sequence[ShownImage], decode: Decode, tiles: list[torch.Tensor | None]) -> dict[str, str]:
+    """Append the tiles of a row's images to `tiles`, None for those of one that can't be decoded; returns these, and why."""
     broken: dict[str, str] = {}
-    for _, path, _ in shown_images(row):
+    for image in shown:
+        count = image.visual.tile_count
         try:
-            pixels.append(decode(path))
+            own = decode(image.path, image.visual)
         except UserError as error:
-            pixels.append(None)
-            broken[path] = str(error)
+            tiles += [None] * count
+            broken[image.path] = str(error)
+            continue
+        if len(own) != count:
+            name = image.segment.example.sample_id
+            raise UserError(f"sample {name!r}: image {image.path!r} has {len(own)} tile(s) where {count} were planned")
+        tiles += own
     return broken
 
 
-def _stacked(pixels: Sequence[torch.Tensor | None], processor: Processor) -> torch.Tensor | None:
+def _stacked(tiles: Sequence[torch.Tensor | None], processor: Processor) -> torch.Tensor | None:
     """[N, 3, S, S] with zeros for None; None without images."""
-    if not pixels:
+    if not tiles:
         return None
     side = processor.geometry.image_size_px
-    blank = torch.zeros(3, side, side, dtype=next((image.dtype for image in pixels if image is not None), None))
-    return torch.stack([blank if image is None else image for image in pixels])
+    blank = torch.zeros(3, side, side, dtype=next((tile.dtype for tile in tiles if tile is not None), None))
+    return torch.stack([blank if tile is None else tile for tile in tiles])

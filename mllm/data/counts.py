@@ -1,14 +1,14 @@
 """How many tokens every sample of an index becomes: counted once, so that a step can be laid out without rendering it.
 
 The counts of a file lie beside its index, under a key made of the index's own and of all that decides about tokens: the
-tokenizer, the prompt format, the geometry of images and the code that renders. They hold what packing has to know
+tokenizer, the prompt format, the planner of images and the code that renders. They hold what packing has to know
 (`mllm.data.packing.Outline`) and why a sample can't be trained on; the limit on lengths isn't among it and may change.
 """
 
 import hashlib
 import inspect
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,14 +18,15 @@ import numpy as np
 import mllm.conversation
 from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.conversation.tokenize import spans_within
 from mllm.data.counting import FileCounts, open_counts
 from mllm.data.dataset import Mixture
-from mllm.data.example import Example, kept_tokens, spans_within
+from mllm.data.example import Example, kept_tokens
 from mllm.data.index import cache_directory
 from mllm.data.samples import IndexedSamples
 from mllm.data.settings import OnTooLong
 from mllm.errors import BadSampleError, UserError
-from mllm.media.layout import ImageGeometry
+from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 
 PROBES = (
@@ -115,7 +116,7 @@ class TokenCounts:
 def can_be_counted(mixture: Mixture, processor: Processor) -> bool:
     """Whether counts are possible: no source is a stream, no image has to be opened for its tokens, and there is a cache."""
     indexed = all(isinstance(source.samples, IndexedSamples) for source in mixture.sources)
-    return indexed and not processor.geometry.count_depends_on_size and cache_directory() is not None
+    return indexed and not processor.planner.depends_on_size and cache_directory() is not None
 
 
 def rendering_key(processor: Processor) -> str:
@@ -131,9 +132,9 @@ def rendering_key(processor: Processor) -> str:
         "specials": tokenizer.special_tokens_map,
         "kind": type(tokenizer).__name__,
         "format": [processor.format_name, repr(PROMPT_FORMATS.get(processor.format_name)), tokenizer.chat_template],
-        "geometry": asdict(processor.geometry),
+        "planner": repr(processor.planner),
         "probes": [_rendered(probe, processor) for probe in PROBES],
-        "code": _code_hash(),
+        "code": _code_hash(processor),
         "libraries": [version("transformers"), version("tokenizers")],
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:32]
@@ -149,7 +150,7 @@ def _rendered(probe: list[Message], processor: Processor) -> object:
     return tokens.input_ids, tokens.supervised
 
 
-def _code_hash() -> str:
-    files = [Path(inspect.getfile(kind)) for kind in (Processor, ImageGeometry, FileCounts)]
-    files += [Path(__file__).with_name("example.py"), *Path(mllm.conversation.__path__[0]).glob("*.py")]
+def _code_hash(processor: Processor) -> str:
+    files = {Path(inspect.getfile(kind)) for kind in (Processor, type(processor.planner), ImageGeometry, FileCounts)}
+    files |= {Path(__file__).with_name("example.py"), *Path(mllm.conversation.__path__[0]).glob("*.py")}
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()

@@ -14,12 +14,12 @@ from mllm.data.index import join_indexes, open_index
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import read_with_places
-from mllm.data.readers.remote import is_url
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import UserError
-from mllm.media.stored import is_stored
+from mllm.media.ref import is_stored
+from mllm.media.remote import is_url
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 
 from mllm.data.collate import Decode, reading
 from mllm.errors import UserError
+from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 FEWEST_WORKERS, MOST_WORKERS = 2, 8
@@ -23,19 +24,19 @@ class ImageDecoder:
         count = own_share_of_cores() if workers == "auto" else workers
         self._pool = ThreadPoolExecutor(count, "decode") if count else None
 
-    def start(self, paths: Iterable[str], refused: Mapping[str, str] = MappingProxyType({})) -> Decode:
-        """Begin with `paths`, each once; returns the function that waits for the pixels of one of them.
+    def start(self, images: Iterable[tuple[str, Visual]], refused: Mapping[str, str] = MappingProxyType({})) -> Decode:
+        """Begin with `images`, files and what they became, each once; returns the function that waits for one's tiles.
 
-        The function holds the pixels as long as it lives, and raises what decoding raised. Of `refused`, path → reason,
-        none is opened: UserError with the reason is raised in place of their pixels.
+        The function holds the tiles as long as it lives, and raises what decoding raised. Of `refused`, path → reason,
+        none is opened: UserError with the reason is raised in place of their tiles.
         """
-        wanted = [path for path in dict.fromkeys(paths) if path not in refused] if self._pool else ()
-        futures = {path: self._pool.submit(self._read, path) for path in wanted} if self._pool else None
+        wanted = [image for image in dict.fromkeys(images) if image[0] not in refused] if self._pool else ()
+        futures = {image: self._pool.submit(self._read, *image) for image in wanted} if self._pool else None
 
-        def decode(path: str) -> torch.Tensor:
+        def decode(path: str, visual: Visual) -> list[torch.Tensor]:
             if path in refused:
                 raise UserError(refused[path])
-            return futures[path].result() if futures is not None else self._read(path)
+            return futures[path, visual].result() if futures is not None else self._read(path, visual)
 
         return decode
 

@@ -11,6 +11,7 @@ from mllm.conversation.tokenize import Tokens
 from mllm.data.settings import OnTooLong
 from mllm.errors import BadSampleError, ConversationRefusedError, UserError
 from mllm.media.decode import read_image_size
+from mllm.media.visual import Size
 from mllm.processor import Processor
 
 
@@ -59,9 +60,8 @@ def render_example(
     kept = kept_tokens(sample.id, length, first_supervised, spans, max_length_tokens, on_too_long, sample.place)
     if kept == length:
         return Example(sample.id, tokens, sample.images, place=sample.place)
-    spans = spans_within(spans, kept)
-    cut = Tokens(tokens.input_ids[:kept], tokens.supervised[:kept], spans)
-    return Example(sample.id, cut, sample.images[: len(spans)], cut_tokens=length - kept, place=sample.place)
+    cut = tokens.until(kept)
+    return Example(sample.id, cut, sample.images[: len(cut.image_spans)], cut_tokens=length - kept, place=sample.place)
 
 
 def render_whole(sample: Sample, processor: Processor) -> Tokens:
@@ -77,15 +77,14 @@ def render_whole(sample: Sample, processor: Processor) -> Tokens:
     return tokens
 
 
-def _image_sizes(sample: Sample, processor: Processor) -> list[tuple[int, int]]:
-    geometry = processor.geometry
-    if not geometry.count_depends_on_size:
-        return [(geometry.image_size_px, geometry.image_size_px)] * len(sample.images)
+def _image_sizes(sample: Sample, processor: Processor) -> list[Size]:
+    if not processor.planner.depends_on_size:
+        return [(processor.geometry.image_size_px,) * 2] * len(sample.images)
     return read_image_sizes(sample)
 
 
-def read_image_sizes(sample: Sample) -> list[tuple[int, int]]:
-    """(height, width) of each image, from its header. Raises BadSampleError for one that can't be read."""
+def read_image_sizes(sample: Sample) -> list[Size]:
+    """The size of each image, from its header. Raises BadSampleError for one that can't be read."""
     try:
         return [read_image_size(path) for path in sample.images]
     except UserError as error:
@@ -119,8 +118,3 @@ def kept_tokens(
     if first_supervised >= end:
         raise BadSampleError(sample_id, "too_long", f"{reason}none of its answers lies before the cut", place)
     return end
-
-
-def spans_within(image_spans: Sequence[tuple[int, int]], end: int) -> tuple[tuple[int, int], ...]:
-    """The images whose tokens lie before `end`."""
-    return tuple((start, count) for start, count in image_spans if start + count <= end)

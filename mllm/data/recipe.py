@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mllm.data.readers.remote import is_url
 from mllm.errors import UserError
+from mllm.media.remote import is_url
 from mllm.settings import PathText, Settings, load_settings
 
 

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
-from mllm.media.stored import holder_of, is_stored
+from mllm.media.ref import STORED, ImageRef, is_stored
 
 LEAVES = r"^/|(^|/)\.\.(/|$)"
-REFERENCE = r"^(tar|parquet):[0-9]+:[0-9]+:"
 
 
 def resolve_image(root: Path, image: str, sample_id: str, place: str = "") -> Path:
@@ -40,7 +39,7 @@ def locate_image(root: Path, image: str, files: Collection[str], sample_id: str,
     """Where `image` lies: its path below `root`, or the reference as it is, which must point into one of `files`."""
     if not is_stored(image):
         return str(resolve_image(root, image, sample_id, place))
-    if holder_of(image) not in files:
+    if str(ImageRef.of(image).file) not in files:
         raise BadSampleError(sample_id, "image", f"image {image!r} lies in another file than its sample", place)
     return image
 
@@ -72,10 +71,10 @@ class IndexedSamples(Sequence[Sample]):
         self.source, self.rows, self._root, self._files = index, rows, root, files
         images = self._columns("images")["images"].combine_chunks()
         flat = pc.list_flatten(images)
-        holders = pc.replace_substring_regex(flat, REFERENCE, "")
+        holders = pc.replace_substring_regex(flat, STORED, "")
         is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
         doubtful = pc.if_else(
-            pc.match_substring_regex(flat, REFERENCE), is_elsewhere, pc.match_substring_regex(flat, LEAVES)
+            pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, LEAVES)
         )
         for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
             self[int(row)]
@@ -121,7 +120,7 @@ class IndexedSamples(Sequence[Sample]):
         flat = pc.list_flatten(images)
         prefix, nothing = (pa.scalar(text, pa.large_string()) for text in (self._prefix(), ""))
         joined = pc.binary_join_element_wise(prefix, flat, nothing)
-        resolved = pc.if_else(pc.match_substring_regex(flat, f"^/|{REFERENCE}"), flat, joined)
+        resolved = pc.if_else(pc.match_substring_regex(flat, f"^/|{STORED}"), flat, joined)
         lengths = pc.list_value_length(images).to_numpy()
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), resolved)
 

@@ -14,13 +14,13 @@ from mllm.conversation.schema import Sample
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.records import read_with_places
-from mllm.data.readers.remote import is_url
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
 from mllm.media.decode import read_image
+from mllm.media.remote import is_url
 from mllm.outputs import check_files
 from mllm.settings import dump_yaml
 

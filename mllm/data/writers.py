@@ -16,7 +16,7 @@ from mllm.data.readers.llava import read_llava_record
 from mllm.errors import UserError
 from mllm.files import atomic_file
 from mllm.media.decode import DEFAULT_LIMITS
-from mllm.media.stored import is_stored, read_stored
+from mllm.media.ref import ImageRef, is_stored
 
 ROWS_PER_GROUP = 100
 PART = pa.struct([("type", pa.string()), ("text", pa.string())])
@@ -146,12 +146,8 @@ class ParquetWriter(SampleWriter):
 
 
 def _image_value(name: str, location: str) -> dict[str, Any]:
-    if is_stored(location):
-        return {"bytes": read_stored(location, DEFAULT_LIMITS.max_bytes), "path": None}
-    try:
-        return {"bytes": Path(location).read_bytes(), "path": name}
-    except OSError as error:
-        raise UserError(f"image {location!r} can't be read: {error.strerror}") from None
+    content = ImageRef.of(location).read(DEFAULT_LIMITS.max_bytes)
+    return {"bytes": content, "path": None if is_stored(location) else name}
 
 
 def open_writer(path: Path, by: str, embed_images: bool = False) -> SampleWriter:

@@ -13,7 +13,7 @@ from mllm.registry import Registry
 class Item:
     """One question. `group` names its image within the benchmark: items of a group stand or fall together.
 
-    `image` is a file, a reference to an image inside one (`mllm.media.stored`), or None for a question about text alone;
+    `image` is a file, a reference to an image inside one (`mllm.media.ref`), or None for a question about text alone;
     `fields` are what the metric's lines need beside the references.
     """
 

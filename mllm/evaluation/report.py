@@ -80,7 +80,7 @@ def write_report(
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     body.append(_strip(answers))
     for name, entries in scores.items():
-        body += [f"<h2>{escape(name)}</h2><div class=scroll>{_table(entries)}</div>", draw_intervals(name, entries)]
+        body += [f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>", draw_intervals(name, entries)]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
         metric = metric_of(name)
         body += ["<p>Less is better.</p>"] if metric.lower_is_better else []
@@ -111,19 +111,19 @@ def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:
     cards = []
     for name, own in answers.items():
         pictured = [a for a in own if a.condition == "model" and a.image]
-        cards += [_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
+        cards += [answer_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
     return f"<div class='grid small strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
 
 
 def _gallery(label: str, answers: Sequence[Answer]) -> str:
     """Answers of a kind from all over the benchmark, folded away until they are wanted."""
     shown = _spread(answers, GALLERY)
-    cards = "".join(_card(answer, label) for answer in shown)
+    cards = "".join(answer_card(answer, label) for answer in shown)
     title = f"{label} ({len(shown)} of {len(answers)} shown)"
     return f"<details><summary>{title}</summary><div class='grid small'>{cards}</div></details>"
 
 
-def _table(entries: Sequence[Score]) -> str:
+def score_table(entries: Sequence[Score]) -> str:
     conditions = list(dict.fromkeys(entry.condition for entry in entries))
     head = "".join(f"<th>{escape(c)}</th>" for c in ("type", "questions", *conditions))
     rows = []
@@ -140,7 +140,7 @@ def _cell(entry: Score) -> str:
     return f"<td>{bar}{100 * entry.score:.1f} <small>{interval}</small></td>"
 
 
-def _card(answer: Answer, label: str) -> str:
+def answer_card(answer: Answer, label: str) -> str:
     picture = f"<img alt='' src='{thumbnail_url(answer.image, THUMBNAIL_PX)}'>" if answer.image else ""
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"

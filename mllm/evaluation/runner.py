@@ -9,7 +9,7 @@ from mllm.evaluation.intervals import bootstrap_interval
 from mllm.evaluation.official import OfficialBenchmark
 from mllm.evaluation.question import Question, Reply
 from mllm.evaluation.sampling import swap_partners
-from mllm.media.stored import file_of
+from mllm.media.ref import ImageRef
 
 CONDITIONS = ("model", "withheld", "swapped")
 Generate = Callable[[Sequence[Question]], Sequence[Reply]]
@@ -101,7 +101,7 @@ def ask(
 def missing_images(items: Sequence[Item]) -> list[str]:
     """Image files that items name and that aren't there."""
     named = {item.image for item in items if item.image is not None}
-    return sorted(str(image) for image in named if not file_of(image).is_file())
+    return sorted(str(image) for image in named if not ImageRef.of(image).is_there)
 
 
 def _path(item: Item) -> str | None:

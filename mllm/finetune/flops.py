@@ -17,10 +17,10 @@ from mllm.model.multimodal import MultimodalLM
 
 @dataclass(frozen=True)
 class Work:
-    """What goes through a model: `tokens` of text and images together, (query, key) `attention_pairs` of the language
-    model, supervised `targets`."""
+    """What goes through a model: `tiles` of images, `tokens` of text and images together, (query, key) `attention_pairs`
+    of the language model, supervised `targets`."""
 
-    images: int
+    tiles: int
     tokens: int
     attention_pairs: int
     targets: int
@@ -28,9 +28,9 @@ class Work:
 
 @dataclass(frozen=True)
 class UnitFlops:
-    """FLOPs of forward and backward per unit of `Work`: an image, a token, an attention pair, a target."""
+    """FLOPs of forward and backward per unit of `Work`: a tile, a token, an attention pair, a target."""
 
-    image: float
+    tile: float
     token: float
     attention_pair: float
     target: float
@@ -38,7 +38,7 @@ class UnitFlops:
     def of(self, work: Work) -> float:
         """FLOPs of `work` in all."""
         return (
-            self.image * work.images
+            self.tile * work.tiles
             + self.token * work.tokens
             + self.attention_pair * work.attention_pairs
             + self.target * work.targets
@@ -58,7 +58,6 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     Dense models: every linear layer is taken to see every token.
     """
     encoder, language_model = model.vision_encoder, model.language_model
-    geometry = encoder.geometry(model.projector_settings.shuffle)
     vision, vision_learns = _linear_flops(encoder, False, {id(p) for p in encoder.unused_parameters()})
     projector, projector_learns = _linear_flops(model.projector, vision_learns, set())
     head = language_model.get_output_embeddings()
@@ -68,10 +67,10 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return UnitFlops(
-        image=vision * _encoder_tokens(encoder)
+        tile=vision * _encoder_tokens(encoder)
         + _conv_flops(encoder)
         + _encoder_attention_flops(encoder, vision_learns)
-        + projector * geometry.layout(geometry.image_size_px, geometry.image_size_px).token_count,
+        + projector * model.geometry.tokens_per_tile,
         token=layers,
         attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
         target=_linear(head, language_learns),

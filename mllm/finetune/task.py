@@ -84,8 +84,8 @@ class InstructionTask:
         if not self.data.group_by_length:
             return self.mixture.order(epoch)
         side = self.processor.geometry.image_size_px
-        tokens_per_image = self.processor.geometry.layout(side, side).token_count
-        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, tokens_per_image)
+        (image,) = self.processor.planner.plan([(side, side)])
+        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, image.token_count)
 
     def prepare(self, world_size: int) -> None:
         """Count the tokens of all samples, unless that was done or `world_size` ranks do without; may take minutes."""
@@ -109,7 +109,8 @@ class InstructionTask:
             ids, outlines = self._usable(step, self._outline, skips)
             groups = _rendered(self._dealt(outlines, rank, world_size), render)
         ahead = deque(
-            self._decoder.start((p for row in group for _, p, _ in shown_images(row)), refused) for group in groups
+            self._decoder.start(((image.path, image.visual) for row in group for image in shown_images(row)), refused)
+            for group in groups
         )
         # A group's decoder is let go with it: what it holds is in the batch by then.
         micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
@@ -173,7 +174,7 @@ def work_of(rows: Sequence[Row], targets: int) -> Work:
     """What `rows` are for a model: a trunk counts once, and a branch sees it."""
     segments = [segment for row in rows for segment in row.segments]
     return Work(
-        images=sum(1 for row in rows for _ in shown_images(row)),
+        tiles=sum(image.visual.tile_count for row in rows for image in shown_images(row)),
         tokens=sum(row.length for row in rows),
         attention_pairs=causal_pairs([s.length for s in segments], [s.start for s in segments]),
         targets=targets,

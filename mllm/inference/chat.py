@@ -1,6 +1,5 @@
 """A conversation with a model, turn by turn; what was computed in a turn stays for the next."""
 
-import base64
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +15,14 @@ from mllm.inference.cache import new_cache, truncate
 from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
-from mllm.inference.request import ImageSource, Prompt, Request, common_length, prompt_of
-from mllm.media.decode import read_image
+from mllm.inference.request import Prompt, Request, common_length, prompt_of
+from mllm.media.decode import DEFAULT_LIMITS, read_image
+from mllm.media.ref import ImageSource
+from mllm.media.remote import data_url, data_url_bytes, is_data_url
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
-DATA_URL = "data:application/octet-stream;base64,"
+ANY_BYTES = "application/octet-stream"
 
 
 class _SavedChat(BaseModel):
@@ -130,8 +131,8 @@ class ChatSession:
         Raises UserError where the file is there and no chat saved it.
         """
         images = [
-            DATA_URL + base64.b64encode(i).decode() if isinstance(i, bytes) else str(Path(i).resolve())
-            for i in self.images
+            data_url(image, ANY_BYTES) if isinstance(image, bytes) else str(Path(image).resolve())
+            for image in self.images
         ]
         saved = _SavedChat(messages=tuple(self.messages), images=tuple(images))
         write_text_atomically(path, saved.model_dump_json(indent=2) + "\n", "mllm chat")
@@ -144,7 +145,7 @@ class ChatSession:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise UserError(f"{path} holds no saved conversation ({reason})") from None
         images: list[ImageSource] = [
-            base64.b64decode(i.removeprefix(DATA_URL)) if i.startswith(DATA_URL) else i for i in saved.images
+            data_url_bytes(image, DEFAULT_LIMITS.max_bytes) if is_data_url(image) else image for image in saved.images
         ]
         for image in images:
             read_image(image)

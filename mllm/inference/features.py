@@ -1,16 +1,16 @@
-"""Image features for inference, each distinct image encoded once. N images, P image tokens, D model width."""
+"""Image features for inference, each distinct image encoded once. D model width."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from mllm.inference.request import ImageSource, image_identity
+from mllm.inference.request import PromptImage
 from mllm.media.decode import read_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
-ENCODED_TOGETHER = 16
+TILES_TOGETHER = 16
 
 
 class ImageFeatures:
@@ -26,25 +26,43 @@ class ImageFeatures:
         self._known: OrderedDict[int, torch.Tensor] = OrderedDict()
 
     @torch.inference_mode()
-    def of(self, images: Sequence[ImageSource]) -> torch.Tensor | None:
-        """[N, P, D] in the order of `images`, None without any. Raises UserError for an unreadable image."""
-        if not images:
-            return None
-        named = {image_identity(image): image for image in images}
-        missing = [name for name in named if name not in self._known]
-        for start in range(0, len(missing), ENCODED_TOGETHER):
-            chosen = missing[start : start + ENCODED_TOGETHER]
-            pixels = torch.stack([self.processor.pixels(read_image(named[name])) for name in chosen])
-            self._known.update(zip(chosen, self.model.encode_images(pixels.to(self.model.device)), strict=True))
-            self.encoded += len(chosen)
-        for name in named:
+    def of(self, images: Sequence[PromptImage]) -> list[torch.Tensor]:
+        """[image tokens, D] of each of `images`, in their order. Raises UserError for an unreadable image."""
+        names = [image.identity for image in images]
+        missing = {name: image for name, image in zip(names, images, strict=True) if name not in self._known}
+        for chosen in _chunks(list(missing), [image.visual.tile_count for image in missing.values()]):
+            self._encode({name: missing[name] for name in chosen})
+        for name in names:
             self._known.move_to_end(name)
-        features = torch.stack([self._known[image_identity(image)] for image in images])
+        features = [self._known[name] for name in names]
         self._forget()
         return features
+
+    def _encode(self, images: Mapping[int, PromptImage]) -> None:
+        """Encode `images`, by identity, in one call of the encoder."""
+        visuals = [image.visual for image in images.values()]
+        tiles = [t for image in images.values() for t in self.processor.tiles(read_image(image.source), image.visual)]
+        features = self.model.encode_images(torch.stack(tiles).to(self.model.device), visuals)
+        each = features.split([visual.token_count for visual in visuals])
+        self._known.update(zip(images, each, strict=True))
+        self.encoded += len(images)
 
     def _forget(self) -> None:
         size = sum(features.numel() * features.element_size() for features in self._known.values())
         while size > self.budget_bytes:
             _, features = self._known.popitem(last=False)
             size -= features.numel() * features.element_size()
+
+
+def _chunks(names: Sequence[int], tile_counts: Sequence[int]) -> Iterator[list[int]]:
+    """`names` in order, in parts of at most TILES_TOGETHER tiles or of one image that has more."""
+    part: list[int] = []
+    tiles = 0
+    for name, count in zip(names, tile_counts, strict=True):
+        if part and tiles + count > TILES_TOGETHER:
+            yield part
+            part, tiles = [], 0
+        part.append(name)
+        tiles += count
+    if part:
+        yield part

@@ -55,8 +55,7 @@ def _answered(request: Request, answer: str, processor: Processor) -> tuple[Prom
     messages = (*request.messages, Message(role="assistant", content=answer))
     tokens = processor.render(messages, [read_image_size(image) for image in request.images])
     end = max(index for index, supervised in enumerate(tokens.supervised) if supervised) + 1
-    cut = type(tokens)(tokens.input_ids[:end], tokens.supervised[:end], tokens.image_spans)
-    return Prompt(cut, request.images), start
+    return Prompt(tokens.until(end), request.images), start
 
 
 def _before_answers(group: Group, prompts: Sequence[Prompt], starts: Sequence[int]) -> Group:

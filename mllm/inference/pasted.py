@@ -5,8 +5,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mllm.errors import UserError
+from mllm.media.ref import is_stored
 from mllm.media.remote import is_url
-from mllm.media.stored import is_stored
 from mllm.settings import expanded
 
 FILE_SCHEME = "file://"
@@ -64,7 +64,7 @@ def is_dropped(line: str) -> bool:
 
 
 def _is_there(text: str) -> bool:
-    if is_url(text) and not any(blank in text for blank in " \t"):
+    if is_url(text) and not text.lower().startswith(FILE_SCHEME) and not any(blank in text for blank in " \t"):
         return True
     try:
         return is_stored(text) or Path(local_path(text)).is_file()

@@ -4,16 +4,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import NamedTuple
 
 from mllm.conversation.schema import Message, check_turns
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
 from mllm.media.decode import read_image_size
-from mllm.media.stored import holder_of, is_stored
+from mllm.media.ref import ImageRef, ImageSource
+from mllm.media.visual import Visual
 from mllm.processor import Processor
-
-ImageSource = str | Path | bytes
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,17 @@ def render_request(request: Request, processor: Processor) -> Tokens:
     return processor.render(request.messages, [read_image_size(i) for i in request.images], generation=True)
 
 
-def image_identity(source: ImageSource) -> int:
-    """A negative number that names an image: by its bytes, or by its file's path, size and time of change."""
-    if isinstance(source, bytes):
-        digest = hashlib.sha256(source).digest()
-    else:
-        name = str(source)
-        file = Path(holder_of(name) if is_stored(name) else name).absolute()
-        if not file.is_file():
-            raise UserError(f"image {name!r} does not exist")
-        status = file.stat()
-        named = name if is_stored(name) else ""
-        digest = hashlib.sha256(f"{named}\n{file}\n{status.st_size}\n{status.st_mtime_ns}".encode()).digest()
-    return -1 - int.from_bytes(digest[:8], "big")
+class PromptImage(NamedTuple):
+    """An image of a conversation, and what it became there."""
+
+    source: ImageSource
+    visual: Visual
+
+    @property
+    def identity(self) -> int:
+        """A negative number that is the same for what has the same features: the image, and how it is cut and arranged."""
+        digest = hashlib.sha256(f"{ImageRef.of(self.source).identity()}\n{self.visual}".encode()).digest()
+        return -1 - int.from_bytes(digest[:8], "big")
 
 
 @dataclass(frozen=True)
@@ -67,12 +64,17 @@ class Prompt:
     def __len__(self) -> int:
         return len(self.tokens.input_ids)
 
+    @property
+    def shown(self) -> list[PromptImage]:
+        """Its images, each with what it became."""
+        return [PromptImage(*pair) for pair in zip(self.images, self.tokens.visuals, strict=True)]
+
     @cached_property
     def key(self) -> tuple[int, ...]:
         """One number a position: the token's id, or the identity of the image. Equal openings compute the same."""
         key = list(self.tokens.input_ids)
-        for (start, length), image in zip(self.tokens.image_spans, self.images, strict=True):
-            key[start : start + length] = [image_identity(image)] * length
+        for (start, length), image in zip(self.tokens.image_spans, self.shown, strict=True):
+            key[start : start + length] = [image.identity] * length
         return tuple(key)
 
     def uncut(self, length: int) -> int:
@@ -81,9 +83,9 @@ class Prompt:
         inside = [start for start, size in self.tokens.image_spans if start < length < start + size]
         return inside[0] if inside else length
 
-    def images_between(self, start: int, stop: int) -> list[ImageSource]:
+    def images_between(self, start: int, stop: int) -> list[PromptImage]:
         """The images whose tokens lie in positions [start, stop)."""
-        spans = zip(self.tokens.image_spans, self.images, strict=True)
+        spans = zip(self.tokens.image_spans, self.shown, strict=True)
         return [image for (first, _), image in spans if start <= first < stop]
 
 

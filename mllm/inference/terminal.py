@@ -15,8 +15,8 @@ from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.pasted import is_dropped, local_path, pasted_path, pasted_paths
 from mllm.inference.prompting import line_reader
-from mllm.inference.request import ImageSource
 from mllm.media.decode import read_image
+from mllm.media.ref import ImageSource
 from mllm.media.remote import fetch_image, is_url
 
 COMMANDS = {
@@ -33,7 +33,8 @@ COMMANDS = {
 
 def open_image(source: str) -> ImageSource:
     """The path of a file, a URL's bytes. Raises UserError unless it holds an image."""
-    image: ImageSource = fetch_image(source, allow_private=True) if is_url(source) else local_path(source)
+    place = local_path(source)
+    image: ImageSource = fetch_image(place, allow_private=True) if is_url(place) else place
     read_image(image)
     return image
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import UserError
 from mllm.media.depth import is_deep_grey, join_bytes, low_byte_unpacker, needs_low_bytes, to_8_bit_grey, unpack_with
-from mllm.media.stored import is_stored, read_stored
+from mllm.media.ref import ImageRef, ImageSource
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,11 @@ class DecodeLimits:
 
 
 DEFAULT_LIMITS = DecodeLimits()
-MAX_NAME_CHARS = 200
 
 
-def read_image(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Decode a file or its bytes to mode RGB, upright (EXIF orientation applied), alpha composed on white.
+def read_image(source: ImageSource, limits: DecodeLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode an image, wherever `ImageRef` finds it, to mode RGB, upright (EXIF orientation applied), alpha on white.
 
-    A string may also name an image inside a file, as `mllm.media.stored` writes it.
     Images of more than 8 bits a channel are brought to 8 (`mllm.media.depth`); of an animation or of pages the first is
     taken. Raises UserError for a missing, truncated, corrupt or oversized image.
     """
@@ -46,7 +44,7 @@ def read_image(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def read_image_size(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
+def read_image_size(source: ImageSource, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
     """(height, width) in pixels as displayed, from the header alone. Raises UserError like `read_image`."""
     with _opened(source, limits) as image:
         width, height = image.size
@@ -57,32 +55,29 @@ def read_image_size(source: Path | str | bytes, limits: DecodeLimits = DEFAULT_L
         return (width, height) if rotated else (height, width)
 
 
-def image_bytes(source: Path | str, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
-    """The file's bytes as they are, of an image inside a file its own. Raises UserError when they aren't there."""
-    if isinstance(source, str) and is_stored(source):
-        return read_stored(source, limits.max_bytes)
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise UserError(f"image {str(source)!r} can't be read: {error.strerror}") from None
+def image_bytes(source: ImageSource, limits: DecodeLimits = DEFAULT_LIMITS) -> bytes:
+    """An image's bytes as they are, undecoded. Raises UserError when they aren't there."""
+    return ImageRef.of(source).read(limits.max_bytes)
 
 
 @contextmanager
-def _opened(source: Path | str | bytes, limits: DecodeLimits) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, limits: DecodeLimits) -> Iterator[Image.Image]:
     """The image with its header read and held against `limits`; pixels not yet decoded.
 
     Whatever a decoder raises, here and within the block, becomes an error of the image: what those of Pillow's many
     formats raise for bytes that aren't theirs is listed nowhere.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else repr(str(source))[:MAX_NAME_CHARS]
-    if isinstance(source, str) and is_stored(source):
-        source = read_stored(source, limits.max_bytes)
-    _check_bytes(source, name, limits)
+    ref = ImageRef.of(source)
+    name = ref.name
+    encoded = ref.read(limits.max_bytes) if ref.file is None or ref.part is not None else ref.file
+    _check_bytes(encoded, name, limits)
     try:
         with warnings.catch_warnings():
             # Pillow's own bomb warning would be a second, vaguer voice beside our limit.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+            with Image.open(
+                io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=_formats()
+            ) as image:
                 _check_extent(image, name, limits)
                 yield image
     except UserError:
@@ -121,17 +116,16 @@ def _webp_pixels(head: bytes) -> int:
     return (bits & 0x3FFF) * (bits >> 16 & 0x3FFF)
 
 
-def _check_bytes(source: Path | str | bytes, name: str, limits: DecodeLimits) -> None:
+def _check_bytes(encoded: Path | bytes, name: str, limits: DecodeLimits) -> None:
     """Raise UserError for a file that isn't there or asks for too much before it is opened."""
-    if isinstance(source, bytes):
-        byte_count, head = len(source), source[:30]
+    if isinstance(encoded, bytes):
+        byte_count, head = len(encoded), encoded[:30]
     else:
-        path = Path(source)
         try:
-            if not path.is_file():
+            if not encoded.is_file():
                 raise UserError(f"image {name} does not exist")
-            byte_count = path.stat().st_size
-            with open(path, "rb") as file:
+            byte_count = encoded.stat().st_size
+            with open(encoded, "rb") as file:
                 head = file.read(30)
         except OSError as error:
             raise UserError(f"image {name} can't be read: {error.strerror}") from None

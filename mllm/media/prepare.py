@@ -1,11 +1,14 @@
-"""From an RGB image to the encoder's input: fit to a square, rescale, normalize."""
+"""From an RGB image to the encoder's inputs: tiles of S × S pixels, rescaled and normalized."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
+
+from mllm.media.visual import Crop, Size
 
 Fit = Literal["pad", "crop", "stretch"]
 RESAMPLE = Image.Resampling.BICUBIC
@@ -26,15 +29,36 @@ class ImagePreparer:
     fit: Fit = "pad"
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """`image`: mode RGB, any size. Returns float32 [3, S, S]."""
-        square = self._to_square(image)
+        """float32 [3, S, S] of the whole of `image`: mode RGB, any size."""
+        return self._normalized(self._to_square(image))
+
+    def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
+        """float32 [3, S, S] of each of `crops` of an image of mode RGB."""
+        return [self._normalized(square) for square in self._squares(image, crops)]
+
+    def fitted_tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
+        """uint8 [3, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
+        squares = (np.asarray(square).transpose(2, 0, 1) for square in self._squares(image, crops))
+        return [torch.from_numpy(np.ascontiguousarray(square)) for square in squares]
+
+    def _normalized(self, square: Image.Image) -> torch.Tensor:
         scaled = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
         array = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-    def fitted(self, image: Image.Image) -> torch.Tensor:
-        """uint8 [3, S, S] of an image of mode RGB and any size: what is yet to be rescaled and normalized."""
-        return torch.from_numpy(np.ascontiguousarray(np.asarray(self._to_square(image)).transpose(2, 0, 1)))
+    def _squares(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[Image.Image]:
+        scaled: dict[Size, Image.Image] = {}
+        for crop in crops:
+            if crop.scaled is None:
+                yield self._to_square(image)
+                continue
+            if crop.scaled not in scaled:
+                height, width = crop.scaled
+                scaled[crop.scaled] = image.resize((width, height), RESAMPLE)
+            top, left = crop.corner
+            square = Image.new("RGB", (self.image_size_px,) * 2, _colour(self.mean))
+            square.paste(scaled[crop.scaled], (-left, -top))
+            yield square
 
     def _to_square(self, image: Image.Image) -> Image.Image:
         size = self.image_size_px
@@ -59,6 +83,10 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+def _colour(mean: tuple[float, float, float]) -> tuple[int, ...]:
+    return tuple(int(m * 255) for m in mean)
+
+
 def pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
     """Centre `image` on a square of the encoder's mean colour, as LLaVA-1.5 does in stage 2."""
     width, height = image.size
@@ -70,6 +98,6 @@ def pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image
         scale = MAX_PADDED_SIDE_PX / side
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), RESAMPLE)
         (width, height), side = image.size, MAX_PADDED_SIDE_PX
-    canvas = Image.new("RGB", (side, side), tuple(int(m * 255) for m in mean))
+    canvas = Image.new("RGB", (side, side), _colour(mean))
     canvas.paste(image, ((side - width) // 2, (side - height) // 2))
     return canvas

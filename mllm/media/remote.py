@@ -1,18 +1,22 @@
-"""Fetching an image from a URL that may have been written by a stranger.
+"""Images behind and inside URLs that may have been written by a stranger: fetched, or held by a data URL.
 
 The host's addresses are looked up once, checked, and connected to as they are, so that a name can't be pointed elsewhere
 between check and connection. Redirects are followed a few times, each checked anew.
 """
 
+import base64
+import binascii
 import http.client
 import ipaddress
+import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from urllib.parse import SplitResult, urljoin, urlsplit
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from mllm.errors import UserError
 
@@ -23,8 +27,43 @@ CHUNK_BYTES = 64 * 1024
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def is_url(source: str) -> bool:
-    return source.startswith(("http://", "https://"))
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_DATA_URL = re.compile(r"\s*data:[^,]*?;\s*base64\s*,", re.IGNORECASE)
+_WHITE_SPACE = re.compile(r"\s+")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def is_url(source: Path | str) -> bool:
+    """Whether `source` is a string such as `https://…`, `hf://datasets/…`, `s3://…`, `file://…`."""
+    return isinstance(source, str) and _URL.match(source) is not None
+
+
+def is_data_url(text: str) -> bool:
+    """Whether `text` begins as a data URL in base64 does."""
+    return _DATA_URL.match(text) is not None
+
+
+def data_url(content: bytes, media_type: str) -> str:
+    """`content` as a data URL in base64."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+def data_url_bytes(url: str, max_bytes: int) -> bytes:
+    """What a base64 data URL holds; its media type isn't trusted, and any is taken.
+
+    The base64 may be the URL-safe one, without padding, wrapped over lines, or percent-encoded. Raises UserError for what
+    is no such URL or holds more than `max_bytes`.
+    """
+    header = _DATA_URL.match(url)
+    if header is None:
+        raise UserError("an image is sent as a data URL: data:image/png;base64,…")
+    payload = _WHITE_SPACE.sub("", unquote(url[header.end() :])).translate(_URL_SAFE).rstrip("=")
+    if len(payload) * 3 // 4 > max_bytes:
+        raise UserError(f"the image has more than {max_bytes} bytes")
+    try:
+        return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise UserError("the data URL is not valid base64") from None
 
 
 def is_public(address: str) -> bool:

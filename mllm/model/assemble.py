@@ -13,7 +13,7 @@ from transformers.initialization import no_init_weights
 
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
-from mllm.media.layout import ImageGeometry
+from mllm.media.visual import ImageGeometry
 from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import build_projector

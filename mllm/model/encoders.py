@@ -1,6 +1,6 @@
 """Vision encoders: CLIP and SigLIP through transformers' classes.
 
-N images, S side in pixels, P patches (plus the class token if kept), V vision width.
+T tiles, S side in pixels, P patches (plus the class token if kept), V vision width.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from mllm.errors import UserError
-from mllm.media.layout import ImageGeometry
+from mllm.media.visual import ImageGeometry
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 
 class VisionEncoder(nn.Module):
-    """Features of one hidden layer: pixel_values [N, 3, S, S] → [N, P, V].
+    """Features of one hidden layer: tiles [T, 3, S, S] → [T, P, V].
 
     feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5). Layers behind it compute nothing.
     """
@@ -130,8 +130,8 @@ class VisionEncoder(nn.Module):
         is_last = used_layers == self.model.config.num_hidden_layers
         return is_last and not self.family.has_class_token and _last_hidden_state_is_normalized(self.family)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        output = self.model(pixel_values.to(self.dtype), output_hidden_states=True)
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        output = self.model(tiles.to(self.dtype), output_hidden_states=True)
         features = output.hidden_states[self.feature_layer]
         if self.drops_class_token:
             return features[:, 1:]

@@ -1,7 +1,9 @@
 """The assembly: vision encoder → projector → splice → language model.
 
-B rows, T tokens, N images, P image tokens per image, D language-model width.
+B rows, T tokens, N tiles, I image tokens of all images, D language-model width.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.kernels.loss import supervised_loss_sum
 from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings
@@ -52,12 +55,17 @@ class MultimodalLM(nn.Module):
     def device(self) -> torch.device:
         return next(self.projector.parameters()).device
 
-    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] → [N, P, D]; a frozen encoder runs without a graph."""
+    @property
+    def geometry(self) -> ImageGeometry:
+        """What encoder and projector make of a tile."""
+        return self.vision_encoder.geometry(self.projector.shuffle)
+
+    def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """Image tokens [I, D] of all `visuals`, from their tiles [N, 3, S, S]; a frozen encoder runs without a graph."""
         learns = any(p.requires_grad for p in self.vision_encoder.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            features = self.vision_encoder(pixel_values)
-        return self.projector(features.to(next(self.projector.parameters()).dtype))
+            features = self.vision_encoder(tiles)
+        return self.projector(features.to(next(self.projector.parameters()).dtype), visuals)
 
     def embed(self, batch: Batch) -> torch.Tensor:
         """Token embeddings [B, T, D] with the image tokens' rows overwritten by image features, in reading order.
@@ -66,28 +74,42 @@ class MultimodalLM(nn.Module):
         part in every collective of ZeRO-3. Raises UserError, naming the sample, when counts differ.
         """
         embeddings = self.language_model.get_input_embeddings()(batch.input_ids)
-        pixels = batch.normalized_pixels()
-        if pixels is not None:
-            features = self.encode_images(pixels)
-            check_counts(len(batch.image_places), features, batch.image_token_counts, batch.image_owners)
-            return splice(embeddings, batch.image_places, features)
-        check_counts(len(batch.image_places))
-        side = self.vision_encoder.model.config.image_size
-        blank = torch.zeros(1, 3, side, side, device=embeddings.device)
+        self._check_images(batch)
+        tiles = batch.normalized_tiles()
+        if tiles is not None:
+            return splice(embeddings, batch.image_places, self.encode_images(tiles, batch.visuals))
         takes_all_ranks = self.training or is_partitioned(self.vision_encoder)
         if not takes_all_ranks:
             return embeddings
-        return embeddings + 0.0 * self.encode_images(blank).sum().to(embeddings.dtype)
+        square = Square(self.geometry)
+        side = square.geometry.image_size_px
+        blank = torch.zeros(1, 3, side, side, device=embeddings.device)
+        return embeddings + 0.0 * self.encode_images(blank, (square.visual,)).sum().to(embeddings.dtype)
 
-    def embed_features(self, input_ids: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
-        """As `embed`, from image features [N, P, D] that are already computed; None where there is no image.
+    def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As `embed`, from the features [image tokens, D] of each image that are already computed.
 
         input_ids: [B, T] on the CPU, where its image tokens are found without waiting for the device.
         """
         embeddings = self.language_model.get_input_embeddings()(input_ids.to(self.device))
         places = flat_places(input_ids == self.image_token_id)
-        check_counts(len(places), features)
-        return embeddings if features is None else splice(embeddings, places.to(self.device), features)
+        check_counts(len(places), [len(image) for image in features])
+        return splice(embeddings, places.to(self.device), torch.cat(list(features))) if features else embeddings
+
+    def _check_images(self, batch: Batch) -> None:
+        """Raise UserError, naming the samples, unless a batch's image tokens are what its tiles become.
+
+        All of it is known without asking the device.
+        """
+        visuals = batch.visuals if batch.tiles is not None else ()
+        per_tile = self.geometry.tokens_per_tile
+        counts = [self.projector.count_tokens(visual, per_tile) for visual in visuals]
+        for visual, count, owner in zip(visuals, counts, batch.image_owners, strict=False):
+            if visual.token_count != count:
+                raise UserError(
+                    f"sample {owner!r}: an image has {count} features but {visual.token_count} image tokens"
+                )
+        check_counts(len(batch.image_places), counts, batch.image_owners)
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final hidden states [B, T, D] of packed rows."""
@@ -114,26 +136,18 @@ class MultimodalLM(nn.Module):
 
 
 def splice(embeddings: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """`embeddings` [B, T, D] with `features` [N, P, D] at `places` (int64 [N · P], each once) of its B · T rows."""
-    flat = embeddings.flatten(0, 1).index_copy(0, places, features.flatten(0, 1).to(embeddings.dtype))
-    return flat.view_as(embeddings)
+    """`embeddings` [B, T, D] with `features` [I, D] at `places` (int64 [I], each once) of its B · T rows."""
+    return embeddings.flatten(0, 1).index_copy(0, places, features.to(embeddings.dtype)).view_as(embeddings)
 
 
-def check_counts(
-    places: int, features: torch.Tensor | None = None, counts: tuple[int, ...] = (), owners: tuple[str, ...] = ()
-) -> None:
-    """Raise UserError, naming the samples, unless `places` image tokens are what `features` [N, P, D] fill.
+def check_counts(places: int, counts: Sequence[int], owners: Sequence[str] = ()) -> None:
+    """Raise UserError unless `places` image tokens are as many as the features, of which each image has one of `counts`.
 
-    counts, owners: of each image, where they are known, its number of image tokens and its sample. All of it is known
-    without asking the device.
+    owners: the samples to name, where they are known.
     """
-    images, per_image = (0, 0) if features is None else (len(features), features.shape[1])
-    for count, owner in zip(counts, owners, strict=True):
-        if count != per_image:
-            raise UserError(f"sample {owner!r}: an image has {per_image} features but {count} image tokens")
-    if places != images * per_image:
+    if places != sum(counts):
         named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
-        raise UserError(f"{places} image tokens but {images * per_image} image features ({images} images){named}")
+        raise UserError(f"{places} image tokens but {sum(counts)} image features ({len(counts)} images){named}")
 
 
 def refuse_scaled_logits(config: object) -> None:

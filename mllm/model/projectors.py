@@ -1,15 +1,17 @@
 """Projectors: vision features to the language model's embedding space.
 
-N images, P patches, V vision width, D language-model width.
+T tiles, P patches, K features of a tile behind the projector, V vision width, D language-model width.
 """
 
 import re
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import nn
 
 from mllm.errors import UserError
+from mllm.media.visual import Visual
 from mllm.model.settings import ProjectorSettings
 from mllm.registry import Registry
 
@@ -18,18 +20,20 @@ MLP_NAME = re.compile(r"mlp([1-9])x_gelu")
 
 
 def pixel_shuffle(features: torch.Tensor, factor: int) -> torch.Tensor:
-    """[N, P, V] → [N, P / factor², V · factor²]: neighbours of a factor × factor square are joined (Shi et al. 2016)."""
+    """[T, P, V] → [T, P / factor², V · factor²]: neighbours of a factor × factor square are joined (Shi et al. 2016)."""
     if factor == 1:
         return features
-    images, patches, width = features.shape
+    tiles, patches, width = features.shape
     grid = int(patches**0.5)
     small = grid // factor
-    squares = features.view(images, small, factor, small, factor, width).permute(0, 1, 3, 2, 4, 5)
-    return squares.reshape(images, small * small, factor * factor * width)
+    squares = features.view(tiles, small, factor, small, factor, width).permute(0, 1, 3, 2, 4, 5)
+    return squares.reshape(tiles, small * small, factor * factor * width)
 
 
 class Projector(nn.Module):
-    """Encoder features → standardization → pixel shuffle → the subclass's layers (`project`).
+    """Encoder features of tiles to image tokens: `project` each tile, then `arrange` what belongs to an image.
+
+    To project is standardization → pixel shuffle → the subclass's layers (`transform`).
 
     The standardization is fixed, channel by channel, and the identity until `calibrate` sets it: LLaVA's projector.
     """
@@ -45,8 +49,8 @@ class Projector(nn.Module):
         self.register_buffer("feature_mean", torch.zeros(vision_width))
         self.register_buffer("feature_std", torch.ones(vision_width))
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, T, V · shuffle²] → [N, T, D]."""
+    def transform(self, features: torch.Tensor) -> torch.Tensor:
+        """[T, K, V · shuffle²] → [T, K, D]."""
         raise NotImplementedError
 
     @property
@@ -54,24 +58,40 @@ class Projector(nn.Module):
         """The layer that gives image tokens."""
         return cast(nn.Linear, self.get_submodule(f"linear_{self.depth}"))
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, P, V] → [N, P / shuffle², D]."""
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """[T, P, V] → [T, K, D], K = P / shuffle²: as many features for every tile."""
         # Mean and deviation are in float32 whatever the weights are in.
         standardized = ((features - self.feature_mean) / self.feature_std).to(features.dtype)
-        return self.project(pixel_shuffle(standardized, self.shuffle))
+        return self.transform(pixel_shuffle(standardized, self.shuffle))
+
+    def arrange(self, features: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """[T, K, D] of the tiles of all `visuals` → [image tokens, D], those of each visual together and in order.
+
+        Here all features of one tile follow those of another, so that nothing is copied. A projector that puts rows
+        between them, or leaves some out, overrides this and `count_tokens`.
+        """
+        return features.flatten(0, 1)
+
+    def count_tokens(self, visual: Visual, features_per_tile: int) -> int:
+        """How many rows `arrange` makes of a visual."""
+        return visual.tile_count * features_per_tile
+
+    def forward(self, features: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """[T, P, V] → [image tokens, D]. Parameters that arrange are gathered by ZeRO-3 with those that project."""
+        return self.arrange(self.project(features), visuals)
 
     @torch.no_grad()
     def calibrate(self, features: torch.Tensor, embeddings: torch.Tensor) -> None:
         """Start from features of zero mean and unit variance, and image tokens of zero mean at the scale of words.
 
-        features: [N, P, V] of some images; embeddings: [K, D] of the language model. Data-dependent initialization
+        features: [T, P, V] of some images; embeddings: [words, D] of the language model. Data-dependent initialization
         (Krähenbühl et al. 2016). Without it one large vector common to all image tokens is learned first, and
         image tokens never come to resemble words.
         """
         channels = features.flatten(0, 1)
         self.feature_mean.copy_(channels.mean(0))
         self.feature_std.copy_(channels.std(0).clamp(min=1e-3))
-        tokens = self(features).flatten(0, 1)
+        tokens = self.project(features).flatten(0, 1)
         common = tokens.mean(0)
         scale = embeddings.float().square().mean().sqrt() / (tokens - common).square().mean().sqrt().clamp(min=1e-6)
         last = self.last_layer
@@ -96,7 +116,7 @@ class LinearProjector(Projector):
         super().__init__(vision_width, text_width, shuffle, depth)
         self.linear_1 = nn.Linear(self.shuffled_width, text_width)
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def transform(self, features: torch.Tensor) -> torch.Tensor:
         return self.linear_1(features)
 
 
@@ -109,7 +129,7 @@ class MlpProjector(Projector):
         for index in range(1, depth + 1):
             setattr(self, f"linear_{index}", nn.Linear(self.shuffled_width if index == 1 else text_width, text_width))
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def transform(self, features: torch.Tensor) -> torch.Tensor:
         hidden = self.get_submodule("linear_1")(features)
         for index in range(2, self.depth + 1):
             hidden = getattr(self, f"linear_{index}")(nn.functional.gelu(hidden))

@@ -16,7 +16,7 @@ from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import UserError
 from mllm.files import atomic_file, write_text_atomically
-from mllm.media.stored import is_stored
+from mllm.media.ref import is_stored
 from mllm.outputs import check_files
 from mllm.settings import dump_yaml
 from mllm.synthesis.asking import Asked

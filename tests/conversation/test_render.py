@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from mllm.media.layout import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry
 from mllm.processor import IMAGE_TOKEN, Processor
 from tests.helpers.tiny import TOKENIZERS
 

@@ -61,13 +61,13 @@ def test_llava_json_comes_back_the_same_through_every_format(odd, tmp_path, step
 def test_embedded_images_are_the_files_bytes(odd, tmp_path):
     out = convert(odd, tmp_path / "e.parquet", "--reader", "llava", "--image-root", str(tmp_path), "--embed-images")
     again = convert(out, tmp_path / "again.parquet", "--embed-images")
-    from mllm.media.stored import read_stored
+    from mllm.media.ref import ImageRef
 
     for path in (out, again):
         samples = read("messages", path)
         assert [s.messages for s in samples] == [s.messages for s in read("llava", odd)]
         names = [name for s in read("llava", odd) for name in s.images]
-        stored = [read_stored(image, 10**6) for s in samples for image in s.images]
+        stored = [ImageRef.of(image).read(10**6) for s in samples for image in s.images]
         assert stored == [(tmp_path / name).read_bytes() for name in names]
     with pytest.raises(UserError, match=r"lies inside a file; write to \.parquet"):
         convert(out, tmp_path / "x.jsonl")

@@ -19,7 +19,7 @@ from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.settings import DataSettings
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.task import InstructionTask
-from mllm.media.layout import ImageGeometry
+from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
 from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings

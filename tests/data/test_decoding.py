@@ -32,7 +32,7 @@ def test_workers_change_no_batch(processor, recipe):
         assert window.sample_ids == windows[0].sample_ids
         for ours, expected in zip(window.micro_batches, windows[0].micro_batches, strict=True):
             assert ours.inputs.image_owners == expected.inputs.image_owners
-            assert ours.inputs.image_token_counts == expected.inputs.image_token_counts
+            assert ours.inputs.visuals == expected.inputs.visuals
             for value, other in zip(expected.inputs.tensors(), ours.inputs.tensors(), strict=True):
                 assert torch.equal(other, value)
 
@@ -41,15 +41,16 @@ def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks
     whole, broken = save_image(tmp_path / "a.png"), tmp_path / "b.png"
     broken.write_bytes(b"no image")
     seen = []
-    real = processor.fitted_pixels
+    real = processor.fitted_tiles
     monkeypatch.setattr(
-        processor, "fitted_pixels", lambda image: seen.append(threading.current_thread().name) or real(image)
+        processor, "fitted_tiles", lambda *image: seen.append(threading.current_thread().name) or real(*image)
     )
-    decode = ImageDecoder(processor, 2).start([whole, str(broken), whole])
-    assert torch.equal(decode(whole), decode(whole))
+    (visual,) = processor.planner.plan([(12, 20)])
+    decode = ImageDecoder(processor, 2).start((path, visual) for path in (whole, str(broken), whole))
+    assert torch.equal(decode(whole, visual)[0], decode(whole, visual)[0])
     assert len(seen) == 1 and seen[0].startswith("decode")
     with pytest.raises(UserError, match=r"b\.png"):
-        decode(str(broken))
+        decode(str(broken), visual)
 
 
 def test_threads_that_decode_are_a_ranks_share_of_the_cores(monkeypatch):

@@ -114,7 +114,7 @@ def trained_on(recipe, p, count):
     loop = validate_settings(LoopSettings, {"global_batch_size": count, "epochs": 1, "micro_batch_size": 1}, "test")
     window = InstructionTask(Mixture(recipe, 0, False), p, data, loop).window(0, 0, 1)
     skipped = {name: reason for name, _, reason in window.skipped}
-    assert all(torch.isfinite(m.inputs.pixel_values).all() for m in window.micro_batches)
+    assert all(torch.isfinite(m.inputs.tiles).all() for m in window.micro_batches)
     return sorted(set(window.sample_ids) - skipped.keys()), skipped
 
 

@@ -9,6 +9,7 @@ from mllm.data.collate import targets_of
 from mllm.data.example import Example
 from mllm.data.packing import PlacedSegment, Row, _first_fit, _spread, pack
 from mllm.finetune.task import deal
+from mllm.media.visual import WHOLE, Visual
 
 MAX_LENGTH = 64
 
@@ -16,7 +17,11 @@ MAX_LENGTH = 64
 def example(name: str, length: int, image: str | None = None) -> Example:
     """`length` tokens of which the last is learned; those of one image open alike."""
     ids = (*range(length - 1), 1000 + hash(name) % 1000)
-    return Example(name, Tokens(ids, (False,) * (length - 1) + (True,), ()), (image,) if image else ())
+    return Example(name, Tokens(ids, (False,) * (length - 1) + (True,), (), ()), (image,) if image else ())
+
+
+def visual(token_count: int) -> Visual:
+    return Visual((WHOLE,), (1, 1, 1), token_count)
 
 
 lengths = st.lists(st.integers(2, MAX_LENGTH), min_size=1, max_size=30)
@@ -76,7 +81,7 @@ def test_a_prefix_is_shared_as_far_as_all_tokens_agree_and_cuts_no_image(shapes,
     for number, (before, after, more) in enumerate(shapes):
         ids = [7] * before + [9] * 4 + data.draw(st.lists(st.integers(1, 2), min_size=after, max_size=after))
         supervised = (False,) * len(ids) + (True,) * (1 + more)
-        tokens = Tokens((*ids, *range(100, 101 + more)), supervised, ((before, 4),))
+        tokens = Tokens((*ids, *range(100, 101 + more)), supervised, ((before, 4),), (visual(4),))
         examples.append(Example(f"e{number}", tokens, ("a.png",)))
     (row,) = pack(examples, "shared_prefix", 1000, 1)
     limit = min(e.first_supervised for e in examples) - 1
@@ -104,9 +109,11 @@ def test_dealing_gives_every_row_to_one_rank_and_every_rank_as_many_micro_batche
 
 def test_a_row_that_keeps_a_rank_in_step_teaches_nothing_though_an_image_follows_an_answer():
     supervised = (False, False, True, False, False, True)
-    late = Example("late", Tokens((1, 9, 3, 9, 9, 4), supervised, ((1, 1), (3, 2))), ("a.png", "b.png"))
+    late = Example(
+        "late", Tokens((1, 9, 3, 9, 9, 4), supervised, ((1, 1), (3, 2)), (visual(1), visual(2))), ("a.png", "b.png")
+    )
     (filler,) = deal([Row((PlacedSegment(late, 0, 6),))], 1, 2, 1)[0]
     assert filler.length == 2 and set(targets_of(filler.segments[0])) == {IGNORE_INDEX}
-    at_once = Example("at once", Tokens((5, 6), (True, True), ()), ())
+    at_once = Example("at once", Tokens((5, 6), (True, True), (), ()), ())
     (filler,) = deal([Row((PlacedSegment(at_once, 0, 2),))], 1, 2, 1)[0]
     assert filler.length == 1 and set(targets_of(filler.segments[0])) == {IGNORE_INDEX}

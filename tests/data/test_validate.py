@@ -10,7 +10,7 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.data.validate import validate
 from mllm.errors import BadSampleError, UserError
-from mllm.media.stored import read_stored
+from mllm.media.ref import ImageRef
 from tests.helpers.containers import write_tar
 from tests.helpers.tiny import save_image
 
@@ -94,7 +94,7 @@ def test_the_clean_copy_of_a_tar_holds_its_images(tmp_path):
     assert [(p.place, p.kind) for p in findings.problems] == [(f"{tmp_path / 's.tar'}:2", "image")]
     samples = Mixture(load_recipe(str(tmp_path / "clean" / "recipe.yaml")), 0, False).samples
     assert [s.id for s in samples] == ["text", "a"]
-    assert read_stored(samples[1].images[0], 10**6) == whole
+    assert ImageRef.of(samples[1].images[0]).read(10**6) == whole
 
 
 def test_the_command_lists_what_it_found_and_fails(bad, tmp_path, capsys, monkeypatch):

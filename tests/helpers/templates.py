@@ -1,7 +1,7 @@
 """Chat templates that print the day or refuse a conversation, and a processor of one."""
 
-from mllm.media.layout import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 from tests.helpers.tiny import byte_tokenizer
 

@@ -12,8 +12,8 @@ from transformers import CLIPImageProcessor
 from mllm.batch import Batch
 from mllm.errors import UserError
 from mllm.media.decode import DecodeLimits, read_image, read_image_size
-from mllm.media.layout import ImageGeometry
 from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import WHOLE, Crop, ImageGeometry, Square
 
 
 def encoded(image, kind="PNG", **options):
@@ -82,19 +82,40 @@ def test_extreme_shapes_become_the_square(fit, size):
 
 
 def test_the_token_count_follows_from_the_geometry():
-    assert ImageGeometry(336, 14).layout(480, 640).token_count == 576
-    assert ImageGeometry(336, 14, keep_class_token=True).layout(1, 1).token_count == 577
-    assert ImageGeometry(64, 8, shuffle=2).layout(64, 64).token_count == 16
+    for geometry, size, count in (
+        (ImageGeometry(336, 14), (480, 640), 576),
+        (ImageGeometry(336, 14, keep_class_token=True), (1, 1), 577),
+        (ImageGeometry(64, 8, shuffle=2), (64, 64), 16),
+    ):
+        (visual,) = Square(geometry).plan([size])
+        assert (visual.token_count, visual.tile_count) == (geometry.tokens_per_tile, 1) == (count, 1)
     with pytest.raises(ValueError, match="shuffled"):
         ImageGeometry(56, 8, shuffle=2)
+    with pytest.raises(ValueError, match="no content"):
+        Square(ImageGeometry(64, 8)).plan([(64, 64), (0, 5)])
+
+
+def test_tiles_laid_side_by_side_are_the_scaled_image_with_padding_around_it():
+    preparer = ImagePreparer(16, (0.2, 0.4, 0.6), (0.5,) * 3)
+    image = Image.effect_noise((40, 30), 90).convert("RGB")
+    crops = [WHOLE, *(Crop((24, 32), (row, column)) for row in (-4, 12) for column in (0, 16))]
+    whole, *tiles = preparer.fitted_tiles(image, crops)
+    assert torch.equal(whole, preparer.fitted_tiles(image, [WHOLE])[0])
+    canvas = torch.cat([torch.cat(tiles[:2], 2), torch.cat(tiles[2:], 2)], 1)
+    scaled = torch.from_numpy(np.array(image.resize((32, 24), Image.Resampling.BICUBIC)).transpose(2, 0, 1))
+    assert torch.equal(canvas[:, 4:28], scaled)
+    assert (canvas[:, [0, 3, 28, 31]] == torch.tensor([51, 102, 153])[:, None, None]).all()
+    statistics = [torch.tensor(values)[:, None, None] for values in (preparer.mean, preparer.std)]
+    for fitted, prepared in zip([whole, *tiles], preparer.tiles(image, crops), strict=True):
+        assert torch.equal((fitted.float() * (1 / 255) - statistics[0]) / statistics[1], prepared)
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 def test_fitted_pixels_that_are_normalized_later_are_the_prepared_ones_to_the_last_bit(fit):
     preparer = ImagePreparer(16, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), fit)
     image = Image.effect_noise((40, 30), 90).convert("RGB")
-    fitted = preparer.fitted(image)
+    (fitted,) = preparer.fitted_tiles(image, [WHOLE])
     statistics = torch.tensor([preparer.mean, preparer.std])
-    batch = SimpleNamespace(pixel_values=fitted[None], pixel_statistics=statistics)
+    batch = SimpleNamespace(tiles=fitted[None], pixel_statistics=statistics)
     assert fitted.dtype == torch.uint8
-    assert torch.equal(Batch.normalized_pixels(batch)[0], preparer(image))
+    assert torch.equal(Batch.normalized_tiles(batch)[0], preparer(image))

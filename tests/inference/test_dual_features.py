@@ -13,7 +13,7 @@ from mllm.inference.dual_features import encode_readable, image_files, load_enco
 from mllm.media.decode import read_image
 from mllm.model.dual_encoder import train_tokenizer
 from mllm.model.settings import ClipModelSettings
-from tests.tiny import save_image
+from tests.helpers.tiny import save_image
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
 TEXTS = ["a red square", "blue", "a green square of many words and more"]

@@ -58,7 +58,7 @@ def plain_logits(model, processor, request, token_ids):
     """Logits at each place of an answer, by one pass over prompt and answer with no cache and no padding."""
     prompt = prompt_of(request, processor)
     ids = torch.tensor([prompt.tokens.input_ids + token_ids])
-    features = ImageFeatures(model, processor).of(prompt.images)
+    features = ImageFeatures(model, processor).of(prompt.shown)
     with torch.inference_mode():
         embeddings = model.embed_features(ids, features)
         logits = model.language_model(inputs_embeds=embeddings, use_cache=False).logits[0]
@@ -125,8 +125,9 @@ def test_each_distinct_image_is_encoded_once(assembled, requests, images):
     generate_answers(model, processor, requests, Decoding(max_new_tokens=2), batch_size=2, features=features)
     assert features.encoded == 3
     small = ImageFeatures(model, processor, budget_bytes=1)
-    assert torch.allclose(small.of([images[1]]), features.of([images[1]]), atol=1e-5)
-    small.of([images[1]])
+    shown = prompt_of(ask("what", images[1]), processor).shown
+    assert torch.allclose(small.of(shown)[0], features.of(shown)[0], atol=1e-5)
+    small.of(shown)
     assert small.encoded == 2
 
 
@@ -134,9 +135,10 @@ def test_a_changed_file_is_another_image(assembled, tmp_path):
     model, processor = assembled
     features = ImageFeatures(model, processor)
     path = save_image(tmp_path / "x.png", (250, 0, 0))
-    before = features.of([path])
+    shown = prompt_of(ask("what", path), processor).shown
+    (before,) = features.of(shown)
     save_image(tmp_path / "x.png", (0, 0, 250), (44, 31))
-    assert not torch.allclose(before, features.of([path]))
+    assert not torch.allclose(before, features.of(shown)[0])
 
 
 def test_an_answer_stops_before_a_stop_string_and_the_pieces_join_to_the_text(assembled, images):

@@ -39,9 +39,9 @@ def alone(model, processor, request, answer):
     sizes = [read_image_size(image) for image in request.images]
     tokens = processor.render((*request.messages, Message(role="assistant", content=answer)), sizes)
     ids = torch.tensor([tokens.input_ids])
-    features = None
-    if request.images:
-        features = model.encode_images(torch.stack([processor.pixels(read_image(i)) for i in request.images]))
+    features = []
+    for image, visual in zip(request.images, tokens.visuals, strict=True):
+        features.append(model.encode_images(processor.pixels(read_image(image))[None], [visual]))
     with torch.inference_mode():
         embeddings = model.embed_features(ids, features)
         logprobs = model.language_model(inputs_embeds=embeddings).logits[0, :-1].log_softmax(-1)

@@ -119,7 +119,7 @@ def test_padded_batches_have_our_ids_and_logits_on_both_sides(tiny_parts, tmp_pa
             prompt = prompt_of(request, processor)
             real = inputs["attention_mask"][row].bool()
             assert inputs["input_ids"][row][real].tolist() == list(prompt.tokens.input_ids)
-            features = ImageFeatures(model, processor).of(request.images)
+            features = ImageFeatures(model, processor).of(prompt.shown)
             embeddings = model.embed_features(torch.tensor([prompt.tokens.input_ids]), features)
             ours = model.language_model(inputs_embeds=embeddings, use_cache=False).logits[0]
             assert (ours - theirs[row][real]).abs().max() < 1e-4

@@ -61,7 +61,7 @@ def test_exported_model_and_processor_equal_ours(tiny_parts, tmp_path, encoder, 
     with torch.no_grad():
         theirs = peer(**inputs).logits
         hidden = model.language_model.get_decoder()(
-            inputs_embeds=model.embed_features(ids, model.encode_images(pixels))
+            inputs_embeds=model.embed_features(ids, [model.encode_images(pixels, prompt.visuals)])
         ).last_hidden_state
         ours = model.language_model.get_output_embeddings()(hidden)
     assert (ours - theirs).abs().max() < 1e-4
@@ -79,7 +79,9 @@ def test_an_exported_model_comes_back_with_equal_logits(tiny_parts, tmp_path, en
     assert back_processor.preparer == processor.preparer
     with torch.no_grad():
         hidden = [
-            m.language_model.get_decoder()(inputs_embeds=m.embed_features(ids, m.encode_images(pixels)))[0]
+            m.language_model.get_decoder()(
+                inputs_embeds=m.embed_features(ids, [m.encode_images(pixels, prompt.visuals)])
+            )[0]
             for m in (model, back)
         ]
         logits = [m.language_model.get_output_embeddings()(h) for m, h in zip((model, back), hidden, strict=True)]

@@ -19,6 +19,7 @@ from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
+from mllm.inference.request import PromptImage
 from mllm.kernels.precision import cast_parameters
 from mllm.model.lora import add_lora
 from mllm.model.settings import LoraSettings
@@ -41,9 +42,10 @@ def make(parts, prompt_format="chatml", fit="crop", encoder="clip", lora=False):
 
 def logits(model, processor, path):
     question = Message(role="user", content=(ImagePart(), TextPart(text="what is this")))
-    ids = torch.tensor([processor.render([question], [(12, 20)], generation=True).input_ids])
+    tokens = processor.render([question], [(12, 20)], generation=True)
+    ids, shown = torch.tensor([tokens.input_ids]), PromptImage(path, *tokens.visuals)
     with torch.inference_mode():
-        embeddings = model.embed_features(ids, ImageFeatures(model, processor).of([path]))
+        embeddings = model.embed_features(ids, ImageFeatures(model, processor).of([shown]))
         return model.language_model(inputs_embeds=embeddings, use_cache=False).logits.float()
 
 

@@ -48,7 +48,7 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
     with torch.no_grad():
         ours = model.logits(batch)
         mask = (batch.segment_ids >= 0).long()
-        theirs = peer(input_ids=batch.input_ids, pixel_values=batch.normalized_pixels(), attention_mask=mask).logits
+        theirs = peer(input_ids=batch.input_ids, pixel_values=batch.normalized_tiles(), attention_mask=mask).logits
     real = mask.bool()
     assert (ours[real] - theirs[real]).abs().max() < 1e-4
 
@@ -95,14 +95,14 @@ def test_changing_one_sample_leaves_the_others_logits(tiny_parts, samples, packi
 def test_image_count_mismatch_names_the_sample(tiny_parts, samples):
     model, processor = build(tiny_settings(tiny_parts))
     batch = batch_of(samples[:1], processor, "none")
-    wrong = dataclasses.replace(batch, image_token_counts=(15,))
+    wrong = dataclasses.replace(batch, visuals=(dataclasses.replace(batch.visuals[0], token_count=15),))
     with pytest.raises(UserError, match="'a'"):
         model(wrong)
     fewer = dataclasses.replace(batch, image_places=batch.image_places[1:])
     with pytest.raises(UserError, match=r"15 image tokens but 16 image features \(1 images\) in samples a"):
         model(fewer)
     with pytest.raises(UserError, match="16 image tokens but 0 image features"):
-        model(dataclasses.replace(batch, pixel_values=None))
+        model(dataclasses.replace(batch, tiles=None))
 
 
 def test_text_only_batch_trains_every_part_with_a_zero_gradient(tiny_parts, samples):
@@ -128,12 +128,12 @@ def test_padding_to_a_multiple_and_pixels_as_bytes_change_neither_loss_nor_gradi
     apply_policy(model, TrainableSettings(language_model="full", vision_encoder="full"))
     rows = pack([render_example(s, processor, 400) for s in samples], "shared_prefix", 100)
 
-    def prepared(path):
-        return processor.pixels(read_image(path))
+    def prepared(path, visual):
+        return processor.tiles(read_image(path), visual)
 
     plain, padded = collate(rows, processor, fail, prepared), collate(rows, processor, fail, length_multiple=128)
     assert plain.input_ids.shape[1] % 128 and padded.input_ids.shape[1] % 128 == 0
-    assert (plain.pixel_values.dtype, padded.pixel_values.dtype) == (torch.float32, torch.uint8)
+    assert (plain.tiles.dtype, padded.tiles.dtype) == (torch.float32, torch.uint8)
     (loss_a, grads_a), (loss_b, grads_b) = (loss_and_gradients(model, [batch]) for batch in (plain, padded))
     assert loss_b == pytest.approx(loss_a, rel=1e-6) and grads_a.keys() == grads_b.keys()
     for name, gradient in grads_a.items():

@@ -21,14 +21,14 @@ def test_a_calibrated_projector_starts_at_the_scale_of_words_around_zero_and_is_
     words = model.language_model.get_input_embeddings().weight
     channels = torch.arange(model.vision_encoder.width)
     features = 11.0 * channels + (1.0 + channels) * torch.randn(8, 16, model.vision_encoder.width)
-    before = model.projector(features)
+    before = model.projector.project(features)
     model.projector.calibrate(features, words)
-    tokens = model.projector(features)
+    tokens = model.projector.project(features)
     assert torch.isclose(tokens.square().mean().sqrt(), words.square().mean().sqrt(), rtol=1e-3)
     assert tokens.mean((0, 1)).abs().max() < 1e-4 < before.mean((0, 1)).abs().max()
     checkpoint.save(tmp_path / "saved", model, processor)
     back, _ = checkpoint.load(tmp_path / "saved")
-    assert torch.equal(back.projector(features), tokens)
+    assert torch.equal(back.projector.project(features), tokens)
 
 
 def test_a_channel_that_never_varies_calibrates_to_finite_numbers(tiny_parts):
@@ -42,7 +42,7 @@ def test_a_channel_that_never_varies_calibrates_to_finite_numbers(tiny_parts):
 def test_an_uncalibrated_projector_is_its_layers_alone(tiny_parts):
     model, _ = build(tiny_settings(tiny_parts, shuffle=2))
     features = torch.randn(2, 16, model.vision_encoder.width)
-    assert torch.equal(model.projector(features), model.projector.project(pixel_shuffle(features, 2)))
+    assert torch.equal(model.projector.project(features), model.projector.transform(pixel_shuffle(features, 2)))
 
 
 def test_an_unknown_projector_lists_the_choices(tiny_parts):

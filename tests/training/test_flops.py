@@ -65,11 +65,11 @@ def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, polic
 def test_layers_behind_the_feature_layer_and_their_heads_count_nothing(tiny_parts):
     model, _ = build(tiny_settings(tiny_parts, "siglip"))
     apply_policy(model, TrainableSettings())
-    images = []
+    tiles = []
     for layer in (1, 2, 3):
         model.vision_encoder.feature_layer = layer
-        images.append(unit_flops(model).image)
-    assert images[1] - images[0] == images[2] - images[1] > 0
+        tiles.append(unit_flops(model).tile)
+    assert tiles[1] - tiles[0] == tiles[2] - tiles[1] > 0
 
 
 def test_a_branch_sees_its_trunk_and_itself():

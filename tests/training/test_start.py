@@ -109,6 +109,17 @@ def test_dtype_auto_is_what_the_device_multiplies_and_the_saved_config_says_it(
         assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["dtype"] == expected
 
 
+@pytest.mark.parametrize(("has_avx512_bf16", "onednn_may", "expected"), [(1, 1, True), (1, 0, False), (0, 1, False)])
+def test_a_cpu_multiplies_bfloat16_where_it_has_the_instructions_and_onednn_may_use_them(
+    monkeypatch, has_avx512_bf16, onednn_may, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(has_avx512_bf16), raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bool(onednn_may), raising=False)
+    assert build_engine.multiplies_bfloat16() is expected
+
+
 def test_a_run_in_16_bits_on_a_gpu_learns_by_torchs_kernel_what_it_learns_on_a_cpu(
     tiny_parts, recipe, tmp_path, monkeypatch, caplog
 ):

@@ -25,6 +25,7 @@ from mllm.finetune.watching import generating_callbacks
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
+from mllm.training.callbacks import SMOOTHED_STEPS, LogLine
 from mllm.training.peak import device_peak_flops
 from mllm.training.settings import LoopSettings
 from tests.helpers.runs import config, metrics, run_here, series
@@ -48,6 +49,34 @@ def test_every_step_says_what_it_cost_and_a_resume_goes_on_counting(tiny_parts, 
     for step in steps:
         assert step["mfu"] > 0 and step["peak_memory_gib"] > 0.01 and 0 <= step["data_wait_share"] <= 1
         assert step["tokens_per_second"] == pytest.approx(step["tokens"] / step["step_s"])
+
+
+def test_the_log_says_a_loss_averaged_over_steps_and_a_resume_goes_on_averaging(caplog):
+    caplog.set_level("INFO")
+    costs = {
+        "tokens_per_second": 1.0,
+        "data_wait_share": 0.0,
+        "peak_memory_gib": 1.0,
+        "grad_norm": 1.0,
+        "lr_scale": 1.0,
+    }
+
+    def said(line, losses):
+        caplog.clear()
+        for step, loss in enumerate(losses, start=1):
+            line.on_step(step, {"loss": loss, **costs})
+        return [float(message.split("loss ")[1].split()[0]) for message in caplog.messages]
+
+    losses = [4.0, 0.0, 2.0, 7.0, 1.0, 3.0]
+    whole = said(LogLine(1), losses)
+    kept = 1 - 1 / SMOOTHED_STEPS
+    weights = [kept**age for age in range(len(losses))]
+    last = sum(w * loss for w, loss in zip(weights, reversed(losses), strict=True)) / sum(weights)
+    assert whole[0] == 4.0 and whole[-1] == pytest.approx(last, abs=1e-4)
+    first, second = LogLine(1), LogLine(1)
+    begun = said(first, losses[:3])
+    second.restore(first.state())
+    assert begun + said(second, losses[3:]) == whole
 
 
 def test_packing_changes_no_useful_work_and_a_shared_prefix_saves_some(tiny_parts, recipe):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from mllm.data.readers.errors import OnError
 from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
-from mllm.media.stored import IMAGE_COLUMNS, image_column, parquet_reference
+from mllm.media.ref import IMAGE_COLUMNS, image_column, parquet_reference
 
 ROWS_AT_ONCE = 256
 IMAGES_AT_ONCE = 16

@@ -11,11 +11,12 @@ from mllm.conversation.schema import Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.parquet import read_parquet
-from mllm.data.readers.remote import is_url, read_remote
+from mllm.data.readers.remote import read_remote
 from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
 from mllm.data.readers.unread import unread_fault
 from mllm.errors import UserError
+from mllm.media.remote import is_url
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
     ".csv": read_csv,

@@ -10,11 +10,6 @@ from mllm.errors import UserError
 BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 
 
-def is_url(path: Path | str) -> bool:
-    """Whether `path` is a string such as `hf://datasets/…`, `https://…`, `s3://…`."""
-    return isinstance(path, str) and "://" in path
-
-
 def read_remote(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) pairs of JSON lines or parquet rows. Raises UserError when the file can't be opened or read."""
     builder = BUILDERS.get(Path(url).suffix)

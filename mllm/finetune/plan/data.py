@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from mllm.data.collate import padded_length
+from mllm.data.collate import padded_length, shown_images
 from mllm.data.example import Example, read_image_sizes, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.settings import Packing
@@ -14,6 +14,7 @@ from mllm.data.streaming import StreamedSamples
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops
 from mllm.finetune.task import InstructionTask, deal, work_of
+from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 PACKINGS: tuple[Packing, ...] = ("none", "samples", "shared_prefix")
@@ -34,12 +35,20 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """One forward of one rank: rows of `length` positions, images, supervised tokens."""
+    """One forward of one rank: rows of `length` positions, what their images became, supervised tokens."""
 
     rows: int
     length: int
-    images: int
+    visuals: tuple[Visual, ...]
     targets: int
+
+    @property
+    def images(self) -> int:
+        return len(self.visuals)
+
+    @property
+    def tiles(self) -> int:
+        return sum(visual.tile_count for visual in self.visuals)
 
 
 @dataclass(frozen=True)
@@ -152,18 +161,14 @@ def _figures(
         1 - tokens / positions,
         flops / count,
         micro_batches,
-        max(shapes, key=lambda shape: (shape.rows * shape.length, shape.images, shape.targets)),
+        max(shapes, key=lambda shape: (shape.rows * shape.length, shape.tiles, shape.targets)),
     )
 
 
 def _shape(rows: Sequence[Row], length_multiple: int) -> Shape:
     length = padded_length(rows, length_multiple)
-    return Shape(len(rows), length, sum(_images(r) for r in rows), sum(_targets(r) for r in rows))
-
-
-def _images(row: Row) -> int:
-    spans = [(s, start) for s in row.segments for start, _ in s.example.tokens.image_spans]
-    return sum(segment.start <= start < segment.stop for segment, start in spans)
+    visuals = tuple(image.visual for row in rows for image in shown_images(row))
+    return Shape(len(rows), length, visuals, sum(_targets(r) for r in rows))
 
 
 def _targets(row: Row) -> int:

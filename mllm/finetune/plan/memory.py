@@ -1,6 +1,6 @@
 """Memory of a run before it exists: a step is run on tensors without contents, and the rest is arithmetic.
 
-B rows, T positions, N images, S supervised tokens, D language-model width.
+B rows, T positions, N tiles, S supervised tokens, D language-model width.
 """
 
 import weakref
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from mllm.batch import NO_PARENT, SegmentBounds
+from mllm.batch import NO_PARENT, Batch, SegmentBounds
 from mllm.finetune.plan.data import Shape
 from mllm.kernels.choice import Kernel
 from mllm.kernels.lean_layers import use_lean_layers
@@ -21,7 +21,7 @@ from mllm.kernels.loss import chunk_rows, supervised_loss_sum
 from mllm.kernels.masked_rows import MaskedRows
 from mllm.kernels.packed_rows import PACKED, PackedRows
 from mllm.kernels.varlen import Attended, Inputs, Pass, VarlenRows
-from mllm.model.multimodal import MultimodalLM, splice
+from mllm.model.multimodal import MultimodalLM
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 
 # DeepSpeed's own sizes where a ds_config says none: elements, not bytes.
@@ -141,8 +141,30 @@ def _rows(kernel: Kernel, shape: Shape, dtype: torch.dtype) -> PackedRows:
         return _PlannedSegments()
     if kernel == "mask":
         return MaskedRows(torch.empty(shape.rows, 1, shape.length, shape.length, dtype=dtype))
-    bounds = SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
-    return VarlenRows(_PlannedKernel(), bounds)
+    return VarlenRows(_PlannedKernel(), _bounds(shape))
+
+
+def _bounds(shape: Shape) -> SegmentBounds:
+    return SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
+
+
+def _batch(shape: Shape, side: int) -> Batch:
+    """A batch of `shape` without contents, with tiles of `side` × `side` pixels."""
+    ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
+    image_tokens = sum(visual.token_count for visual in shape.visuals)
+    return Batch(
+        input_ids=ids,
+        position_ids=ids,
+        segment_ids=ids,
+        parent_segment=ids[:, :1],
+        bounds=_bounds(shape),
+        image_places=torch.zeros(image_tokens, dtype=torch.int64),
+        target_places=ids[0, :0],
+        target_ids=ids[0, :0],
+        tiles=torch.zeros(shape.tiles, 3, side, side) if shape.visuals else None,
+        visuals=shape.visuals,
+        image_owners=("",) * shape.images,
+    )
 
 
 def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
@@ -176,10 +198,7 @@ def _peak_over_weights(
 
 def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
     """The loss of a micro-batch of `shape`, through the model's own parts."""
-    side = model.vision_encoder.model.config.image_size
-    features = model.encode_images(torch.zeros(max(1, shape.images), 3, side, side))
-    embeddings = model.language_model.get_input_embeddings()(torch.zeros(shape.rows, shape.length, dtype=torch.int64))
-    embeddings = splice(embeddings, torch.zeros(features.shape[:2], dtype=torch.int64).flatten(), features)
+    embeddings = model.embed(_batch(shape, model.geometry.image_size_px))
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),

@@ -9,11 +9,11 @@ from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, TokenLogprob
 from mllm.inference.decoding import Decoding
-from mllm.inference.request import ImageSource, Request
+from mllm.inference.request import Request
 from mllm.inference.serve.fields import Strict, UnservedFields, UnservedMessageFields
-from mllm.media.data_url import data_url_bytes
 from mllm.media.decode import DecodeLimits, read_image
-from mllm.media.remote import is_url
+from mllm.media.ref import ImageSource
+from mllm.media.remote import data_url_bytes, is_url
 
 IMAGE_LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=50_000_000, max_frames=200)
 MAX_IMAGES = 16

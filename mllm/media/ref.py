@@ -1,0 +1,156 @@
+"""Where an image is: one type for a file, an image inside a larger file, and bytes in memory.
+
+In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
+image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
+image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mllm.errors import UserError
+
+ImageSource = str | Path | bytes
+IMAGE_COLUMNS = ("images", "image")
+STORED = r"^(tar|parquet):([0-9]+):([0-9]+):"  # for pyarrow, too
+MAX_NAME_CHARS = 200
+_STORED = re.compile(STORED)
+
+
+def tar_reference(path: str, offset: int, size: int) -> str:
+    return f"tar:{offset}:{size}:{path}"
+
+
+def parquet_reference(path: str, row: int, number: int) -> str:
+    return f"parquet:{row}:{number}:{path}"
+
+
+def is_stored(image: ImageSource) -> bool:
+    """Whether `image` names an image inside a larger file."""
+    return isinstance(image, str) and _STORED.match(image) is not None
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """One image, wherever it is: `of` makes it of what samples and requests hold.
+
+    name: what messages call it. file: what it is or lies in, None for bytes in memory, which are its `content`. part: of
+    an image inside a file ("tar", offset, size) or ("parquet", row, number in it).
+    """
+
+    name: str
+    file: Path | None = None
+    part: tuple[str, int, int] | None = None
+    content: bytes | None = None
+
+    @classmethod
+    def of(cls, source: ImageSource) -> "ImageRef":
+        if isinstance(source, bytes):
+            return cls(f"{len(source)} bytes", content=source)
+        name = repr(str(source))[:MAX_NAME_CHARS]
+        found = _STORED.match(source) if isinstance(source, str) else None
+        if found is None:
+            return cls(name, Path(source))
+        return cls(name, Path(found.string[found.end() :]), (found[1], int(found[2]), int(found[3])))
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its file is there, or it is in memory."""
+        return self.file is None or self.file.is_file()
+
+    def read(self, max_bytes: int) -> bytes:
+        """Its encoded bytes. Raises UserError where they aren't there, and for a member of a tar of more than `max_bytes`."""
+        try:
+            if self.file is None:
+                return self.content or b""
+            if self.part is None:
+                return self.file.read_bytes()
+            kind, first, second = self.part
+            if kind == "parquet":
+                return _parquet_image(str(self.file), first, second)
+            if second > max_bytes:
+                raise UserError(f"image {self.name} has {second} bytes; the limit is {max_bytes}")
+            with open(self.file, "rb") as file:
+                file.seek(first)
+                return file.read(second)
+        except UserError:
+            raise
+        except Exception as error:
+            # What pyarrow raises for a damaged page is listed nowhere; any of it means that the image can't be had.
+            told = error.strerror if isinstance(error, OSError) else None
+            reason = told or next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(f"image {self.name} can't be read: {reason}") from None
+
+    def identity(self) -> int:
+        """A negative number that names it: by its bytes, or by its file's path, size and time of change.
+
+        Raises UserError where the file isn't there.
+        """
+        if self.file is None:
+            digest = hashlib.sha256(self.content or b"").digest()
+        else:
+            if not self.is_there:
+                raise UserError(f"image {self.name} does not exist")
+            status = self.file.stat()
+            named = (self.part, str(self.file.absolute()), status.st_size, status.st_mtime_ns)
+            digest = hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()
+        return -1 - int.from_bytes(digest[:8], "big")
+
+
+def image_column(schema: Any) -> str | None:
+    """The column of a parquet file that holds the bytes of images, by its Arrow schema; None where there is none."""
+    names = (name for name in IMAGE_COLUMNS if name in schema.names)
+    return next((name for name in names if _is_binary(element_type(schema.field(name).type))), None)
+
+
+def element_type(kind: Any) -> Any:
+    """The type of the items of a list, of anything else the type itself."""
+    return kind.value_type if is_list(kind) else kind
+
+
+def is_list(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    return any(is_kind(kind) for is_kind in (types.is_list, types.is_large_list, types.is_fixed_size_list))
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
+
+
+def _parquet_image(path: str, row: int, number: int) -> bytes:
+    _, starts, column = _parquet_file(path)
+    group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
+    value = _row_group(path, group, column)[row - starts[group]].as_py()
+    image = value[number] if isinstance(value, list) else value
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
+        raise ValueError(f"row {row} holds no bytes")
+    return content
+
+
+@lru_cache(maxsize=16)
+def _parquet_file(path: str) -> tuple[Any, list[int], str]:
+    """The open file, the first row of each of its row groups, and the column of images."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path, memory_map=True)
+    starts = [0]
+    for group in range(file.metadata.num_row_groups):
+        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+    return file, starts[:-1], image_column(file.schema_arrow) or IMAGE_COLUMNS[0]
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: str, group: int, column: str) -> Any:
+    """One column of a row group: neighbours are often wanted together, and a row group is what can be read."""
+    file, _, _ = _parquet_file(path)
+    return file.read_row_group(group, columns=[column])[column].combine_chunks()
