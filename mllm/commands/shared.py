@@ -76,6 +76,15 @@ def check_all_known(options: argparse.Namespace, unknown: Sequence[str]) -> None
     raise UserError(f"unknown argument {' '.join(unknown)}; `--help` lists those of the command")
 
 
+def check_launcher() -> None:
+    """Raise UserError where accelerate was asked for several processes and started one, which it does without GPUs."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        raise UserError(
+            "accelerate starts several processes on CPUs by MPI only, and this is one alone; start them by "
+            "torchrun --nproc_per_node N -m mllm, or by accelerate launch --multi_gpu"
+        )
+
+
 def is_rank_0() -> bool:
     """Whether this process is the first of those that a launcher started, or the only one."""
     return os.environ.get("RANK", "0") == "0"
