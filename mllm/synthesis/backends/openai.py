@@ -19,8 +19,8 @@ from mllm.synthesis.backends.base import (
     Prompt,
     RequestFailedError,
 )
-from mllm.synthesis.config import OpenAISettings
 from mllm.synthesis.pace import Pace
+from mllm.synthesis.settings import OpenAISettings
 
 log = logging.getLogger(__name__)
 # Errors of the configuration: no other request would fare better.
