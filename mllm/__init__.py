@@ -14,6 +14,7 @@ _PUBLIC = {
     "load": "mllm.checkpoint.load",
     "load_config": "mllm.finetune.run",
     "save": "mllm.checkpoint.ours",
+    "train": "mllm.api",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -3,7 +3,10 @@
 import os
 import shutil
 import socket
+import subprocess
+from collections import Counter
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +16,7 @@ import pytest
 import torch
 
 from tests.helpers import kernel_stand_ins
+from tests.helpers.clip import train_on_colours
 from tests.helpers.demo_inputs import demo_config
 from tests.helpers.recipes import write_recipe
 from tests.helpers.tiny import byte_tokenizer, save_tiny_parts
@@ -22,11 +26,25 @@ kernel_stand_ins.register()
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what is marked `gpu` where there is none."""
+    """Skip what is marked `gpu` where there is none; files with slow tests come first, so that no worker ends with one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: item.path not in slow_tests)
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_quick_test(request, monkeypatch):
+    """A test that isn't marked `slow` launches no process: `make test-quick` leaves out those that are."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a test that launches processes is marked `slow`")
+
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+        monkeypatch.setattr(BaseProcess, "start", refuse)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +99,12 @@ def browser():
 def recipe(tmp_path_factory):
     """A recipe of a dozen samples, some with an image, some without."""
     return write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A contrastive run that tells four colours apart, and the folder of its images."""
+    return train_on_colours(tmp_path_factory.mktemp("colours"))
 
 
 @pytest.fixture

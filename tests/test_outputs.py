@@ -22,7 +22,7 @@ from mllm.outputs import LIST, check_directory, check_file, first_stranger
 from mllm.settings import validate_settings
 from mllm.training.resume import BY as TRAINING
 from mllm.training.resume import _remove
-from mllm.training.run_settings import begin_run
+from mllm.training.run import begin_run
 from tests.helpers.demo_inputs import picture_bytes, write_easyvqa
 from tests.helpers.facts import PROMPTS, fact_records
 from tests.helpers.tiny import save_image, tiny_settings

@@ -80,7 +80,10 @@ def write_report(
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     body.append(_strip(answers))
     for name, entries in scores.items():
-        body += [f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>", draw_intervals(name, entries)]
+        body += [
+            f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>",
+            draw_intervals(name, entries),
+        ]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
         metric = metric_of(name)
         body += ["<p>Less is better.</p>"] if metric.lower_is_better else []

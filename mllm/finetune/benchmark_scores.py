@@ -12,9 +12,10 @@ from mllm.evaluation.ranks import ALONE, Ranks
 from mllm.evaluation.run import Outcome, Setup, score_replies
 from mllm.evaluation.runner import as_records
 from mllm.evaluation.subject import LocalModel
-from mllm.finetune.in_step import forget_later_lines, is_partitioned, ranks_in_step
 from mllm.finetune.settings import BenchmarkSettings
-from mllm.training.callback import Callback, RunContext
+from mllm.finetune.watching import RunContext, forget_later_lines, ranks_in_step
+from mllm.model.multimodal import is_partitioned
+from mllm.training.callbacks import Callback
 
 
 class BenchmarkScores(Callback):

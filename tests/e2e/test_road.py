@@ -16,7 +16,7 @@ from tests.helpers.commands import PYTHON, command, process
 from tests.helpers.launches import free_port
 from tests.helpers.tiny import save_image
 
-SCRIPTS = ("train/finetune.py", "train/contrastive.py")
+SCRIPTS = ("train/finetune.py",)
 DEEPSPEED = [shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "deepspeed"]
 
 

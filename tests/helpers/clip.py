@@ -43,3 +43,12 @@ def values_of(pairs, run_dir, **changes):
 
 def train(values):
     return train_clip(validate_settings(ContrastiveSettings, values, "test"))
+
+
+def train_on_colours(root):
+    """A run in `root/run` that tells four colours apart, whose images are in `root/images`; returns the root."""
+    (root / "images").mkdir()
+    values = settings(write_pairs(root, "images/"), root / "run", epochs=25).model_dump(exclude_unset=True)
+    values["model"]["text_length_tokens"] = 48
+    train(values)
+    return root
