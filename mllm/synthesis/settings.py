@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mllm.clients.chat_request import MaxTokensName
+from mllm.clients.openai import MaxTokensName
 from mllm.settings import ExpandedPath, PathText, Settings
 
 Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]
@@ -102,7 +102,7 @@ class InputSettings(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Name of the input; its samples are written to NAME.jsonl."""
     path: PathText
-    """A file of images with facts, in any container that data readers know; `docs/synthesis.md` tells its fields."""
+    """A file of images with facts, in any container that data readers know; `docs/how-to/make_data.md` tells its fields."""
     image_root: PathText = "."
     """Directory that image paths start from. The working directory by default."""
 
