@@ -147,7 +147,7 @@ def _train(options: argparse.Namespace) -> None:
     from mllm.contrastive.run import train_clip
 
     final = train_clip(settings)
-    if is_rank_0():
+    if final is not None and is_rank_0():
         print(f"saved {final}")
 
 
