@@ -27,8 +27,7 @@ def run(options: argparse.Namespace) -> None:
     settings = read_config(options, FinetuneSettings, "mllm train CONFIG.yaml")
     # A mistake in the config is said before torch is loaded.
     from mllm.finetune.run import finetune
-    from mllm.finetune.watching import generating_callbacks
 
-    final = finetune(settings, options.stop_after, generating_callbacks)
+    final = finetune(settings, options.stop_after)
     if final is not None:
         print(f"saved {final}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.runner import Answer, Score
+from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
 
@@ -80,7 +80,10 @@ def write_report(
     body.append("<i>majority</i>: the commonest training answer to each question.</p>")
     body.append(_strip(answers))
     for name, entries in scores.items():
-        body += [f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>", draw_intervals(name, entries)]
+        body += [
+            f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>",
+            draw_intervals(name, entries),
+        ]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
         metric = metric_of(name)
         body += ["<p>Less is better.</p>"] if metric.lower_is_better else []

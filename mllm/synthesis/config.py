@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mllm.clients.chat_request import MaxTokensName
+from mllm.clients.openai import MaxTokensName
 from mllm.settings import ExpandedPath, PathText, Settings
 
 Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mllm.clients.openai import Pace
 from mllm.errors import UserError
 from mllm.synthesis.asking import ask_all
 from mllm.synthesis.backends.base import Completion
 from mllm.synthesis.backends.template import TemplateBackend
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.journal import Journal
-from mllm.synthesis.pace import Pace
 from mllm.synthesis.prompts import Requests
 from mllm.synthesis.run import write_instructions
 from tests.helpers.demo_inputs import read_lines
@@ -168,6 +168,7 @@ def test_the_image_goes_with_the_facts_when_asked(tmp_path: Path) -> None:
     assert report.samples == 1  # what the model may have seen is not held against the facts
 
 
+@pytest.mark.slow
 def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> None:
     records = fact_records(60)
     with serving(delay_s=lambda key: 0.03) as (url, ledger):
