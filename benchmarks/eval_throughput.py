@@ -25,12 +25,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 import mllm
-from mllm.evaluation.answer_log import AnswerLog
-from mllm.evaluation.asking import answer_all
+from mllm.evaluation.asking import AnswerLog, Question, answer_all
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.question import Question
-from mllm.evaluation.runner import questions_of
-from mllm.evaluation.subject import LocalModel
+from mllm.evaluation.controls import questions_of
+from mllm.evaluation.subjects.local import LocalModel
 
 OURS = "ours"
 QUESTION_WORDS = (5, 10)

@@ -20,7 +20,9 @@ from common import machine, markdown_table
 
 from mllm import load_config
 from mllm.commands.shared import configure_logging
-from mllm.evaluation.run import Setup, evaluate_subject, open_directory
+from mllm.evaluation.plan import Setup
+from mllm.evaluation.run import evaluate_subject
+from mllm.evaluation.subjects.local import open_directory
 from mllm.finetune.run import finetune
 
 # easy-VQA brings questions of its own, of which the demo's synthesis takes some; the others are written by the template.

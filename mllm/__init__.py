@@ -11,9 +11,11 @@ _PUBLIC = {
     "MultimodalLM": "mllm.model.multimodal",
     "Processor": "mllm.processor",
     "Sample": "mllm.conversation.schema",
+    "evaluate": "mllm.evaluation.run",
     "load": "mllm.checkpoint.load",
     "load_config": "mllm.finetune.run",
     "save": "mllm.checkpoint.ours",
+    "train": "mllm.api",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from mllm.evaluation.report import answer_card, draw_intervals, score_table
-from mllm.evaluation.runner import Answer, Score
+from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
 

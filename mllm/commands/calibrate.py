@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm.evaluation.calibration import calibrate
+    from mllm.evaluation.reliability import calibrate
 
     picture = Path(options.picture) if options.picture else None
     print(json.dumps(calibrate(Path(options.results), options.bins, picture), ensure_ascii=False))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from mllm.clients.chat_request import MaxTokensName, Sampling
+from mllm.clients.openai import MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
 from mllm.settings import expanded_benchmark, expanded_path
@@ -34,15 +34,14 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--benchmarks",
         help="Names of benchmarks, with commas between. NAME@SOURCE is read from a data set of the hub (its id, or a copy "
-        "of its files); FILE.jsonl or FILE.jsonl:METRIC are your own questions.",
+        "of its files); FILE.jsonl, FILE.jsonl:METRIC or FILE.yaml are your own questions.",
     )
     parser.add_argument("--list", action="store_true", help="List the benchmarks, and say where to get them.")
     parser.add_argument(
         "--data",
         type=expanded_path,
-        default=Path("runs/demo/data"),
         metavar="DIR",
-        help="Directory where the benchmarks' files lie (default: %(default)s).",
+        help="Directory where the benchmarks' files lie. By default the one that a benchmark's own file names.",
     )
     parser.add_argument(
         "--output",
@@ -80,6 +79,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         help="Number of questions that are answered together (default: %(default)s).",
     )
     add_dtype(parser)
+    parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
     parser.add_argument(
         "--choice-by",
         choices=["generation", "likelihood"],
@@ -141,7 +141,9 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
     from mllm.evaluation.benchmarks import find_benchmark
-    from mllm.evaluation.run import Setup, evaluate_subject, print_scores
+    from mllm.evaluation.plan import Setup
+    from mllm.evaluation.results import print_scores
+    from mllm.evaluation.run import evaluate_subject
 
     names = [expanded_benchmark(name.strip()) for name in options.benchmarks.split(",") if name.strip()]
     if not names:
@@ -151,20 +153,20 @@ def run(options: argparse.Namespace) -> None:
     setup = Setup(
         names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
     )
-    scores = evaluate_subject(setup, _subject(options))
+    outcome = evaluate_subject(setup, _subject(options))
     if os.environ.get("RANK", "0") == "0":
-        print_scores(scores)
+        print_scores(outcome.scores)
 
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
-    from mllm.evaluation.endpoint import PREFIX, Endpoint
-    from mllm.evaluation.run import open_directory
+    from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
+    from mllm.evaluation.subjects.local import open_directory
 
     if not options.model.startswith(PREFIX):
         if options.base_url:
             raise UserError(f"--base-url goes with a model {PREFIX}NAME, not with {options.model}")
-        return lambda: open_directory(options.model, options.dtype, options.batch_size)
+        return lambda: open_directory(options.model, options.dtype, options.batch_size, options.device)
     if not options.base_url:
         raise UserError(f"{options.model} needs --base-url, such as http://127.0.0.1:8000/v1")
     name = options.model.removeprefix(PREFIX)
@@ -191,29 +193,23 @@ def _output(options: argparse.Namespace) -> Path:
 
 def list_benchmarks() -> None:
     """Print each benchmark's card: files, where to get them, size, licence, protocol and metric."""
-    from mllm.evaluation.benchmarks import BENCHMARKS
-    from mllm.evaluation.hub_layouts import LAYOUTS
-    from mllm.evaluation.official import OfficialBenchmark
+    from mllm.evaluation.benchmarks import BENCHMARKS, benchmark_files
     from mllm.evaluation.user_file import UserFile
 
-    for name in (*BENCHMARKS, "FILE.jsonl"):
-        kind = UserFile if name == "FILE.jsonl" else BENCHMARKS.get(name)
-        if not issubclass(kind, OfficialBenchmark):
-            print(f"{name}\n  {_first_line(kind)}; made by the demo (`make demo`)\n")
-            continue
-        card = kind.card
-        metric = getattr(kind, "metric", "exact_match")
-        place = f"DATA/{kind.folder}/" if hasattr(kind, "folder") else ""
-        print(f"{name}\n  {card.title}: {card.questions}")
-        print(f"  files    {place}{{{', '.join(card.files)}}}" if place else f"  line     {card.files[0]}")
-        for layout in LAYOUTS.get(name, ()):
+    for name in BENCHMARKS:
+        kind = BENCHMARKS.get(name)
+        print(f"{name}\n  {kind.card.title}: {kind.card.questions}")
+        print(f"  files    DATA/{kind.folder}/{{{', '.join(kind.card.files)}}}")
+        for layout in kind.hub:
             print(f"  or       {name}@{layout.repository} ({', '.join(layout.patterns)})")
-        print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
-        print(f"  protocol {card.protocol} (metric {metric}, up to {kind.max_new_tokens} tokens)\n")
+        _print_terms(kind.card, kind.metric, kind.max_new_tokens)
+    for name, path in benchmark_files().items():
+        settings = UserFile(str(path)).settings
+        print(f"{name}\n  {settings.description}\n  file     {path}\n  from     {settings.source}\n")
+    print(f"FILE.jsonl\n  {UserFile.card.title}: {UserFile.card.questions}\n  line     {UserFile.card.files[0]}")
+    _print_terms(UserFile.card, "exact_match", UserFile.max_new_tokens)
 
 
-def _first_line(kind: type) -> str:
-    """What the module of a benchmark says it is."""
-    import sys
-
-    return (sys.modules[kind.__module__].__doc__ or "").split("\n")[0].rstrip(".")
+def _print_terms(card: Any, metric: str, max_new_tokens: int) -> None:
+    print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
+    print(f"  protocol {card.protocol} (metric {metric}, up to {max_new_tokens} tokens)\n")

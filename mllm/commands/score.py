@@ -35,7 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm.evaluation.score import score_file
+    from mllm.evaluation.predictions import score_file
 
     settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     per_sample = Path(options.per_sample) if options.per_sample else None

@@ -73,7 +73,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     try:
         from mllm.inference.serve.app import ServerSettings
-        from mllm.inference.serve.run import bind, serve
+        from mllm.inference.serve.listening import bind, serve
     except ImportError as error:
         raise UserError(f"mllm serve needs {error.name}; install the extra: pip install 'mllm[serve]'") from None
     settings = ServerSettings(

@@ -1,16 +1,128 @@
-"""Every question of a run answered once, whatever was answered before, by all ranks together."""
+"""Asking a model under test: every question of a run once, whatever was answered before, by all ranks together.
 
+Replies are on the disk as they come, so that a run that was killed goes on where it stood.
+"""
+
+import hashlib
+import heapq
+import json
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mllm.evaluation.answer_log import AnswerLog
-from mllm.evaluation.question import Question, Reply, Subject
-from mllm.evaluation.ranks import ALONE, Ranks, deal
+from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.errors import UserError
+from mllm.evaluation.ranks import ALONE, Ranks
+from mllm.files import fsync_path
+from mllm.inference.request import Request
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an answer depends on beside the model. Equal questions are asked once.
+
+    prompt: the user's words. image: a file, or None. max_new_tokens: the length of a greedy answer at most. options: if
+    there are any, the answer is the likeliest of them.
+    """
+
+    prompt: str
+    image: str | None
+    max_new_tokens: int
+    options: tuple[str, ...] = ()
+
+    def request(self) -> Request:
+        if self.image is None:
+            return Request((Message(role="user", content=(TextPart(text=self.prompt),)),))
+        return Request((Message(role="user", content=(ImagePart(), TextPart(text=self.prompt))),), (self.image,))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, and its natural log-probability with its ending; None where the model doesn't tell."""
+
+    text: str
+    logprob: float | None = None
+
+
+OnReplies = Callable[[Mapping[Question, Reply]], None]
+
+
+class Subject(Protocol):
+    """A model under test.
+
+    identity: what tells its answers from those of others (weights, dtype, prompt format, …), as JSON; it goes to the
+    results, and answers are kept under it.
+    """
+
+    identity: Mapping[str, Any]
+
+    def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        """Answer each question, handing out replies as they come. Raises UserError where one can't be asked."""
+        ...
+
+
+class AnswerLog:
+    """Replies under a key of all that determines them, one line of JSON each.
+
+    Every rank appends to its own file of the directory, `{rank}.jsonl`, and reads all of them at its start. A line that
+    was cut short at the end of a file is dropped. Raises UserError for any other line that isn't one.
+    """
+
+    def __init__(self, directory: Path, rank: int, identity: Mapping[str, Any], hash_of: Callable[[str], str]) -> None:
+        """identity: of the model under test. hash_of: the content hash of an image file."""
+        self._identity, self._hash_of = dict(identity), hash_of
+        directory.mkdir(parents=True, exist_ok=True)
+        own = directory / f"{rank}.jsonl"
+        self.known: dict[str, Reply] = {}
+        for file in sorted({*directory.glob("*.jsonl"), own}):
+            replies, whole_bytes = _read(file)
+            self.known |= replies
+            if file == own and own.is_file():
+                os.truncate(own, whole_bytes)
+        self._file = open(own, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        fsync_path(directory)
+
+    def key(self, question: Question) -> str:
+        """SHA-256 of model, words, image, and how the answer is found."""
+        image = None if question.image is None else self._hash_of(question.image)
+        what = [self._identity, question.prompt, image, question.max_new_tokens, question.options]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def append(self, replies: Mapping[Question, Reply]) -> None:
+        """The replies are on the disk when this returns."""
+        lines = []
+        for question, reply in replies.items():
+            key = self.key(question)
+            self.known[key] = reply
+            lines.append(json.dumps({"key": key, "answer": reply.text, "logprob": reply.logprob}) + "\n")
+        rest = memoryview("".join(lines).encode())
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read(file: Path) -> tuple[dict[str, Reply], int]:
+    """Replies by key, and the length of the file without a torn end."""
+    content = file.read_bytes() if file.is_file() else b""
+    replies = {}
+    end = content.rfind(b"\n") + 1
+    for number, line in enumerate(content[:end].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            replies[record["key"]] = Reply(record["answer"], record["logprob"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}, line {number} is no answer; remove the file to ask its questions again") from None
+    return replies, end
 
 
 def answer_all(
@@ -59,3 +171,17 @@ def _progress(shown: bool) -> Progress:
         TimeRemainingColumn(),
         disable=not shown,
     )
+
+
+def deal(questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """A share for each of `size` ranks, of like numbers. All questions about an image are one rank's."""
+    by_image: dict[object, list[Question]] = {}
+    for number, question in enumerate(questions):
+        by_image.setdefault(number if question.image is None else question.image, []).append(question)
+    shares: list[list[Question]] = [[] for _ in range(size)]
+    loads = [(0, rank) for rank in range(size)]
+    for own in sorted(by_image.values(), key=len, reverse=True):
+        load, rank = heapq.heappop(loads)
+        shares[rank] += own
+        heapq.heappush(loads, (load + len(own) + 1, rank))  # an image costs about as much as a question
+    return shares

@@ -11,7 +11,7 @@ import numpy as np
 from mllm.console import report_console
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.intervals import RESAMPLES, bootstrap_interval
+from mllm.evaluation.scoring import RESAMPLES, bootstrap_interval
 
 MODEL = "model"
 

@@ -1,8 +1,7 @@
 """Benchmarks read from a data set of the hub: `NAME@SOURCE`, SOURCE a directory of its parquet files or its id."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,55 +12,8 @@ import pyarrow.parquet as pq
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.parquet import read_parquet
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, HubLayout, Item, TableRow
 from mllm.media.decode import image_bytes
-
-Record = Mapping[str, Any]
-GroupOf = Callable[[Record], str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a data set. number: its place among all rows of the benchmark. image: a reference to it, or None.
-
-    group: names the image; rows with one group have one reference, that of the first, so that its computation is shared.
-    """
-
-    record: Record
-    number: int
-    split: str
-    image: str | None
-    group: str
-
-    def __getitem__(self, column: str) -> Any:
-        return self.record[column]
-
-    def item(self, name: str, question: str, references: Sequence[str], kind: str = "all", /, **fields: Any) -> Item:
-        return Item(name, self.image, question, tuple(references), kind, self.group, fields)
-
-
-Items = Callable[[Row], Sequence[Item]]
-
-
-@dataclass(frozen=True)
-class HubLayout:
-    """How a data set holds a benchmark.
-
-    repository: its id. files: split → pattern of parquet files. columns: those that have to be there beside `image`.
-    items: what a row asks. group_of: what a row says of which image it is about; without it images are told apart by
-    their bytes. image_files: where images are (`id`, `image`) if the questions' rows have none but `imageId`.
-    """
-
-    repository: str
-    files: Mapping[str, str]
-    columns: tuple[str, ...]
-    items: Items
-    group_of: GroupOf | None = None
-    image_files: str | None = None
-
-    @property
-    def patterns(self) -> list[str]:
-        return [*self.files.values(), *([self.image_files] if self.image_files else [])]
 
 
 def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
@@ -69,24 +21,25 @@ def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
 
     Raises UserError for a benchmark that no data set of the hub holds in a layout that is known here.
     """
-    from mllm.evaluation.hub_layouts import LAYOUTS
-
-    if name not in LAYOUTS:
-        raise UserError(f"{name} isn't read from the hub; these are: {', '.join(sorted(LAYOUTS))}")
-    layouts = LAYOUTS[name]
+    if not kind.hub:
+        known = (other for other in BENCHMARKS if BENCHMARKS.get(other).hub)
+        raise UserError(f"{name} isn't read from the hub; these are: {', '.join(known)}")
 
     class FromHub(kind):  # type: ignore[valid-type, misc]
+        default_data = Path()
+
         def items(self, data: Path) -> list[Item]:
-            return read_items(layouts, source)
+            return read_items(kind, source)
 
     return FromHub()
 
 
-def read_items(layouts: Sequence[HubLayout], source: str) -> list[Item]:
+def read_items(kind: type[Benchmark], source: str) -> list[Item]:
     """The items of a data set, in the order of its rows.
 
-    Raises UserError when it isn't there, has no file of the split, or has other columns than any of `layouts`.
+    Raises UserError when it isn't there, has no file of the split, or has other columns than any layout of the benchmark.
     """
+    layouts = kind.hub
     root = _directory(source, layouts)
     found = [(layout, files) for layout in layouts if (files := _files(root, layout))]
     if not found:
@@ -137,7 +90,7 @@ def _missing_columns(layout: HubLayout, path: Path) -> list[str]:
     return [column for column in wanted if column not in there]
 
 
-def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> Iterator[Row]:
+def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> Iterator[TableRow]:
     images = _separate_images(root, layout)
     first_of: dict[str, str] = {}
     numbers = count()
@@ -148,16 +101,14 @@ def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> I
             if layout.image_files and own is None:
                 raise UserError(f"{place}: image {record.get('imageId')!r} is in no {layout.image_files} of {root}")
             group = _group(layout, record, place, own, number)
-            yield Row(record, number, split, own and first_of.setdefault(group, own), group)
+            yield TableRow(record, number, split, own and first_of.setdefault(group, own), group)
 
 
-def _group(layout: HubLayout, record: Record, place: str, image: str | None, number: int) -> str:
+def _group(layout: HubLayout, record: Mapping[str, Any], place: str, image: str | None, number: int) -> str:
     if image is None:
         return f"row {number}"
-    if layout.group_of is None:
-        return hashlib.sha256(image_bytes(image)).hexdigest()[:16]
     try:
-        return layout.group_of(record)
+        return layout.group_of(record) or hashlib.sha256(image_bytes(image)).hexdigest()[:16]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{place}: does not say which image it is about, as {layout.repository} does: {error!r}"
@@ -175,8 +126,8 @@ def _separate_images(root: Path, layout: HubLayout) -> dict[str, str]:
     return {str(record.get("id")): record["image"][0] for record in rows if record.get("image")}
 
 
-def _items(layout: HubLayout, row: Row) -> Sequence[Item]:
+def _items(layout: HubLayout, row: TableRow) -> Sequence[Item]:
     try:
-        return layout.items(row)
+        return layout.asks(row)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"row {row.number} of {row.split} isn't as in {layout.repository}: {error!r}") from None

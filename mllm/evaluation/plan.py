@@ -1,16 +1,15 @@
 """What a run asks: benchmarks read and sampled before any model is loaded, and what had to be left out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.asking import Question
+from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.official import OfficialBenchmark
-from mllm.evaluation.question import Question
-from mllm.evaluation.runner import CONDITIONS, missing_images, options_of, questions_of
-from mllm.evaluation.sampling import complete_groups, stratified_sample
+from mllm.evaluation.controls import CONDITIONS, complete_groups, options_of, questions_of, stratified_sample
+from mllm.media.ref import ImageRef
 
 NAMED_IMAGES = 3
 
@@ -26,37 +25,69 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The questions of one benchmark that are asked: `items`, of `in_files` that its files hold."""
+    """The questions of one benchmark that are asked: `items`, of `in_files` that its files hold.
+
+    questions: by condition, one an item. majority: what predicts answers without looking, None where nothing does.
+    """
 
     name: str
     benchmark: Benchmark
     items: tuple[Item, ...]
     in_files: int
     skipped: tuple[Skipped, ...]
+    questions: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    majority: MajorityAnswer | None = None
 
-    def questions(
-        self, seed: int, by_likelihood: bool = False, conditions: Sequence[str] = CONDITIONS
-    ) -> list[Question]:
-        """Those of all `conditions`, each once."""
-        asked = (questions_of(self.benchmark, self.items, c, seed, by_likelihood) for c in conditions)
-        return list(dict.fromkeys(question for own in asked for question in own))
+
+@dataclass(frozen=True)
+class Setup:
+    """What is asked, and where results go.
+
+    data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
+    own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
+    `likelihood` where a question has options. conditions: see `questions_of`.
+    """
+
+    benchmarks: Sequence[str]
+    data: Path | None
+    output: Path
+    limit: int | None = None
+    seed: int = 0
+    on_missing: str = "error"
+    choice_by: str = "generation"
+    conditions: Sequence[str] = CONDITIONS
+
+    def plan(self) -> list[Chosen]:
+        by_likelihood = self.choice_by == "likelihood"
+        return plan_run(
+            self.benchmarks, self.data, self.limit, self.seed, self.on_missing, by_likelihood, self.conditions
+        )
 
 
 def plan_run(
     names: Sequence[str],
-    data: Path,
+    data: Path | None,
     limit: int | None,
     seed: int,
     on_missing: str = "error",
     by_likelihood: bool = False,
+    conditions: Sequence[str] = CONDITIONS,
 ) -> list[Chosen]:
     """Read the benchmarks and draw their questions.
 
-    limit: questions per benchmark (None = the benchmark's own default). on_missing: `error`, or `skip` to leave out
-    questions whose image isn't there. Raises UserError for an unknown benchmark, missing files, nothing to ask, or
-    questions whose answers couldn't be scored.
+    data: where their files lie (None = where each says). limit: questions per benchmark (None = its own default).
+    on_missing: `error`, or `skip` to leave out questions whose image isn't there. Raises UserError for an unknown benchmark,
+    missing files, nothing to ask, or questions whose answers couldn't be scored.
     """
-    plan = [_choose(name, find_benchmark(name), data, limit, seed, on_missing) for name in dict.fromkeys(names)]
+    plan = []
+    for name in dict.fromkeys(names):
+        benchmark = find_benchmark(name)
+        directory = data or benchmark.default_data
+        if directory is None:
+            raise UserError(f"{name}: say where its files lie with --data DIR; they are in DIR/{benchmark.folder}")
+        chosen = _choose(name, benchmark, directory, limit, seed, on_missing)
+        questions = {c: tuple(questions_of(benchmark, chosen.items, c, seed, by_likelihood)) for c in conditions}
+        plan.append(replace(chosen, questions=questions, majority=benchmark.majority(directory)))
     if by_likelihood and not any(options_of(item) for chosen in plan for item in chosen.items):
         raise UserError(
             "choice by likelihood needs questions with options, such as those of ai2d, scienceqa or mmbench"
@@ -64,13 +95,17 @@ def plan_run(
     return plan
 
 
+def questions_of_plan(plan: Sequence[Chosen]) -> list[Question]:
+    """All that is asked of a plan, under every condition."""
+    return [question for chosen in plan for own in chosen.questions.values() for question in own]
+
+
 def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed: int, on_missing: str) -> Chosen:
     everything = benchmark.items(data)
     if not everything:
         raise UserError(f"benchmark {name} has not a single question")
     sample = stratified_sample(everything, limit or benchmark.default_limit, seed)
-    whole_groups = isinstance(benchmark, OfficialBenchmark) and benchmark.needs_whole_groups
-    if whole_groups:
+    if benchmark.needs_whole_groups:
         sample = complete_groups(sample, everything)
     gone = set(missing_images(sample))
     if gone and on_missing == "error":
@@ -79,14 +114,19 @@ def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed
             f"{name}: {len(gone)} image(s) are missing, such as {shown}; --on-missing skip leaves their questions out"
         )
     reasons = {item.id: f"image {item.image} is missing" for item in sample if str(item.image) in gone}
-    if whole_groups:
+    if benchmark.needs_whole_groups:
         broken = {item.group for item in sample if item.id in reasons}
         alone = {i.id: "its group isn't whole" for i in sample if i.group in broken and i.id not in reasons}
         reasons |= alone
     kept = tuple(item for item in sample if item.id not in reasons)
     if not kept:
         raise UserError(f"{name}: all {len(sample)} question(s) lack their image, such as {sorted(gone)[0]}")
-    if isinstance(benchmark, OfficialBenchmark):
-        benchmark.check_items(kept)
+    benchmark.check_items(kept)
     skipped = tuple(Skipped(name, item_id, reason) for item_id, reason in reasons.items())
     return Chosen(name, benchmark, kept, len(everything), skipped)
+
+
+def missing_images(items: Sequence[Item]) -> list[str]:
+    """Image files that items name and that aren't there."""
+    named = {item.image for item in items if item.image is not None}
+    return sorted(str(image) for image in named if not ImageRef.of(image).is_there)

@@ -1,8 +1,7 @@
-"""Several processes that share the questions: who asks which, and how the answers come together."""
+"""Several processes that share the questions of a run: how they meet, and how the answers come together."""
 
-import heapq
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +10,6 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from mllm.errors import UserError
-from mllm.evaluation.question import Question
 
 T = TypeVar("T")
 # The slowest rank may take hours longer than the first one.
@@ -67,18 +65,5 @@ def launched_ranks() -> Iterator[Ranks]:
     if ranks.size != said or found != list(range(said)):
         raise UserError(f"the launcher announced {said} processes, but ranks {found} came together")
     yield ranks
+    ranks.gather(None)  # no rank leaves before rank 0 has written
     dist.destroy_process_group()  # not after an error, when the others may be waiting in it
-
-
-def deal(questions: Sequence[Question], size: int) -> list[list[Question]]:
-    """A share for each of `size` ranks, of like numbers. All questions about an image are one rank's."""
-    by_image: dict[object, list[Question]] = {}
-    for number, question in enumerate(questions):
-        by_image.setdefault(number if question.image is None else question.image, []).append(question)
-    shares: list[list[Question]] = [[] for _ in range(size)]
-    loads = [(0, rank) for rank in range(size)]
-    for own in sorted(by_image.values(), key=len, reverse=True):
-        load, rank = heapq.heappop(loads)
-        shares[rank] += own
-        heapq.heappush(loads, (load + len(own) + 1, rank))  # an image costs about as much as a question
-    return shares

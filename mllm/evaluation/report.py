@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.runner import Answer, Score
+from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
 

@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mllm.errors import UserError
-from mllm.evaluation.asking import answer_all
+from mllm.evaluation.asking import Question, Reply, answer_all
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.question import Question, Reply
+from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import ALONE, Ranks
-from mllm.evaluation.run import Outcome, Setup, score_replies
-from mllm.evaluation.runner import as_records
-from mllm.evaluation.subject import LocalModel
-from mllm.finetune.in_step import forget_later_lines, is_partitioned, ranks_in_step
+from mllm.evaluation.scoring import Outcome, as_records, score_plan
+from mllm.evaluation.subjects.local import LocalModel
 from mllm.finetune.settings import BenchmarkSettings
-from mllm.training.callback import Callback, RunContext
+from mllm.finetune.watching import RunContext, forget_later_lines, ranks_in_step
+from mllm.model.multimodal import is_partitioned
+from mllm.training.callbacks import Callback
 
 
 class BenchmarkScores(Callback):
@@ -52,7 +52,7 @@ class BenchmarkScores(Callback):
     def measure(self, step: int) -> Mapping[str, float | str]:
         if step % self._settings.every_steps and step != self._total:
             return {}
-        outcome = score_replies(self._plan, self._answer(), self._setup)
+        outcome = score_plan(self._plan, self._answer(), self._setup.seed)
         if self._ranks.rank == 0:
             self._record(step, outcome)
         return {
@@ -68,7 +68,7 @@ class BenchmarkScores(Callback):
         in_step = is_partitioned(engine.module)
         try:
             with engine.autocast(), ranks_in_step(model):
-                questions, ranks = self._setup.questions(self._plan), ALONE if in_step else self._ranks
+                questions, ranks = questions_of_plan(self._plan), ALONE if in_step else self._ranks
                 replies = answer_all(questions, subject, None, ranks, shows_progress=False)
         finally:
             model.train()

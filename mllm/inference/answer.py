@@ -104,7 +104,7 @@ class AnswerText:
         return piece
 
 
-class Row:
+class Stream:
     """One answer while it is written.
 
     on_text receives its text piece by piece; is_cancelled is asked after each token; on_finish is called at its end.
@@ -178,7 +178,7 @@ def token_logprobs(token_ids: torch.Tensor, logprobs: torch.Tensor, count: int) 
 class RowWatcher(StoppingCriteria):
     """Hands each row its new token within transformers' `generate`, and says which rows are finished."""
 
-    def __init__(self, rows: Sequence[Row], processors: RowProcessors) -> None:
+    def __init__(self, rows: Sequence[Stream], processors: RowProcessors) -> None:
         self.rows, self.processors = rows, processors
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:

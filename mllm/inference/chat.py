@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
-from mllm.inference.answer import Answer, Row
+from mllm.inference.answer import Answer, Stream
 from mllm.inference.cache import new_cache, truncate
 from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
@@ -102,12 +102,12 @@ class ChatSession:
         all_images = [*self.images, *images]
         prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
         check_context(self.model, len(prompt), self.decoding.max_new_tokens)
-        self.last = self._answer(prompt, Row(self.processor, self.decoding, on_text, is_cancelled))
+        self.last = self._answer(prompt, Stream(self.processor, self.decoding, on_text, is_cancelled))
         self.messages = [*messages, Message(role="assistant", content=self.last.text)]
         self.images = all_images
         return self.last.text
 
-    def _answer(self, prompt: Prompt, row: Row) -> Answer:
+    def _answer(self, prompt: Prompt, row: Stream) -> Answer:
         known = prompt.uncut(common_length(self._computed, prompt.key))
         truncate(self._cache, known)
         self._computed = prompt.key[:known]

@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from mllm.errors import UserError
-from mllm.inference.answer import Answer, Row, RowWatcher
+from mllm.inference.answer import Answer, RowWatcher, Stream
 from mllm.inference.cache import cache_argument, decoding_attention, new_cache, prefill, spread
 from mllm.inference.decoding import Decoding, RowProcessors, generation_config
 from mllm.inference.features import ImageFeatures
@@ -56,7 +56,7 @@ def continue_rows(
     cached_mask: torch.Tensor,
     embeddings: torch.Tensor,
     mask: torch.Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[Stream],
 ) -> None:
     """Write the answers of `rows` behind what `cache` holds and `embeddings` [B, T, D] add.
 
@@ -122,7 +122,7 @@ def _generate_together(
     features: ImageFeatures,
     groups: Sequence[Group],
     prompts: Sequence[Prompt],
-    rows: Sequence[Row],
+    rows: Sequence[Stream],
 ) -> dict[int, int]:
     """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
     opened = open_batch(model, features, groups, prompts)
@@ -139,7 +139,7 @@ def generate_rows(
     model: MultimodalLM,
     processor: Processor,
     prompts: Sequence[Prompt],
-    rows: Sequence[Row],
+    rows: Sequence[Stream],
     batch_size: int = 32,
     on_answers: Callable[[Mapping[int, Answer]], None] | None = None,
     features: ImageFeatures | None = None,
@@ -177,7 +177,7 @@ def generate_answers(
     an unreadable image, or a prompt and answer longer than the model's context.
     """
     each = [decodings] * len(requests) if isinstance(decodings, Decoding) else decodings
-    rows = [Row(processor, decoding) for decoding in each]
+    rows = [Stream(processor, decoding) for decoding in each]
     prompts = [prompt_of(request, processor) for request in requests]
     return generate_rows(model, processor, prompts, rows, batch_size, on_answers, features)
 

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
-from mllm.inference.pasted import is_dropped, local_path, pasted_path, pasted_paths
-from mllm.inference.prompting import line_reader
+from mllm.inference.prompting import is_dropped, line_reader, local_path, pasted_path, pasted_paths
 from mllm.media.decode import read_image
 from mllm.media.ref import ImageSource
 from mllm.media.remote import fetch_image, is_url

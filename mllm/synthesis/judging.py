@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mllm.clients.chat_request import encodable
+from mllm.clients.completion import encodable
 from mllm.errors import UserError
 from mllm.resources import shipped_unless_there
 from mllm.synthesis.backends.base import InstructionBackend, Prompt

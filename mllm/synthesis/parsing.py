@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.clients.chat_request import encodable
+from mllm.clients.completion import encodable
 
 Turns = list[tuple[str, str]]
 

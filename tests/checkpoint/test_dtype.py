@@ -10,7 +10,7 @@ from mllm.checkpoint.load import resolve_dtype
 from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.evaluation.subject import load_local
+from mllm.evaluation.subjects.local import load_local
 from tests.helpers.tiny import tiny_settings
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mllm.errors import UserError
-from mllm.evaluation.metrics import METRICS
+from mllm.evaluation.benchmarks import METRICS
 from mllm.evaluation.metrics.vqa import leave_one_out_accuracy
 from mllm.evaluation.metrics.vqa_text import normalize_m4c, normalize_vqa
 from tests.helpers.metric_results import result_of

@@ -7,11 +7,9 @@ import signal
 import pytest
 
 from mllm.errors import UserError
-from mllm.evaluation.answer_log import AnswerLog
-from mllm.evaluation.asking import answer_all
-from mllm.evaluation.question import Question, Reply
-from mllm.evaluation.ranks import deal
-from mllm.evaluation.run import Setup, evaluate_subject
+from mllm.evaluation.asking import AnswerLog, Question, Reply, answer_all, deal
+from mllm.evaluation.plan import Setup
+from mllm.evaluation.run import evaluate_subject
 
 QUESTIONS = [Question(f"what {n}?", f"{n // 3}.png" if n % 5 else None, 8) for n in range(40)]
 

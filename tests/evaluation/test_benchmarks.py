@@ -11,13 +11,12 @@ from mllm.commands.eval import list_benchmarks
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from mllm.evaluation.benchmarks.refcoco import read_plain_pickle
-from mllm.evaluation.official import OfficialBenchmark
-from mllm.evaluation.sampling import complete_groups
+from mllm.evaluation.controls import complete_groups
 from tests.helpers.releases import WRITERS, write_json
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
-OFFICIAL = [name for name in BENCHMARKS if issubclass(BENCHMARKS.get(name), OfficialBenchmark)]
+OFFICIAL = list(BENCHMARKS)
 
 # name: (prompt of the first item, its type, answers in item order, scores that must come out)
 CASES = {

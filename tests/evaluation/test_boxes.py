@@ -6,10 +6,10 @@ import logging
 import pytest
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import build_metric
 from mllm.evaluation.metric import parse_line
-from mllm.evaluation.metrics import build_metric
 from mllm.evaluation.metrics.box_text import read_box
-from mllm.evaluation.score import score_file
+from mllm.evaluation.predictions import score_file
 
 BOX = [10.0, 20.0, 110.0, 220.0]
 FORMS = {

@@ -9,8 +9,8 @@ from PIL import Image
 
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.evaluation.calibration import calibrate
 from mllm.evaluation.compare import bootstrap_p_value, compare, mcnemar, print_comparisons
+from mllm.evaluation.reliability import calibrate
 
 
 def answer(item, score, **more):

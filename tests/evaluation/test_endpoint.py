@@ -6,10 +6,10 @@ import threading
 import pytest
 
 from mllm.cli import build_parser
-from mllm.clients.chat_request import Sampling
+from mllm.clients.openai import Sampling
 from mllm.errors import UserError
-from mllm.evaluation.endpoint import Endpoint
-from mllm.evaluation.question import Question
+from mllm.evaluation.asking import Question
+from mllm.evaluation.subjects.endpoint import Endpoint
 from mllm.media.data_url import file_url
 from tests.helpers.endpoint import answers_of
 from tests.helpers.faulty_server import refused_by_new_model

@@ -1,16 +1,17 @@
-"""A model directory through `evaluate_directory`: our benchmarks, official ones and a user's file in one run."""
+"""A model directory through `evaluate`: our benchmarks, official ones and a user's file in one run."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+import mllm
 from mllm.checkpoint.ours import save
 from mllm.checkpoint.start import build
 from mllm.cli import build_parser, main
 from mllm.errors import UserError
-from mllm.evaluation.calibration import calibrate
-from mllm.evaluation.run import evaluate_directory
+from mllm.evaluation.reliability import calibrate
+from mllm.evaluation.run import evaluate
 from mllm.inference.answer import Answer, TokenLogprob
 from tests.helpers.commands import run_script
 from tests.helpers.launches import in_ranks
@@ -39,7 +40,7 @@ def prepared(tiny_parts, tmp_path_factory):
 
 def run(root, output, *names, **more):
     own = [str(root / "own.jsonl"), *names]
-    return evaluate_directory(str(root / "model"), own, root, output, limit=3, seed=0, batch_size=8, **more)
+    return evaluate(root / "model", own, root, output=output, limit=3, batch_size=8, **more).scores
 
 
 def read(output):
@@ -69,10 +70,27 @@ def test_results_hold_the_official_numbers_of_every_condition_and_how_they_were_
 
 def test_a_second_run_computes_nothing(prepared, tmp_path, monkeypatch):
     first = run(prepared, tmp_path)
-    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("mllm.evaluation.subjects.local.generate_answers", lambda *_: pytest.fail("asked again"))
     assert run(prepared, tmp_path) == first
     with pytest.raises(pytest.fail.Exception, match="asked again"):
         run(prepared, tmp_path, dtype="bfloat16")
+
+
+def test_a_model_in_memory_has_the_scores_of_its_directory_and_nothing_is_written(prepared, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [str(prepared / "own.jsonl"), "mme"]
+    written = mllm.evaluate(prepared / "model", names, prepared, output=tmp_path / "out", limit=3, device="cpu")
+    model, processor = mllm.load(prepared / "model")
+    model.train()
+    found = mllm.evaluate((model, processor), names, prepared, limit=3)
+    assert (found.scores, found.official) == (written.scores, written.official) and model.training
+    assert found["mme"] == next(s for s in found.scores["mme"] if (s.condition, s.type) == ("model", "overall"))
+    assert mllm.evaluate(str(prepared / "model"), names[0], limit=3).scores == {names[0]: found.scores[names[0]]}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(UserError, match="save it, and give the directory"):
+        mllm.evaluate((model, processor), names, prepared, output=tmp_path / "other")
+    with pytest.raises(UserError, match="device 'cuda:77' can't be used"):
+        mllm.evaluate(prepared / "model", names[0], device="cuda:77")
 
 
 @pytest.mark.slow
@@ -99,11 +117,11 @@ def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
     (tmp_path / "some.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for n in range(3):
         save_image(tmp_path / f"{n}.png", (n, n, n))
-    arguments = [str(prepared / "model"), [str(tmp_path / "some.jsonl")], tmp_path, tmp_path / "out", None, 0, 8]
+    names, more = [str(tmp_path / "some.jsonl")], {"output": tmp_path / "out", "batch_size": 8}
     with pytest.raises(UserError, match=r"1 image\(s\) are missing, such as .*3\.png; --on-missing skip"):
-        evaluate_directory(*arguments)
+        evaluate(str(prepared / "model"), names, **more)
     assert not (tmp_path / "out").exists()
-    evaluate_directory(*arguments, on_missing="skip")
+    evaluate(str(prepared / "model"), names, **more, on_missing="skip")
     results, answers = read(tmp_path / "out")
     (coverage,) = results["coverage"].values()
     assert results["is_partial"] is True and coverage == {"in_files": 4, "asked": 3, "skipped": 1}
@@ -115,14 +133,14 @@ def test_missing_images_end_the_run_or_make_it_partial(prepared, tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.png").unlink()
     with pytest.raises(UserError, match=r"all 4 question\(s\) lack their image"):
-        evaluate_directory(*arguments, on_missing="skip")
+        evaluate(str(prepared / "model"), names, **more, on_missing="skip")
 
 
 def test_models_that_say_nothing_or_no_number_are_named(prepared, tmp_path, monkeypatch):
     def silent(model, processor, requests, decodings, batch_size, report):
         report({n: Answer("", (1,), "stop", 1, 1, (TokenLogprob(1, logprob),)) for n in range(len(requests))})
 
-    monkeypatch.setattr("mllm.evaluation.subject.generate_answers", silent)
+    monkeypatch.setattr("mllm.evaluation.subjects.local.generate_answers", silent)
     logprob = float("nan")
     with pytest.raises(UserError, match="the log-probability nan"):
         run(prepared, tmp_path)

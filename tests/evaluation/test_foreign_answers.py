@@ -6,9 +6,9 @@ import openai
 import pytest
 
 from mllm.cli import build_parser
+from mllm.clients.completion import read_completion
 from mllm.errors import UserError
-from mllm.evaluation.completion import read_completion
-from mllm.evaluation.question import Question
+from mllm.evaluation.asking import Question
 from tests.helpers.endpoint import answers_of
 from tests.helpers.tiny import save_image
 
@@ -54,8 +54,8 @@ NO_COMPLETION += [{"error": {"message": "out of order"}}, {"error": "out of orde
 @pytest.mark.parametrize("shape", KEPT)
 def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):
     expected = "red ?" if "half" in shape else "red"
-    assert read_completion(whole(KEPT[shape])).reply.text == expected
-    assert read_completion(json.dumps(whole(KEPT[shape]))).reply.text == expected
+    assert read_completion(whole(KEPT[shape])).text.strip() == expected
+    assert read_completion(json.dumps(whole(KEPT[shape]))).text.strip() == expected
     server.refuse = lambda body, number: (200, whole(KEPT[shape], finish_reason="stop"))
     question = Question("what?", None, 8)
     assert answers_of(server, [question])[question].text == expected
@@ -86,14 +86,14 @@ def test_what_is_no_completion_is_counted_among_answers_and_ends_the_run_alone(b
 @pytest.mark.parametrize("content", [None, [], [None], [{"token": "a"}], [{"logprob": "x"}], [{"logprob": -1}, {}], 5])
 def test_log_probabilities_of_another_shape_are_none(content):
     found = read_completion(whole(said("red"), logprobs={"content": content}))
-    assert found.reply.text == "red" and found.reply.logprob is None
-    assert read_completion(whole(said("red"), logprobs=[])).reply.logprob is None
+    assert found.text == "red" and found.logprob is None
+    assert read_completion(whole(said("red"), logprobs=[])).logprob is None
 
 
 def test_what_the_client_built_is_read_as_plain_json_is():
     built = openai.types.chat.ChatCompletion.construct(**whole(said([TEXT])))
-    assert read_completion(built).reply.text == "red"
-    assert read_completion({"choices": [{"text": "red"}]}).reply.text == "red"
+    assert read_completion(built).text == "red"
+    assert read_completion({"choices": [{"text": "red"}]}).text == "red"
 
 
 def test_results_say_how_many_answers_are_empty(server, tmp_path):

@@ -9,12 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.hub_layouts import LAYOUTS
-from mllm.evaluation.plan import plan_run
-from mllm.evaluation.question import Reply
-from mllm.evaluation.run import Setup, evaluate_subject
-from mllm.evaluation.runner import missing_images
+from mllm.evaluation.asking import Reply
+from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
+from mllm.evaluation.plan import Setup, missing_images, plan_run
+from mllm.evaluation.run import evaluate_subject
 from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
 from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
@@ -33,7 +31,7 @@ def grouped(items):
 
 
 def test_every_layout_has_a_copy():
-    assert set(COPIES) == set(LAYOUTS)
+    assert set(COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
 
 
 @pytest.mark.parametrize("name", [name for name in COPIES if not name.startswith("refcoco")])

@@ -6,8 +6,8 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.plan import plan_run
-from mllm.evaluation.run import Setup, evaluate_subject
+from mllm.evaluation.plan import Setup, plan_run
+from mllm.evaluation.run import evaluate_subject
 from tests.helpers.tiny import save_image
 
 
@@ -111,7 +111,7 @@ def test_nothing_is_opened_or_asked_before_every_line_can_be_scored(items_of, tm
         (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
         with pytest.raises(UserError, match=words):
             evaluate_subject(Setup([f"{tmp_path}/own.jsonl:{metric}"], tmp_path, tmp_path / "out"), opened)
-    assert plan_run([f"{tmp_path}/own.jsonl"], tmp_path, None, 0)
+    assert plan_run([f"{tmp_path}/own.jsonl"], tmp_path, None, 0, conditions=("model",))
 
 
 def test_a_release_with_a_label_that_no_answer_can_be_is_refused_before_the_model_is_opened(tmp_path):

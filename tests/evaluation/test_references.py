@@ -3,8 +3,8 @@
 import pytest
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import build_metric
 from mllm.evaluation.metric import parse_line
-from mllm.evaluation.metrics import build_metric
 from mllm.evaluation.metrics.exact_match import exact_match, normalize_answer
 
 

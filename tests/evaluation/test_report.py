@@ -7,8 +7,8 @@ import pytest
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import LABEL_PX, PLOT_PX, TrainingRun, as_markdown, draw_intervals, write_report
-from mllm.evaluation.run import remarks
-from mllm.evaluation.runner import Answer, Score, summarize
+from mllm.evaluation.results import remarks
+from mllm.evaluation.scoring import Answer, Score, summarize
 from tests.helpers.tiny import save_image
 
 

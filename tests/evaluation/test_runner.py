@@ -1,21 +1,41 @@
 """Sampling, controls and intervals of an evaluation."""
 
+import json
 from collections import Counter
 from itertools import pairwise
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 from mllm.errors import UserError
+from mllm.evaluation.asking import Reply, answer_all
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.benchmarks.clipart import Clipart
-from mllm.evaluation.intervals import bootstrap_interval
-from mllm.evaluation.question import Reply
-from mllm.evaluation.runner import ask, summarize
-from mllm.evaluation.sampling import stratified_sample, swap_partners
+from mllm.evaluation.controls import questions_of, stratified_sample, swap_partners
+from mllm.evaluation.plan import plan_run
+from mllm.evaluation.scoring import bootstrap_interval, score_answers, summarize
 from tests.helpers.releases import write_coco
 from tests.helpers.tiny import save_image
+
+
+class Saying:
+    """A model under test whose answers are a function of the question; `asked` is what it was asked."""
+
+    identity = MappingProxyType({})
+
+    def __init__(self, words):
+        self.words, self.asked = words, []
+
+    def answer(self, questions, on_replies):
+        self.asked += questions
+        on_replies({question: Reply(self.words(question)) for question in questions})
+
+
+def answers_of(benchmark, items, condition, subject):
+    questions = questions_of(benchmark, items, condition, seed=0)
+    replies = answer_all(questions, subject)
+    return score_answers(benchmark, items, condition, questions, [replies[question] for question in questions])[0]
 
 
 @pytest.fixture
@@ -54,29 +74,23 @@ def test_swapped_items_never_keep_their_image_or_answer(items):
 
 
 def test_equal_requests_are_asked_once_and_answers_are_those_of_asking_all(items):
-    asked = []
-
-    def generate(questions):
-        asked.append(len(questions))
-        return [Reply(question.prompt) for question in questions]
-
-    answers = ask(Clipart(), items, "withheld", generate, seed=0)
-    assert asked == [4] and [a.answer for a in answers] == [i.question for i in items]
+    subject = Saying(lambda question: question.prompt)
+    answers = answers_of(find_benchmark("clipart"), items, "withheld", subject)
+    assert len(subject.asked) == 4 and [a.answer for a in answers] == [i.question for i in items]
 
 
-def test_missing_images_are_named_before_anything_is_asked(items):
+def test_missing_images_are_named_before_anything_is_asked(items, tmp_path):
     items[3].image.unlink()
-    with pytest.raises(UserError, match=items[3].image.name):
-        ask(Clipart(), items, "model", lambda *_: pytest.fail("asked"), seed=0)
+    lines = [{"image": item.image.name, "question": item.question, "answer": item.references[0]} for item in items]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match=rf"1 image\(s\) are missing, such as .*{items[3].image.name}"):
+        plan_run([str(tmp_path / "own.jsonl")], None, None, seed=0)
 
 
 def test_scores_count_exact_matches_by_type(items):
     right = {(str(i.image), i.question): i.references[0] for i in items}
-
-    def generate(questions):
-        return [Reply(right[question.image, question.prompt].upper() + ".") for question in questions]
-
-    scores = summarize(ask(Clipart(), items, "model", generate, seed=0), seed=0)
+    subject = Saying(lambda question: right[question.image, question.prompt].upper() + ".")
+    scores = summarize(answers_of(find_benchmark("clipart"), items, "model", subject), seed=0)
     assert {s.type: (s.score, s.low, s.high) for s in scores} == {k: (1, 1, 1) for k in ("overall", "shape", "yes_no")}
 
 
@@ -95,20 +109,18 @@ def test_interval_is_wider_when_the_answers_of_an_image_agree():
 
 
 def test_a_missing_benchmark_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"clipart\.jsonl does not exist"):
-        Clipart().items(tmp_path)
+    with pytest.raises(UserError, match=r"clipart\.jsonl does not exist; prepare the data first"):
+        find_benchmark("clipart").items(tmp_path)
+    with pytest.raises(UserError, match=r"pope: say where its files lie with --data DIR; they are in DIR/pope"):
+        plan_run(["pope"], None, None, seed=0)
 
 
 def test_questions_about_text_alone_have_no_image_under_any_condition(items):
     text = Item("text", None, "no image?", ("yes",), "text", "text")
     for condition in ("model", "withheld", "swapped"):
-        asked = []
-
-        def generate(questions, asked=asked):
-            asked += [question for question in questions if question.prompt == "no image?"]
-            return [Reply("yes")] * len(questions)
-
-        answers = ask(Clipart(), [*items, text], condition, generate, seed=0)
+        subject = Saying(lambda question: "yes")
+        answers = answers_of(find_benchmark("clipart"), [*items, text], condition, subject)
+        asked = [question for question in subject.asked if question.prompt == "no image?"]
         assert [question.request().images for question in asked] == [()]
         assert (answers[-1].image, answers[-1].score) == (None, 1.0)
 
@@ -118,6 +130,6 @@ def test_official_benchmarks_are_scored_over_all_their_answers(tmp_path):
     benchmark = find_benchmark("coco_captions")
     asked = benchmark.items(tmp_path)
     right = {str(item.image): item.references[0] for item in asked}
-    answers = ask(benchmark, asked, "model", lambda questions: [Reply(right[q.image]) for q in questions], seed=0)
+    answers = answers_of(benchmark, asked, "model", Saying(lambda question: right[question.image]))
     # alone, each caption would have the CIDEr of a one-image corpus: 0
     assert all(answer.score > 1 for answer in answers)

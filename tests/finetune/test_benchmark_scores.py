@@ -6,10 +6,9 @@ import re
 import pytest
 
 from mllm.errors import UserError
-from mllm.evaluation.run import evaluate_directory
+from mllm.evaluation.run import evaluate
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.settings import validate_settings
 from tests.helpers.launches import launch
 from tests.helpers.runs import config, run_here, series
@@ -31,7 +30,7 @@ def own(recipe):
 
 
 def go(values, stop_after=None):
-    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after, generating_callbacks)
+    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after)
 
 
 def lines_of(path):
@@ -59,7 +58,7 @@ def test_scores_are_those_of_the_saved_model_and_training_is_left_alone(tiny_par
     assert series(tmp_path / "run") == series(tmp_path / "plain")
     lines = lines_of(path)
     assert [(line["step"], line["benchmark"]) for line in lines] == [(step, name) for step in (2, 4, 6, 8, 9)]
-    finished = evaluate_directory(str(tmp_path / "run"), [name], own.parent, tmp_path / "out", None, 0, 8)
+    finished = evaluate(tmp_path / "run", name, output=tmp_path / "out", batch_size=8).scores
     wanted = {s.condition: s.score for s in finished[name] if s.type == "overall"}
     last = lines_of(tmp_path / "run" / "metrics.jsonl")[-1]
     assert last[f"benchmark/{name}"] == wanted["model"] and last[f"benchmark/{name}/withheld"] == wanted["withheld"]
@@ -73,8 +72,6 @@ def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, 
         go(values | settings(own, names=["nope"]))
     with pytest.raises(UserError, match=r"pope.*does not exist; get it from http"):
         go(values | settings(own, names=["pope"]))
-    with pytest.raises(UserError, match=r"benchmarks: needs callbacks that generate; start the run by train/finetune"):
-        run_here(values | settings(own))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -88,7 +85,7 @@ def test_the_worst_checkpoint_is_not_kept_as_the_best(tiny_parts, recipe, own, t
 
 TAKING_NOTES = """
 import json, os, runpy, sys
-from mllm.evaluation.subject import LocalModel
+from mllm.evaluation.subjects.local import LocalModel
 
 answer = LocalModel.answer
 
@@ -113,7 +110,7 @@ def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, re
     asked = [[tuple(line) for line in lines_of(tmp_path / f"asked.{rank}")] for rank in (0, 1)]
     assert sorted(map(len, asked)) == [1, 2]  # all questions about a picture go to one rank
     assert len({*asked[0], *asked[1]}) == 3
-    finished = evaluate_directory(str(tmp_path / "run"), [name], own.parent, tmp_path / "out", None, 0, 8)
+    finished = evaluate(tmp_path / "run", name, output=tmp_path / "out", batch_size=8).scores
     wanted = next(s.score for s in finished[name] if (s.type, s.condition) == ("overall", "model"))
     (line,) = lines_of(tmp_path / "run" / "benchmarks.jsonl")
     assert line["scores"][0]["score"] == wanted and line["scores"][0]["count"] == 3

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from PIL import Image
 
-from mllm.evaluation.endpoint import Endpoint
+from mllm.evaluation.subjects.endpoint import Endpoint
 
 
 class FakeServer(ThreadingHTTPServer):

@@ -203,7 +203,7 @@ def write_pope(root):
 
 
 def write_mme(root):
-    from mllm.evaluation.metrics.mme import COGNITION, PERCEPTION
+    from mllm.evaluation.benchmarks.mme import COGNITION, PERCEPTION
 
     rows = [
         {

@@ -1,7 +1,7 @@
 """What a metric makes of records."""
 
+from mllm.evaluation.benchmarks import build_metric
 from mllm.evaluation.metric import parse_line
-from mllm.evaluation.metrics import build_metric
 
 
 def result_of(name, records, **settings):

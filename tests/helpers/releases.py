@@ -264,7 +264,7 @@ def write_pope(data):
 
 
 def write_mme(data):
-    from mllm.evaluation.metrics.mme import COGNITION, PERCEPTION
+    from mllm.evaluation.benchmarks.mme import COGNITION, PERCEPTION
 
     for task in (*PERCEPTION, *COGNITION):
         rows = [

@@ -11,7 +11,7 @@ import openai
 import uvicorn
 
 from mllm.inference.serve.app import ServerSettings, build_app
-from mllm.inference.serve.run import bind
+from mllm.inference.serve.listening import bind
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from mllm.inference.answer import AnswerText, Row
+from mllm.inference.answer import AnswerText, Stream
 from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_answers, generate_batch, generate_rows
@@ -149,8 +149,8 @@ def test_an_answer_stops_before_a_stop_string_and_the_pieces_join_to_the_text(as
     stop = free[0].text[4:7]
     pieces = [[], []]
     rows = [
-        Row(processor, Decoding(max_new_tokens=24, stop=(stop, "zzz")), pieces[0].append),
-        Row(processor, Decoding(max_new_tokens=5), pieces[1].append),
+        Stream(processor, Decoding(max_new_tokens=24, stop=(stop, "zzz")), pieces[0].append),
+        Stream(processor, Decoding(max_new_tokens=5), pieces[1].append),
     ]
     stopped, short = generate_rows(model, processor, [prompt_of(r, processor) for r in requests], rows)
     assert stopped.text == free[0].text[: free[0].text.index(stop)].rstrip() and stopped.finish_reason == "stop"
@@ -164,8 +164,8 @@ def test_a_cancelled_row_ends_and_its_neighbour_goes_on(assembled):
     model, processor = assembled
     requests = [ask("hello world"), ask("what is this")]
     free = generate_answers(model, processor, requests, Decoding(max_new_tokens=6))
-    rows = [Row(processor, Decoding(max_new_tokens=6), is_cancelled=lambda: len(rows[0].token_ids) >= 2)]
-    rows.append(Row(processor, Decoding(max_new_tokens=6)))
+    rows = [Stream(processor, Decoding(max_new_tokens=6), is_cancelled=lambda: len(rows[0].token_ids) >= 2)]
+    rows.append(Stream(processor, Decoding(max_new_tokens=6)))
     cancelled, other = generate_rows(model, processor, [prompt_of(r, processor) for r in requests], rows)
     assert cancelled.finish_reason == "cancelled" and cancelled.token_ids == free[0].token_ids[:2]
     assert other == free[1]

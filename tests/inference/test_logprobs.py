@@ -23,7 +23,7 @@ def test_each_tokens_log_probability_and_the_likeliest_are_those_of_its_row(coun
 
 
 class CountedRow:
-    """Takes tokens as `Row` does, and keeps them."""
+    """Takes tokens as `Stream` does, and keeps them."""
 
     def __init__(self, top_logprobs):
         self.decoding = Decoding(logprobs=True, top_logprobs=top_logprobs)

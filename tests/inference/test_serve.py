@@ -13,12 +13,12 @@ import pytest
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
-from mllm.inference.answer import Row
+from mllm.inference.answer import Stream
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from mllm.inference.request import prompt_of
-from mllm.inference.serve.engine import Engine, Job, QueueFullError
-from mllm.inference.serve.run import bind
+from mllm.inference.serve.batch_queue import BatchQueue, Job, QueueFullError
+from mllm.inference.serve.listening import bind
 from tests.helpers.serving import PNG, RED, client_of, png, question, serving, slow
 
 
@@ -258,11 +258,11 @@ def test_an_answer_that_nobody_waits_for_is_given_up_when_the_client_goes_or_the
 
 def test_who_went_away_while_waiting_gives_up_the_place(assembled):
     model, processor = assembled
-    engine = Engine(model, processor, max_batch=1, max_queue=1)
+    engine = BatchQueue(model, processor, max_batch=1, max_queue=1)
     prompt = prompt_of(Request((Message(role="user", content="hello"),)), processor)
     done = []
     first, second = (
-        Job(prompt, [Row(processor, Decoding(max_new_tokens=1))], None, time.monotonic() + 1e9, done.append)
+        Job(prompt, [Stream(processor, Decoding(max_new_tokens=1))], None, time.monotonic() + 1e9, done.append)
         for _ in range(2)
     )
     engine.submit(first)
@@ -290,7 +290,7 @@ def test_an_image_url_is_fetched_only_where_allowed_and_never_from_a_private_add
 
 
 def test_a_failing_batch_fails_those_in_it_alone(assembled, port, client, monkeypatch):
-    import mllm.inference.serve.engine as engine
+    import mllm.inference.serve.batch_queue as engine
 
     def fail(*_, **__):
         raise RuntimeError("out of memory")
@@ -307,7 +307,7 @@ def test_a_failing_batch_fails_those_in_it_alone(assembled, port, client, monkey
 
 def test_the_engine_gathers_what_waits_and_runs_seeded_jobs_alone(assembled):
     model, processor = assembled
-    engine = Engine(model, processor, max_batch=4, max_queue=6)
+    engine = BatchQueue(model, processor, max_batch=4, max_queue=6)
     batches = []
     engine.on_batch = batches.append
     prompt = prompt_of(Request((Message(role="user", content="hello"),)), processor)
@@ -316,7 +316,7 @@ def test_the_engine_gathers_what_waits_and_runs_seeded_jobs_alone(assembled):
     def job(rows=1, seed=None, deadline=1e9):
         decoding = Decoding(max_new_tokens=2)
         return Job(
-            prompt, [Row(processor, decoding) for _ in range(rows)], seed, time.monotonic() + deadline, done.append
+            prompt, [Stream(processor, decoding) for _ in range(rows)], seed, time.monotonic() + deadline, done.append
         )
 
     for waiting in (job(), job(2), job(2), job(seed=1), job(), job(deadline=-1)):
@@ -358,7 +358,9 @@ def test_what_the_command_cannot_start_is_said_in_a_line(port, tmp_path, monkeyp
         with pytest.raises(UserError, match=words):
             options.run(options)
     named = []
-    monkeypatch.setattr("mllm.inference.serve.run.serve", lambda model, processor, settings, _: named.append(settings))
+    monkeypatch.setattr(
+        "mllm.inference.serve.listening.serve", lambda model, processor, settings, _: named.append(settings)
+    )
     monkeypatch.setattr("mllm.commands.serve.load_model", lambda options: (None, None))
     monkeypatch.chdir(tmp_path)
     options = build_parser().parse_args(["serve", ".", "--port", "0"])

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mllm.clients.openai import Pace
 from mllm.errors import UserError
 from mllm.synthesis.asking import ask_all
 from mllm.synthesis.backends.base import Completion
 from mllm.synthesis.backends.template import TemplateBackend
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.journal import Journal
-from mllm.synthesis.pace import Pace
 from mllm.synthesis.prompts import Requests
 from mllm.synthesis.run import write_instructions
 from tests.helpers.demo_inputs import read_lines
@@ -176,7 +176,7 @@ def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> 
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = (
             "from mllm.settings import load_settings\n"
-            "from mllm.synthesis.config import InstructionConfig\n"
+            "from mllm.synthesis.settings import InstructionConfig\n"
             "from mllm.synthesis.run import write_instructions\n"
             f"write_instructions(load_settings(InstructionConfig, {str(tmp_path / 'config.yaml')!r}))\n"
         )

@@ -8,7 +8,7 @@ import torch
 MEASURED = """
 import resource
 import torch
-from mllm.training.allocator import keep_freed_memory
+from mllm.training.build_engine import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,7 +15,7 @@ from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from mllm.training.deepspeed_engine import fill_ds_config
+from mllm.training.ds_config import fill_ds_config
 from tests.helpers.launches import launch, launch_runs
 from tests.helpers.runs import ROOT, config, run_here, series, skipped_ids
 from tests.helpers.tiny import save_image

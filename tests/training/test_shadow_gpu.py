@@ -54,7 +54,7 @@ def test_no_micro_batch_waits_for_the_device_and_a_step_three_times_at_most(road
 
 def test_a_value_that_is_read_in_a_micro_batch_is_found_with_its_line(roads):
     within = roads[READ]["within"][-1]
-    assert len(within) >= 2 and all("cases.py" in line and "loss.item()" in line for line in within)
+    assert len(within) >= 2 and all("cases.py" in line and "loss_sum.item()" in line for line in within)
 
 
 def test_answers_chats_and_likelihoods_on_a_device_are_those_of_the_cpu(roads):

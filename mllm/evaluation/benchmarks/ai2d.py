@@ -1,13 +1,41 @@
 """AI2D, test split: multiple-choice questions about grade-school diagrams (Kembhavi et al. 2016)."""
 
+import re
+import string
+from collections.abc import Sequence
 from pathlib import Path
-from string import ascii_uppercase
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, Record, lettered, lettered_lines
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout
+from mllm.evaluation.metric import METRICS, Line, MeanMetric
+from mllm.evaluation.metrics.closed import Letter
+from mllm.evaluation.release import LETTER_ANSWER, Record, lettered, lettered_lines
 
 TEST_IDS = "ai2d_test_ids.csv"
+_LETTER = re.compile(r"^\s*([A-Z])\.")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _plain(text: str) -> str:
+    return text.lower().translate(_NO_PUNCTUATION)
+
+
+class Ai2dLine(Line):
+    """`references` is the letter of the right option."""
+
+    references: Letter
+
+
+@METRICS.register("ai2d")
+class Ai2dScore(MeanMetric):
+    """Accuracy as lmms-eval has it: "B. the leaf" counts as "B"; then equal but for case, punctuation and outer space."""
+
+    line = Ai2dLine
+
+    def score_line(self, line: Ai2dLine) -> float:
+        found = _LETTER.match(line.prediction)
+        answer = found.group(1) if found else line.prediction.strip()
+        return float(_plain(answer) in map(_plain, line.references))
 
 
 class _Question(Record):
@@ -21,8 +49,14 @@ class _Diagram(Record):
     questions: dict[str, _Question]
 
 
+def _of_hub(row: TableRow) -> Sequence[Item]:
+    options = lettered(row["options"])
+    question = f"{row['question']}\n{lettered_lines(options)}"
+    return [row.item(str(row.number), question, [list(options)[int(row["answer"])]], options=options)]
+
+
 @BENCHMARKS.register("ai2d")
-class Ai2d(OfficialBenchmark):
+class Ai2d(Benchmark):
     folder = "ai2d"
     metric = "ai2d"
     suffix = LETTER_ANSWER
@@ -35,6 +69,7 @@ class Ai2d(OfficialBenchmark):
         licence="license.txt in the archive, research",
         protocol="lettered options and LLaVA's multiple-choice suffix; the letter as lmms-eval reads it",
     )
+    hub = (hub_layout("lmms-lab/ai2d", "data/test-*.parquet", "question options answer", _of_hub),)
 
     def items(self, data: Path) -> list[Item]:
         ids = self.find(data, TEST_IDS).read_text(encoding="utf-8").split()
@@ -53,7 +88,7 @@ class Ai2d(OfficialBenchmark):
                         q.questionId,
                         data / self.folder / "images" / diagram.imageName,
                         f"{question}\n{lettered_lines(options)}",
-                        (ascii_uppercase[q.correctAnswer],),
+                        (string.ascii_uppercase[q.correctAnswer],),
                         "all",
                         group=diagram.imageName,
                         fields={"options": options},

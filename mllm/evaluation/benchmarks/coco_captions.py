@@ -1,10 +1,14 @@
 """COCO captions, validation 2014: how well a caption fits five by people, and what it makes up (CHAIR)."""
 
+import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import Card, OfficialBenchmark, Record, coco_image
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow, hub_layout
+from mllm.evaluation.release import Record, coco_image
 
 SOURCE = "https://cocodataset.org/#download (2014 Train/Val annotations)"
 CAPTIONS = "annotations/captions_val2014.json"
@@ -40,8 +44,23 @@ class _Instances(Record):
     annotations: list[_Instance]
 
 
+_COCO_NUMBER = re.compile(r"COCO_\w+?_(\d{12})")
+
+
+def coco_number(record: Mapping[str, Any]) -> str:
+    """Read the number of a COCO image off a record's `file_name`. Raises ValueError where that is no such name."""
+    found = _COCO_NUMBER.search(record["file_name"])
+    if found is None:
+        raise ValueError(f"{record['file_name']!r} is no name of a COCO image")
+    return str(int(found.group(1)))
+
+
+def _of_hub(row: TableRow) -> Sequence[Item]:
+    return [row.item(row.group, CocoCaptions.question, row["answer"])]
+
+
 @BENCHMARKS.register("coco_captions")
-class CocoCaptions(OfficialBenchmark):
+class CocoCaptions(Benchmark):
     """The CIDEr of a sample differs from that of all 40,504 images: word weights come from the images asked."""
 
     folder = "coco"
@@ -56,6 +75,9 @@ class CocoCaptions(OfficialBenchmark):
         size="0.3 GB of text, 6 GB of images",
         licence="CC BY 4.0; images by their Flickr terms",
         protocol="LLaVA-1.5's caption prompt; BLEU, ROUGE-L, CIDEr-D over Penn Treebank words",
+    )
+    hub: tuple[HubLayout, ...] = (
+        hub_layout("lmms-lab/COCO-Caption", "data/val-*.parquet", "answer file_name", _of_hub, coco_number),
     )
 
     def items(self, data: Path) -> list[Item]:
@@ -85,15 +107,14 @@ class CocoChair(CocoCaptions):
     max_new_tokens = 512
     default_limit: int | None = 500
     question = "Please describe this image in detail."
-    card = Card(
+    card = replace(
+        CocoCaptions.card,
         title="CHAIR on COCO val2014",
         questions="500 images of 40,504 unless --limit says more",
         files=(CAPTIONS, INSTANCES, "val2014/*.jpg"),
-        source=SOURCE,
-        size=CocoCaptions.card.size,
-        licence=CocoCaptions.card.licence,
         protocol="a detailed description of up to 512 tokens; CHAIRi, CHAIRs and recall over 80 classes",
     )
+    hub = ()
 
     def items(self, data: Path) -> list[Item]:
         instances = self.read(self.find(data, INSTANCES, Path(INSTANCES).name), _Instances)
@@ -101,15 +122,4 @@ class CocoChair(CocoCaptions):
         objects: dict[str, set[str]] = defaultdict(set)
         for entry in instances.annotations:
             objects[str(entry.image_id)].add(names[entry.category_id])
-        return [
-            Item(
-                item.id,
-                item.image,
-                item.question,
-                item.references,
-                item.type,
-                item.group,
-                fields={"objects": sorted(objects[item.id])},
-            )
-            for item in super().items(data)
-        ]
+        return [replace(item, fields={"objects": sorted(objects[item.id])}) for item in super().items(data)]

@@ -1,26 +1,15 @@
 """DocVQA, validation split: questions about scanned documents (Mathew et al. 2021)."""
 
-from pathlib import Path
-
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record
-
-
-class _Question(Record):
-    questionId: int
-    question: str
-    answers: list[str]
-    image: str
-    question_types: tuple[str, ...] = ()
-
-
-class _Questions(Record):
-    data: list[_Question]
+from mllm.evaluation.benchmark import BENCHMARKS, Card, Columns, TableBenchmark, hub_layout
+from mllm.evaluation.release import SHORT_ANSWER
 
 
 @BENCHMARKS.register("docvqa")
-class DocVqa(OfficialBenchmark):
+class DocVqa(TableBenchmark):
     folder = "docvqa"
+    files = (("val", "val_v1.0_withQT.json", "val_v1.0.json"),)
+    image = "image"
+    asks = Columns("{questionId}", type="{question_types[0]}")
     metric = "anls"
     suffix = SHORT_ANSWER
     max_new_tokens = 32
@@ -33,17 +22,12 @@ class DocVqa(OfficialBenchmark):
         licence="terms of the RRC portal, research",
         protocol="short-answer prompt as in lmms-eval; ANLS",
     )
-
-    def items(self, data: Path) -> list[Item]:
-        questions = self.read(self.find(data, "val_v1.0_withQT.json", "val_v1.0.json"), _Questions).data
-        return [
-            Item(
-                str(q.questionId),
-                data / self.folder / q.image,
-                q.question,
-                tuple(q.answers),
-                q.question_types[0] if q.question_types else "all",
-                group=q.image,
-            )
-            for q in questions
-        ]
+    hub = (
+        hub_layout(
+            "lmms-lab/DocVQA",
+            "DocVQA/validation-*.parquet",
+            "questionId question answers ucsf_document_id ucsf_document_page_no",
+            asks,
+            "{ucsf_document_id}/{ucsf_document_page_no}",
+        ),
+    )

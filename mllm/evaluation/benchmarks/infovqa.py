@@ -1,25 +1,16 @@
 """InfographicVQA, validation split: questions about infographics (Mathew et al. 2022)."""
 
-from pathlib import Path
-
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record
-
-
-class _Question(Record):
-    questionId: int
-    question: str
-    answers: list[str]
-    image_local_name: str
-
-
-class _Questions(Record):
-    data: list[_Question]
+from mllm.evaluation.benchmark import BENCHMARKS, Card, Columns, TableBenchmark, hub_layout
+from mllm.evaluation.release import SHORT_ANSWER
 
 
 @BENCHMARKS.register("infovqa")
-class InfoVqa(OfficialBenchmark):
+class InfoVqa(TableBenchmark):
     folder = "infovqa"
+    files = (("val", "infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json"),)
+    images = "infographicsvqa_images/{}"
+    image = "image_local_name"
+    asks = Columns("{questionId}")
     metric = "anls"
     suffix = SHORT_ANSWER
     max_new_tokens = 32
@@ -32,18 +23,12 @@ class InfoVqa(OfficialBenchmark):
         licence="terms of the RRC portal, research",
         protocol="short-answer prompt as in lmms-eval; ANLS",
     )
-
-    def items(self, data: Path) -> list[Item]:
-        path = self.find(data, "infographicsVQA_val_v1.0_withQT.json", "infographicsVQA_val_v1.0.json")
-        images = data / self.folder / "infographicsvqa_images"
-        return [
-            Item(
-                str(q.questionId),
-                images / q.image_local_name,
-                q.question,
-                tuple(q.answers),
-                "all",
-                group=q.image_local_name,
-            )
-            for q in self.read(path, _Questions).data
-        ]
+    hub = (
+        hub_layout(
+            "lmms-lab/DocVQA",
+            "InfographicVQA/validation-*.parquet",
+            "questionId question answers image_url",
+            asks,
+            "{image_url}",
+        ),
+    )

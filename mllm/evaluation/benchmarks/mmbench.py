@@ -1,16 +1,25 @@
-"""MMBench, English development split: multiple choice, asked again with its options rotated (Liu et al. 2023)."""
+"""MMBench, English development split: multiple choice, asked again with its options rotated (Liu et al. 2023).
+
+Letters are read as VLMEvalKit's prefetch reads them; without a judge, an answer that names no option is wrong.
+"""
 
 import base64
 import binascii
 import csv
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from typing_extensions import Self
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.metrics.mmbench_circular import ROTATION
-from mllm.evaluation.official import LETTER_ANSWER, Card, OfficialBenchmark, lettered_lines
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, Items, TableRow, hub_layout
+from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean, means_by
+from mllm.evaluation.metrics.closed import spelled_as
+from mllm.evaluation.release import LETTER_ANSWER, lettered_lines
 from mllm.files import write_bytes_atomically
 
 COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image")
@@ -18,10 +27,189 @@ COLUMNS = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category"
 EMPTY = (None, "", "nan")
 # An image cell this short is the index of the row that holds the image.
 _LONGEST_INDEX = 64
+ROTATION = 1_000_000
+_SEPARATORS = str.maketrans({mark: " " for mark in ".()[],:;!*#{}"})
+_REFUSALS = (
+    "Failed to obtain answer via API",
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+
+
+def _lettered(options: object) -> object:
+    return dict(zip(ascii_uppercase, options, strict=False)) if isinstance(options, list) else options
+
+
+class MmBenchLine(Line):
+    """`options` are the row's own, in their order or by letter; rows with equal `index` mod 1e6 are one question.
+
+    `group` names the question where there is no index.
+    """
+
+    options: Annotated[dict[str, str], BeforeValidator(_lettered), Field(min_length=2)]
+    index: int | None = None
+    group: Id | None = None
+    category: str | None = None
+    l2_category: str | None = Field(None, validation_alias=AliasChoices("l2_category", "l2-category"))
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            spelled = [spelled_as(self.options, reference) for reference in self.references]
+        except ValueError as error:
+            raise ValueError(f"references: {error}") from None
+        return self.model_copy(update={"references": spelled})
+
+    @property
+    def key(self) -> Hashable | None:
+        return self.id if self.index is None else self.index
+
+    @property
+    def question(self) -> Hashable | None:
+        return self.group if self.index is None else self.index % ROTATION
+
+
+def read_option(answer: str, options: dict[str, str]) -> str | None:
+    """The letter of the one option that the answer names, by letter or else by its text; None where undecided."""
+    if any(refusal in answer for refusal in _REFUSALS):
+        return None
+    words = answer.translate(_SEPARATORS).split()
+    letters = [letter for letter in options if letter in words]
+    # A letter far from the end is more likely a word of the reasoning, such as the article "A".
+    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+        return letters[0]
+    if not letters and "Z" in words:
+        return None
+    lowered = answer.lower()
+    if len(lowered) > 2 * sum(len(text) for text in options.values()):
+        return None
+    named = [letter for letter, text in options.items() if text.lower() in lowered]
+    return named[0] if len(named) == 1 else None
+
+
+def _hits(lines: Sequence[MmBenchLine]) -> list[bool]:
+    return [read_option(line.prediction, line.options) in line.references for line in lines]
+
+
+def _summarize(lines: Sequence[MmBenchLine], values: list[float]) -> dict:
+    return (
+        {"score": mean(values)}
+        | means_by("category", [line.category for line in lines], values)
+        | means_by("l2_category", [line.l2_category for line in lines], values)
+    )
+
+
+class CircularLine(MmBenchLine):
+    @model_validator(mode="after")
+    def _check_question(self) -> Self:
+        if self.question is None:
+            raise ValueError("index: field required, or group, to tell whose rotation this is")
+        return self
+
+
+@METRICS.register("mmbench_circular")
+class MmBenchCircularScore(Metric):
+    """The share of *questions* right under every rotation; a line scores what its question scores."""
+
+    line = CircularLine
+
+    def score(self, lines: Sequence[CircularLine]) -> Result:
+        hits: dict[Hashable, bool] = {}
+        first: dict[Hashable, CircularLine] = {}
+        for line, hit in zip(lines, _hits(lines), strict=True):
+            first.setdefault(line.question, line)
+            hits[line.question] = hits.get(line.question, True) and hit
+        scores = _summarize(list(first.values()), [float(hits[question]) for question in first])
+        return Result(scores | {"questions": len(hits)}, [float(hits[line.question]) for line in lines])
+
+
+@METRICS.register("mmbench")
+class MmBenchScore(Metric):
+    """Vanilla mode: every row alone."""
+
+    line = MmBenchLine
+
+    def score(self, lines: Sequence[MmBenchLine]) -> Result:
+        values = [float(hit) for hit in _hits(lines)]
+        return Result(_summarize(lines, values), values)
+
+
+def _write_images(path: Path, rows: list[dict[str, str]]) -> dict[str, Path]:
+    """index → file. A rotated row points to the row whose image it shares, or repeats the image."""
+    folder = path.parent / "images"
+    folder.mkdir(exist_ok=True)
+    files = {}
+    for row in rows:
+        cell = row["image"]
+        if len(cell) <= _LONGEST_INDEX:
+            continue
+        target = folder / f"{int(row['index']) % ROTATION}.jpg"
+        files[row["index"]] = target
+        if not target.is_file():
+            try:
+                content = base64.b64decode(cell, validate=True)
+            except binascii.Error as error:
+                raise UserError(f"{path}: the image of row {row['index']} is not base64: {error}") from None
+            write_bytes_atomically(target, content)
+    return files
+
+
+def _options_of(row: Mapping[str, str]) -> dict[str, str]:
+    """Those of A to D that a row has."""
+    return {letter: row[letter] for letter in "ABCD" if row.get(letter) not in EMPTY}
+
+
+def _question_text(row: Mapping[str, str]) -> str:
+    hint = "" if row.get("hint") in EMPTY else row["hint"] + "\n"
+    return f"{hint}{row['question']}\n{lettered_lines(_options_of(row))}"
+
+
+def _item(path: Path, row: dict[str, str], images: dict[str, Path]) -> Item:
+    index = row["index"]
+    image = images.get(index) or images.get(row["image"])
+    if image is None:
+        raise UserError(f"{path}: row {index} points to the image of row {row['image']!r}, which has none")
+    fields = {"index": int(index), "options": _options_of(row), "category": row["category"]}
+    if row.get("l2-category"):
+        fields["l2_category"] = row["l2-category"]
+    return Item(
+        index,
+        image,
+        _question_text(row),
+        (row["answer"],),
+        row["category"],
+        group=str(int(index) % ROTATION),
+        fields=fields,
+    )
+
+
+def _of_hub_circular(row: TableRow) -> Sequence[Item]:
+    index, category = int(row["index"]), row["category"]
+    fields: dict[str, Any] = {"index": index, "options": _options_of(row.record), "category": category}
+    wider = row.record.get("L2-category", row.record.get("l2-category"))
+    fields |= {"l2_category": wider} if wider else {}
+    return [row.item(str(index), _question_text(row.record), [row["answer"]], category, **fields)]
+
+
+def _of_hub(row: TableRow) -> Sequence[Item]:
+    return _of_hub_circular(row) if int(row["index"]) < ROTATION else []
+
+
+def _layouts(asks: Items) -> tuple[HubLayout, ...]:
+    columns = "index question hint A B C D answer category"
+    return tuple(
+        hub_layout(repository, pattern, columns, asks, lambda record: str(int(record["index"]) % ROTATION))
+        for repository, pattern in (
+            ("lmms-lab/MMBench", "en/dev-*.parquet"),
+            ("lmms-lab/MMBench_EN", "data/dev-*.parquet"),
+        )
+    )
 
 
 @BENCHMARKS.register("mmbench_circular")
-class MmBenchCircular(OfficialBenchmark):
+class MmBenchCircular(Benchmark):
     """All rows; a question counts if every rotation is right."""
 
     folder = "mmbench"
@@ -37,6 +225,7 @@ class MmBenchCircular(OfficialBenchmark):
         licence="Apache-2.0; images by their sources' terms",
         protocol="LLaVA-1.5's: hint, question, lettered options, suffix; letters by VLMEvalKit's rules, no judge",
     )
+    hub = _layouts(_of_hub_circular)
 
     def items(self, data: Path) -> list[Item]:
         """Images are in the table and are written once to `DATA/mmbench/images`."""
@@ -73,55 +262,7 @@ class MmBench(MmBenchCircular):
         licence=MmBenchCircular.card.licence,
         protocol=MmBenchCircular.card.protocol,
     )
+    hub = _layouts(_of_hub)
 
     def _rows(self, path: Path) -> list[dict[str, str]]:
         return [row for row in super()._rows(path) if int(row["index"]) < ROTATION]
-
-
-def _write_images(path: Path, rows: list[dict[str, str]]) -> dict[str, Path]:
-    """index → file. A rotated row points to the row whose image it shares, or repeats the image."""
-    folder = path.parent / "images"
-    folder.mkdir(exist_ok=True)
-    files = {}
-    for row in rows:
-        cell = row["image"]
-        if len(cell) <= _LONGEST_INDEX:
-            continue
-        target = folder / f"{int(row['index']) % ROTATION}.jpg"
-        files[row["index"]] = target
-        if not target.is_file():
-            try:
-                content = base64.b64decode(cell, validate=True)
-            except binascii.Error as error:
-                raise UserError(f"{path}: the image of row {row['index']} is not base64: {error}") from None
-            write_bytes_atomically(target, content)
-    return files
-
-
-def options_of(row: Mapping[str, str]) -> dict[str, str]:
-    """Those of A to D that a row has."""
-    return {letter: row[letter] for letter in "ABCD" if row.get(letter) not in EMPTY}
-
-
-def question_text(row: Mapping[str, str]) -> str:
-    hint = "" if row.get("hint") in EMPTY else row["hint"] + "\n"
-    return f"{hint}{row['question']}\n{lettered_lines(options_of(row))}"
-
-
-def _item(path: Path, row: dict[str, str], images: dict[str, Path]) -> Item:
-    index = row["index"]
-    image = images.get(index) or images.get(row["image"])
-    if image is None:
-        raise UserError(f"{path}: row {index} points to the image of row {row['image']!r}, which has none")
-    fields = {"index": int(index), "options": options_of(row), "category": row["category"]}
-    if row.get("l2-category"):
-        fields["l2_category"] = row["l2-category"]
-    return Item(
-        index,
-        image,
-        question_text(row),
-        (row["answer"],),
-        row["category"],
-        group=str(int(index) % ROTATION),
-        fields=fields,
-    )

@@ -8,8 +8,11 @@ from typing import IO, Any, ClassVar
 from pydantic import TypeAdapter, ValidationError
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import Card, OfficialBenchmark, Record, coco_image, first_problem
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow
+from mllm.evaluation.benchmarks.coco_captions import coco_number
+from mllm.evaluation.metric import Result
+from mllm.evaluation.release import Record, coco_image, first_problem
+from mllm.media.decode import read_image_size
 
 THRESHOLD = 0.5
 PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: "
@@ -58,7 +61,7 @@ def read_plain_pickle(file: IO[bytes], path: Path) -> Any:
         raise UserError(f"{path} is not the plain pickle of the official release: {error}") from None
 
 
-class RefCoco(OfficialBenchmark):
+class RefCoco(Benchmark):
     """Every expression of every split but train; predictions are corners in 0–1, as LLaVA-1.5 was trained to write."""
 
     metric = "iou"
@@ -109,9 +112,32 @@ class RefCoco(OfficialBenchmark):
     def score(self, answer: str, item: Item) -> float:
         return self.score_each([answer], [item])[0]
 
-    def score_each(self, answers: Sequence[str], items: Sequence[Item]) -> list[float]:
+    def scores_of(self, result: Result) -> list[float]:
         """Right or wrong: IoU of at least 0.5."""
-        return [float(iou >= THRESHOLD) for iou in super().score_each(answers, items)]
+        return [float(iou >= THRESHOLD) for iou in result.per_line]
+
+
+def _of_hub(row: TableRow) -> Sequence[Item]:
+    if row.image is None:
+        raise UserError(f"row {row.number} of {row.split} has no image")
+    height, width = read_image_size(row.image)
+    x, y, box_width, box_height = (float(value) for value in row["bbox"])
+    corners = [x, y, x + box_width, y + box_height]
+    fields = {"references": [corners], "width": width, "height": height}
+    return [
+        row.item(f"{row.number}-{place}", expression, (str(corners),), row.split, **fields)
+        for place, expression in enumerate(row["answer"])
+    ]
+
+
+def _layouts(repository: str, *splits: str) -> tuple[HubLayout, ...]:
+    """The splits that are those of the papers.
+
+    val of RefCOCO and of RefCOCOg there holds Google's split beside UNC's and UMD's (8,811 = 3,811 + 5,000 regions;
+    7,573 = 2,573 + 5,000).
+    """
+    files = {split: f"data/{split}-*.parquet" for split in splits}
+    return (HubLayout(repository, files, ("answer", "bbox", "file_name"), _of_hub, coco_number),)
 
 
 def _card(title: str, refs: str, expressions: str) -> Card:
@@ -131,6 +157,7 @@ class RefCocoPlain(RefCoco):
     folder = "refcoco"
     refs = "refs(unc).p"
     card = _card("RefCOCO (UNC)", refs, "10,834 val, 5,657 testA, 5,095 testB")
+    hub = _layouts("lmms-lab/RefCOCO", "testA", "testB")
 
 
 @BENCHMARKS.register("refcoco+")
@@ -138,6 +165,7 @@ class RefCocoPlus(RefCoco):
     folder = "refcoco+"
     refs = "refs(unc).p"
     card = _card("RefCOCO+ (UNC)", refs, "10,758 val, 5,726 testA, 4,889 testB")
+    hub = _layouts("lmms-lab/RefCOCOplus", "val", "testA", "testB")
 
 
 @BENCHMARKS.register("refcocog")
@@ -145,3 +173,4 @@ class RefCocoG(RefCoco):
     folder = "refcocog"
     refs = "refs(umd).p"
     card = _card("RefCOCOg (UMD)", refs, "4,896 val, 9,602 test")
+    hub = _layouts("lmms-lab/RefCOCOg", "test")

@@ -1,28 +1,17 @@
 """ST-VQA, open dictionary (task 3): questions about scene text (Biten et al. 2019)."""
 
-from pathlib import Path
-
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record
-
-
-class _Question(Record):
-    question_id: int
-    question: str
-    answers: list[str]
-    file_path: str
-    dataset: str
-
-
-class _Questions(Record):
-    data: list[_Question]
+from mllm.evaluation.benchmark import BENCHMARKS, Card, Columns, TableBenchmark
+from mllm.evaluation.release import SHORT_ANSWER
 
 
 @BENCHMARKS.register("stvqa")
-class StVqa(OfficialBenchmark):
+class StVqa(TableBenchmark):
     """The answers to the test set are withheld, so this is the training set: not for a model that trained on it."""
 
     folder = "stvqa"
+    files = (("train", "train_task_3.json"),)
+    image = "file_path"
+    asks = Columns("{question_id}", type="{dataset}")
     metric = "anls"
     suffix = SHORT_ANSWER
     max_new_tokens = 32
@@ -35,17 +24,3 @@ class StVqa(OfficialBenchmark):
         licence="terms of the RRC portal, research",
         protocol="short-answer prompt; ANLS",
     )
-
-    def items(self, data: Path) -> list[Item]:
-        questions = self.read(self.find(data, "train_task_3.json"), _Questions).data
-        return [
-            Item(
-                str(q.question_id),
-                data / self.folder / q.file_path,
-                q.question,
-                tuple(q.answers),
-                q.dataset,
-                group=q.file_path,
-            )
-            for q in questions
-        ]

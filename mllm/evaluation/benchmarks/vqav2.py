@@ -1,10 +1,11 @@
 """VQAv2, validation split: open questions about COCO images, ten answers each (Goyal et al. 2017)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmark import BENCHMARKS, Item
-from mllm.evaluation.official import SHORT_ANSWER, Card, OfficialBenchmark, Record, coco_image, llava_15
+from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout, llava_15
+from mllm.evaluation.release import SHORT_ANSWER, Record, coco_image
 
 
 class _Question(Record):
@@ -32,8 +33,14 @@ class _Annotations(Record):
     annotations: list[_Annotation]
 
 
+def _of_hub(row: TableRow) -> Sequence[Item]:
+    kinds = {"question_type": row["question_type"], "answer_type": row["answer_type"]}
+    answers = [answer["answer"] for answer in row["answers"]]
+    return [row.item(str(row["question_id"]), row["question"], answers, row["answer_type"], **kinds)]
+
+
 @BENCHMARKS.register("vqav2")
-class VqaV2(OfficialBenchmark):
+class VqaV2(Benchmark):
     """test-dev is scored by a server alone, so this is the validation split."""
 
     folder = "vqav2"
@@ -48,6 +55,15 @@ class VqaV2(OfficialBenchmark):
         licence="annotations CC BY 4.0; images by their Flickr terms",
         protocol="LLaVA-1.5's short-answer prompt; VQA accuracy, both sides normalized",
         published=llava_15(78.5, 80.0, "on test-dev; ours is val"),
+    )
+    hub = (
+        hub_layout(
+            "lmms-lab/VQAv2",
+            "data/validation-*.parquet",
+            "question_id image_id question answers question_type answer_type",
+            _of_hub,
+            "{image_id}",
+        ),
     )
 
     def items(self, data: Path) -> list[Item]:

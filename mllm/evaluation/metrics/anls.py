@@ -26,7 +26,7 @@ def _clean(text: str) -> str:
 
 
 @METRICS.register("anls")
-class Anls(MeanMetric):
+class AnlsScore(MeanMetric):
     """1 − the smallest distance to a reference; under 0.5 it is 0."""
 
     line = AnlsLine

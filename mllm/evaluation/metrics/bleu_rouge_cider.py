@@ -8,7 +8,7 @@ from mllm.evaluation.metrics.ptb import ptb_words
 
 
 @METRICS.register("bleu_rouge_cider")
-class BleuRougeCider(Metric):
+class BleuRougeCiderScore(Metric):
     """`score` is CIDEr-D, whose word weights come from this file's references: one image alone has CIDEr 0.
 
     `per_line` is CIDEr-D of each caption (a perfect caption has 10).

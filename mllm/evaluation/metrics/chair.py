@@ -97,7 +97,7 @@ class ChairLine(Line):
 
 
 @METRICS.register("chair")
-class Chair(Metric):
+class ChairScore(Metric):
     """`chair_s`: captions with an object that isn't there; `chair_i`: objects named that aren't; `recall` of those that are.
 
     `score` is `chair_i`, and less is better. A line scores its own `chair_i`, and is right if it invents nothing.

@@ -46,7 +46,7 @@ def calibration_bins(confidences: Sequence[float], correct: Sequence[bool], bins
 
 
 @METRICS.register("ece")
-class Ece(Metric):
+class EceScore(Metric):
     """`score` is the mean gap between confidence and accuracy (l1), its root mean square (l2) or its maximum (max)."""
 
     line = EceLine

@@ -45,7 +45,7 @@ class ExactMatchLine(Line):
 
 
 @METRICS.register("exact_match")
-class ExactMatch(MeanMetric):
+class ExactMatchScore(MeanMetric):
     """Equality of short answers but for what `normalize_answer` evens out: case, width, white space, marks at the end."""
 
     line = ExactMatchLine

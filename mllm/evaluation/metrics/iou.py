@@ -71,7 +71,7 @@ def _ordered(corners: Sequence[float], limit_x: float, limit_y: float) -> Box:
 
 
 @METRICS.register("iou")
-class Iou(Metric):
+class IouScore(Metric):
     """`score` is the share of boxes with IoU ≥ the threshold. Coordinates are what they are declared to be.
 
     convention, reference_convention: pixels of the image, or what the whole width and height are. In 0-1024 the tokens

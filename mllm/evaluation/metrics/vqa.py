@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mllm.evaluation.metric import METRICS, Line, MeanMetric
-from mllm.evaluation.metrics.vqa_text import normalize_vqa
+from mllm.evaluation.metrics.vqa_text import normalize_vqa, strip_lines
 
 
 class VqaLine(Line):
@@ -21,7 +21,7 @@ def leave_one_out_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 
 @METRICS.register("vqa")
-class Vqa(MeanMetric):
+class VqaScore(MeanMetric):
     """VQAv2 accuracy with both sides always normalized."""
 
     line = VqaLine
@@ -29,3 +29,20 @@ class Vqa(MeanMetric):
 
     def score_line(self, line: VqaLine) -> float:
         return leave_one_out_accuracy(normalize_vqa(line.prediction), [normalize_vqa(r) for r in line.references])
+
+
+@METRICS.register("vqa_official")
+class VqaOfficialScore(MeanMetric):
+    """VQAv2 accuracy as the official script computes it.
+
+    Where all references are the same string, neither side is normalized: "Red" against ten "red" scores 0.
+    """
+
+    line = VqaLine
+    by = ("question_type", "answer_type")
+
+    def score_line(self, line: VqaLine) -> float:
+        prediction, references = strip_lines(line.prediction), [strip_lines(r) for r in line.references]
+        if len(set(references)) > 1:
+            prediction, references = normalize_vqa(prediction), [normalize_vqa(r) for r in references]
+        return leave_one_out_accuracy(prediction, references)

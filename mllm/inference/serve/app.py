@@ -21,12 +21,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mllm.errors import UserError
-from mllm.inference.answer import Answer, Row
+from mllm.inference.answer import Answer, Stream
 from mllm.inference.generate import check_context
 from mllm.inference.request import prompt_of
-from mllm.inference.serve.engine import Engine, Job, QueueFullError
+from mllm.inference.serve.batch_queue import BatchQueue, Job, QueueFullError
+from mllm.inference.serve.counters import Metrics
 from mllm.inference.serve.limits import ApiKey, BodyLimit, error_body
-from mllm.inference.serve.metrics import Metrics
 from mllm.inference.serve.protocol import (
     FINISH_REASONS,
     ChatCompletionRequest,
@@ -82,15 +82,15 @@ class ServerSettings:
 
 
 def build_app(model: MultimodalLM, processor: Processor, settings: ServerSettings) -> FastAPI:
-    """The application. Its engine starts and stops with it."""
-    engine = Engine(model, processor, settings.max_batch, settings.max_queue)
-    metrics = Metrics(engine)
+    """The application. Its queue starts and stops with it."""
+    queue = BatchQueue(model, processor, settings.max_batch, settings.max_queue)
+    metrics = Metrics(queue)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        queue.start()
         yield
-        await asyncio.to_thread(engine.stop)
+        await asyncio.to_thread(queue.stop)
 
     # FastAPI's own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="mllm", lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -102,7 +102,7 @@ def build_app(model: MultimodalLM, processor: Processor, settings: ServerSetting
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    service = _Service(model, processor, settings, engine, metrics)
+    service = _Service(model, processor, settings, queue, metrics)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -166,10 +166,10 @@ class _Service:
     """From a checked body to a response."""
 
     def __init__(
-        self, model: MultimodalLM, processor: Processor, settings: ServerSettings, engine: Engine, metrics: Metrics
+        self, model: MultimodalLM, processor: Processor, settings: ServerSettings, queue: BatchQueue, metrics: Metrics
     ) -> None:
         self.model, self.processor, self.settings = model, processor, settings
-        self.engine, self.metrics = engine, metrics
+        self.queue, self.metrics = queue, metrics
         self.started = int(time.time())
 
     async def answer(self, body: ChatCompletionRequest, request: Request) -> Response:
@@ -179,7 +179,7 @@ class _Service:
         events: _Events = asyncio.Queue()
         try:
             job = await asyncio.to_thread(self._job, body, begun, events, asyncio.get_running_loop())
-            self.engine.submit(job)
+            self.queue.submit(job)
         except FieldError as error:
             return error_body(400, str(error), error.field)
         except QueueFullError:
@@ -212,11 +212,11 @@ class _Service:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        rows: list[Row] = []
+        rows: list[Stream] = []
         job = Job(prompt, rows, body.seed, begun + self.settings.timeout_s, send)
         for index in range(body.n):
             say = partial(_say, send, index) if body.stream else None
-            rows.append(Row(self.processor, decoding, say, lambda: job.is_over, say and partial(say, "")))
+            rows.append(Stream(self.processor, decoding, say, lambda: job.is_over, say and partial(say, "")))
         return job
 
     async def _whole(

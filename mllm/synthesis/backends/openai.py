@@ -1,15 +1,12 @@
-"""Any endpoint that speaks OpenAI's chat completions, asked by the `openai` client."""
+"""Any endpoint that speaks OpenAI's chat completions, within a budget."""
 
 import asyncio
 import json
-import logging
-import os
-import random
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from mllm.clients.chat_request import Sampling, encodable, words_of
+from mllm.clients.openai import ChatClient, ChatError, Pace, Patience, Sampling, Wish, key_of
 from mllm.errors import UserError
 from mllm.media.data_url import thumbnail_url
 from mllm.synthesis.backends.base import (
@@ -19,23 +16,17 @@ from mllm.synthesis.backends.base import (
     Prompt,
     RequestFailedError,
 )
-from mllm.synthesis.config import OpenAISettings
-from mllm.synthesis.pace import Pace
+from mllm.synthesis.settings import OpenAISettings
 
-log = logging.getLogger(__name__)
-# Errors of the configuration: no other request would fare better.
-HOPELESS = (401, 403, 404)
-RETRIED = (408, 409, 425, 429)
 CHARACTERS_PER_TOKEN = 2.0
 IMAGE_TOKENS = 2000
-# A count beyond it is a server's mistake.
-MOST_TOKENS = 2**31
+JPEG_QUALITY = 90
 # What servers call the thing when they refuse it.
 SCHEMA_WORDS = re.compile(r"response_format|json_schema|guided_json|structured output", re.IGNORECASE)
 
 
 class OpenAIBackend:
-    """Retries by itself, since waiting has to be shared: what one request is told of a busy server holds for all."""
+    """A request an answer, within a budget; see `InstructionBackend`."""
 
     batch_size = 1
     kinds: frozenset[str] | None = None
@@ -43,29 +34,23 @@ class OpenAIBackend:
 
     def __init__(self, settings: OpenAISettings) -> None:
         """Raises UserError when the client or the key is missing."""
-        try:
-            import openai
-        except ImportError:
-            raise UserError("backend openai needs the openai package; pip install 'mllm[synth]'") from None
-        key = os.environ.get(settings.api_key_env)
+        key = key_of(settings.api_key_env)
         if not key and settings.base_url is None:
             raise UserError(f"backend openai: the environment variable {settings.api_key_env} holds no key")
-        self._errors = openai
-        self._client = openai.AsyncOpenAI(
-            # A server of one's own seldom asks for a key, but the client insists on one.
-            api_key=key or "none",
-            base_url=settings.base_url,
-            timeout=settings.timeout_s,
-            max_retries=0,
-            http_client=http_client(openai),
+        self._client = ChatClient(
+            settings.model,
+            settings.base_url,
+            key,
+            Sampling(settings.max_tokens_name, settings.temperature),
+            Patience(settings.attempts, settings.timeout_s, settings.backoff_s, settings.backoff_max_s),
+            Pace(settings.requests_per_minute, settings.tokens_per_minute),
+            extra="synth",
         )
         self._settings = settings
-        self._sampling = Sampling(settings.max_tokens_name, settings.temperature)
-        self._pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
-        self._rng = random.Random()
+        self._schemas = Wish(SCHEMA_WORDS, (400, 422), "the server takes no JSON schema; asking without one")
         self._paid = [0, 0]
         self._reserved = [0, 0]
-        self.takes_schema = self._may_structure = settings.structured_output == "auto"
+        self.takes_schema = settings.structured_output == "auto"
         self.concurrency = settings.concurrency
         self.needs_facts = not settings.sends_image
         asked = (
@@ -97,9 +82,12 @@ class OpenAIBackend:
             return RequestFailedError("bad_image", str(error))
         reserve = self._reserve(prompt)
         try:
-            return await self._attempts(prompt, messages)
-        except RequestFailedError as error:
-            return error
+            return await self._ask(prompt, messages)
+        except ChatError as error:
+            if error.is_hopeless:
+                mend = f"; set {': '.join(error.remedy)} for model {self._settings.model}" if error.remedy else ""
+                raise UserError(f"backend openai: the server refuses ({error.detail}){mend}") from None
+            return RequestFailedError(error.reason, error.detail)
         finally:
             for index, tokens in enumerate(reserve):
                 self._reserved[index] -= tokens
@@ -128,128 +116,25 @@ class OpenAIBackend:
         messages: list[dict[str, Any]] = [dict(message) for message in prompt.messages]
         if self._settings.sends_image:
             url = await asyncio.to_thread(
-                thumbnail_url, prompt.context.location, self._settings.image_size_px, "jpeg", 90
+                thumbnail_url, prompt.context.location, self._settings.image_size_px, "jpeg", JPEG_QUALITY
             )
             text = {"type": "text", "text": messages[-1]["content"]}
             messages[-1]["content"] = [text, {"type": "image_url", "image_url": {"url": url}}]
         return messages
 
-    async def _attempts(self, prompt: Prompt, messages: list[dict[str, Any]]) -> Completion:
-        failure = RequestFailedError("no_attempt", "")
-        for attempt in range(self._settings.attempts):
-            await self._pace.wait()
-            structured = prompt.schema is not None and self._may_structure
-            try:
-                # The client's own limit is one for each read; a server that sends drop by drop would never reach it.
-                return await asyncio.wait_for(self._request(prompt, messages, structured), self._settings.timeout_s)
-            except self._errors.APIStatusError as error:
-                failure = RequestFailedError(f"status_{error.status_code}", one_line(error))
-                if error.status_code in HOPELESS:
-                    raise UserError(f"backend openai: the server refuses ({one_line(error)})") from None
-                if structured and error.status_code in (400, 422) and SCHEMA_WORDS.search(str(error)):
-                    log.info("the server takes no JSON schema; asking without one")
-                    self._may_structure = False
-                    continue
-                remedy = self._sampling.remedy(error)
-                if remedy is not None:
-                    mend = f"set {remedy[0]}: {remedy[1]} for model {self._settings.model}"
-                    raise UserError(f"backend openai: the server refuses ({one_line(error)}); {mend}") from None
-                if error.status_code < 500 and error.status_code not in RETRIED:
-                    raise failure from None
-                asked = retry_after_s(error.response.headers)
-                if error.status_code in (429, 503) and asked is not None:
-                    self._pace.pause(min(asked, self._settings.backoff_max_s))
-            except (self._errors.APITimeoutError, asyncio.TimeoutError) as error:
-                failure = RequestFailedError("timeout" if is_timeout(error) else "connection", reason_of(error))
-            except self._errors.APIConnectionError as error:
-                failure = RequestFailedError("connection", one_line(error))
-            except (self._errors.APIError, ValueError) as error:
-                failure = RequestFailedError("bad_response", one_line(error))
-            if attempt + 1 < self._settings.attempts:
-                wait = min(self._settings.backoff_s * 2**attempt, self._settings.backoff_max_s)
-                # Between half and all of it, so that those who failed together don't come back together.
-                await asyncio.sleep(wait * self._rng.uniform(0.5, 1))
-        raise failure
-
-    async def _request(self, prompt: Prompt, messages: list[dict[str, Any]], structured: bool) -> Completion:
-        """One attempt. Raises the client's errors, and ValueError for an answer that is none."""
-        settings = self._settings
-        body: dict[str, Any] = {
-            "model": settings.model,
-            "messages": messages,
-            **self._sampling.fields(settings.max_tokens),
-            "seed": prompt.seed,
-        }
-        if structured:
-            schema = {"name": "turns", "schema": prompt.schema, "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        # Not `chat.completions.create`, which walks through every message by its type hints: most of a request's time.
-        response: Any = await self._client.post(
-            "/chat/completions",
-            cast_to=object,
-            body=body,
-            # A server that knows the header gives its first answer again instead of being paid for a second.
-            options={"headers": {"Idempotency-Key": prompt.key}},
+    async def _ask(self, prompt: Prompt, messages: list[dict[str, Any]]) -> Completion:
+        schema = {"name": "turns", "schema": prompt.schema, "strict": True}
+        structured = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        wished = structured if prompt.schema is not None and self.takes_schema else {}
+        received = await self._client.complete(
+            messages,
+            self._settings.max_tokens,
+            needs_text=True,
+            wish=self._schemas,
+            wished=wished,
+            key=prompt.key,
+            seed=prompt.seed,
         )
-        if isinstance(response, str):
-            # The server called its JSON something else.
-            response = json.loads(response)
-        counts = [at(response, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
-        tokens = [count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else 0 for count in counts]
-        self.spent(*tokens)
-        self._pace.used(sum(tokens))
-        texts = [at(response, "choices", 0, "message", name) for name in ("content", "refusal")]
-        text = next((words_of(text) for text in texts if isinstance(text, str) or words_of(text)), None)
-        if text is None and not any(tokens):
-            raise ValueError("the answer holds no text")
+        self.spent(received.prompt_tokens, received.completion_tokens)
         # One without text that was paid for is kept as it is: to ask again would be to pay again.
-        return Completion(encodable(text or ""), *tokens)
-
-
-def http_client(openai: Any) -> Any:
-    """The client's transport over aiohttp, which spends less than half of the time on a request; None without the package."""
-    try:
-        return openai.DefaultAioHttpClient()
-    except (AttributeError, RuntimeError):
-        # Older clients don't have it, and it needs an optional package.
-        return None
-
-
-def at(value: Any, *path: str | int) -> Any:
-    """What lies at a path of keys and indices in JSON; None where there is nothing."""
-    for step in path:
-        try:
-            value = value[step]
-        except (TypeError, LookupError):
-            return None
-    return value
-
-
-def retry_after_s(headers: Any) -> float | None:
-    """Seconds of a Retry-After header that gives a number."""
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return None
-
-
-def origins(error: BaseException) -> list[BaseException]:
-    """The errors that led to this one, the last first."""
-    found = [error]
-    while (cause := found[-1].__cause__) is not None:
-        found.append(cause)
-    return found
-
-
-def is_timeout(error: Exception) -> bool:
-    """Whether time ran out. Over aiohttp the client says so of a refused connection too."""
-    return any(isinstance(one, (TimeoutError, asyncio.TimeoutError)) for one in origins(error))
-
-
-def reason_of(error: Exception) -> str:
-    """What happened in the words of the error that was first."""
-    return one_line(error) if is_timeout(error) else one_line(origins(error)[-1])
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+        return Completion(received.text or "", received.prompt_tokens, received.completion_tokens)

@@ -1,0 +1,110 @@
+"""Which items are asked, and with whose image: seeded, so that two runs ask the same.
+
+Beside the question with its image there are blind controls: without any, and with another item's.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mllm.errors import UserError
+from mllm.evaluation.asking import Question
+from mllm.evaluation.benchmark import Benchmark, Item
+
+CONDITIONS = ("model", "withheld", "swapped")
+
+
+def questions_of(
+    benchmark: Benchmark, items: Sequence[Item], condition: str, seed: int, by_likelihood: bool = False
+) -> list[Question]:
+    """What is asked under `model` (the item's image), `withheld` (no image) or `swapped` (another item's image).
+
+    by_likelihood: where an item has options, the answer is the likeliest of them.
+    """
+    if condition == "model":
+        images = [_path(item) for item in items]
+    elif condition == "withheld":
+        images = [None] * len(items)
+    else:
+        seen = [item for item in items if item.image is not None]
+        partners = {item.id: _path(other) for item, other in zip(seen, swap_partners(seen, seed), strict=True)}
+        images = [partners.get(item.id) for item in items]
+    return [
+        Question(benchmark.prompt(item), image, benchmark.max_new_tokens, options_of(item) if by_likelihood else ())
+        for item, image in zip(items, images, strict=True)
+    ]
+
+
+def options_of(item: Item) -> tuple[str, ...]:
+    """The answers that an item offers: letters where its options have them, else their texts; () without any."""
+    return tuple(str(option) for option in item.fields.get("options") or ())
+
+
+def _path(item: Item) -> str | None:
+    return None if item.image is None else str(item.image)
+
+
+def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """At least `count` items with the type shares of all; None, or more than there are, means all of them.
+
+    Each type's quota is its share of `count`, rounded up, drawn at random from all its items, so that the mean over the
+    sample estimates that over all. Items of one image stand together.
+    """
+    if count is None or count >= len(items):
+        return list(items)
+    sizes = Counter(item.type for item in items)
+    room = {kind: math.ceil(count * size / len(items)) for kind, size in sizes.items()}
+    chosen = []
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        if room[items[index].type]:
+            room[items[index].type] -= 1
+            chosen.append(items[index])
+    place = {group: number for number, group in enumerate(dict.fromkeys(item.group for item in chosen))}
+    return sorted(chosen, key=lambda item: place[item.group])
+
+
+def complete_groups(chosen: Sequence[Item], items: Sequence[Item]) -> list[Item]:
+    """`chosen` and whatever else of `items` belongs to its groups, in the order of `items`."""
+    groups = {item.group for item in chosen}
+    return [item for item in items if item.group in groups]
+
+
+def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
+    """For each item another whose image it is asked with: never the same image.
+
+    First choice is an item with the same question and another answer (for this image the right answer is wrong), then
+    any with another answer, then any with another image. Raises UserError when all items share one image.
+    """
+    rng = np.random.default_rng(seed)
+    by_question: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_question[item.question].append(item)
+    partners = []
+    for item in items:
+        is_other_answer = _with_another_answer(item)
+        partner = (
+            _find(by_question[item.question], is_other_answer, rng)
+            or _find(items, is_other_answer, rng)
+            or _find(items, _with_another_image(item), rng)
+        )
+        if partner is None:
+            raise UserError(f"all {len(items)} questions are about one image, so none can be swapped; raise --limit")
+        partners.append(partner)
+    return partners
+
+
+def _with_another_answer(item: Item) -> Callable[[Item], bool]:
+    return lambda other: other.group != item.group and set(other.references).isdisjoint(item.references)
+
+
+def _with_another_image(item: Item) -> Callable[[Item], bool]:
+    return lambda other: other.group != item.group
+
+
+def _find(pool: Sequence[Item], matches: Callable[[Item], bool], rng: np.random.Generator) -> Item | None:
+    """The first match from a random place on, which is near where matches are common."""
+    start = int(rng.integers(len(pool)))
+    places = (*range(start, len(pool)), *range(start))
+    return next((pool[place] for place in places if matches(pool[place])), None)

@@ -1,0 +1,67 @@
+"""Official files as they are released: where they lie, what they hold, and what benchmarks say of them alike."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mllm.errors import UserError
+
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+LETTER_ANSWER = "\nAnswer with the option's letter from the given choices directly."
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """Part of an official file: the fields that are used, the others ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def find_file(root: Path, names: Sequence[str], source: str) -> Path:
+    """Find the first of `names` that `root` has. Raises UserError saying what is missing and who offers it."""
+    found = next((root / name for name in names if (root / name).is_file()), None)
+    if found is None:
+        others = f" (or {', '.join(names[1:])})" if len(names) > 1 else ""
+        raise UserError(f"{root / names[0]}{others} does not exist; get it from {source}")
+    return found
+
+
+def read_as(kind: type[R], path: Path, source: str) -> R:
+    """Read a JSON file as `kind`. Raises UserError naming the place in the file where it isn't as released."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: {first_problem(error)}; get the file again from {source}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say the first problem of an error in a line: the place, and what is wrong there."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{place}: {text}" if place else text
+
+
+def coco_image(root: Path, split: str, image_id: int) -> Path:
+    """Name a COCO 2014 image in `root/{split}`, or in `coco/{split}` beside `root`, where benchmarks may share it."""
+    return shared_image(root, split, f"COCO_{split}_{image_id:012d}.jpg")
+
+
+def shared_image(root: Path, split: str, name: str) -> Path:
+    """Name a file of `root/{split}`, or of `coco/{split}` beside `root` if it lies there alone."""
+    own, shared = root / split / name, root.parent / "coco" / split / name
+    return shared if shared.is_file() and not own.is_file() else own
+
+
+def lettered(texts: Sequence[str]) -> dict[str, str]:
+    """Name options by letters, A first."""
+    return dict(zip(ascii_uppercase, texts, strict=False))
+
+
+def lettered_lines(options: Mapping[str, str]) -> str:
+    """Write one line an option: `A. a leaf`."""
+    return "\n".join(f"{letter}. {text}" for letter, text in options.items())

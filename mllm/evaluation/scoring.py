@@ -1,0 +1,163 @@
+"""Scoring answers: what each is worth, and what all of them together are, with intervals over images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from mllm.evaluation.asking import Question, Reply
+from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
+from mllm.evaluation.plan import Chosen
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+# Bounds the [block, clusters] matrix of draws for benchmarks with tens of thousands of images.
+_BLOCK = 100
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One question, asked under one condition; `logprob` is the answer's, None where it isn't known."""
+
+    condition: str
+    item_id: str
+    type: str
+    group: str
+    question: str
+    image: str | None
+    answer: str
+    references: tuple[str, ...]
+    score: float
+    logprob: float | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Mean score in 0–1 with its 95% interval over images; type `overall` covers all."""
+
+    condition: str
+    type: str
+    score: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers, their scores and the official numbers (by condition), each by benchmark.
+
+    `outcome[name]` is the model's own score on a benchmark over all types, with its interval.
+    """
+
+    answers: dict[str, list[Answer]]
+    scores: dict[str, list[Score]]
+    official: dict[str, dict[str, dict[str, Any]]]
+
+    def __getitem__(self, name: str) -> Score:
+        return next(s for s in self.scores[name] if (s.condition, s.type) == ("model", "overall"))
+
+    def empty_answers(self, name: str) -> int:
+        """How many of the model's own answers to a benchmark have no words."""
+        return sum(answer.condition == "model" and not answer.answer for answer in self.answers[name])
+
+
+def score_plan(plan: Sequence[Chosen], replies: Mapping[Question, Reply], seed: int) -> Outcome:
+    """Replies to the questions of a plan → answers and scores under its conditions, with the majority's beside them."""
+    outcome = Outcome({}, {}, {})
+    for chosen in plan:
+        found, official = [], {}
+        for condition, questions in chosen.questions.items():
+            given = [replies[question] for question in questions]
+            answers, result = score_answers(chosen.benchmark, chosen.items, condition, questions, given)
+            found += answers
+            official[condition] = result
+        if chosen.majority is not None:
+            found += score_majority(chosen.benchmark, chosen.items, chosen.majority)
+        outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, seed)
+        outcome.official[chosen.name] = official
+    return outcome
+
+
+def score_answers(
+    benchmark: Benchmark, items: Sequence[Item], condition: str, questions: Sequence[Question], replies: Sequence[Reply]
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Score the replies to items' questions under a condition.
+
+    Returns an answer for each item with its score, and the official numbers of all of them, with notes for a reader.
+    """
+    result = benchmark.score_all([reply.text for reply in replies], items)
+    answers = [
+        _answer(item, condition, question.image, reply, score)
+        for item, question, reply, score in zip(items, questions, replies, benchmark.scores_of(result), strict=True)
+    ]
+    return answers, result.scores | ({"notes": list(result.notes)} if result.notes else {})
+
+
+def score_majority(benchmark: Benchmark, items: Sequence[Item], majority: MajorityAnswer) -> list[Answer]:
+    """What the commonest training answer to each question's text would score."""
+    texts = [majority.predict(item.question) for item in items]
+    scores = benchmark.score_each(texts, items)
+    return [
+        _answer(item, "majority", None, Reply(text), score)
+        for item, text, score in zip(items, texts, scores, strict=True)
+    ]
+
+
+def _answer(item: Item, condition: str, image: str | None, reply: Reply, score: float) -> Answer:
+    return Answer(
+        condition,
+        item.id,
+        item.type,
+        item.group,
+        item.question,
+        image,
+        reply.text,
+        item.references,
+        score,
+        reply.logprob,
+    )
+
+
+def summarize(answers: Sequence[Answer], seed: int) -> list[Score]:
+    """Scores by condition, over all and by type, in the order of first appearance."""
+    out = []
+    for condition in dict.fromkeys(answer.condition for answer in answers):
+        own = [answer for answer in answers if answer.condition == condition]
+        types = dict.fromkeys(answer.type for answer in own)
+        for kind in ("overall", *(types if len(types) > 1 else ())):
+            chosen = own if kind == "overall" else [answer for answer in own if answer.type == kind]
+            scores = [answer.score for answer in chosen]
+            low, high = bootstrap_interval(scores, [answer.group for answer in chosen], seed)
+            out.append(Score(condition, kind, sum(scores) / len(scores), low, high, len(scores)))
+    return out
+
+
+def as_records(entries: Sequence[Answer] | Sequence[Score]) -> list[dict[str, Any]]:
+    """Answers or scores as they are written to files."""
+    return [asdict(entry) for entry in entries]
+
+
+def bootstrap_interval(
+    scores: Sequence[float], groups: Sequence[str], seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """(low, high): the 95% percentile interval of the mean score, resampling whole groups with replacement.
+
+    `groups[i]` names the image of `scores[i]`. Equal arguments give equal intervals.
+    """
+    if len(scores) == 0 or len(scores) != len(groups):
+        raise ValueError(f"{len(scores)} score(s) and {len(groups)} group(s): expected equal numbers, at least one")
+    _, cluster = np.unique(np.asarray(groups), return_inverse=True)
+    counts = np.bincount(cluster).astype(np.float64)
+    sums = np.bincount(cluster, weights=np.asarray(scores, dtype=np.float64))
+    rng = np.random.default_rng(seed)
+    shares = np.full(len(counts), 1 / len(counts))
+    means = []
+    for start in range(0, resamples, _BLOCK):
+        drawn = rng.multinomial(len(counts), shares, size=min(_BLOCK, resamples - start))
+        means.append((drawn @ sums) / (drawn @ counts))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Models under test: computed here, or asked over the network."""

@@ -1,0 +1,131 @@
+"""Models under test that are computed here: ours, and LLaVA directories of transformers."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mllm.checkpoint.load import load, resolve_dtype
+from mllm.checkpoint.ours import directory_hash, model_directory
+from mllm.checkpoint.parts import local_directory
+from mllm.errors import UserError
+from mllm.evaluation.asking import OnReplies, Question, Reply
+from mllm.evaluation.report import TrainingRun, training_runs
+from mllm.files import hash_files
+from mllm.inference.answer import Answer
+from mllm.inference.decoding import Decoding
+from mllm.inference.generate import generate_answers
+from mllm.inference.likelihood import score_answers
+from mllm.model.multimodal import MultimodalLM
+from mllm.processor import Processor
+
+# Bounds what is rendered and planned at once; some thousand questions share all the prefixes that they can.
+CHUNK_QUESTIONS = 4096
+PREPROCESSING = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class LocalModel:
+    """Greedy answers in batches with shared prefixes, each with its log-probability; see `Subject`."""
+
+    def __init__(self, model: MultimodalLM, processor: Processor, batch_size: int, identity: Mapping[str, Any]) -> None:
+        self.identity = identity
+        self._model, self._processor, self._batch_size = model, processor, batch_size
+
+    def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        for chunk in _chunks(questions):
+            if chunk[0].options:
+                self._choose(chunk, on_replies)
+            else:
+                self._generate(chunk, on_replies)
+
+    def _generate(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        decodings = [Decoding(max_new_tokens=question.max_new_tokens, logprobs=True) for question in questions]
+        requests = [question.request() for question in questions]
+
+        def report(done: Mapping[int, Answer]) -> None:
+            on_replies({questions[index]: _reply(answer) for index, answer in done.items()})
+
+        generate_answers(self._model, self._processor, requests, decodings, self._batch_size, report)
+
+    def _choose(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+        pairs = [(question, option) for question in questions for option in question.options]
+        requests = {question: question.request() for question in questions}
+        found: dict[Question, dict[str, float]] = {question: {} for question in questions}
+
+        def report(done: Mapping[int, float]) -> None:
+            touched = {}
+            for index, logprob in done.items():
+                question, option = pairs[index]
+                found[question][option] = logprob
+                touched[question] = found[question]
+            on_replies({q: _likeliest(q, own) for q, own in touched.items() if len(own) == len(set(q.options))})
+
+        asked = [requests[question] for question, _ in pairs]
+        score_answers(self._model, self._processor, asked, [o for _, o in pairs], self._batch_size, report)
+
+
+def _reply(answer: Answer) -> Reply:
+    return Reply(answer.text, _finite(sum(token.logprob for token in answer.logprobs)))
+
+
+def _likeliest(question: Question, logprobs: Mapping[str, float]) -> Reply:
+    """Return the most likely option; ties go to the first."""
+    best = max(question.options, key=lambda option: logprobs[option])
+    return Reply(best, _finite(logprobs[best]))
+
+
+def _finite(logprob: float) -> float:
+    if not math.isfinite(logprob):
+        raise UserError(
+            f"the model gives an answer the log-probability {logprob}; its weights or this dtype are broken"
+        )
+    return min(0.0, logprob)
+
+
+def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Questions that can be computed together, those of an image side by side."""
+    by_image: dict[str | None, list[Question]] = {}
+    for question in questions:
+        by_image.setdefault(question.image, []).append(question)
+    kinds: dict[tuple[bool, int], list[Question]] = {}
+    for own in by_image.values():
+        for question in own:
+            kinds.setdefault((bool(question.options), question.max_new_tokens), []).append(question)
+    for chosen in kinds.values():
+        for start in range(0, len(chosen), CHUNK_QUESTIONS):
+            yield chosen[start : start + CHUNK_QUESTIONS]
+
+
+def load_local(source: str, dtype: str, batch_size: int, device: str | None = None) -> tuple[LocalModel, Path]:
+    """The model of `source` (see `mllm.load`) and the directory that it is in.
+
+    device: such as `cpu` or `cuda:1`; None is this process's GPU if there is one.
+    """
+    path = model_directory(local_directory(source))
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    dtype = resolve_dtype(dtype, device)
+    model, processor = load(path, dtype=dtype, device=device)
+    identity = {
+        "model_sha256": directory_hash(path),
+        "preprocessing_sha256": _preprocessing_hash(path),
+        "prompt_format": processor.format_name,
+        "dtype": dtype,
+    }
+    return LocalModel(model, processor, batch_size, identity), path
+
+
+def open_directory(
+    model: str, dtype: str, batch_size: int, device: str | None = None
+) -> tuple[LocalModel, str, list[TrainingRun]]:
+    """The model under test of a directory or hub id (see `mllm.load`), where it lies, and the training behind it."""
+    subject, path = load_local(model, dtype, batch_size, device)
+    return subject, str(path), training_runs(path)
+
+
+def _preprocessing_hash(path: Path) -> str:
+    """SHA-256 of tokenizer, templates and image preprocessing: everything that is read beside the weights."""
+    return hash_files(sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}))
