@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ class Clock:
         self.estimated: dict[str, float] = known.get("estimated", {})
 
     @contextmanager
-    def timing(self, name: str):
+    def timing(self, name: str) -> Iterator[None]:
         """Add the time of the block to a step's, also where the block ends early."""
         started = time.monotonic()
         try:

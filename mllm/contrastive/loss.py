@@ -37,7 +37,7 @@ class _ClampedExp(torch.autograd.Function):
 
 def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
     """Return the factor on cosines, e^log_scale and at most 100 (Radford et al. 2021, section 2.5)."""
-    return _ClampedExp.apply(log_scale.float())
+    return _ClampedExp.apply(log_scale.float())  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -138,4 +138,4 @@ def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows, 0
-    return _GatherRows.apply(rows), dist.get_rank() * len(rows)
+    return _GatherRows.apply(rows), dist.get_rank() * len(rows)  # type: ignore[no-untyped-call]

@@ -42,9 +42,9 @@ def supervised_loss_sum(
             losses = [_chunk_loss(own, *chunk) for chunk in _chunks(hidden, targets, rows)]
             return torch.stack(losses).sum() if losses else hidden.new_zeros((), dtype=torch.float32)
         if is_linear:
-            return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets, rows)
+            return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
         learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        return _HeadCrossEntropy.apply(hidden, targets, rows, own, *learned)
+        return _HeadCrossEntropy.apply(hidden, targets, rows, own, *learned)  # type: ignore[no-untyped-call]
 
     return _call_with(head, loss_sum, hidden, targets)
 

@@ -264,7 +264,7 @@ class SegmentedRows:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
     ) -> torch.Tensor:
         if query.device.type == "cpu" and not dropout and query.shape[-1] == value.shape[-1]:
-            return SegmentAttention.apply(query, key, value, self, scaling)
+            return SegmentAttention.apply(query, key, value, self, scaling)  # type: ignore[no-untyped-call]
         return self.attend_by_calls(query, key, value, scaling, dropout)
 
     def segments(self, row: int) -> Iterator[Segment]:

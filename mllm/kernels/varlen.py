@@ -174,7 +174,7 @@ class VarlenRows:
         # Rotary embeddings may have widened query and key under autocast, which the kernels refuse.
         line = [x.to(value.dtype).transpose(1, 2).flatten(0, 1) for x in (query, key, value)]
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = VarlenAttention.apply(*line, self.kernel, self.bounds, scale)
+        out = VarlenAttention.apply(*line, self.kernel, self.bounds, scale)  # type: ignore[no-untyped-call]
         return out.unflatten(0, (len(query), -1)).transpose(1, 2)
 
 

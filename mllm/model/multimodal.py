@@ -48,7 +48,7 @@ class MultimodalLM(nn.Module):
         self.projector_settings = projector_settings
         self.image_settings = image_settings
         self.image_token_id = image_token_id
-        self.adapters: dict[str, dict] = {}  # part → kind and LoraSettings of its low-rank updates
+        self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
         refuse_scaled_logits(language_model.config)

@@ -184,8 +184,8 @@ def join_ranks(time_limit: timedelta, start_group: Callable[[timedelta], Any]) -
         for key, value in defaults.items():
             os.environ.setdefault(key, value)
     # The store of the rendezvous that torch makes for the group, by a connection of our own.
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=time_limit))
-    store = dist.PrefixStore("mllm", store)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=time_limit))  # type: ignore[attr-defined]
+    store = dist.PrefixStore("mllm", store)  # type: ignore[attr-defined]
     take_gpu(store, rank, world_size)
     start_group(time_limit)
     try:

@@ -93,7 +93,7 @@ def _hits(lines: Sequence[MmBenchLine]) -> list[bool]:
     return [read_option(line.prediction, line.options) in line.references for line in lines]
 
 
-def _summarize(lines: Sequence[MmBenchLine], values: list[float]) -> dict:
+def _summarize(lines: Sequence[MmBenchLine], values: list[float]) -> dict[str, Any]:
     return (
         {"score": mean(values)}
         | means_by("category", [line.category for line in lines], values)

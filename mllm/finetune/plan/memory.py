@@ -35,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
     """Within the block: bytes of tensor storage `now` alive, and the most at once (`peak`), as autograd frees them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, int] = {}
 
@@ -117,7 +117,7 @@ class _PlannedSegments:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
     ) -> torch.Tensor:
-        return _Segments.apply(query, key, value)
+        return _Segments.apply(query, key, value)  # type: ignore[no-untyped-call]
 
 
 class _PlannedKernel:
@@ -174,7 +174,7 @@ def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
         casts = tensor.is_floating_point() and id(tensor) not in constants
         return torch.empty(tensor.shape, dtype=dtype if casts else tensor.dtype)
 
-    model._apply(filled)
+    model._apply(filled)  # type: ignore[no-untyped-call]
     model.language_model.tie_weights()
 
 
