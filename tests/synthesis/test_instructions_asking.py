@@ -176,7 +176,7 @@ def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> 
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = (
             "from mllm.settings import load_settings\n"
-            "from mllm.synthesis.config import InstructionConfig\n"
+            "from mllm.synthesis.settings import InstructionConfig\n"
             "from mllm.synthesis.run import write_instructions\n"
             f"write_instructions(load_settings(InstructionConfig, {str(tmp_path / 'config.yaml')!r}))\n"
         )
