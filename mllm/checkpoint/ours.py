@@ -39,7 +39,7 @@ PART_KEYS = {"vision_config": ("model_type", "image_size", "patch_size"), "text_
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
-def save(directory: Path | str, model: MultimodalLM, processor: Processor, state: dict | None = None) -> None:
+def save(directory: Path | str, model: MultimodalLM, processor: Processor, state: dict[str, Any] | None = None) -> None:
     """Write a model directory atomically. `state`: the full state dict where the module's own is partitioned."""
     with atomic_directory(directory) as temporary:
         write(temporary, model, processor, model.state_dict() if state is None else state)

@@ -207,7 +207,7 @@ class NativeFormat:
                 closing.add(index)
         return closing
 
-    def _check_prefixes(self, turns: list, rendered: str, answers: dict[int, int]) -> None:
+    def _check_prefixes(self, turns: list[Any], rendered: str, answers: dict[int, int]) -> None:
         """Each generation prompt must be a prefix of the whole, up to white space that belongs to the answer."""
         for index, turn in list(answers.items())[:CHECKED_TURNS]:
             before = rendered[: rendered.index(_marker(index))]

@@ -88,7 +88,7 @@ def read_answers(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return benchmarks
 
 
-def _compare(name: str, a: Mapping[str, dict], b: Mapping[str, dict], seed: int) -> Comparison:
+def _compare(name: str, a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]], seed: int) -> Comparison:
     alone = a.keys() ^ b.keys()
     if alone:
         raise UserError(f"{name}: {len(alone)} question(s) were asked in one evaluation alone, such as {min(alone)!r}")

@@ -71,7 +71,7 @@ def _agree(kind: type[nn.Module], lean: Any, **attributes: Any) -> bool:
     values = torch.linspace(-3.0, 2.0, 24).view(1, 3, 8)
     try:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            own, found = kind.forward(module, values), lean(module, values)  # type: ignore[arg-type]
+            own, found = kind.forward(module, values), lean(module, values)
     except (AttributeError, TypeError, NotImplementedError, RuntimeError):
         return False
     if not isinstance(own, torch.Tensor) or (own.shape, own.dtype) != (found.shape, found.dtype):

@@ -76,9 +76,9 @@ def objects_of(caption: str) -> list[str]:
 class ChairLine(Line):
     """`references` are captions of the image, `objects` the COCO categories of its instances; both say what is there."""
 
-    references: Annotated[  # type: ignore[assignment]
-        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)
-    ] = Field(default_factory=list)
+    references: Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = (
+        Field(default_factory=list)
+    )
     objects: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")

@@ -216,7 +216,11 @@ def completion(identity: dict[str, Any], answers: list[Answer], with_logprobs: b
 
 
 def chunk(
-    identity: dict[str, Any], index: int, delta: dict[str, str], logprobs: dict | None = None, finish: str | None = None
+    identity: dict[str, Any],
+    index: int,
+    delta: dict[str, str],
+    logprobs: dict[str, Any] | None = None,
+    finish: str | None = None,
 ) -> dict[str, Any]:
     """A `chat.completion.chunk` with one choice."""
     choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
