@@ -40,7 +40,7 @@ from mllm.kernels.choice import choose_kernel
 from mllm.model.multimodal import checkpoint_activations
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import start_engine
 from mllm.training.engine import Engine
 from mllm.training.feed import Feed
 from mllm.training.task import StepWindow
@@ -172,7 +172,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     if settings.train.gradient_checkpointing:
         checkpoint_activations(model)
     costs = unit_flops(model)
-    engine = build_engine(model.train, settings.engine, settings.optim, settings.train)
+    engine = start_engine(settings.engine, settings.optim, settings.train)(model.train())
     return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine
 
 
@@ -191,7 +191,7 @@ def train_step(
     for micro_batch in feed:
         with within():
             with engine.autocast():
-                loss = task.loss_sum(engine.module, micro_batch)
+                loss = task.loss(engine.module, micro_batch).loss_sum
             engine.backward(loss, 1.0 / targets, last=not feed)
             del loss
     engine.step(1.0)

@@ -29,7 +29,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from mllm.contrastive.data import PairBatch
 from mllm.contrastive.task import ContrastiveTask
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import start_engine
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 
 HEAD_WIDTH = 64
@@ -159,7 +159,7 @@ def _our_step(options: argparse.Namespace, pairs: PairBatch, chunk: int) -> Call
     batch = len(pairs.pixel_values)
     optim = OptimizerSettings(lr=LR, weight_decay=WEIGHT_DECAY, betas=BETAS, eps=EPS)
     loop = LoopSettings(global_batch_size=batch, dtype=options.dtype)
-    engine = build_engine(lambda: _model(options).train(), EngineSettings(kind="torch"), optim, loop)
+    engine = start_engine(EngineSettings(kind="torch"), optim, loop)(_model(options).train())
     task = ContrastiveTask(_Ready(pairs), "infonce", chunk)
 
     def step() -> float:
@@ -167,7 +167,7 @@ def _our_step(options: argparse.Namespace, pairs: PairBatch, chunk: int) -> Call
         chunks = task.window(0, 0, 1).micro_batches
         for number, micro_batch in enumerate(chunks):
             with engine.autocast():
-                loss = task.loss_sum(engine.module, micro_batch)
+                loss = task.loss(engine.module, micro_batch).loss_sum
             engine.backward(loss, 1 / batch, last=number == len(chunks) - 1)
             total += float(loss.detach())
         engine.step(1.0)

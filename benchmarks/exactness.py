@@ -30,7 +30,7 @@ def loss_and_gradient(root: Path, dtype: str, packing: str) -> tuple[float, torc
     targets, total = sum(batch.target_count for batch in batches), 0.0
     for number, batch in enumerate(batches):
         with engine.autocast():
-            loss = task.loss_sum(engine.module, batch)
+            loss = task.loss(engine.module, batch).loss_sum
         engine.backward(loss, 1.0 / targets, last=number == len(batches) - 1)
         total += float(loss.detach())
     gradients = [p.grad.flatten() for p in engine.module.parameters() if p.grad is not None]

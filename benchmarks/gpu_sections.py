@@ -33,8 +33,8 @@ from common import (
 
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.training.metering import peak_memory_gib
-from mllm.training.peak import device_peak_flops
+from mllm.training.gpus import device_peak_flops
+from mllm.training.loop import peak_memory_gib
 
 TARGET_MFU = 0.40
 TOLERATED_DISTANCE = 1e-2  # of losses in bfloat16, whose sums a GPU adds in any order

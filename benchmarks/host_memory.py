@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from common import machine, markdown_table, save_parts, save_recipe, settings_of
 
-from mllm.checkpoint.fill import fill
-from mllm.finetune.run import build_beginning
+from mllm.finetune.run import build_beginning, filling
 from mllm.finetune.settings import FinetuneSettings
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.trainable import apply_policy
-from mllm.training.deepspeed_engine import init_distributed
+from mllm.training.deepspeed_engine import init_distributed, keeper
 from mllm.training.ds_config import fill_ds_config, read_ds_config
-from mllm.training.placement import zero_place
+from mllm.training.engine import own_device
+from mllm.training.ranks import Presence
 
 STAGES = (2, 3)
 TEXT = {
@@ -57,9 +57,10 @@ def settings(root: Path, stage: int, dtype: str) -> FinetuneSettings:
     return settings_of(root, root / "data" / "recipe.yaml", root / "run", engine=engine, train=train)
 
 
-def measure(run: FinetuneSettings) -> dict[str, Any]:
+def measure(run: FinetuneSettings, presence: Presence) -> dict[str, Any]:
     """Fill a model under the run's engine; the growth of every rank, all of it and beside what the rank keeps at ZeRO 3."""
-    place = zero_place(fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, run.train))
+    ds_config = fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, run.train)
+    reads = torch.distributed.get_rank() == 0
     beginning = build_beginning(run)
     model = beginning.model
     with parameters_on_meta():
@@ -69,10 +70,10 @@ def measure(run: FinetuneSettings) -> dict[str, Any]:
     gc.collect()  # the model before is a circle of references
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = status_bytes("VmRSS")
-    fill(model, beginning.open_contents, dtype, place)
+    filling(beginning)(model, dtype, own_device(), reads, presence.gather, presence.share, keeper(ds_config))
     grown = status_bytes("VmHWM") - before
     parts = sum(p.ds_tensor.numel() for p in model.parameters() if hasattr(p, "ds_tensor")) * dtype.itemsize
-    gathered = place.gather((grown / size, (grown - parts) / size))
+    gathered = presence.gather((grown / size, (grown - parts) / size))
     return {"megabytes": size / 1e6, "all": [a for a, _ in gathered], "beside": [b for _, b in gathered]}
 
 
@@ -84,8 +85,8 @@ def status_bytes(key: str) -> int:
 def as_rank(root: Path, stage: int, dtype: str) -> None:
     """What a launched rank does: the tiny model first, which brings in what Python imports late."""
     presence = init_distributed(timedelta(minutes=10))
-    measure(settings(root / "tiny", stage, dtype))
-    found = measure(settings(root, stage, dtype))
+    measure(settings(root / "tiny", stage, dtype), presence)
+    found = measure(settings(root, stage, dtype), presence)
     if os.environ["RANK"] == "0":
         print("FOUND", json.dumps({"stage": stage} | found), flush=True)
     presence.leave()

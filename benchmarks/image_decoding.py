@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mllm.data.decoding import ImageDecoder
+from mllm.data.collate import ImageDecoder
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry, Square

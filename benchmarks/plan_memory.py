@@ -66,7 +66,7 @@ def _steps(task: InstructionTask, engine: Engine, count: int) -> None:
         window = task.window(step, 0, 1)
         for number, micro_batch in enumerate(window.micro_batches):
             with engine.autocast():
-                loss = task.loss_sum(engine.module, micro_batch)
+                loss = task.loss(engine.module, micro_batch).loss_sum
             engine.backward(loss, 1e-3, last=number == len(window.micro_batches) - 1)
             del loss
         engine.step(1.0)

@@ -84,7 +84,7 @@ def seconds_of(settings: FinetuneSettings, micro_batch: MicroBatch, rounds: int)
     for _ in range(rounds + 1):
         started = time.perf_counter()
         with engine.autocast():
-            loss = task.loss_sum(engine.module, micro_batch)
+            loss = task.loss(engine.module, micro_batch).loss_sum
         engine.backward(loss, 1e-3, last=True)
         del loss
         engine.step(1.0)

@@ -22,8 +22,8 @@ from typing import Any
 from PIL import Image
 
 from mllm.settings import validate_settings
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.run import write_instructions
+from mllm.synthesis.settings import InstructionConfig
 
 PROMPTS = Path(__file__).parents[1] / "data_recipes" / "prompts"
 COLORS = ("red", "green", "blue", "yellow", "brown", "white", "black", "grey", "orange", "golden", "silver", "striped")

@@ -131,7 +131,7 @@ def _ours(settings: FinetuneSettings, options: argparse.Namespace) -> Callable[[
             total = 0.0
             for number, micro_batch in enumerate(window.micro_batches):
                 with engine.autocast():
-                    loss = task.loss_sum(engine.module, micro_batch)
+                    loss = task.loss(engine.module, micro_batch).loss_sum
                 engine.backward(loss, 1.0 / targets, last=number == len(window.micro_batches) - 1)
                 total += float(loss.detach())
             engine.step(1.0)

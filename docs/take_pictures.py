@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 IMAGES = Path(__file__).parent / "img"
-START_S = 120
+START_S = 300
 
 
 def main() -> None:
@@ -51,12 +51,13 @@ def take_chat(browser: Any, run: Path, image: Path, questions: list[str]) -> Non
     server = subprocess.Popen(command, env=os.environ)
     try:
         page = browser.new_page(viewport={"width": 620, "height": 508})
+        page.set_default_timeout(START_S * 1000)
         open_when_served(page, f"http://127.0.0.1:{port}/")
         page.set_input_files("#file", image)
         for question in questions:
             page.fill("#question", question)
             page.click("#send")
-            page.wait_for_selector("#send:has-text('Send')", timeout=60_000)
+            page.wait_for_selector("#send:has-text('Send')")
             page.wait_for_timeout(500)
         page.screenshot(path=IMAGES / "chat.png")
     finally:
@@ -65,7 +66,7 @@ def take_chat(browser: Any, run: Path, image: Path, questions: list[str]) -> Non
 
 
 def open_when_served(page: Any, address: str) -> None:
-    """Go to `address` as soon as something answers there. Raises TimeoutError after START_S seconds."""
+    """Go to `address` as soon as something listens there. Raises TimeoutError after START_S seconds."""
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         try:
@@ -74,7 +75,7 @@ def open_when_served(page: Any, address: str) -> None:
                 return
         except OSError:
             time.sleep(0.5)
-    raise TimeoutError(f"nothing answered at {address} within {START_S} s")
+    raise TimeoutError(f"nothing listened at {address} within {START_S} s")
 
 
 if __name__ == "__main__":

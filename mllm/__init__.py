@@ -15,6 +15,7 @@ _PUBLIC = {
     "load": "mllm.checkpoint.load",
     "load_config": "mllm.finetune.run",
     "save": "mllm.checkpoint.ours",
+    "train": "mllm.api",
 }
 __all__ = sorted(_PUBLIC)
 

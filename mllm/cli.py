@@ -60,6 +60,7 @@ def _command(arguments: Sequence[str]) -> None:
     options, unknown = build_parser([word for word in words[:1] if word in COMMANDS]).parse_known_args(words)
     shared.check_all_known(options, unknown)
     shared.configure_logging(options.verbose)
+    shared.check_launcher()
     options.run(options)
 
 

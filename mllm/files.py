@@ -1,4 +1,4 @@
-"""Writing so that a file or directory that has its final name is whole.
+"""Writing so that a file or directory that has its final name is whole, and naming files by their bytes.
 
 What a command writes is noted, so that it, and nothing else, may be replaced by the same command: `mllm/outputs.py`.
 
@@ -7,21 +7,30 @@ by: a command, as it is typed (`mllm export`).
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.outputs import LIST, Inputs, check_directory, check_file, listed_with
+from mllm.outputs import LIST, Inputs, check_directory, check_file, hash_file, listed_with
 
 UNFINISHED = ".mllm_unfinished"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the name and the hash of each of `files` in turn, in hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + bytes.fromhex(hash_file(file)))
+    return digest.hexdigest()
 
 
 def fsync_tree(root: Path) -> None:

@@ -172,11 +172,16 @@ def _mark(path: Path, is_hashed: bool) -> str:
     """What a file is known by: its bytes, or its size alone."""
     if not is_hashed:
         return f"size {path.stat().st_size}"
+    return f"sha256 {hash_file(path)}"
+
+
+def hash_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-    return f"sha256 {digest.hexdigest()}"
+    return digest.hexdigest()
 
 
 def listed_with(directory: Path, files: dict[str, Path], by: str, is_hashed: bool) -> str:

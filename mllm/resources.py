@@ -19,9 +19,13 @@ def shipped(folder: str) -> Path:
 
 
 def shipped_unless_there(folder: str, own: Path, name: str) -> Path:
-    """`own / name` where that is a file or directory, or else what is shipped under this name, if anything is."""
+    """`own / name` where that is a file or directory, or else what is shipped under this name, if anything is.
+
+    A directory `own` that isn't there is a mistake, unless it is the place of the shipped ones in a checkout.
+    """
     path, other = own / name, shipped(folder) / name
-    return other if other.exists() and not path.exists() else path
+    is_known = own.is_dir() or str(own) == IN_A_CHECKOUT[folder]
+    return other if is_known and other.exists() and not path.exists() else path
 
 
 def find_ds_config(named: str) -> Path:

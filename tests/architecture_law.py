@@ -130,10 +130,11 @@ FLOORS = (
     ),
     Floor(
         8,
-        "the command line",
+        "the command line, and what a user's program calls",
         "everything below",
         (
-            Room("commands", "one file a subcommand", SIXTH | _rooms("studies")),
+            Room("api", "what the package offers and no single room can", SIXTH),
+            Room("commands", "one file a subcommand", SIXTH | _rooms("studies api")),
             Room("cli", "the table of subcommands", GROUND | _rooms("commands")),
             Room("__main__", "`python -m mllm`", _rooms("cli commands")),
         ),

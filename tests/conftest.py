@@ -4,9 +4,9 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections import Counter
 from functools import partial
-from multiprocessing.process import BaseProcess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,14 +37,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def no_process_in_a_quick_test(request, monkeypatch):
-    """A test that isn't marked `slow` launches no process: `make test-quick` leaves out those that are."""
+    """A test that isn't marked `slow` launches no Python: `make test-quick` leaves out those that are."""
+    begin = subprocess.Popen.__init__
 
-    def refuse(*_, **__):
-        raise AssertionError("a test that launches processes is marked `slow`")
+    def launch(process, command, *more, **options):
+        words = [command] if isinstance(command, str) else list(map(str, command))
+        assert words[0] != sys.executable, "a test that launches Python is marked `slow`"
+        begin(process, command, *more, **options)
 
     if not request.node.get_closest_marker("slow"):
-        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
-        monkeypatch.setattr(BaseProcess, "start", refuse)
+        monkeypatch.setattr(subprocess.Popen, "__init__", launch)
 
 
 @pytest.fixture(autouse=True)

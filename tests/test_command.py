@@ -24,6 +24,7 @@ def test_set_takes_several_settings_and_may_be_repeated(arguments):
     assert parser.parse_args(arguments).overrides == []
 
 
+@pytest.mark.slow
 def test_openmp_is_told_how_to_wait_before_torch_is_loaded_unless_the_user_has_said_it():
     code = """
 import os, sys

@@ -23,6 +23,7 @@ def gpu_check():
     return module
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_in_one_line_and_exits_with_2(tmp_path):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "out")]
@@ -31,6 +32,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_exits_with_2(tmp_path):
     assert done.stderr.startswith("error: no GPU") and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_every_check_is_reported_however_it_ends(gpu_check, tmp_path, monkeypatch):
     planned = [
         gpu_check.Check("good", ("-c", "print('all is well'); print('figures: {\"MFU\": 0.41}')"), 60),
@@ -62,6 +64,7 @@ def test_all_checks_end_within_twelve_minutes(gpu_check, tmp_path):
     assert sum(check.timeout_s for check in gpu_check.checks(tmp_path, "1b")) <= 12 * 60
 
 
+@pytest.mark.slow
 def test_packages_are_installed_from_a_folder_of_wheels_alone(gpu_check, tmp_path):
     wheels = tmp_path / "wheels"
     wheels.mkdir()

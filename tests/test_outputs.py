@@ -1,6 +1,7 @@
 """Nobody's files are replaced: every command that writes, against whatever may lie where it would."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -16,13 +17,20 @@ from mllm.checkpoint.start import build
 from mllm.cli import _command
 from mllm.commands.shared import run_command
 from mllm.errors import UserError
-from mllm.files import atomic_directory, atomic_file, claim_hidden, hidden_directory, write_text_atomically
+from mllm.files import (
+    atomic_directory,
+    atomic_file,
+    claim_hidden,
+    hash_files,
+    hidden_directory,
+    write_text_atomically,
+)
 from mllm.finetune.settings import FinetuneSettings
-from mllm.outputs import LIST, check_directory, check_file, first_stranger
+from mllm.outputs import LIST, check_directory, check_file, first_stranger, hash_file
 from mllm.settings import validate_settings
 from mllm.training.resume import BY as TRAINING
 from mllm.training.resume import _remove
-from mllm.training.run_settings import begin_run
+from mllm.training.run import begin_run
 from tests.helpers.demo_inputs import picture_bytes, write_easyvqa
 from tests.helpers.facts import PROMPTS, fact_records
 from tests.helpers.tiny import save_image, tiny_settings
@@ -457,3 +465,15 @@ def test_a_superseded_checkpoint_that_holds_a_file_of_the_users_stays(tmp_path, 
     _remove(gone)
     assert [path.name for path in tmp_path.iterdir()] == [kept.name] and (kept / "model" / "thesis.tex").is_file()
     assert "thesis.tex" in caplog.text
+
+
+def test_a_hash_of_files_is_of_their_names_and_bytes_in_turn(tmp_path):
+    files = [tmp_path / "b.json", tmp_path / "a.safetensors"]
+    for file in files:
+        file.write_bytes(file.name.encode() * 400_000)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    assert hash_files(files) == digest.hexdigest() != hash_files(files[::-1])
+    assert hash_file(files[0]) == hashlib.sha256(files[0].read_bytes()).hexdigest()

@@ -14,7 +14,7 @@ from mllm.errors import UserError
 from mllm.finetune.settings import FinetuneSettings
 from mllm.model.settings import LoraSettings
 from mllm.settings import expanded, expanded_benchmark, load_settings, validate_settings
-from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.settings import InstructionConfig
 
 HERE = {"path": "$DATA/x", "image_root": "~/images"}
 FINETUNE = {

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,9 @@ def test_a_kind_without_prompts_of_the_users_has_the_shipped_ones(tmp_path, monk
     assert load_kind(own, "detail").system == "Be brief."
     assert load_kind(own, "conversation") == load_kind(ROOT / "data_recipes" / "prompts", "conversation")
     assert shipped_unless_there("prompts", own, "nothing") == own / "nothing"
+    assert load_kind(Path("data_recipes/prompts"), "detail") == load_kind(ROOT / "data_recipes" / "prompts", "detail")
+    with pytest.raises(UserError, match=r"elsewhere/detail/system\.txt does not exist"):
+        load_kind(Path("elsewhere"), "detail")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ A model directory holds `config.json`, `model.safetensors` (or shards with their
 `preprocessor_config.json`. Everything needed to load it is inside; its name means nothing.
 """
 
-import hashlib
 import json
 from collections.abc import Container, Mapping
 from datetime import date
@@ -19,7 +18,7 @@ from mllm.checkpoint.fill import Beginning, Contents, row_std
 from mllm.checkpoint.origin import INDEX, Merged, Origin, Selection, StoredWeights, beneath, listed_files
 from mllm.checkpoint.parts import load_tokenizer
 from mllm.errors import UserError
-from mllm.files import atomic_directory
+from mllm.files import atomic_directory, hash_files
 from mllm.kernels.choice import Kernel
 from mllm.media.prepare import ImagePreparer
 from mllm.model.assemble import Parts, assemble, fit_embeddings, parameters_on_meta, saved_shapes
@@ -273,9 +272,4 @@ def check_names(
 
 def directory_hash(path: Path | str) -> str:
     """Compute the SHA-256 over `config.json` and the safetensors files: names the weights in every score."""
-    digest = hashlib.sha256()
-    for file in [Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))]:
-        digest.update(file.name.encode())
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
+    return hash_files([Path(path) / "config.json", *sorted(Path(path).glob("*.safetensors"))])

@@ -6,6 +6,7 @@ from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
 from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, add_studies, check_picture
+from mllm.commands.shared import is_rank_0
 from mllm.settings import expanded
 
 
@@ -145,7 +146,9 @@ def _train(options: argparse.Namespace) -> None:
     # A mistake in the config is said before torch is loaded.
     from mllm.contrastive.run import train_clip
 
-    print(f"saved {train_clip(settings)}")
+    final = train_clip(settings)
+    if final is not None and is_rank_0():
+        print(f"saved {final}")
 
 
 def _by(options: argparse.Namespace) -> str:

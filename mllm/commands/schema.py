@@ -11,7 +11,7 @@ KINDS = {
     "train": ("mllm.finetune.settings", "FinetuneSettings"),
     "clip": ("mllm.contrastive.settings", "ContrastiveSettings"),
     "recipe": ("mllm.data.recipe", "RecipeSettings"),
-    "synth": ("mllm.synthesis.config", "InstructionConfig"),
+    "synth": ("mllm.synthesis.settings", "InstructionConfig"),
 }
 
 

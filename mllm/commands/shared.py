@@ -76,6 +76,20 @@ def check_all_known(options: argparse.Namespace, unknown: Sequence[str]) -> None
     raise UserError(f"unknown argument {' '.join(unknown)}; `--help` lists those of the command")
 
 
+def check_launcher() -> None:
+    """Raise UserError where accelerate was asked for several processes and started one, which it does without GPUs."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        raise UserError(
+            "accelerate starts several processes on CPUs by MPI only, and this is one alone; start them by "
+            "torchrun --nproc_per_node N -m mllm, or by accelerate launch --multi_gpu"
+        )
+
+
+def is_rank_0() -> bool:
+    """Whether this process is the first of those that a launcher started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def is_verbose() -> bool:
     """Whether the log lines of libraries are wanted: `--verbose`, or MLLM_VERBOSE in the environment."""
     return os.environ.get("MLLM_VERBOSE", "0") not in ("", "0")
@@ -88,9 +102,8 @@ def configure_logging(verbose: bool = False) -> None:
     """
     if verbose:
         os.environ["MLLM_VERBOSE"] = "1"
-    rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mllm").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger("mllm").setLevel(logging.INFO if is_rank_0() else logging.ERROR)
     if not is_verbose():
         _quieten_libraries()
 

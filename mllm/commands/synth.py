@@ -24,8 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from mllm.synthesis.asking import reasons_of
-    from mllm.synthesis.config import InstructionConfig
     from mllm.synthesis.run import write_instructions
+    from mllm.synthesis.settings import InstructionConfig
 
     if "sources" in read_yaml(options.config):
         raise UserError(

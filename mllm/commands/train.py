@@ -3,6 +3,7 @@
 import argparse
 
 from mllm.commands.arguments import add_config, at_least_1, describe, read_config
+from mllm.commands.shared import is_rank_0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +28,7 @@ def run(options: argparse.Namespace) -> None:
     settings = read_config(options, FinetuneSettings, "mllm train CONFIG.yaml")
     # A mistake in the config is said before torch is loaded.
     from mllm.finetune.run import finetune
-    from mllm.finetune.watching import generating_callbacks
 
-    final = finetune(settings, options.stop_after, generating_callbacks)
-    if final is not None:
+    final = finetune(settings, options.stop_after)
+    if final is not None and is_rank_0():
         print(f"saved {final}")

@@ -14,8 +14,7 @@ from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
 from mllm.data.readers.json_lines import read_json
-from mllm.data.readers.records import CONTAINERS, read_records
-from mllm.data.readers.unread import not_a_path
+from mllm.data.readers.records import CONTAINERS, not_a_path, read_records
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer

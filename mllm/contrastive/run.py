@@ -1,75 +1,65 @@
 """The run behind `train/contrastive.py`: tokenizer, model, training, held-out retrieval, a saved dual encoder."""
 
-import hashlib
 import logging
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from mllm.checkpoint.dual import build_dual, image_processor, save_clip
+from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
-from mllm.contrastive.data import Pair, PairBatcher, read_pairs, spoil_captions
+from mllm.contrastive.data import PairBatcher, read_pairs, spoil_captions
 from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
-from mllm.files import atomic_directory, write_json_atomically
+from mllm.files import write_json_atomically
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import too_long, train_tokenizer
-from mllm.training.build_engine import build_engine, launched_world_size, with_known_dtype
-from mllm.training.callback import Callback
-from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
-from mllm.training.engine import Engine
+from mllm.outputs import hash_file
+from mllm.training.build_engine import launched_world_size, start_engine, with_known_dtype
 from mllm.training.loop import Trainer
-from mllm.training.picture import CurvesPicture
-from mllm.training.resume import BY
-from mllm.training.run_settings import begin_run
-from mllm.training.trackers import build_trackers
+from mllm.training.run import begin_run, complete, recorders
 
 logger = logging.getLogger(__name__)
 
 
-def train_clip(settings: ContrastiveSettings) -> Path:
+def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> Path | None:
     """Train a dual encoder; returns the directory `final/` of the run, readable by `CLIPModel` or `SiglipModel`.
 
-    A run that was stopped goes on; one that is finished with the same settings has nothing to do. Raises UserError where
-    they differ.
+    A run that was stopped goes on; one that is finished with the same settings has nothing to do. With `stop_after`, it
+    ends, resumable, when that many steps are done, and None is returned. Raises UserError where settings differ from those
+    that the run began with.
     """
+    run_dir = Path(settings.run_dir)
     derived = {"train.dtype"} if settings.train.dtype == "auto" else set()
     if "micro_batch_size" not in settings.train.model_fields_set:
         derived.add("train.micro_batch_size")
     settings = with_portions(settings, launched_world_size())
-    settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
-    run_dir = Path(settings.run_dir)
+    train = with_known_dtype(settings.train)
+    settings = settings.model_copy(update={"train": train})
     if begin_run(settings, run_dir, derived):
-        logger.info("%s is already there, of these settings: nothing to do", run_dir / "final")
         return run_dir / "final"
+
     torch.manual_seed(settings.seed)
     batcher, spoilt = _build_batcher(settings)
-    engine = build_engine(
-        lambda: build_dual(settings.model, batcher.tokenizer, settings.loss.kind == "sigmoid"),
-        settings.engine,
-        settings.optim,
-        settings.train,
-    )
 
-    def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
-        save_clip(directory, engine.module, state_dict, batcher.tokenizer, settings.model)
+    wrap = start_engine(settings.engine, settings.optim, train)
+    model = build_dual(settings.model, batcher.tokenizer, settings.loss.kind == "sigmoid")
+    engine = wrap(model)
+    logger.info("engine: %s", engine.description)
 
-    chunk_size = settings.train.micro_batch_size if settings.loss.grad_cache else None
-    task = ContrastiveTask(batcher, settings.loss.kind, chunk_size)
-    callbacks = _callbacks(settings, run_dir) if engine.rank == 0 else []
-    trainer = Trainer(task, engine, settings.optim, settings.train, run_dir, write_model, callbacks)
-    logger.info(
-        "%s; %d pairs, %d steps of %d", engine.description, len(batcher.pairs), trainer.total, batcher.batch_size
-    )
-    trainer.run()
-    _finish(settings, engine, batcher, {"steps": trainer.total, "spoilt_captions": spoilt})
-    engine.close()
-    return run_dir / "final"
+    task = ContrastiveTask(batcher, settings.loss.kind, train.micro_batch_size if settings.loss.grad_cache else None)
+
+    write = partial(_write_model, settings, batcher, model)
+    callbacks = recorders(settings, train, run_dir, engine)
+    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, callbacks)
+    logger.info("%d pairs, %d steps of %d", len(batcher.pairs), trainer.total, batcher.batch_size)
+    facts = {"steps": trainer.total, "spoilt_captions": spoilt}
+    return complete(trainer, stop_after, partial(_write_final, settings, batcher, facts))
 
 
 def with_portions(settings: ContrastiveSettings, world_size: int) -> ContrastiveSettings:
@@ -93,16 +83,6 @@ def with_portions(settings: ContrastiveSettings, world_size: int) -> Contrastive
     return settings
 
 
-def _callbacks(settings: ContrastiveSettings, run_dir: Path) -> list[Callback]:
-    return [
-        MetricsFile(run_dir / "metrics.jsonl"),
-        *build_trackers(settings.train.trackers, run_dir, settings.model_dump(mode="json")),
-        ProgressBar("contrastive"),
-        LogLine(settings.train.log_every_steps),
-        CurvesPicture(run_dir),
-    ]
-
-
 def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str, int]]:
     """Pairs, spoilt as the settings say, with a tokenizer learned from them; and how many captions were spoilt how."""
     pairs = read_pairs(settings.data.pairs, settings.data.image_root)
@@ -123,20 +103,30 @@ def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str
     return PairBatcher(pairs, tokenizer, preparer, settings.train.global_batch_size, settings.seed), spoilt
 
 
-def _finish(settings: ContrastiveSettings, engine: Engine, batcher: PairBatcher, facts: dict[str, Any]) -> None:
-    """Write `final/`: the model in float16 and its training log (called on every rank)."""
-    state_dict = engine.full_state_dict()
-    if engine.rank == 0:
-        with atomic_directory(Path(settings.run_dir) / "final", BY) as directory:
-            save_clip(directory, engine.module, state_dict, batcher.tokenizer, settings.model, torch.float16)
-            log = _training_log(settings, batcher) | facts | {"parameters": _count(state_dict)}
-            if settings.data.heldout:
-                log["heldout"] = _heldout_recall(settings, batcher, state_dict)
-            write_json_atomically(directory / "training_log.json", log)
+def _write_model(
+    settings: ContrastiveSettings,
+    batcher: PairBatcher,
+    model: PreTrainedModel,
+    directory: Path,
+    state_dict: dict[str, torch.Tensor],
+) -> None:
+    save_clip(directory, model, state_dict, batcher.tokenizer, settings.model)
 
 
-def _count(state_dict: dict[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() for name, tensor in state_dict.items() if not name.endswith("position_ids"))
+def _write_final(
+    settings: ContrastiveSettings, batcher: PairBatcher, facts: dict[str, Any], trained: Path, final: Path
+) -> None:
+    """Write the model of the directory `trained` to `final` in float16, and the log of its training."""
+    model, _ = load_dual(trained)
+    weights = model.state_dict()
+    save_clip(final, model, weights, batcher.tokenizer, settings.model, torch.float16)
+    parameters = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("position_ids"))
+    log = _training_log(settings, batcher) | facts | {"parameters": parameters}
+    if settings.data.heldout:
+        heldout = read_pairs(settings.data.heldout, settings.data.image_root)
+        log["heldout"] = retrieval_recall(model, heldout, batcher)
+        logger.info("held-out retrieval: %s", log["heldout"])
+    write_json_atomically(final / "training_log.json", log)
 
 
 def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[str, Any]:
@@ -145,18 +135,7 @@ def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[s
         logger.warning("%d captions are longer than %d tokens", long, settings.model.text_length_tokens)
     return {
         "settings": settings.model_dump(mode="json"),
-        "pairs_sha256": hashlib.sha256(Path(settings.data.pairs).read_bytes()).hexdigest(),
+        "pairs_sha256": hash_file(settings.data.pairs),
         "pairs": len(batcher.pairs),
         "truncated_captions": long,
     }
-
-
-def _heldout_recall(
-    settings: ContrastiveSettings, batcher: PairBatcher, state_dict: dict[str, torch.Tensor]
-) -> dict[str, float]:
-    heldout: list[Pair] = read_pairs(settings.data.heldout or "", settings.data.image_root)
-    model: PreTrainedModel = build_dual(settings.model, batcher.tokenizer, False)
-    model.load_state_dict(state_dict)  # whole on this rank, whatever the ZeRO stage
-    recall = retrieval_recall(model, heldout, batcher)
-    logger.info("held-out retrieval: %s", recall)
-    return recall

@@ -11,12 +11,10 @@ import torch
 from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
-from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
 from mllm.errors import UserError
-from mllm.model.dual_encoder import initial_logit_scale, text_mask
-from mllm.training.task import MicroBatch, StepWindow
-
-__all__ = ["Chunk", "ContrastiveTask", "initial_logit_scale"]
+from mllm.model.dual_encoder import text_mask
+from mllm.training.task import MicroBatch, StepWindow, TaskOutput
 
 LossKind = Literal["infonce", "multi_positive", "sigmoid"]
 
@@ -90,10 +88,15 @@ class ContrastiveTask:
             chunks.append(MicroBatch(chunk, end - start, own.input_ids.numel()))
         return StepWindow(ids, chunks)
 
-    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
+        """The loss sum, and as `logit_scale` the factor on cosines, once for each pair."""
         chunk: Chunk = micro_batch.inputs
-        size, share = chunk.end - chunk.start, chunk.share_size
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
+        factor = logit_factor(scalars["logit_scale"].detach())
+        return TaskOutput(self._chunk_loss(module, chunk, scalars), {"logit_scale": factor * (chunk.end - chunk.start)})
+
+    def _chunk_loss(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        size, share = chunk.end - chunk.start, chunk.share_size
         if size == share:
             return self._loss(*_features(module, chunk.pairs), scalars, chunk.pairs)
         if chunk.start == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from mllm.data.readers.text_lines import text_lines
+from mllm.data.readers.json_lines import text_lines
 from mllm.errors import UserError
 from mllm.inference.dual_features import DualEncoder, image_files
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import mllm
-from mllm.data.decoding import usable_cores
+from mllm.data.collate import usable_cores
 from mllm.data.example import render_whole
 from mllm.data.index import SampleIndex, cache_directory, read_cached_index, writing_alone
 from mllm.errors import BadSampleError, UserError

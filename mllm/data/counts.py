@@ -26,6 +26,7 @@ from mllm.data.index import cache_directory
 from mllm.data.samples import IndexedSamples
 from mllm.data.settings import OnTooLong
 from mllm.errors import BadSampleError, UserError
+from mllm.files import hash_files
 from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
 
@@ -153,4 +154,4 @@ def _rendered(probe: list[Message], processor: Processor) -> object:
 def _code_hash(processor: Processor) -> str:
     files = {Path(inspect.getfile(kind)) for kind in (Processor, type(processor.planner), ImageGeometry, FileCounts)}
     files |= {Path(__file__).with_name("example.py"), *Path(mllm.conversation.__path__[0]).glob("*.py")}
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+    return hash_files(sorted(files))

@@ -29,6 +29,7 @@ from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import PlacedSamples, read_with_places
 from mllm.errors import UserError
+from mllm.files import hash_files
 from mllm.settings import expanded
 
 logger = logging.getLogger(__name__)
@@ -126,10 +127,7 @@ def _code_hash(reader: Reader) -> str:
     """Of all that turns a file into rows: a mended reader must not meet the rows of a broken one."""
     files = {Path(__file__), Path(inspect.getfile(Sample)), Path(inspect.getfile(inspect.unwrap(reader)))}
     files |= set((Path(__file__).parent / "readers").glob("*.py"))
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return hash_files(sorted(files))
 
 
 def cache_directory() -> Path | None:

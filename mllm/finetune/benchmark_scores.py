@@ -11,9 +11,10 @@ from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import ALONE, Ranks
 from mllm.evaluation.scoring import Outcome, as_records, score_plan
 from mllm.evaluation.subjects.local import LocalModel
-from mllm.finetune.in_step import forget_later_lines, is_partitioned, ranks_in_step
 from mllm.finetune.settings import BenchmarkSettings
-from mllm.training.callback import Callback, RunContext
+from mllm.finetune.watching import RunContext, forget_later_lines, ranks_in_step
+from mllm.model.multimodal import is_partitioned
+from mllm.training.callbacks import Callback
 
 
 class BenchmarkScores(Callback):

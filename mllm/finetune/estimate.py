@@ -16,8 +16,7 @@ from mllm.kernels.choice import choose_kernel
 from mllm.kernels.precision import cast_parameters
 from mllm.model.multimodal import checkpoint_activations
 from mllm.model.trainable import apply_policy
-from mllm.training.allocator import keep_freed_memory
-from mllm.training.build_engine import with_known_dtype
+from mllm.training.build_engine import keep_freed_memory, with_known_dtype
 from mllm.training.loop import total_steps
 from mllm.training.resume import latest_checkpoint, read_progress
 from mllm.training.task import MicroBatch
@@ -77,7 +76,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
 
     def run_once(micro_batch: MicroBatch) -> None:
         with torch.autocast(device, torch.bfloat16, enabled=dtype == "autocast"):
-            loss = task.loss_sum(model, micro_batch)
+            loss = task.loss(model, micro_batch).loss_sum
         loss.backward()
 
     run_once(timed[0])

@@ -1,49 +1,55 @@
 """The run behind `train/finetune.py`, from settings to a saved model."""
 
-import json
 import logging
-import shutil
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.fill import Beginning
+from mllm.checkpoint.fill import Beginning, Place, fill
 from mllm.checkpoint.start import begin_model, text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.files import atomic_directory, link_or_copy, write_text_atomically
 from mllm.finetune.flops import unit_flops
-from mllm.finetune.heldout import HeldOutLoss
-from mllm.finetune.projector_scale import calibrate_projector
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
-from mllm.kernels.choice import KERNEL_NAMES, Kernel, device_at_hand, first_that_works, gpu_capability, usable_kernels
+from mllm.finetune.watching import HeldOutLoss, RunContext, SampleAnswers
+from mllm.kernels.choice import (
+    KERNEL_NAMES,
+    Kernel,
+    device_at_hand,
+    first_that_works,
+    gpu_capability,
+    usable_kernels,
+)
 from mllm.kernels.fused_layers import fuse_layers
 from mllm.kernels.lean_layers import use_lean_layers
+from mllm.media.decode import read_image
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM, checkpoint_activations
 from mllm.model.projectors import Projector
-from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
+from mllm.model.trainable import PARTS, apply_policy, policy_table, token_embeddings, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
-from mllm.training.build_engine import build_engine, with_known_dtype
-from mllm.training.callback import Callback, CallbackFactory, RunContext
-from mllm.training.callbacks import LogLine, MetricsFile, ProgressBar
-from mllm.training.engine import Engine
+from mllm.training.build_engine import start_engine, with_known_dtype
+from mllm.training.callbacks import Callback
+from mllm.training.engine import Engine, Fill
+from mllm.training.gpus import device_peak_flops
 from mllm.training.loop import Trainer
-from mllm.training.optimizer import part_rates
-from mllm.training.peak import device_peak_flops
-from mllm.training.picture import CurvesPicture
-from mllm.training.resume import BY, latest_checkpoint
-from mllm.training.run_settings import begin_run
-from mllm.training.trackers import build_trackers
+from mllm.training.optimizer import first_component, part_rate
+from mllm.training.resume import latest_checkpoint
+from mllm.training.run import begin_run, complete, recorders
 
 logger = logging.getLogger(__name__)
+
+CALIBRATION_BATCH = 32  # images
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
@@ -52,68 +58,57 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
 
 
 def finetune(
-    settings: FinetuneSettings, stop_after: int | None = None, more_callbacks: CallbackFactory | None = None
+    settings: FinetuneSettings, stop_after: int | None = None, callbacks: Sequence[Callback] = ()
 ) -> Path | None:
     """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
 
     The resolved settings are saved first; a run that is finished with the same ones has nothing to do. With `stop_after`,
-    the run ends (resumable) when that many steps are done.
-    more_callbacks: builds callbacks that training can't know (`mllm.finetune.watching.generating_callbacks`).
+    the run ends (resumable) when that many steps are done. callbacks: further ones, the same on every rank.
     """
-    run_dir = Path(settings.run_dir)
+    run_dir, train = Path(settings.run_dir), with_known_dtype(settings.train)
     derived = ("train.dtype",) if settings.train.dtype == "auto" else ()
-    settings = settings.model_copy(update={"train": with_known_dtype(settings.train)})
-    final = run_dir / "final"
+    settings = settings.model_copy(update={"train": train})
     words = text_config(settings.model)
-    kernels = usable_kernels(settings.train.attention, settings.train.dtype, gpu_capability(), words)
+    kernels = usable_kernels(train.attention, train.dtype, gpu_capability(), words)
     if begin_run(settings, run_dir, derived):
-        logger.info("%s is already there, of these settings: nothing to do", final)
-        return final
+        return run_dir / "final"
+
     torch.manual_seed(settings.seed)
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
-    parts: dict[str, Any] = {}
 
-    def build_module() -> MultimodalLM:
-        kernel = first_that_works(kernels, words)
-        beginning = build_beginning(settings, mixture, kernel)
-        model = beginning.model
-        parts.update(model=model, processor=beginning.processor, contents=beginning.open_contents)
-        with parameters_on_meta():
-            counts = apply_policy(model, settings.trainable)
-        if settings.train.gradient_checkpointing:
-            checkpoint_activations(model)
-        logger.info("what learns:\n%s", policy_table(counts, part_rates(settings.optim)))
-        return model.train()
+    wrap = start_engine(settings.engine, settings.optim, train)
+    beginning = _begin_learning(settings, mixture, first_that_works(kernels, words))
+    model, processor = beginning.model, beginning.processor
 
-    engine = build_engine(build_module, settings.engine, settings.optim, settings.train, lambda: parts["contents"]())
-    processor: Processor = parts["processor"]
+    engine = wrap(model.train(), filling(beginning), parts_by_name(model))
     _use_one_day(processor, run_dir, engine)
-    logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[parts["model"].attention_kernel])
-    costs, multiple = unit_flops(parts["model"]), length_multiple(engine.device)
-    task = InstructionTask(mixture, processor, settings.data, settings.train, costs, multiple)
+    logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[model.attention_kernel])
+
+    multiple = length_multiple(engine.device)
+    task = InstructionTask(mixture, processor, settings.data, train, unit_flops(model), multiple)
     task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
-    def write_model(directory: Path, state_dict: dict[str, torch.Tensor]) -> None:
-        checkpoint.write(directory, parts["model"], processor, state_dict)
-        (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")
+    watching = watchers(RunContext(settings, run_dir, model, processor, engine))
+    everything = [*watching, *callbacks, *recorders(settings, train, run_dir, engine)]
+    peak_flops = device_peak_flops(engine.device, train.dtype)
+    write = partial(write_model, model, processor, settings)
+    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, everything, peak_flops)
+    logger.info("%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, train.global_batch_size)
+    return complete(trainer, stop_after)
 
-    context = RunContext(settings, run_dir, parts["model"], processor, engine)
-    callbacks = _callbacks(context, more_callbacks)
-    peak = device_peak_flops(engine.device, settings.train.dtype)
-    trainer = Trainer(task, engine, settings.optim, settings.train, run_dir, write_model, callbacks, peak)
-    logger.info(
-        "%d samples an epoch, %d steps of %d", mixture.epoch_length, trainer.total, settings.train.global_batch_size
-    )
-    try:
-        done = trainer.run(stop_after)
-        if done == trainer.total:
-            _publish_final(engine, run_dir)
-    finally:
-        if engine.rank == 0 and trainer.skipped:
-            _list_skipped(run_dir, trainer.skipped)
-    engine.close()
-    return final if done == trainer.total else None
+
+def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel) -> Beginning:
+    """The model that a run begins with, told what learns and how; the log says it. kernel: computes attention."""
+    beginning = build_beginning(settings, mixture, kernel)
+    model = beginning.model
+    with parameters_on_meta():
+        counts = apply_policy(model, settings.trainable)
+    if settings.train.gradient_checkpointing:
+        checkpoint_activations(model)
+    rates = {part: part_rate(settings.optim, part) for part in PARTS}
+    logger.info("what learns:\n%s", policy_table(counts, rates))
+    return beginning
 
 
 def build_beginning(
@@ -143,6 +138,42 @@ def build_beginning(
     return beginning
 
 
+@torch.no_grad()
+def calibrate_projector(
+    projector: Projector,
+    encoder: VisionEncoder,
+    embeddings: torch.Tensor,
+    processor: Processor,
+    mixture: Mixture,
+    count: int,
+) -> None:
+    """Calibrate on `count` of the mixture's images (fewer if it has no more), drawn by its seed.
+
+    embeddings: the language model's, [K, D]. Images that can't be decoded, or lie outside their root, are passed over;
+    training reports them. Raises UserError when none is left.
+    """
+    paths = mixture.images()
+    random.Random(f"{mixture.seed}/calibration").shuffle(paths)
+    pixels: list[torch.Tensor] = []
+    for path in paths:
+        if len(pixels) == count:
+            break
+        if not mixture.holds_image(path):
+            continue
+        try:
+            pixels.append(processor.pixels(read_image(path)))
+        except UserError:
+            continue
+    if not pixels:
+        raise UserError(
+            "model.projector.calibration_images: the recipe has no readable image to calibrate on; set it to 0"
+        )
+    features = torch.cat(
+        [encoder(torch.stack(pixels[i : i + CALIBRATION_BATCH])) for i in range(0, len(pixels), CALIBRATION_BATCH)]
+    )
+    projector.calibrate(features.float(), embeddings)
+
+
 def start_model(settings: FinetuneSettings, attention_kernel: Kernel = "segments") -> tuple[MultimodalLM, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
     return build_beginning(settings, attention_kernel=attention_kernel).filled()
@@ -156,38 +187,44 @@ def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
         processor.use_day(engine.gather(begun or processor.day)[0])
 
 
-def _callbacks(context: RunContext, more_callbacks: CallbackFactory | None) -> list[Callback]:
-    settings, run_dir = context.settings, context.run_dir
-    generating = [name for name in ("samples", "benchmarks") if getattr(settings, name) is not None]
-    if generating and more_callbacks is None:
-        raise UserError(f"{generating[0]}: needs callbacks that generate; start the run by train/finetune.py")
-    measuring = [HeldOutLoss(context, settings.eval)] if settings.eval is not None else []
-    everywhere = [*measuring, *(more_callbacks(context) if more_callbacks else ())]
-    if context.engine.rank != 0:
-        return everywhere
-    return [
-        *everywhere,
-        MetricsFile(run_dir / "metrics.jsonl"),
-        *build_trackers(settings.train.trackers, run_dir, settings.model_dump(mode="json")),
-        ProgressBar(run_dir.name),
-        LogLine(settings.train.log_every_steps),
-        CurvesPicture(run_dir),
-    ]
+def filling(beginning: Beginning) -> Fill:
+    """What gives the model of `beginning` its contents, where an engine wants them."""
+
+    def fill_there(module: nn.Module, dtype: torch.dtype, *place: Any, **named: Any) -> None:
+        fill(module, beginning.open_contents, dtype, Place(*place, **named))
+
+    return fill_there
 
 
-def _publish_final(engine: Engine, run_dir: Path) -> None:
-    """Give the model of the last step's checkpoint the name `final`."""
-    last = latest_checkpoint(run_dir)
-    if engine.rank == 0 and last is not None:
-        with atomic_directory(run_dir / "final", BY, is_hashed=False) as directory:
-            shutil.copytree(last / "model", directory, copy_function=link_or_copy, dirs_exist_ok=True)
-    engine.barrier()
+def parts_by_name(model: MultimodalLM) -> Callable[[str], str]:
+    """The part that a parameter is rated by: token_embeddings, or the first component of its name."""
+    embeddings = {id(parameter) for parameter in token_embeddings(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in embeddings}
+    return lambda name: "token_embeddings" if name in names else first_component(name)
 
 
-def _list_skipped(run_dir: Path, skipped: dict[str, tuple[str, str]]) -> None:
-    lines = [
-        json.dumps({"id": sample_id, "kind": kind, "reason": reason}, ensure_ascii=False)
-        for sample_id, (kind, reason) in skipped.items()
-    ]
-    write_text_atomically(run_dir / "skipped.jsonl", "\n".join(lines) + "\n")
-    logger.warning("%d sample(s) were skipped or cut; %s lists them", len(skipped), run_dir / "skipped.jsonl")
+def watchers(context: RunContext) -> list[Callback]:
+    """The callbacks that measure what the run's settings ask for, on every rank."""
+    asked, found = context.settings, list[Callback]()
+    if asked.eval is not None:
+        found.append(HeldOutLoss(context, asked.eval))
+    if asked.samples is not None:
+        found.append(SampleAnswers(context, asked.samples))
+    if asked.benchmarks is not None:
+        # Imported where it is used: evaluation takes seconds to import.
+        from mllm.finetune.benchmark_scores import BenchmarkScores
+
+        found.append(BenchmarkScores(context, asked.benchmarks))
+    return found
+
+
+def write_model(
+    model: MultimodalLM,
+    processor: Processor,
+    settings: FinetuneSettings,
+    directory: Path,
+    state_dict: dict[str, torch.Tensor],
+) -> None:
+    """Write a model directory with weights of `state_dict`, and the settings of the run that it is of."""
+    checkpoint.write(directory, model, processor, state_dict)
+    (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")

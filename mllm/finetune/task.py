@@ -13,19 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mllm.data.collate import Decode, collate, shown_images
+from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
-from mllm.data.dataset import Mixture
-from mllm.data.decoding import ImageDecoder
+from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.example import Example, render_example
-from mllm.data.grouping import group_by_length
 from mllm.data.packing import E, PlacedSegment, Row, pack
 from mllm.data.settings import DataSettings
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
-from mllm.training.task import MicroBatch, StepWindow
+from mllm.training.task import MicroBatch, StepWindow, TaskOutput
 
 GPU_LENGTH_MULTIPLE = 128
 
@@ -152,8 +150,8 @@ class InstructionTask:
         work = work_of(rows, batch.target_count)
         return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
 
-    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        return module(micro_batch.inputs.to(next(module.parameters()).device))
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
+        return TaskOutput(module(micro_batch.inputs.to(next(module.parameters()).device)))
 
 
 def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:

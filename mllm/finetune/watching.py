@@ -1,28 +1,100 @@
-"""Callbacks of training that generate: answers to a few questions, to watch a model learn; those of benchmarks."""
+"""Callbacks that measure a model while it learns: the loss on held-out samples, and answers to a few questions.
+
+All ranks measure together, in the same order.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import nn
 
 from mllm.conversation.schema import Sample
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.finetune.benchmark_scores import BenchmarkScores
-from mllm.finetune.in_step import forget_later_lines, is_partitioned, ranks_in_step
-from mllm.finetune.settings import SampleAnswerSettings
+from mllm.files import write_text_atomically
+from mllm.finetune.settings import FinetuneSettings, HeldOutSettings, SampleAnswerSettings
+from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.inference.generate import Request, generate_batch
-from mllm.training.callback import Callback, RunContext
+from mllm.model.multimodal import MultimodalLM, is_partitioned, whole_outside_layers
+from mllm.processor import Processor
+from mllm.training.callbacks import Callback
+from mllm.training.engine import Engine
+from mllm.training.feed import Feed, made_ahead
+from mllm.training.task import StepWindow
+
+logger = logging.getLogger(__name__)
 
 BATCH = 8
 
 
-def generating_callbacks(context: RunContext) -> Sequence[Callback]:
-    """Those that the run's settings ask for."""
-    samples, benchmarks = context.settings.samples, context.settings.benchmarks
-    callbacks: list[Callback] = [SampleAnswers(context, samples)] if samples is not None else []
-    return [*callbacks, BenchmarkScores(context, benchmarks)] if benchmarks is not None else callbacks
+@dataclass(frozen=True)
+class RunContext:
+    """What a callback may want of the run that it belongs to."""
+
+    settings: FinetuneSettings
+    run_dir: Path
+    model: MultimodalLM
+    processor: Processor
+    engine: Engine
+
+
+class HeldOutLoss(Callback):
+    """Loss summed over all supervised tokens of a recipe's samples, divided by their number: metric `heldout_loss`.
+
+    It doesn't depend on ranks, micro-batches or packing, and draws no random numbers.
+    """
+
+    measures = ("heldout_loss",)
+
+    def __init__(self, context: RunContext, settings: HeldOutSettings) -> None:
+        run = context.settings
+        mixture = Mixture(load_recipe(settings.recipe), run.seed, run.data.group_by_image)
+        multiple = length_multiple(context.engine.device)
+        self._task = InstructionTask(mixture, context.processor, run.data, run.train, length_multiple=multiple)
+        self._engine = context.engine
+        self._every = settings.every_steps
+        self._total = 0
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        self._total = total_steps
+
+    def measure(self, step: int) -> Mapping[str, float | str]:
+        if step % self._every and step != self._total:
+            return {}
+        return {"heldout_loss": self._loss()}
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        engine, module = self._engine, self._engine.module
+        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        targets, skipped = 0, 0
+
+        def window(step: int) -> StepWindow:
+            return self._task.window(step, engine.rank, engine.world_size)
+
+        module.eval()
+        try:
+            with closing(made_ahead(window, 0, self._task.steps_per_epoch)) as windows:
+                for made, _ in windows:
+                    skipped += len(made.skipped)
+                    for micro_batch in Feed(made.micro_batches, engine.device):
+                        with engine.autocast():
+                            loss_sum += self._task.loss(module, micro_batch).loss_sum
+                        targets += micro_batch.target_count
+        finally:
+            module.train()
+        if skipped:
+            logger.warning("%d held-out sample(s) could not be used; `mllm data validate` names them", skipped)
+        all_losses, all_targets = engine.sum_over_ranks([float(loss_sum), float(targets)])
+        return all_losses / max(1.0, all_targets)
 
 
 class SampleAnswers(Callback):
@@ -106,3 +178,28 @@ def as_markdown(records: Sequence[Mapping[str, Any]]) -> str:
     rows = [[str(record[name] or "") for name in ("question", "answer", "expected")] for record in records]
     cells = ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(["| question | answer | expected |", "| --- | --- | --- |", *cells])
+
+
+def forget_later_lines(path: Path, step: int) -> None:
+    """Drop the lines of JSON of steps after `step`, and one that was cut short: the resumed run writes them again."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_text_atomically(path, "".join(kept))
+
+
+@contextmanager
+def ranks_in_step(module: nn.Module) -> Iterator[None]:
+    """Where the weights are spread over the ranks, let transformers generate until every rank is done: a rank that stopped
+    alone would leave the others waiting for its weights."""
+    if not is_partitioned(module):
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers asks a weak reference to this whether ranks go in step; it knows the question only as ZeRO-3's.
+    config = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    with whole_outside_layers(module):
+        yield
+    del config

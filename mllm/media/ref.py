@@ -2,7 +2,8 @@
 
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
-image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone.
+image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone. What
+a request names by a URL or holds in one is bytes from the door on.
 """
 
 import hashlib

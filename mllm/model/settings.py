@@ -109,7 +109,7 @@ class LoraSettings(Settings):
 
 
 class TrainableSettings(Settings):
-    """Which parts learn, and how. `docs/parameter_policies.md` tells when to take which."""
+    """Which parts learn, and how. `docs/how-to/lora_and_freezing.md` tells when to take which."""
 
     vision_encoder: Literal["frozen", "full", "lora"] = "frozen"
     """How the encoder learns: `frozen` (the default), `full`, or `lora` (low-rank updates)."""

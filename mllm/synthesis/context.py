@@ -14,7 +14,7 @@ from mllm.data.recipe import SourceSettings
 from mllm.data.samples import locate_image
 from mllm.errors import BadSampleError, UserError
 from mllm.media.decode import read_image_size
-from mllm.synthesis.config import InputSettings
+from mllm.synthesis.settings import InputSettings
 
 
 @dataclass(frozen=True)

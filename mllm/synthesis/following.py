@@ -20,12 +20,12 @@ from typing import IO, Any
 from mllm.errors import UserError
 from mllm.settings import validate_settings
 from mllm.synthesis.backends import build_backend
-from mllm.synthesis.config import InstructionConfig, OpenAISettings
 from mllm.synthesis.filters import Candidate
 from mllm.synthesis.inputs import ImageDecisions, Refused
 from mllm.synthesis.journal import AnswerReader
 from mllm.synthesis.output import Output, write_output
 from mllm.synthesis.passes import InstructionRun
+from mllm.synthesis.settings import InstructionConfig, OpenAISettings
 
 log = logging.getLogger(__name__)
 ANSWERS_NAME = "answers.sqlite"

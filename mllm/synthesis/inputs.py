@@ -6,10 +6,10 @@ from itertools import islice
 from typing import Protocol
 
 from mllm.data.readers.errors import BadRecordError
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.context import Context, read_contexts
 from mllm.synthesis.filters import ImageFilters
 from mllm.synthesis.filters.duplicates import Seen
+from mllm.synthesis.settings import InstructionConfig
 
 
 @dataclass(frozen=True)

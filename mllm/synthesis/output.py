@@ -21,10 +21,10 @@ from mllm.outputs import check_files
 from mllm.settings import dump_yaml
 from mllm.synthesis.asking import Asked
 from mllm.synthesis.backends.base import InstructionBackend
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.filters import NAMES, Candidate, ImageFilters
 from mllm.synthesis.inputs import Refused
 from mllm.synthesis.journal import Totals
+from mllm.synthesis.settings import InstructionConfig
 
 BY = "mllm synth"
 REPORT_NAME = "synth_report.json"

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.filters import Candidate, Filter, build_filters
 from mllm.synthesis.inputs import ImageDecisions, Inputs, Refused, Waits
 from mllm.synthesis.journal import AnswerReader, Journal
 from mllm.synthesis.judging import Judge, parse_verdict
 from mllm.synthesis.parsing import UnparsableError, parse_turns
 from mllm.synthesis.prompts import Request, Requests, load_objects
+from mllm.synthesis.settings import InstructionConfig
 
 
 class InstructionRun:

@@ -15,9 +15,9 @@ from pathlib import Path
 from mllm.errors import UserError
 from mllm.resources import shipped_unless_there
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.context import Context
 from mllm.synthesis.parsing import SCHEMA, Turns, as_blocks, as_json, parse_turns
+from mllm.synthesis.settings import InstructionConfig
 
 LANGUAGES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",

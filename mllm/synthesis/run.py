@@ -7,12 +7,12 @@ from mllm.errors import UserError
 from mllm.files import write_json_atomically
 from mllm.synthesis.asking import ask_all, reasons_of
 from mllm.synthesis.backends import build_backend
-from mllm.synthesis.config import InstructionConfig
 from mllm.synthesis.following import ANSWERS_NAME, Follower
 from mllm.synthesis.inputs import ImageDecisions
 from mllm.synthesis.journal import Journal
 from mllm.synthesis.output import BY, REPORT_NAME, InstructionReport, check_output, report_of, write_output
 from mllm.synthesis.passes import InstructionRun
+from mllm.synthesis.settings import InstructionConfig
 
 
 def write_instructions(config: InstructionConfig) -> InstructionReport:

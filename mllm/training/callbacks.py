@@ -1,22 +1,48 @@
-"""Callbacks that show and record a run; all of them live on rank 0."""
+"""Side concerns of a run: the protocol that the loop calls, and those that show and record, which live on rank 0."""
 
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mllm.files import write_text_atomically
-from mllm.training.callback import Callback
-
-__all__ = ["Callback", "LogLine", "MetricsFile", "ProgressBar", "TensorBoard"]
+from mllm.errors import UserError
+from mllm.files import atomic_file, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
+FEWEST_STEPS = 10  # of which a curve can be seen
+SMOOTHING = 0.9
 SMOOTHED_STEPS = 20
+
+
+class Callback:
+    """Override what you need; what `state` and `state_dict` give travels in the checkpoint.
+
+    All hooks run on every rank that has the callback. One that measures has to be on all of them, in the same order.
+    """
+
+    measures: tuple[str, ...] = ()  # names of the numbers that `measure` may give
+
+    def on_start(self, step: int, total_steps: int) -> None: ...
+    def measure(self, step: int) -> Mapping[str, float | str]:
+        """Metrics of the model after `step` steps, for the others to see; a string is Markdown to be shown."""
+        return {}
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None: ...
+    def on_end(self, step: int) -> None: ...
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that each rank saves for itself, such as averages of the weights that it holds."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 def costs_line(metrics: Mapping[str, Any]) -> str:
@@ -155,3 +181,105 @@ class LogLine(_RunningLoss):
                 costs_line(metrics),
                 time.monotonic() - self._started,
             )
+
+
+class WeightsAndBiases(Callback):
+    """Metrics and texts in Weights & Biases; a resumed run goes on under the same id.
+
+    The library's own environment variables (WANDB_MODE, WANDB_PROJECT, …) hold.
+    """
+
+    def __init__(self, run_dir: Path, settings: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UserError("train.trackers has wandb, which is not installed: pip install wandb") from None
+        self._wandb, self._run_dir, self._settings = wandb, run_dir, settings
+        self._run: Any = None
+        self._id: str | None = None
+
+    def on_start(self, step: int, total_steps: int) -> None:
+        self._run = self._wandb.init(
+            dir=str(self._run_dir), name=self._run_dir.name, id=self._id, resume="allow", config=self._settings
+        )
+        self._id = self._run.id
+
+    def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        shown = {name: value for name, value in metrics.items() if isinstance(value, (int, float, str))}
+        self._run.log(shown, step=step)
+
+    def on_end(self, step: int) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+    def state(self) -> dict[str, Any]:
+        return {"id": self._id}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._id = state.get("id")
+
+
+TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Callback]] = {
+    "tensorboard": lambda run_dir, settings: TensorBoard(run_dir / "tensorboard"),
+    "wandb": WeightsAndBiases,
+}
+
+
+def build_trackers(names: Sequence[str], run_dir: Path, settings: dict[str, Any]) -> list[Callback]:
+    """The named trackers of a run. Raises UserError when one isn't installed."""
+    return [TRACKERS[name](run_dir, settings) for name in names]
+
+
+class CurvesPicture(Callback):
+    """Loss (with the held-out loss), gradient norm, learning rate, throughput and MFU over steps."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def on_end(self, step: int) -> None:
+        metrics = self._run_dir / "metrics.jsonl"
+        lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+        if len(lines) >= FEWEST_STEPS:
+            draw([json.loads(line) for line in lines], self._run_dir.name, self._run_dir / "curves.png")
+            logger.info("the curves: %s", self._run_dir / "curves.png")
+
+
+def draw(steps: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Draw the lines of a `metrics.jsonl` to a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure.suptitle(f"{title}: {len(steps)} steps, {steps[-1]['tokens_seen']:,} tokens")
+    (loss, norm), (rate, speed) = figure.subplots(2, 2)
+    _curve(loss, steps, "loss", smooth=True)
+    _curve(loss, steps, "heldout_loss")
+    loss.set_title("loss, nats per supervised token")
+    loss.legend()
+    _curve(norm, steps, "grad_norm", smooth=True)
+    norm.set_title("gradient norm before clipping")
+    _curve(rate, steps, "lr_scale")
+    rate.set_title("learning rate, share of its highest")
+    _curve(speed, steps, "tokens_per_second")
+    speed.set_title("tokens/s, and MFU in % (right)")
+    _curve(speed.twinx(), [s | {"MFU": 100 * s["mfu"]} for s in steps if "mfu" in s], "MFU", colour="tab:orange")
+    for axes in (loss, norm, rate, speed):
+        axes.grid(alpha=0.3)
+        axes.set_xlabel("step")
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def _curve(axes: Any, steps: list[dict[str, Any]], name: str, smooth: bool = False, colour: str | None = None) -> None:
+    """Plot a metric where it was measured; with `smooth`, faintly, and its exponential mean over it."""
+    points = [(line["step"], line[name]) for line in steps if name in line]
+    if not points:
+        return
+    x, y = zip(*points, strict=True)
+    if not smooth:
+        axes.plot(x, y, label=name.replace("_", " "), marker="." if len(x) < FEWEST_STEPS else "", color=colour)
+        return
+    mean = [y[0]]
+    for value in y[1:]:
+        mean.append(SMOOTHING * mean[-1] + (1 - SMOOTHING) * value)
+    (line,) = axes.plot(x, y, alpha=0.3)
+    axes.plot(x, mean, color=line.get_color(), label=name.replace("_", " "))

@@ -1,5 +1,6 @@
 """The DeepSpeed implementation of `Engine`: ZeRO 0–3 and offload over raw `deepspeed.initialize`."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,20 @@ import torch.distributed as dist
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
-from mllm.training.engine import with_own_storage
-from mllm.training.manifest import check_manifest, write_manifest
-from mllm.training.presence import Presence
-from mllm.training.random_state import random_state, restore_random_state
-from mllm.training.ranks import RankedEngine, join_ranks
+from mllm.kernels.precision import cast_parameters
+from mllm.training.ds_config import zero_stage
+from mllm.training.engine import (
+    Fill,
+    check_manifest,
+    own_device,
+    random_state,
+    restore_random_state,
+    with_own_storage,
+    write_manifest,
+)
+from mllm.training.optimizer import PartOf, build_optimizer, first_component
+from mllm.training.ranks import Presence, RankedEngine, join_ranks
 from mllm.training.settings import LoopSettings, OptimizerSettings
-
-__all__ = ["DeepSpeedEngine", "fill_ds_config", "init_distributed", "read_ds_config", "zero_stage"]
 
 
 def _silence_jit_builds() -> None:
@@ -46,6 +52,36 @@ def init_distributed(time_limit: timedelta) -> Presence:
     return join_ranks(time_limit, lambda limit: deepspeed.init_distributed(verbose=False, timeout=limit))
 
 
+def keeper(ds_config: dict[str, Any]) -> Callable[[nn.Parameter], None]:
+    """What takes each parameter that rank 0 has filled, as DeepSpeed takes a model at the stage of `ds_config`, a filled one.
+
+    Stages 0 to 2: whole on each device; DeepSpeed copies rank 0's parameters to the other ranks. Stage 3: partitioned as
+    soon as a parameter is there, so that no rank has more than one of them whole.
+    """
+    return _Partition(ds_config) if zero_stage(ds_config) == 3 else _leave
+
+
+def _leave(parameter: nn.Parameter) -> None:
+    """DeepSpeed does the rest."""
+
+
+class _Partition:
+    """Hands rank 0's contents of a parameter to all ranks, each of which keeps its part."""
+
+    def __init__(self, ds_config: dict[str, Any]) -> None:
+        self._ds_config = ds_config
+        self._first: Any = None
+
+    def __call__(self, parameter: nn.Parameter) -> None:
+        if self._first is not None:
+            self._first.convert_to_zero_parameters(param_list=[parameter])
+            return
+        import deepspeed
+
+        deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=self._ds_config)
+        self._first = parameter
+
+
 # Gradients are reduced at ZeRO-0 in buffers of so many elements.
 REDUCE_BUCKET_ELEMENTS = 4_000_000
 
@@ -56,18 +92,26 @@ class DeepSpeedEngine(RankedEngine):
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        fill: Fill | None = None,
+        part_of: PartOf = first_component,
+        *,
         optim: OptimizerSettings,
         loop: LoopSettings,
         ds_config: dict[str, Any],
         presence: Presence,
     ) -> None:
+        """fill: for a module without contents. ds_config: a filled one."""
         import deepspeed
 
         super().__init__(presence, loop)
-        filled = fill_ds_config(ds_config, optim, loop)
-        self.stage = zero_stage(filled)
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=filled)
+        self.stage = zero_stage(ds_config)
+        dtype = torch.bfloat16 if loop.dtype == "bfloat16" else torch.float32
+        if fill is not None:
+            fill(module, dtype, own_device(), self.rank == 0, presence.gather, presence.share, keeper(ds_config))
+        else:
+            cast_parameters(module, dtype)
+        optimizer = build_optimizer(module, optim, part_of)
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         if self._engine.zero_optimization_stage() != self.stage:
             raise RuntimeError(f"asked for ZeRO-{self.stage}, got ZeRO-{self._engine.zero_optimization_stage()}")
         if self.stage == 0:

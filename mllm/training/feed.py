@@ -1,14 +1,32 @@
-"""Micro-batches on their way to the device: each is copied while the one before it is computed."""
+"""Work that is made ready ahead of its use: windows in a thread, and micro-batches on their way to the device."""
 
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mllm.training.task import MicroBatch
+
+Made = TypeVar("Made")
+
+
+def made_ahead(make: Callable[[int], Made], start: int, end: int) -> Generator[tuple[Made, float], None, None]:
+    """What `make` gives for each number from `start` to before `end`, made in a thread while the one before is used, and the
+    seconds that were spent waiting for it. Closing it waits for what is under way."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(make, start) if start < end else None
+        while pending is not None:
+            waited_from = time.monotonic()
+            made = pending.result()
+            waited_s = time.monotonic() - waited_from
+            start += 1
+            pending = pool.submit(make, start) if start < end else None
+            yield made, waited_s
 
 
 class Feed:

@@ -4,8 +4,6 @@ Parameters, gradients and moments are spread over the ranks; a layer is whole on
 float32, with bfloat16 copies for the products under dtype bfloat16, and gradients are always summed in float32.
 """
 
-import math
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from mllm.checkpoint.fill import Contents, fill
 from mllm.errors import UserError
-from mllm.training.engine import with_own_storage
-from mllm.training.manifest import check_manifest, write_manifest
-from mllm.training.optimizer import build_optimizer
-from mllm.training.placement import own_device, shared_place
-from mllm.training.presence import Presence
-from mllm.training.random_state import random_state, restore_random_state
-from mllm.training.ranks import RankedEngine
+from mllm.training.engine import (
+    Fill,
+    check_manifest,
+    clipped_step,
+    own_device,
+    random_state,
+    restore_random_state,
+    with_own_storage,
+    write_manifest,
+)
+from mllm.training.optimizer import PartOf, build_optimizer, first_component
+from mllm.training.ranks import Presence, RankedEngine
 from mllm.training.settings import LoopSettings, OptimizerSettings
 
 
@@ -39,11 +41,11 @@ def start_process_group(time_limit: timedelta) -> None:
         dist.init_process_group("gloo", timeout=time_limit)
 
 
-def shard(module: nn.Module, dtype: str, open_contents: Callable[[], Contents] | None) -> None:
+def shard(module: nn.Module, dtype: str, fill: Fill | None, presence: Presence) -> None:
     """Spread the parameters of `module` over the ranks: each layer that its transformers class must not split, then the rest.
 
-    open_contents: what the parameters of a module without contents begin with. Rank 0 reads one at a time, and every rank
-    keeps its part. Weights quantized to integers stay whole on every rank: their scales belong to the whole tensor.
+    fill: for a module without contents. Rank 0 reads one parameter at a time, and every rank keeps its part. Weights
+    quantized to integers stay whole on every rank: their scales belong to the whole tensor.
     """
     device = own_device()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
@@ -51,14 +53,14 @@ def shard(module: nn.Module, dtype: str, open_contents: Callable[[], Contents] |
     low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = low if dtype == "bfloat16" else MixedPrecisionPolicy()
     parts = _Parts()
-    if open_contents is not None:
-        fill(module, open_contents, torch.float32, shared_place(parts))
+    if fill is not None:
+        fill(module, torch.float32, device, dist.get_rank() == 0, presence.gather, presence.share, parts)
         parts.forget(module)
     whole = {parameter for parameter in module.parameters() if not parameter.is_floating_point()}
     for layer in layers_of(module):
         fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=whole)
     fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=whole)
-    if open_contents is not None:
+    if fill is not None:
         parts.take(module, device)
     else:
         module.to(device)
@@ -122,16 +124,18 @@ class FSDPEngine(RankedEngine):
     def __init__(
         self,
         module: nn.Module,
-        open_contents: Callable[[], Contents] | None,
+        fill: Fill | None = None,
+        part_of: PartOf = first_component,
+        *,
         optim: OptimizerSettings,
         loop: LoopSettings,
         presence: Presence,
     ) -> None:
-        """Shard `module` in place; see `shard` for open_contents."""
+        """Shard `module` in place; see `shard` for fill."""
         super().__init__(presence, loop)
-        shard(module, loop.dtype, open_contents)
+        shard(module, loop.dtype, fill, presence)
         self.module = module
-        self.optimizer = build_optimizer(module, optim)
+        self.optimizer = build_optimizer(module, optim, part_of)
         self.max_grad_norm = optim.max_grad_norm
         self.description = f"FSDP2, {self.world_size} rank(s), {loop.dtype} on {self.device.type}"
         self._trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
@@ -141,14 +145,7 @@ class FSDPEngine(RankedEngine):
         (loss_sum * (scale * self.world_size)).backward()
 
     def step(self, lr_scale: float) -> float:
-        norm: Any = torch.nn.utils.clip_grad_norm_(self._trainable.values(), self.max_grad_norm)
-        norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * lr_scale
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return clipped_step(self.optimizer, self._trainable.values(), self.max_grad_norm, lr_scale)
 
     def save_state(self, directory: Path) -> None:
         state = {

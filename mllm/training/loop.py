@@ -1,25 +1,31 @@
-"""The training loop: exact global loss, resumable, stopped at once by a non-finite number."""
+"""The training loop: exact global loss, resumable, stopped at once by a non-finite number.
+
+Each process notes what signals ask of it, and all ranks decide together. SIGINT, SIGTERM: save and stop. SIGUSR1: save and
+stop because the time of the job is nearly over. SIGUSR2: save and go on.
+"""
 
 import logging
 import math
+import os
+import resource
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mllm.errors import TimeIsUp, UserError
-from mllm.training.callback import Callback
-from mllm.training.engine import Engine
-from mllm.training.feed import Feed
-from mllm.training.gradients import GradientCheck
-from mllm.training.metering import step_costs
-from mllm.training.optimizer import lr_scale
-from mllm.training.resume import clean, latest_checkpoint, load_progress, save_checkpoint
+from mllm.training.callbacks import Callback
+from mllm.training.engine import Engine, GradientCheck
+from mllm.training.feed import Feed, made_ahead
+from mllm.training.resume import clean, latest_checkpoint, load_progress, own_state_file, save_checkpoint
 from mllm.training.settings import LoopSettings, OptimizerSettings
-from mllm.training.signals import Requests, listen
 from mllm.training.task import StepWindow, Task
 
 logger = logging.getLogger(__name__)
@@ -29,6 +35,86 @@ def total_steps(task: Task, loop: LoopSettings) -> int:
     """Optimizer steps of the whole run."""
     steps = math.ceil(task.steps_per_epoch * loop.epochs)
     return min(steps, loop.max_steps) if loop.max_steps else steps
+
+
+def lr_scale(step: int, total_steps: int, settings: OptimizerSettings) -> float:
+    """Factor on every base learning rate at optimizer step `step` (from 0): linear warm-up, then cosine to 0."""
+    warmup = math.ceil(total_steps * settings.warmup_ratio)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclass
+class Requests:
+    """What this process was asked for. `save` is taken back once it is done."""
+
+    stop: bool = False
+    requeue: bool = False
+    save: bool = False
+
+
+MEANING = {signal.SIGINT: "stop", signal.SIGTERM: "stop", signal.SIGUSR1: "requeue", signal.SIGUSR2: "save"}
+
+
+@contextmanager
+def listen() -> Iterator[Requests]:
+    """Note signals for as long as the block runs (in the main thread; elsewhere none arrive).
+
+    A second signal to stop acts as usual in a lone process. Under a launcher it is an echo (a terminal signals the whole
+    group, then the launcher signals its children, some of them twice) and changes nothing.
+    """
+    requests = Requests()
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    previous = {number: signal.getsignal(number) for number in MEANING}
+    is_launched = "RANK" in os.environ
+
+    def handler(number: int, frame: Any) -> None:
+        meaning = MEANING[signal.Signals(number)]
+        setattr(requests, meaning, True)
+        if meaning == "stop" and not is_launched:
+            signal.signal(number, previous[signal.Signals(number)])
+
+    for number in previous:
+        signal.signal(number, handler)
+    try:
+        yield requests
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
+
+
+def peak_memory_gib() -> float:
+    """The most that this process has held so far: on its GPU if it has one, else resident in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def step_costs(
+    tokens: float, flops: float, computed_s: float, waited_s: float, ranks: int, peak_flops: float | None
+) -> dict[str, float]:
+    """Metrics of one step. tokens, flops: of all ranks; waited_s: for data; peak_flops: FLOP/s of one rank's device.
+
+    Rates are over the whole of the step's time. `mfu`, model FLOPs utilization (Chowdhery et al. 2022), is there if its
+    two numbers are known.
+    """
+    took_s = computed_s + waited_s
+    costs = {
+        "tokens_per_second": tokens / took_s,
+        "step_s": took_s,
+        "data_wait_share": waited_s / took_s,
+        "peak_memory_gib": peak_memory_gib(),
+    }
+    if peak_flops and flops:
+        costs["mfu"] = flops / took_s / (ranks * peak_flops)
+    return costs
 
 
 class Trainer:
@@ -80,8 +166,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(step, self.total)
         try:
-            with listen() as requests, ThreadPoolExecutor(1) as pool:
-                for window, feed, waited_s in self._windows(pool, step, end):
+            with listen() as requests, closing(made_ahead(self._window, step, end)) as windows:
+                for (window, feed), waited_s in windows:
                     metrics = self._step(step, window, feed, waited_s)
                     step += 1
                     self._report(step, metrics)
@@ -97,18 +183,6 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_end(step)
         return step
-
-    def _windows(self, pool: Executor, step: int, end: int) -> Iterator[tuple[StepWindow, Feed, float]]:
-        """The windows of the steps from `step` to `end`, each made while the one before is used, the feed of its
-        micro-batches, and the seconds that were spent waiting for it."""
-        pending = pool.submit(self._window, step) if step < end else None
-        while pending is not None:
-            waited_from = time.monotonic()
-            window, feed = pending.result()
-            waited_s = time.monotonic() - waited_from
-            step += 1
-            pending = pool.submit(self._window, step) if step < end else None
-            yield window, feed, waited_s
 
     def _report(self, step: int, metrics: dict[str, Any]) -> None:
         for callback in self.callbacks:
@@ -148,25 +222,28 @@ class Trainer:
         own = [(m.target_count, m.token_count, m.flops) for m in window.micro_batches]
         counts = self.engine.sum_on_device(self._numbers([float(sum(values)) for values in zip(*own, strict=True)]))
         scale = (1.0 / counts[0].clamp(min=1.0)).float()
-        loss_sum = self._numbers([0.0])
+        sums = {"loss": self._numbers([0.0])}
         for micro_batch in feed:
             with self.engine.autocast():
-                loss = self.task.loss_sum(self.engine.module, micro_batch)
-            self.engine.backward(loss, scale, last=not feed)
-            loss_sum += loss.detach()
+                output = self.task.loss(self.engine.module, micro_batch)
+            self.engine.backward(output.loss_sum, scale, last=not feed)
+            for name, value in {"loss": output.loss_sum, **output.sums}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double().reshape(1)
         self.gradients.check()
         rate = lr_scale(step, self.total, self.optim)
-        targets, tokens, flops, total = torch.cat([counts, self.engine.sum_on_device(loss_sum)]).tolist()
+        targets, tokens, flops, *totals = torch.cat(
+            [counts, self.engine.sum_on_device(torch.cat([*sums.values()]))]
+        ).tolist()
         self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
         self._check_learns(targets, step, window)
-        mean_loss = total * (1.0 / targets)
-        self._check_finite("loss", mean_loss, step, window)
+        means = {name: total * (1.0 / targets) for name, total in zip(sums, totals, strict=True)}
+        self._check_finite("loss", means["loss"], step, window)
         grad_norm = self.engine.step(rate)
         self._check_finite("gradient norm", grad_norm, step, window)
         self.tokens_seen += int(tokens)
         computed_s = time.monotonic() - started
         return {
-            "loss": mean_loss,
+            **means,
             "grad_norm": grad_norm,
             "lr_scale": rate,
             "targets": int(targets),
@@ -217,9 +294,9 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
         }
         best_step = self.best["step"] if self.best else None
-        save_checkpoint(
-            self.engine, self.run_dir, step, progress, self.write_model, self.loop.keep_checkpoints, best_step
-        )
+        own = {type(callback).__name__: state for callback in self.callbacks if (state := callback.state_dict())}
+        keep = self.loop.keep_checkpoints
+        save_checkpoint(self.engine, self.run_dir, step, progress, self.write_model, keep, best_step, own)
         self._saved_at = time.monotonic()
 
     def _resume(self) -> int:
@@ -232,7 +309,12 @@ class Trainer:
         self.engine.load_state(checkpoint / "state")
         self.skipped = {key: tuple(value) for key, value in progress["skipped"].items()}
         self.tokens_seen, self.best = progress["tokens_seen"], progress["best"]
+        own_file = own_state_file(checkpoint, self.engine.rank)
+        own = torch.load(own_file, map_location="cpu", weights_only=True) if own_file.is_file() else {}
         for callback in self.callbacks:
-            callback.restore(progress["callbacks"].get(type(callback).__name__, {}))
+            name = type(callback).__name__
+            callback.restore(progress["callbacks"].get(name, {}))
+            if name in own:
+                callback.load_state_dict(own[name])
         logger.info("resuming from %s (step %d of %d)", checkpoint, progress["step"], self.total)
         return progress["step"]

@@ -1,17 +1,15 @@
-"""Parameter groups with a learning rate and weight decay per part, the optimizer, and the schedule."""
+"""Parameter groups with a learning rate and weight decay per part, and the optimizer over them."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.model.multimodal import MultimodalLM
-from mllm.model.trainable import token_embeddings
 from mllm.training.settings import OptimizerSettings
 
-RATED_PARTS = ("vision_encoder", "projector", "token_embeddings")
+PartOf = Callable[[str], str]
 BITSANDBYTES_CLASSES = {
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW",
@@ -19,29 +17,29 @@ BITSANDBYTES_CLASSES = {
 }
 
 
-def part_rates(settings: OptimizerSettings) -> dict[str, tuple[float, float]]:
-    """Part → its learning rate and weight decay; `lr_<part>` and `weight_decay_<part>` win over `lr` and `weight_decay`."""
-    rates = {"language_model": (settings.lr, settings.weight_decay)}
-    for part in RATED_PARTS:
-        lr, decay = getattr(settings, f"lr_{part}"), getattr(settings, f"weight_decay_{part}")
-        rates[part] = (settings.lr if lr is None else lr, settings.weight_decay if decay is None else decay)
-    return rates
+def part_rate(settings: OptimizerSettings, part: str) -> tuple[float, float]:
+    """Learning rate and weight decay of a part: `lr_<part>` and `weight_decay_<part>` win over `lr` and `weight_decay`."""
+    lr, decay = getattr(settings, f"lr_{part}", None), getattr(settings, f"weight_decay_{part}", None)
+    return settings.lr if lr is None else lr, settings.weight_decay if decay is None else decay
 
 
-def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dict]:
+def first_component(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def parameter_groups(
+    module: nn.Module, settings: OptimizerSettings, part_of: PartOf = first_component
+) -> list[dict[str, Any]]:
     """Trainable parameters grouped by learning rate and weight decay, which vectors and scalars don't get.
 
-    A parameter's part is token_embeddings, or else the first component of its name; parts that the settings don't know
-    go by `lr`. Each group carries `base_lr`, which the schedule scales.
+    part_of: the part that a parameter belongs to, by its name, for `part_rate`. Each group carries `base_lr`, which the
+    schedule scales.
     """
-    rates = part_rates(settings)
-    embeddings = {id(p) for p in token_embeddings(module)} if isinstance(module, MultimodalLM) else set()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "token_embeddings" if id(parameter) in embeddings else name.split(".")[0]
-        lr, decay = rates.get(part, rates["language_model"])
+        lr, decay = part_rate(settings, part_of(name))
         # Under ZeRO-3 a partitioned parameter is flat here; ds_shape keeps its real shape.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
         groups.setdefault((lr, decay if dimensions > 1 else 0.0), []).append(parameter)
@@ -51,12 +49,14 @@ def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dic
     ]
 
 
-def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, settings: OptimizerSettings, part_of: PartOf = first_component
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019) over `parameter_groups`: torch's, or one of bitsandbytes by `settings.kind`.
 
     Raises UserError when this machine can't run the kind that is asked for.
     """
-    groups = parameter_groups(module, settings)
+    groups = parameter_groups(module, settings, part_of)
     if settings.kind == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
     return _bitsandbytes_class(settings.kind)(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
@@ -85,14 +85,3 @@ def _bitsandbytes_class(kind: str) -> Any:
         )
         raise UserError(f"optim.kind: {kind} doesn't run on this machine ({reason}); {mend}") from None
     return optimizer_class
-
-
-def lr_scale(step: int, total_steps: int, settings: OptimizerSettings) -> float:
-    """Factor on every base learning rate at optimizer step `step` (from 0): linear warm-up, then cosine to 0."""
-    warmup = math.ceil(total_steps * settings.warmup_ratio)
-    if step < warmup:
-        return (step + 1) / warmup
-    if settings.schedule == "constant":
-        return 1.0
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

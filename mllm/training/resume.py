@@ -7,9 +7,11 @@ appears under that name only when whole.
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mllm.errors import UserError
 from mllm.files import (
@@ -56,17 +58,19 @@ def save_checkpoint(
     write_model: Callable[[Path, dict[str, Any]], None],
     keep: int,
     best_step: int | None = None,
+    own_state: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint (called on every rank) and remove all but the newest `keep` and that of `best_step`.
 
-    Raises UserError when the disk doesn't take it; the checkpoints before are whole, and no half one is left.
+    own_state: tensors of this rank's callbacks. Raises UserError when the disk doesn't take the checkpoint; those before
+    are whole, and no half one is left.
     """
     final = run_dir / "checkpoints" / f"step_{step:08d}"
     hidden = hidden_directory(final)
     try:
         if engine.rank == 0:
             claim_hidden(hidden)
-        _write(engine, hidden / final.name, progress, write_model)
+        _write(engine, hidden / final.name, progress, write_model, own_state)
         engine.barrier()
         if engine.rank == 0:
             publish_directory(hidden, final, BY, is_hashed=False)
@@ -97,15 +101,24 @@ def _write(
     directory: Path,
     progress: dict[str, Any],
     write_model: Callable[[Path, dict[str, Any]], None],
+    own_state: Mapping[str, Any] | None,
 ) -> None:
     if engine.rank == 0:
         (directory / "state").mkdir(parents=True)
     engine.barrier()
     state_dict = engine.full_state_dict()
+    if own_state:
+        # Before the engine's, whose manifest lists all files.
+        torch.save(own_state, own_state_file(directory, engine.rank))
     engine.save_state(directory / "state")
     if engine.rank == 0:
         write_model(directory / "model", state_dict)
         write_json_atomically(directory / "progress.json", progress)
+
+
+def own_state_file(checkpoint: Path, rank: int) -> Path:
+    """Where the tensors of a rank's callbacks lie, if any has some."""
+    return checkpoint / "state" / f"callbacks_rank{rank}.pt"
 
 
 def _superseded(run_dir: Path, keep: int, best_step: int | None) -> list[Path]:

@@ -1,6 +1,6 @@
-"""What the loop knows of the thing it trains: a task cuts steps into micro-batches and turns one into a loss sum."""
+"""What the loop knows of the thing it trains: a task cuts steps into micro-batches and turns one into a loss."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +52,20 @@ class StepWindow:
     skipped: Sequence[tuple[str, str, str]] = field(default_factory=tuple)
 
 
+@dataclass(frozen=True)
+class TaskOutput:
+    """What a micro-batch gives. loss_sum: scalar float32, the loss summed, not averaged, over its targets.
+
+    `sums` are further scalars by name, summed over the same targets, or [1] in shape. The loop adds each over micro-batches
+    and ranks in float64 on the device, reads it together with the loss, divides it by the number of the global batch's
+    targets, and records it under its name, which is none of the loop's own. Names are the same, and in the same order, in
+    every micro-batch of every rank.
+    """
+
+    loss_sum: torch.Tensor
+    sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
 class Task(Protocol):
     """Instruction tuning, contrastive training, …"""
 
@@ -62,6 +76,6 @@ class Task(Protocol):
         """The work of `rank` in optimizer step `step` (counted from 0 over all epochs): a pure function."""
         ...
 
-    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        """Scalar float32: the loss summed, not averaged, over the micro-batch's targets."""
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
+        """The forward of a micro-batch."""
         ...

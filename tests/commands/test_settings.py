@@ -14,7 +14,7 @@ from mllm.errors import UserError
 from mllm.finetune.settings import FinetuneSettings
 from mllm.foreign_keys import OURS
 from mllm.settings import load_settings, validate_settings
-from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.settings import InstructionConfig
 
 FINETUNE = {
     "run_dir": "runs/x",

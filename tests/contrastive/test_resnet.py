@@ -66,7 +66,7 @@ def test_a_resnets_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tm
         model.zero_grad()
         task = ContrastiveTask(batcher, "infonce", chunk)
         for micro_batch in task.window(0, 0, 1).micro_batches:
-            task.loss_sum(model, micro_batch).backward()
+            task.loss(model, micro_batch).loss_sum.backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters()})
     whole, cached = found
     largest = max(g.abs().max() for g in whole.values())

@@ -128,7 +128,7 @@ def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, ki
         total = 0.0
         for micro_batch in window.micro_batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = task.loss_sum(model, micro_batch)
+                loss = task.loss(model, micro_batch).loss_sum
             loss.backward()
             total += loss.item()
         results.append((total, {n: p.grad.clone() for n, p in model.named_parameters()}, len(window.micro_batches)))

@@ -157,6 +157,7 @@ def outlines(counts, count=100):
     return found
 
 
+@pytest.mark.slow
 def test_processes_count_as_one_does_and_go_on_where_a_dead_one_stopped(tiny_parts, tmp_path, monkeypatch, index_cache):
     processor = load_processor(tiny_settings(tiny_parts))
     mix = many(tmp_path)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mllm.checkpoint.start import load_processor
+from mllm.data.collate import ImageDecoder, own_share_of_cores
 from mllm.data.dataset import Mixture
-from mllm.data.decoding import ImageDecoder, own_share_of_cores
 from mllm.data.recipe import load_recipe
 from mllm.data.settings import DataSettings
 from mllm.errors import UserError
@@ -62,7 +62,7 @@ def test_threads_that_decode_are_a_ranks_share_of_the_cores(monkeypatch):
         (96, None, 0, 8),
         (64, "LOCAL_SIZE", 16, 3),
     ):
-        monkeypatch.setattr("mllm.data.decoding.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("mllm.data.collate.usable_cores", lambda cores=cores: cores)
         if variable:
             monkeypatch.setenv(variable, str(ranks))
         assert own_share_of_cores() == expected

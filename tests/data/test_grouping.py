@@ -6,8 +6,7 @@ import random
 import pytest
 
 from mllm.checkpoint.start import load_processor
-from mllm.data.dataset import Mixture
-from mllm.data.grouping import group_by_length
+from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.settings import DataSettings
 from mllm.errors import UserError

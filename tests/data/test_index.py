@@ -181,6 +181,7 @@ def test_an_empty_file_gives_no_samples(tmp_path):
         mixture({"path": str(tmp_path / "empty.jsonl")})
 
 
+@pytest.mark.slow
 def test_processes_that_race_for_an_index_read_the_file_once(tmp_path):
     path = write(tmp_path / "s.jsonl", [record(n) for n in range(3000)])
     code = (

@@ -8,7 +8,7 @@ from data_recipes.demo.settings import GeneratorSettings
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings
 from mllm.settings import load_settings, read_yaml
-from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.settings import InstructionConfig
 
 FILES = sorted((Path(__file__).parents[2] / "data_recipes").rglob("*.yaml"))
 

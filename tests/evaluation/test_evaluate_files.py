@@ -1,9 +1,6 @@
 """A model directory through `evaluate`: our benchmarks, official ones and a user's file in one run."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,8 @@ from mllm.errors import UserError
 from mllm.evaluation.reliability import calibrate
 from mllm.evaluation.run import evaluate
 from mllm.inference.answer import Answer, TokenLogprob
-from tests.helpers.launches import free_port
+from tests.helpers.commands import run_script
+from tests.helpers.launches import in_ranks
 from tests.helpers.releases import write_mme
 from tests.helpers.tiny import save_image, tiny_settings
 
@@ -98,16 +96,12 @@ def test_a_model_in_memory_has_the_scores_of_its_directory_and_nothing_is_writte
 @pytest.mark.slow
 def test_two_ranks_give_the_answers_of_one(prepared, tmp_path):
     run(prepared, tmp_path / "one", "mme")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     names = f"{prepared / 'own.jsonl'},mme"
     options = ["--data", prepared, "--benchmarks", names, "--output", tmp_path / "two", "--limit", 3, "--batch-size", 8]
-    command = [*launcher, "eval/run.py", "--model", prepared / "model", *options]
-    done = subprocess.run(
-        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("mean score") == 1
+    words = [str(part) for part in ("--model", prepared / "model", *options)]
+    in_ranks(tmp_path / "ranks", 2, run_script, "eval/run.py", *words, time_limit_s=120)
+    said = [(tmp_path / "ranks" / f"rank_{rank}.txt").read_text() for rank in (0, 1)]
+    assert "".join(said).count("mean score") == 1
     (one, answers), (two, dealt) = read(tmp_path / "one"), read(tmp_path / "two")
     assert two["scores"] == one["scores"] and two["data_sha256"] == one["data_sha256"]
     for a, b in zip(answers, dealt, strict=True):

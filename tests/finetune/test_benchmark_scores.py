@@ -9,10 +9,11 @@ from mllm.errors import UserError
 from mllm.evaluation.run import evaluate
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.settings import validate_settings
 from tests.helpers.launches import launch
 from tests.helpers.runs import config, run_here, series
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def own(recipe):
 
 
 def go(values, stop_after=None):
-    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after, generating_callbacks)
+    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after)
 
 
 def lines_of(path):
@@ -71,8 +72,6 @@ def test_what_cannot_be_asked_ends_the_run_before_it_trains(tiny_parts, recipe, 
         go(values | settings(own, names=["nope"]))
     with pytest.raises(UserError, match=r"pope.*does not exist; get it from http"):
         go(values | settings(own, names=["pope"]))
-    with pytest.raises(UserError, match=r"benchmarks: needs callbacks that generate; start the run by train/finetune"):
-        run_here(values | settings(own))
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -15,8 +15,10 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.model.trainable import apply_policy
 from mllm.settings import dump_yaml, validate_settings
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import start_engine
 from tests.helpers.runs import config, second_stage
+
+pytestmark = pytest.mark.slow
 
 ALL = 10_000
 
@@ -54,11 +56,11 @@ def live_bytes_of(run, kernel="segments"):
     with LiveBytes() as live:
         for tensor in [*model.parameters(), *model.buffers()]:
             live.count(tensor)
-        engine = build_engine(model.train, run.engine, run.optim, run.train)
+        engine = start_engine(run.engine, run.optim, run.train)(model.train())
         for step in range(task.steps_per_epoch):
             for micro_batch in task.window(step, 0, 1).micro_batches:
                 with engine.autocast():
-                    loss = task.loss_sum(engine.module, micro_batch)
+                    loss = task.loss(engine.module, micro_batch).loss_sum
                 engine.backward(loss, 1.0, last=True)
                 del loss
             engine.step(1.0)

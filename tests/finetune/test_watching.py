@@ -21,19 +21,20 @@ from mllm.finetune.flops import unit_flops
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
-from mllm.finetune.watching import generating_callbacks
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
-from mllm.training.callbacks import SMOOTHED_STEPS, LogLine
-from mllm.training.peak import device_peak_flops
+from mllm.training.callbacks import SMOOTHED_STEPS, Callback, LogLine
+from mllm.training.gpus import device_peak_flops
 from mllm.training.settings import LoopSettings
 from tests.helpers.runs import config, metrics, run_here, series
 from tests.helpers.tiny import tiny_settings
 
+pytestmark = pytest.mark.slow
+
 
 def go(values, stop_after=None):
-    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after, generating_callbacks)
+    return finetune(validate_settings(FinetuneSettings, values, "test"), stop_after)
 
 
 def fail(error):
@@ -112,14 +113,13 @@ def test_sample_answers_are_those_of_the_saved_model_and_are_not_written_twice(t
     asked = {"file": str(questions), "image_root": str(recipe.parent), "every_steps": 2, "count": 4}
     values = config(tiny_parts, recipe, tmp_path / "run", train__save_every_steps=3) | {"samples": asked}
 
-    def broken_at_4(context):
-        (answers,) = generating_callbacks(context)
-        measure = answers.measure
-        answers.measure = lambda step: (measure(step), step == 4 and fail(KeyError(step)))[0]
-        return [answers]
+    class BrokenAt4(Callback):
+        def on_step(self, step, metrics):
+            if step == 4:
+                raise KeyError(step)
 
     with pytest.raises(KeyError):  # after the answers of step 4, before its checkpoint
-        finetune(validate_settings(FinetuneSettings, values, "test"), None, broken_at_4)
+        finetune(validate_settings(FinetuneSettings, values, "test"), callbacks=[BrokenAt4()])
     go(values)
     records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [(r["step"], r["id"]) for r in records] == [(s, f"s{n}") for s in (2, 4, 6) for n in range(4)]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from mllm.settings import validate_settings
-from mllm.synthesis.config import InstructionConfig
+from mllm.synthesis.settings import InstructionConfig
 from tests.helpers.demo_inputs import picture_bytes
 
 PROMPTS = Path(__file__).parents[2] / "data_recipes" / "prompts"

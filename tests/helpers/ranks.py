@@ -15,14 +15,13 @@ from mllm.commands.shared import configure_logging, run_command
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.finetune.run import build_beginning, finetune
+from mllm.finetune.run import build_beginning, filling, finetune, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.kernels import loss
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.trainable import apply_policy, count_parameters
 from mllm.settings import validate_settings
-from mllm.training.build_engine import build_engine
+from mllm.training.build_engine import start_engine
 from mllm.training.deepspeed_engine import init_distributed
 from tests.helpers.collectives import meeting, recorded
 
@@ -43,8 +42,8 @@ def runs_in_step(planned: str) -> None:
         settings = validate_settings(FinetuneSettings, values, "test")
         with recorded(meeting(dist.PrefixStore(f"run{number}", store), rank, world_size)):
             if stop_after is not None:
-                assert finetune(settings, stop_after, generating_callbacks) is None
-            assert finetune(settings, None, generating_callbacks) is not None
+                assert finetune(settings, stop_after) is None
+            assert finetune(settings) is not None
 
 
 def _begin(settings):
@@ -58,9 +57,8 @@ def _begin(settings):
 def _compared(settings):
     """Start under the engine of `settings`, and in one process on rank 0; names of tensors that aren't equal."""
     beginning, counts = _begin(settings)
-    engine = build_engine(
-        lambda: beginning.model.train(), settings.engine, settings.optim, settings.train, beginning.open_contents
-    )
+    wrap = start_engine(settings.engine, settings.optim, settings.train)
+    engine = wrap(beginning.model.train(), filling(beginning), parts_by_name(beginning.model))
     state = engine.full_state_dict()
     rows = len(beginning.model.language_model.get_input_embeddings().weight)
     found = {"buffers": sorted({str(b.dtype) for b in engine.module.buffers() if b.is_floating_point()})}

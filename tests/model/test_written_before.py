@@ -78,3 +78,12 @@ def test_a_llava_directory_is_read_by_name_in_every_layout_of_its_files(tmp_path
     monkeypatch.setattr("mllm.checkpoint.llava._loaded_by_transformers", None)
     _, logits = answer(*mllm.load(tmp_path / "model"))
     assert torch.allclose(logits[:24], torch.tensor(EXPECTED["exported"]["logits"]), atol=1e-5)
+
+
+def test_a_llava_directory_whose_files_hold_a_tied_head_as_well_is_loaded_by_transformers(tmp_path):
+    shutil.copytree(BEFORE / "exported", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["language_model.lm_head.weight"] = weights["language_model.model.embed_tokens.weight"].clone()
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    _, logits = answer(*mllm.load(tmp_path / "model"))
+    assert torch.allclose(logits[:24], torch.tensor(EXPECTED["exported"]["logits"]), atol=1e-5)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from mllm.finetune.task import InstructionTask
-from mllm.training.task import MicroBatch
+from mllm.training.task import MicroBatch, TaskOutput
 
 POLICIES: dict[str, dict[str, Any]] = {
     "full": {"language_model": "full", "vision_encoder": "full"},
@@ -19,9 +18,9 @@ POLICIES: dict[str, dict[str, Any]] = {
 class _ReadsTheLoss(InstructionTask):
     """Asks the device in every micro-batch, so that it can be seen that this is found."""
 
-    def loss_sum(self, module: nn.Module, micro_batch: MicroBatch) -> torch.Tensor:
-        loss = super().loss_sum(module, micro_batch)
-        assert loss.item() == loss.item()
+    def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
+        loss = super().loss(module, micro_batch)
+        assert loss.loss_sum.item() == loss.loss_sum.item()
         return loss
 
 

@@ -168,6 +168,7 @@ def test_the_image_goes_with_the_facts_when_asked(tmp_path: Path) -> None:
     assert report.samples == 1  # what the model may have seen is not held against the facts
 
 
+@pytest.mark.slow
 def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> None:
     records = fact_records(60)
     with serving(delay_s=lambda key: 0.03) as (url, ledger):
@@ -175,7 +176,7 @@ def test_a_killed_run_pays_again_only_for_what_was_under_way(tmp_path: Path) -> 
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
         script = (
             "from mllm.settings import load_settings\n"
-            "from mllm.synthesis.config import InstructionConfig\n"
+            "from mllm.synthesis.settings import InstructionConfig\n"
             "from mllm.synthesis.run import write_instructions\n"
             f"write_instructions(load_settings(InstructionConfig, {str(tmp_path / 'config.yaml')!r}))\n"
         )

@@ -17,12 +17,12 @@ from mllm.media.decode import read_image
 from mllm.settings import validate_settings
 from mllm.synthesis.backends.local import LocalBackend
 from mllm.synthesis.backends.template import TemplateBackend, plural, with_article
-from mllm.synthesis.config import Kind, LocalSettings
 from mllm.synthesis.context import read_contexts
 from mllm.synthesis.filters import Candidate, build_filters
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.prompts import Requests, load_kind, load_objects
 from mllm.synthesis.run import write_instructions
+from mllm.synthesis.settings import Kind, LocalSettings
 from tests.helpers.demo_inputs import picture_bytes, read_lines
 from tests.helpers.facts import NO_IMAGES, PROMPTS, fact_records, make_run
 

@@ -8,7 +8,6 @@ import pytest
 from mllm.errors import UserError
 from mllm.settings import validate_settings
 from mllm.synthesis.backends.base import Prompt
-from mllm.synthesis.config import FilterSettings, InputSettings
 from mllm.synthesis.context import Box, Context, read_contexts
 from mllm.synthesis.filters import Candidate, build_filters
 from mllm.synthesis.filters.duplicates import NearDuplicate, Seen
@@ -16,6 +15,7 @@ from mllm.synthesis.filters.images import HashSet
 from mllm.synthesis.parsing import UnparsableError, as_blocks, as_json, parse_turns
 from mllm.synthesis.prompts import Request, absent_objects, load_objects, present_objects
 from mllm.synthesis.run import write_instructions
+from mllm.synthesis.settings import FilterSettings, InputSettings
 from tests.helpers.demo_inputs import read_lines
 from tests.helpers.facts import PROMPTS, fact_records, make_run, openai_backend
 from tests.helpers.faulty_server import blocks, serving

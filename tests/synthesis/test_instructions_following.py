@@ -14,6 +14,8 @@ from mllm.synthesis.run import write_instructions
 from tests.helpers.facts import fact_records, make_run, openai_backend
 from tests.helpers.faulty_server import serving
 
+pytestmark = pytest.mark.slow
+
 FILES = ("street.jsonl", "rejected.jsonl")
 
 

@@ -8,7 +8,7 @@ import torch
 MEASURED = """
 import resource
 import torch
-from mllm.training.allocator import keep_freed_memory
+from mllm.training.build_engine import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,6 +25,7 @@ print(found[0], found[2], " hg" in heap)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.cuda.is_available() or not Path("/proc/self/smaps").exists() or torch.version.hip is not None,
     reason="for Linux machines without a GPU",

@@ -15,10 +15,12 @@ from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from mllm.training.deepspeed_engine import fill_ds_config
+from mllm.training.ds_config import fill_ds_config
 from tests.helpers.launches import launch, launch_runs
 from tests.helpers.runs import ROOT, config, run_here, series, skipped_ids
 from tests.helpers.tiny import save_image
+
+pytestmark = pytest.mark.slow
 
 STAGES, RANKS, ACCUMULATIONS = (0, 1, 2, 3), (1, 2), (1, 2)
 
@@ -74,7 +76,6 @@ def under_zero(tiny_parts, recipe, tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", ACCUMULATIONS)
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("stage", STAGES)
@@ -88,7 +89,6 @@ def test_loss_under_zero_equals_one_process(one_process, under_zero, stage, rank
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_resumed_run_under_zero_equals_the_uninterrupted_one(under_zero):
     assert series(under_zero / "resumed") == series(under_zero / "2_2_1")
 
@@ -129,14 +129,12 @@ def write_recipe_with_bad_images(root, bad):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_run_that_trains_the_projector_alone_saves_weights_that_zero_keeps_as_views(under_zero, stage):
     model, _ = load(under_zero / f"projector_{stage}" / "final")
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-@pytest.mark.slow
 def test_bad_images_are_listed_whichever_rank_met_them(tiny_parts, tmp_path):
     root, bad = tmp_path / "bad", ["bad0", "bad1", "bad2"]
     write_recipe_with_bad_images(root, bad)

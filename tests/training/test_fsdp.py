@@ -7,7 +7,6 @@ from mllm.checkpoint.ours import load
 from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.settings import validate_settings
 from tests.helpers.launches import launch_runs
 from tests.helpers.runs import config, metrics, run_here, series
@@ -63,7 +62,7 @@ def test_two_ranks_of_fsdp_equal_one_process(runs, tiny_parts, recipe, tmp_path,
 def test_answers_and_held_out_loss_while_fsdp_trains_are_those_of_one_process(runs, tiny_parts, recipe, tmp_path):
     """The questions are asked of all ranks at once, with and without an image, of embeddings and a head that are spread."""
     values = values_of("watched", tiny_parts, recipe, tmp_path / "one")
-    finetune(validate_settings(FinetuneSettings, values, "test"), None, generating_callbacks)
+    finetune(validate_settings(FinetuneSettings, values, "test"))
     assert (runs / "watched" / "samples.jsonl").read_text() == (tmp_path / "one" / "samples.jsonl").read_text()
     ours, theirs = (
         [step["heldout_loss"] for step in metrics(run_dir) if "heldout_loss" in step]

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -57,6 +58,7 @@ def weights(run_dir):
     return load_file(run_dir / "final" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_ten_kills_change_neither_samples_nor_losses_nor_weights(tiny_parts, recipe, tmp_path):
     def values(name):
         out = config(tiny_parts, recipe, tmp_path / name, data__packing="shared_prefix", data__group_by_image=True)

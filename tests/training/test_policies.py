@@ -5,14 +5,16 @@ import torch
 
 from mllm.checkpoint.ours import load
 from mllm.errors import UserError
-from mllm.finetune.run import finetune, start_model
+from mllm.finetune.run import finetune, parts_by_name, start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.model.encoders import VisionEncoder
 from mllm.settings import validate_settings
 from mllm.training import build_engine
-from mllm.training.optimizer import build_optimizer, parameter_groups, part_rates
+from mllm.training.optimizer import build_optimizer, parameter_groups, part_rate
 from mllm.training.settings import OptimizerSettings
 from tests.helpers.runs import config, run_here, series
+
+pytestmark = pytest.mark.slow
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
@@ -62,10 +64,10 @@ def test_each_part_has_its_own_learning_rate_and_weight_decay(tiny_parts, recipe
     optim = OptimizerSettings(
         lr=1e-3, lr_token_embeddings=1e-5, weight_decay=0.1, weight_decay_projector=0.0, weight_decay_vision_encoder=0.2
     )
-    rates = part_rates(optim)
-    assert rates["language_model"] == (1e-3, 0.1) and rates["token_embeddings"] == (1e-5, 0.1)
+    assert part_rate(optim, "language_model") == (1e-3, 0.1) and part_rate(optim, "token_embeddings") == (1e-5, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in parameter_groups(model, optim) for p in g["params"]}
+    groups = parameter_groups(model, optim, parts_by_name(model))
+    found = {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found["language_model.model.embed_tokens.weight"] == (1e-5, 0.1)
     assert found["language_model.model.layers.0.mlp.up_proj.weight"] == (1e-3, 0.1)
     assert found["language_model.model.norm.weight"] == (1e-3, 0.0)

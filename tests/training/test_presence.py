@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from mllm.errors import UserError
-from mllm.training.own_gpu import take_gpu
+from mllm.training.ranks import take_gpu
 from tests.helpers.launches import start_ranks
 from tests.helpers.ranks import end_by
 

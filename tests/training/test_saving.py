@@ -16,8 +16,10 @@ from mllm.files import claim_hidden, write_failure
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
-from mllm.training.callback import Callback
+from mllm.training.callbacks import Callback
 from tests.helpers.runs import config, run_here, series
+
+pytestmark = pytest.mark.slow
 
 
 class At(Callback):
@@ -45,7 +47,7 @@ class Measures(Callback):
 
 def go(values, *callbacks, stop_after=None):
     settings = validate_settings(FinetuneSettings, values, "test")
-    return finetune(settings, stop_after, lambda context: callbacks)
+    return finetune(settings, stop_after, callbacks)
 
 
 def saved_steps(run_dir):

@@ -11,10 +11,13 @@ import torch
 from tests.helpers.runs import ROOT
 from tests.shadow.cases import READ, TRAINING
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch lets nobody take the place of a device",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+        reason="this torch lets nobody take the place of a device",
+    ),
+]
 UNREAD = [name for name in TRAINING if name != READ]
 CONTRASTIVE = ["infonce, one chunk", "infonce, chunks", "sigmoid, one chunk", "sigmoid, chunks"]
 WAITS_A_STEP = 3
@@ -51,7 +54,7 @@ def test_no_micro_batch_waits_for_the_device_and_a_step_three_times_at_most(road
 
 def test_a_value_that_is_read_in_a_micro_batch_is_found_with_its_line(roads):
     within = roads[READ]["within"][-1]
-    assert len(within) >= 2 and all("cases.py" in line and "loss.item()" in line for line in within)
+    assert len(within) >= 2 and all("cases.py" in line and "loss_sum.item()" in line for line in within)
 
 
 def test_answers_chats_and_likelihoods_on_a_device_are_those_of_the_cpu(roads):

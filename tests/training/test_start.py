@@ -11,14 +11,15 @@ from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.finetune import run as finetune
 from mllm.finetune.estimate import estimate_runs
-from mllm.finetune.projector_scale import calibrate_projector
-from mllm.finetune.run import start_model
+from mllm.finetune.run import calibrate_projector, start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
 from mllm.settings import validate_settings
 from mllm.training import build_engine
 from tests.helpers.runs import config, run_here, series
 from tests.helpers.tiny import save_image
+
+pytestmark = pytest.mark.slow
 
 
 def settings(values):

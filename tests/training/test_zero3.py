@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from mllm.checkpoint.ours import load
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.watching import generating_callbacks
 from mllm.kernels import loss as loss_module
 from mllm.kernels.loss import supervised_loss_sum
 from mllm.settings import validate_settings
@@ -98,7 +97,7 @@ def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one
     launch_runs(runs, tmp_path)
     for policy in POLICIES:
         alone = values(f"one_{policy}", policy, watched=policy == "full")
-        finetune(validate_settings(FinetuneSettings, alone, "test"), None, generating_callbacks)
+        finetune(validate_settings(FinetuneSettings, alone, "test"))
     for name, (policy, *_) in cases.items():
         here, there = tmp_path / f"one_{policy}", tmp_path / name
         tolerance, weights = (0.02, 0.02) if name == "bfloat16" else (1e-5, 1e-4)

@@ -5,13 +5,8 @@ A reader is called as `reader(path, on_error=raise_error)`. Where samples come f
 tar, a URL) isn't its affair.
 """
 
-from collections.abc import Callable, Iterator
-
-from mllm.conversation.schema import Sample
-from mllm.registry import Registry
-
-Reader = Callable[..., Iterator[Sample]]
-READERS: Registry[Reader] = Registry("reader")
-
-# They enter themselves in READERS.
+# The modules enter themselves in READERS.
 from mllm.data.readers import captions, cauldron, coco, llava, messages, refcoco, sharegpt, vqa  # noqa: F401
+from mllm.data.readers.registry import READERS, Reader
+
+__all__ = ["READERS", "Reader"]

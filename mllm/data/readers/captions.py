@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm.conversation.schema import Sample
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import asked_about_images, found, image_paths, text_field
 from mllm.data.readers.records import record_reader
+from mllm.data.readers.registry import READERS
 
 IMAGE_FIELDS = ("images", "image", "image_path", "filepath", "file_name", "filename")
 CAPTION_FIELDS = ("caption", "captions", "text", "txt", "title")

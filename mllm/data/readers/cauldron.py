@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm.conversation.schema import Sample
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import found, image_paths, place_images, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
+from mllm.data.readers.registry import READERS
 
 
 @READERS.register("cauldron")

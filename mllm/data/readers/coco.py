@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mllm.conversation.schema import Sample
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import asked_about_images
 from mllm.data.readers.json_lines import read_document
 from mllm.data.readers.refcoco import box_text
+from mllm.data.readers.registry import READERS
 
 QUESTION = "Name the objects in the image, each with its box in pixels."
 

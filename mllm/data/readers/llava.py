@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import PLACEHOLDER, found, image_paths, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
+from mllm.data.readers.registry import READERS
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 

@@ -7,7 +7,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from mllm.conversation.schema import Fault, ImagePart, Message, Part, Sample, TextPart
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import (
     PLACEHOLDER,
@@ -18,8 +17,8 @@ from mllm.data.readers.fields import (
     with_system,
     without_nulls,
 )
-from mllm.data.readers.records import record_reader
-from mllm.data.readers.unread import OF_TURNS
+from mllm.data.readers.records import OF_TURNS, record_reader
+from mllm.data.readers.registry import READERS
 
 FIELDS = ("id", "messages", "images", "source", "kind")
 ROLES = ("system", "user", "assistant")

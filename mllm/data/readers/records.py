@@ -1,5 +1,9 @@
-"""Records of a file of any container that is known here, and readers made of what turns one record into samples."""
+"""Records of a file of any container that is known here, and readers made of what turns one record into samples.
 
+What a record says that would change training and that no reader reads is a fault of its sample, never passed over.
+"""
+
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -7,14 +11,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Fault, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
+from mllm.data.readers.fields import SYSTEM_FIELDS, without_nulls
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.parquet import read_parquet
-from mllm.data.readers.remote import read_remote
 from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
-from mllm.data.readers.unread import unread_fault
 from mllm.errors import UserError
 from mllm.media.remote import is_url
 
@@ -27,6 +30,52 @@ CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
     ".tar": read_tar,
     ".tsv": read_tsv,
 }
+
+
+# What is read behind a URL, as it comes, by `datasets`; nothing is kept on the disk.
+BUILDERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+# Where images are put by those who don't call them `image` or `images`.
+IMAGE_FIELDS = frozenset(
+    [
+        f"{noun}{tail}"
+        for noun in ("image", "img", "picture", "photo")
+        for tail in ("_path", "_paths", "_file", "_files")
+    ]
+    + [f"image{tail}" for tail in ("_url", "_urls", "_list", "_base64", "_bytes", "_name")]
+    + ["img", "imgs", "picture", "pictures", "photo", "photos", "frame", "frames", "jpg", "jpeg", "png", "webp"]
+)
+IMAGE_NAME = re.compile(r"\.(avif|bmp|gif|jpe?g|png|tiff?|webp)$", re.IGNORECASE)
+LABELS = ("id", "source", "kind")
+MEDIA_FIELDS = frozenset(
+    [f"{noun}{tail}" for noun in ("video", "audio") for tail in ("", "s", "_path", "_paths", "_file", "_url")]
+)
+MEDIA_PLACEHOLDER = re.compile(r"^\s*<(video|audio)>|<(video|audio)>\s*$")
+# What a sample says about how to train on it, and what a turn says.
+OF_SAMPLES = {
+    **dict.fromkeys(("tools", "functions"), "tools"),
+    **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference pairs"),
+    **dict.fromkeys(("weight", "loss_weight", "sample_weight"), "weights of samples"),
+    "history": "earlier turns outside the conversation",
+    "loss_mask": "a choice of what is learned",
+}
+OF_TURNS = {
+    **dict.fromkeys(("tool_calls", "function_call"), "tool calls"),
+    **dict.fromkeys(("weight", "loss_weight"), "weights of turns"),
+    **dict.fromkeys(("loss", "loss_mask", "mask", "train", "training"), "a choice of what is learned"),
+    **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "reasoning apart from the answer"),
+}
+TURNS = ("messages", "conversations", "prompt", "completion")
+NO_PATHS = (
+    (re.compile(r"data:"), "is a data URI", "write it to a file and give the path, or its bytes into a parquet column"),
+    (re.compile(r"file:"), "is a file URI", "give the path itself, from the source's image_root on"),
+    (re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://"), "is a URL", "download the image and give its path below image_root"),
+    (
+        re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]*$|[A-Za-z0-9+/\s]{400,}={0,2}\s*$"),
+        "is base64 text",
+        "write it to a file and give the path, or its bytes into a parquet column",
+    ),
+)
+_WATCHED = MEDIA_FIELDS | OF_SAMPLES.keys() | set(SYSTEM_FIELDS)
 
 
 def read_records(path: Path | str, on_error: OnError = raise_error) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -47,6 +96,25 @@ def read_records(path: Path | str, on_error: OnError = raise_error) -> Iterator[
             yield place, record
         else:
             on_error(BadRecordError(place, f"expected an object, found {type(record).__name__}"))
+
+
+def read_remote(url: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, record) pairs of JSON lines or parquet rows. Raises UserError when the file can't be opened or read."""
+    builder = BUILDERS.get(Path(url).suffix)
+    if builder is None:
+        raise UserError(f"{url}: only {', '.join(BUILDERS)} can be streamed from a URL")
+    from datasets import load_dataset
+
+    try:
+        for number, record in enumerate(load_dataset(builder, data_files=url, split="train", streaming=True), 1):
+            if any(isinstance(record.get(name), dict) for name in ("image", "images")):
+                raise UserError(f"{url}: holds images, which can't be streamed from a URL; download the file")
+            yield f"{url}:{number}", without_nulls(record)
+    except UserError:
+        raise
+    except Exception as error:
+        # What a file system behind a URL raises is its own affair: any of it means that the file can't be had.
+        raise UserError(f"{url}: can't be streamed: {type(error).__name__}: {error}") from None
 
 
 PlacedSamples = Iterator[tuple[str, Sample]]
@@ -90,3 +158,79 @@ def read_with_places(reader: Callable[..., Iterator[Sample]], path: Path | str, 
         return with_places(path, on_error)
     samples = reader(path) if on_error is raise_error else reader(path, on_error)
     return ((str(path), sample) for sample in samples)
+
+
+def unread_fault(record: dict[str, Any], sample: Sample) -> Fault | None:
+    """The first thing in `record` that `sample`, made of it, leaves out and that training would need."""
+    if record.keys() & _WATCHED:
+        fault = _field_fault(record, sample)
+        if fault is not None:
+            return fault
+    for name in TURNS:
+        for turn in record[name] if isinstance(record.get(name), list) else ():
+            fault = _setting_fault(turn, OF_TURNS, " in a turn") if isinstance(turn, dict) and len(turn) > 2 else None
+            if fault is not None:
+                return fault
+    if any(message.role == "user" and MEDIA_PLACEHOLDER.search(message.text) for message in sample.messages):
+        return Fault(kind="unread", reason="has a placeholder of a video or of sound, which are not read; remove it")
+    if not sample.images:
+        return _hidden_image_fault(record)
+    return next(filter(None, map(_image_fault, sample.images)), None)
+
+
+def _field_fault(record: dict[str, Any], sample: Sample) -> Fault | None:
+    media = sorted(name for name in MEDIA_FIELDS & record.keys() if _says_something(record[name]))
+    if media:
+        return Fault(kind="unread", reason=f"has `{media[0]}`, and only images are read; remove the sample")
+    system = sample.messages[0].text if sample.messages and sample.messages[0].role == "system" else None
+    for name in SYSTEM_FIELDS:
+        if _says_something(record.get(name)) and record[name] != system:
+            reason = f"has `{name}` beside another system turn, or not as text; have one system turn, as text"
+            return Fault(kind="unread", reason=reason)
+    return _setting_fault(record, OF_SAMPLES, "")
+
+
+def _hidden_image_fault(record: dict[str, Any]) -> Fault | None:
+    names = [
+        str(name)
+        for name, value in record.items()
+        if (name in IMAGE_FIELDS and _says_something(value))
+        or (name not in LABELS and isinstance(value, str) and IMAGE_NAME.search(value))
+    ]
+    if not names:
+        return None
+    reason = f"has no `image` or `images`, but `{'`, `'.join(names)}`; call its image `image`, or remove the key"
+    return Fault(kind="image_count", reason=reason)
+
+
+def _setting_fault(holder: dict[str, Any], settings: dict[str, str], where: str) -> Fault | None:
+    for name in sorted(holder.keys() & settings.keys()):
+        value = holder[name]
+        is_neutral = value in (True, 1) if isinstance(value, (bool, int, float)) else not _says_something(value)
+        if not is_neutral:
+            reason = f"has `{name}`{where}, and {settings[name]} are not read; remove the key, or the sample"
+            return Fault(kind="unread", reason=reason)
+    return None
+
+
+def _says_something(value: Any) -> bool:
+    """Whether `value` is there: nulls and what is empty, deep inside too, say nothing."""
+    if isinstance(value, dict):
+        return any(map(_says_something, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_says_something, value))
+    return value is not None and value != "" and value != b""
+
+
+def _image_fault(image: str) -> Fault | None:
+    reason = not_a_path(image)
+    return None if reason is None else Fault(kind="image", reason=reason)
+
+
+def not_a_path(image: str) -> str | None:
+    """What `image` is where it is no path, and what to do; None for what may be a path."""
+    for pattern, what, remedy in NO_PATHS:
+        if pattern.match(image):
+            shown = image if len(image) <= 60 else f"{image[:40]}…"
+            return f"image {shown!r} {what}, not a path; {remedy}"
+    return None

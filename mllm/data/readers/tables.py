@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.data.readers.errors import BadRecordError, OnError
-from mllm.data.readers.text_lines import check_encoding
+from mllm.data.readers.json_lines import check_encoding
 from mllm.errors import UserError
 
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mllm.conversation.schema import Sample
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import asked_about_images
 from mllm.data.readers.json_lines import read_document
+from mllm.data.readers.registry import READERS
 from mllm.errors import UserError
 
 SUFFIX = "\nAnswer the question using a single word or phrase."

@@ -1,6 +1,5 @@
 """Models under test that are computed here: ours, and LLaVA directories of transformers."""
 
-import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.evaluation.report import TrainingRun, training_runs
+from mllm.files import hash_files
 from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
@@ -128,7 +128,4 @@ def open_directory(
 
 def _preprocessing_hash(path: Path) -> str:
     """SHA-256 of tokenizer, templates and image preprocessing: everything that is read beside the weights."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+    return hash_files(sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}))

@@ -16,13 +16,13 @@ from mllm.errors import UserError
 from mllm.finetune.estimate import startable
 from mllm.finetune.flops import unit_flops
 from mllm.finetune.plan.data import DataPlan, RowFigures, plan_data
-from mllm.finetune.plan.host import HostMemory, calibrates, host_memory
 from mllm.finetune.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.kernels.choice import gpu_capability, planned_kernel
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.settings import ModelSettings
 from mllm.model.trainable import PartCount, apply_policy
 from mllm.training.build_engine import with_known_dtype
 from mllm.training.ds_config import fill_ds_config, read_ds_config, zero_stage
@@ -33,6 +33,8 @@ from mllm.training.settings import LoopSettings
 RANKS = (1, 2, 4, 8, 16)
 # Two moments of a parameter: in 8 bits with a scale for each block of 256, or in float32.
 MOMENT_BYTES = {True: 2 * (1 + 4 / 256), False: 8.0}
+# A tensor lies in main memory as it was stored, and as it is cast; float32 is the widest of both.
+TENSOR_BYTES_EACH = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,26 @@ class Machine:
     gpu: str | None = None
     ranks: int = 1
     mfu: float = 0.4
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of main memory under one engine, of each process of a machine with GPUs.
+
+    stage: 0–3 of DeepSpeed, None for plain torch. start: while the model gets its weights; saving: while a checkpoint is
+    written. Rank 0 alone reads, and alone gathers what is written. offloaded: what is there all along, on every rank.
+    """
+
+    stage: int | None
+    start_rank_0: float
+    start_others: float
+    saving_rank_0: float
+    offloaded: float
+
+    @property
+    def peak_rank_0(self) -> float:
+        """The most at once on rank 0. What is offloaded isn't there yet at the start."""
+        return max(self.start_rank_0, self.saving_rank_0 + self.offloaded)
 
 
 @dataclass(frozen=True)
@@ -174,3 +196,17 @@ def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings, on_gpu: bo
         # Of what learns it holds as many bytes as ZeRO-3.
         return fill_ds_config({"zero_optimization": {"stage": 3}}, run.optim, loop, on_gpu)
     return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop, on_gpu)
+
+
+def host_memory(memory: GpuMemory, model: MultimodalLM, weights: Weights, dtype: str, calibrated: bool) -> HostMemory:
+    """Main memory under the engine of `memory`; `calibrated`: the run sets the scale of a new projector."""
+    largest = max(parameter.numel() for parameter in model.parameters())
+    start = float(TENSOR_BYTES_EACH * largest)
+    if calibrated:
+        start += 4.0 * sum(p.numel() for part in (model.vision_encoder, model.projector) for p in part.parameters())
+    in_bfloat16 = dtype == "bfloat16" and memory.stage is not None
+    return HostMemory(memory.stage, start, 0.0, weights.size(2 if in_bfloat16 else 4), memory.host)
+
+
+def calibrates(settings: ModelSettings) -> bool:
+    return settings.init_from is None and settings.projector.calibration_images > 0

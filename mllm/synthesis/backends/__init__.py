@@ -1,7 +1,7 @@
 """Backends by the name of their settings, built only when asked for: two of them need optional packages."""
 
 from mllm.synthesis.backends.base import InstructionBackend
-from mllm.synthesis.config import BackendSettings, LocalSettings, OpenAISettings
+from mllm.synthesis.settings import BackendSettings, LocalSettings, OpenAISettings
 
 
 def build_backend(settings: BackendSettings) -> InstructionBackend:

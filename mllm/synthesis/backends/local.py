@@ -7,7 +7,7 @@ from typing import Any
 
 from mllm.errors import UserError
 from mllm.synthesis.backends.base import Answered, Completion, Prompt
-from mllm.synthesis.config import LocalSettings
+from mllm.synthesis.settings import LocalSettings
 
 
 class LocalBackend:

@@ -16,7 +16,7 @@ from mllm.synthesis.backends.base import (
     Prompt,
     RequestFailedError,
 )
-from mllm.synthesis.config import OpenAISettings
+from mllm.synthesis.settings import OpenAISettings
 
 CHARACTERS_PER_TOKEN = 2.0
 IMAGE_TOKENS = 2000

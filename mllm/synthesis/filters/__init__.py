@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from mllm.errors import UserError
-from mllm.synthesis.config import FilterSettings
 from mllm.synthesis.filters import turns
 from mllm.synthesis.filters.base import Candidate, Filter
 from mllm.synthesis.filters.duplicates import Duplicate, NearDuplicate, Seen
@@ -11,6 +10,7 @@ from mllm.synthesis.filters.images import EvaluationQuestion, ImageFilters
 from mllm.synthesis.filters.language import WrongLanguage
 from mllm.synthesis.filters.objects import UnknownObject
 from mllm.synthesis.prompts import Objects
+from mllm.synthesis.settings import FilterSettings
 
 NAMES = (
     "empty_turn",

@@ -11,10 +11,10 @@ from mllm.data.recipe import SourceSettings
 from mllm.data.samples import with_resolved_images
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from mllm.synthesis.config import EvaluationSettings, FilterSettings
 from mllm.synthesis.context import Context
 from mllm.synthesis.filters.base import Candidate
 from mllm.synthesis.filters.duplicates import Seen, normalized
+from mllm.synthesis.settings import EvaluationSettings, FilterSettings
 
 COLOR_TOLERANCE = 12
 # How many bits are set in each number of 16 bits (numpy counts them itself only from 2.0 on).

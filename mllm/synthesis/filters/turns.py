@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping
 
-from mllm.synthesis.config import Kind
 from mllm.synthesis.filters.base import Candidate
+from mllm.synthesis.settings import Kind
 
 LEAKS = re.compile(
     r"\b(captions?|bounding[ -]box(es)?|coordinates?|alt(ernative)? text|"

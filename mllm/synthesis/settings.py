@@ -102,7 +102,7 @@ class InputSettings(Settings):
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
     """Name of the input; its samples are written to NAME.jsonl."""
     path: PathText
-    """A file of images with facts, in any container that data readers know; `docs/synthesis.md` tells its fields."""
+    """A file of images with facts, in any container that data readers know; `docs/how-to/make_data.md` tells its fields."""
     image_root: PathText = "."
     """Directory that image paths start from. The working directory by default."""
 
