@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import mllm.data.readers.easyvqa as reader
+import data_recipes.demo.easyvqa as reader
 from data_recipes.demo.drafts import pairs_per_text
-from data_recipes.demo.easyvqa import select_questions
-from mllm.data.readers.easyvqa import EasyVqaQuestion, describe_shape, read_easyvqa
+from data_recipes.demo.easyvqa import EasyVqaQuestion, describe_shape, read_easyvqa, select_questions
 from mllm.errors import UserError
 from tests.helpers.demo_inputs import write_easyvqa
 

@@ -89,7 +89,7 @@ def test_a_model_in_memory_has_the_scores_of_its_directory_and_nothing_is_writte
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(UserError, match="save it, and give the directory"):
         mllm.evaluate((model, processor), names, prepared, output=tmp_path / "other")
-    with pytest.raises(UserError, match="device 'cuda:77' can't be used"):
+    with pytest.raises(UserError, match="device 'cuda:77'"):
         mllm.evaluate(prepared / "model", names[0], device="cuda:77")
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
+from data_recipes.demo.easyvqa import COLORS, SHAPES
 from data_recipes.demo.settings import GeneratorSettings
-from mllm.data.readers.easyvqa import COLORS, SHAPES
 from mllm.settings import validate_settings
 
 CATEGORY_PATHS = ("animals/birds", "food/fruit", "plants/trees", "tools", "signs_and_symbols/flags", "buildings")
