@@ -75,3 +75,9 @@ def test_no_test_module_imports_another_or_a_conftest():
         if module.startswith("tests.") and module.rpartition(".")[2].startswith(("test_", "conftest"))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_two_test_files_share_a_name():
+    """pytest imports a test file by its name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), sorted({name for name in names if names.count(name) > 1})
