@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mllm.conversation.schema import Sample
-from mllm.data.readers.errors import raise_error
+from mllm.data.readers import READERS
+from mllm.data.readers.errors import BadRecordError, raise_error
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
@@ -221,24 +221,35 @@ class UserFile(Benchmark):
         return kind
 
     def _training_pairs(self, path: Path) -> Iterator[tuple[str, str]]:
+        is_told = False
         for index, (where, record) in enumerate(self._records(path)):
+            if "messages" in record:
+                is_told = True
+                break
             try:
-                if "messages" not in record:
-                    line = self._question(index, record)
-                    yield line.question, str(line.references[0])
-                    continue
-                sample = Sample.model_validate(record)
+                line = self._question(index, record)
             except ValidationError as error:
                 problem = first_problem(error)
                 raise UserError(f"{where}: no sample and no question: {problem}; write the data again") from None
-            if [message.role for message in sample.messages] == ["user", "assistant"]:
-                yield sample.messages[0].text, sample.messages[1].text
+            yield line.question, str(line.references[0])
+        if is_told:
+            yield from _single_turns(path)
 
     @property
     def _wants_text(self) -> bool:
         """Whether the metric's references are texts, of which a number in the file is one."""
         kind: type[Line] = METRICS.get(self.metric).line
         return kind.model_fields["references"].annotation == list[str]
+
+
+def _single_turns(path: Path) -> Iterator[tuple[str, str]]:
+    """Questions and answers of the samples that hold one of each, in the form that training reads."""
+    try:
+        for sample in READERS.get("messages")(path):
+            if [message.role for message in sample.messages] == ["user", "assistant"]:
+                yield sample.messages[0].text.strip(), sample.messages[1].text
+    except BadRecordError as error:
+        raise UserError(f"{error.place}: no sample and no question: {error.reason}; write the data again") from None
 
 
 def _installed(name: str) -> Path | None:

@@ -29,6 +29,7 @@ def clock(tmp_path):
     return Clock(tmp_path / "times.json")
 
 
+@pytest.mark.slow
 def test_a_step_that_is_done_is_skipped_and_of_two_commands_only_the_one_that_is_left_runs(tmp_path, clock):
     done = tmp_path / "done"
     done.touch()
@@ -42,12 +43,14 @@ def test_a_step_that_is_done_is_skipped_and_of_two_commands_only_the_one_that_is
     assert clock.took == took and not step.left
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_named_with_its_code_and_the_command_that_goes_on(tmp_path, clock):
     step = Step("stage1", "", {("-c", "import sys; sys.exit(2)"): tmp_path / "final"})
     with pytest.raises(UserError, match=r"stage1 ended with code 2.*`make demo` goes on from there"):
         do(step, clock)
 
 
+@pytest.mark.slow
 def test_after_ctrl_c_the_ranks_save_and_one_line_says_how_to_go_on(tmp_path, clock):
     def interrupt():
         while not (tmp_path / "running").exists():
@@ -64,6 +67,7 @@ def test_after_ctrl_c_the_ranks_save_and_one_line_says_how_to_go_on(tmp_path, cl
     assert 0 < json.loads((tmp_path / "times.json").read_text())["took"]["stage1"] < 60
 
 
+@pytest.mark.slow
 def test_ranks_are_told_who_they_are_and_meet_at_one_place(tmp_path, clock):
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     notes = f"import os, pathlib; told = [os.environ[name] for name in {names}]; "

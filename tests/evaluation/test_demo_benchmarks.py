@@ -116,3 +116,21 @@ def test_every_file_beside_the_recipes_can_be_read_by_its_name():
     assert {"easyvqa", "clipart", "ocr_words"} <= benchmark_files().keys()
     for name in benchmark_files():
         assert find_benchmark(name).default_data is not None
+
+
+def test_the_majority_is_counted_in_samples_as_users_write_them(tmp_path):
+    shapes = ["circle", "circle", "square"]
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>\nWhat shape is it?"},
+                {"role": "assistant", "content": shape},
+            ],
+            "images": ["a.png"],
+        }
+        for shape in shapes
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "mine.yaml").write_text("file: questions.jsonl\nmajority: train.jsonl\n")
+    majority = find_benchmark(str(tmp_path / "mine.yaml")).majority(tmp_path)
+    assert majority.predict("What shape is it?") == "circle"
