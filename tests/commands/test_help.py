@@ -79,6 +79,7 @@ def test_help_lists_every_command_in_its_group(capsys):
     assert groups == ["options", "train", "data", "talk", "score", "ship", "clip", "example"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [

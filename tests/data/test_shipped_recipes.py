@@ -10,7 +10,8 @@ from mllm.data.recipe import RecipeSettings
 from mllm.settings import load_settings, read_yaml
 from mllm.synthesis.settings import InstructionConfig
 
-FILES = sorted((Path(__file__).parents[2] / "data_recipes").rglob("*.yaml"))
+ROOT = Path(__file__).parents[2] / "data_recipes"
+FILES = sorted(path for path in ROOT.rglob("*.yaml") if path.parent.name != "benchmarks")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

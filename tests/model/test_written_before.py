@@ -16,6 +16,7 @@ from mllm.checkpoint.llava import import_llava
 from mllm.checkpoint.ours import read_config
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.inference.features import ImageFeatures
+from mllm.inference.request import PromptImage
 
 BEFORE = Path(__file__).parent / "written_before"
 EXPECTED = json.loads((BEFORE / "expected.json").read_text(encoding="utf-8"))
@@ -24,9 +25,11 @@ EXPECTED = json.loads((BEFORE / "expected.json").read_text(encoding="utf-8"))
 def answer(model, processor):
     """Ids of a prompt with an image, and the logits of the token behind it."""
     question = Message(role="user", content=(ImagePart(), TextPart(text="what is this")))
-    ids = torch.tensor([processor.render([question], [(12, 20)], generation=True).input_ids])
+    rendered = processor.render([question], [(12, 20)], generation=True)
+    ids = torch.tensor([rendered.input_ids])
+    images = [PromptImage(BEFORE / "image.png", visual) for visual in rendered.visuals]
     with torch.inference_mode():
-        embeddings = model.embed_features(ids, ImageFeatures(model, processor).of([str(BEFORE / "image.png")]))
+        embeddings = model.embed_features(ids, ImageFeatures(model, processor).of(images))
         return ids[0].tolist(), model.language_model(inputs_embeds=embeddings, use_cache=False).logits[0, -1].float()
 
 
