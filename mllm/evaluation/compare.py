@@ -11,7 +11,7 @@ import numpy as np
 from mllm.console import report_console
 from mllm.errors import UserError
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.scoring import RESAMPLES, bootstrap_interval
+from mllm.evaluation.statistics import bootstrap_interval, bootstrap_p_value
 
 MODEL = "model"
 
@@ -132,16 +132,6 @@ def mcnemar(only_a: int, only_b: int) -> float:
         raise UserError("mllm compare needs scipy: pip install 'mllm[eval]'") from None
 
     return float(binomtest(only_a, only_a + only_b).pvalue)
-
-
-def bootstrap_p_value(gains: np.ndarray, groups: Sequence[str], seed: int, resamples: int = RESAMPLES) -> float:
-    """Twice the share of resamples, drawn by group, whose mean gain is on the far side of 0; at least 1 / resamples."""
-    _, cluster = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.bincount(cluster, weights=gains)
-    rng = np.random.default_rng(seed)
-    totals = np.array([sums[rng.integers(len(sums), size=len(sums))].sum() for _ in range(resamples)])
-    beyond = min((totals <= 0).mean(), (totals >= 0).mean())
-    return float(min(1.0, max(2 * beyond, 1 / resamples)))
 
 
 def as_json(comparisons: Sequence[Comparison]) -> str:

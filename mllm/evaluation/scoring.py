@@ -4,17 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from mllm.evaluation.asking import Question, Reply
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.plan import Chosen
-
-RESAMPLES = 2000
-CONFIDENCE = 0.95
-
-# Bounds the [block, clusters] matrix of draws for benchmarks with tens of thousands of images.
-_BLOCK = 100
+from mllm.evaluation.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
@@ -138,26 +131,3 @@ def summarize(answers: Sequence[Answer], seed: int) -> list[Score]:
 def as_records(entries: Sequence[Answer] | Sequence[Score]) -> list[dict[str, Any]]:
     """Answers or scores as they are written to files."""
     return [asdict(entry) for entry in entries]
-
-
-def bootstrap_interval(
-    scores: Sequence[float], groups: Sequence[str], seed: int, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """(low, high): the 95% percentile interval of the mean score, resampling whole groups with replacement.
-
-    `groups[i]` names the image of `scores[i]`. Equal arguments give equal intervals.
-    """
-    if len(scores) == 0 or len(scores) != len(groups):
-        raise ValueError(f"{len(scores)} score(s) and {len(groups)} group(s): expected equal numbers, at least one")
-    _, cluster = np.unique(np.asarray(groups), return_inverse=True)
-    counts = np.bincount(cluster).astype(np.float64)
-    sums = np.bincount(cluster, weights=np.asarray(scores, dtype=np.float64))
-    rng = np.random.default_rng(seed)
-    shares = np.full(len(counts), 1 / len(counts))
-    means = []
-    for start in range(0, resamples, _BLOCK):
-        drawn = rng.multinomial(len(counts), shares, size=min(_BLOCK, resamples - start))
-        means.append((drawn @ sums) / (drawn @ counts))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    return float(low), float(high)

@@ -9,8 +9,9 @@ from PIL import Image
 
 from mllm.cli import build_parser
 from mllm.errors import UserError
-from mllm.evaluation.compare import bootstrap_p_value, compare, mcnemar, print_comparisons
+from mllm.evaluation.compare import compare, mcnemar, print_comparisons
 from mllm.evaluation.reliability import calibrate
+from mllm.evaluation.statistics import bootstrap_p_value
 
 
 def answer(item, score, **more):

@@ -14,7 +14,8 @@ from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import questions_of, stratified_sample, swap_partners
 from mllm.evaluation.plan import plan_run
-from mllm.evaluation.scoring import bootstrap_interval, score_answers, summarize
+from mllm.evaluation.scoring import score_answers, summarize
+from mllm.evaluation.statistics import bootstrap_interval
 from tests.helpers.releases import write_coco
 from tests.helpers.tiny import save_image
 
