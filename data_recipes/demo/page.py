@@ -60,7 +60,7 @@ NEXT = (
     ("Serve it by OpenAI's API, with a page to chat on", "mllm serve runs/demo/stage2"),
     (
         "Take it along as one directory, in half the bytes; --layout hf and gguf are for models without pixel shuffle",
-        "mllm export runs/demo/stage2 exported --layout mllm --dtype bfloat16 --merge-lora",
+        "mllm export runs/demo/stage2 exported --layout mllm --dtype bfloat16",
     ),
 )
 
