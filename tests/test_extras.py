@@ -57,7 +57,7 @@ def test_what_needs_them_names_the_extra_in_one_line(use, extra, monkeypatch):
 
 def test_8_bit_weights_without_bitsandbytes_name_the_extra(monkeypatch, tiny_parts):
     model, _ = build(tiny_settings(tiny_parts))
-    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match=r"pip install 'mllm\[quantization\]'"):
         quantize_language_model(model, "8bit")
 

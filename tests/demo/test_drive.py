@@ -51,12 +51,15 @@ def test_a_command_that_fails_is_named_with_its_code_and_the_command_that_goes_o
 
 
 @pytest.mark.slow
-def test_after_ctrl_c_the_ranks_save_and_one_line_says_how_to_go_on(tmp_path, clock):
+def test_after_ctrl_c_the_ranks_save_and_one_line_says_how_to_go_on(tmp_path, clock, request):
     def interrupt():
         while not (tmp_path / "running").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell that runs the tests in the background has them ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     step = Step("stage1", "", {("-c", SAVES, str(tmp_path)): tmp_path / "final"}, ranks=2)
     thread = threading.Thread(target=interrupt)
     thread.start()
