@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.finetune.settings import FinetuneSettings
-from mllm.settings import apply_overrides, expanded, read_yaml, validate_settings
+from mllm.settings import expanded, read_values, validate_settings
 
 
 def train(
@@ -23,11 +23,10 @@ def train(
     """
     settings: Any = config
     if isinstance(config, str | Path):
-        path = expanded(str(config))
-        values = read_yaml(path)
-        apply_overrides(values, overrides)
+        values = read_values(config, overrides)
         is_contrastive = isinstance(values.get("data"), dict) and "pairs" in values["data"]
-        settings = validate_settings(ContrastiveSettings if is_contrastive else FinetuneSettings, values, path)
+        kind = ContrastiveSettings if is_contrastive else FinetuneSettings
+        settings = validate_settings(kind, values, expanded(str(config)))
     if isinstance(settings, ContrastiveSettings):
         from mllm.contrastive.run import train_clip
 

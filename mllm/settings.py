@@ -127,12 +127,16 @@ def _read_value(text: str) -> Any:
     return value
 
 
-def load_settings(cls: type[S], path: Path | str, overrides: Sequence[str] = ()) -> S:
-    """Read `path`, apply `overrides`, validate against `cls`. Raises UserError naming file, line, key and choices."""
-    path = expanded(str(path))
+def read_values(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a YAML file with `overrides` applied, not validated. Raises UserError like `read_yaml`."""
     values = read_yaml(path)
     apply_overrides(values, overrides)
-    return validate_settings(cls, values, path)
+    return values
+
+
+def load_settings(cls: type[S], path: Path | str, overrides: Sequence[str] = ()) -> S:
+    """Read `path`, apply `overrides`, validate against `cls`. Raises UserError naming file, line, key and choices."""
+    return validate_settings(cls, read_values(path, overrides), expanded(str(path)))
 
 
 def validate_settings(cls: type[S], values: dict[str, Any], origin: str) -> S:

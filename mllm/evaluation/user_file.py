@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError, raise_error
 from mllm.data.readers.json_lines import read_json
+from mllm.data.readers.messages import message_samples
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Card, Item, MajorityAnswer
@@ -221,19 +221,17 @@ class UserFile(Benchmark):
         return kind
 
     def _training_pairs(self, path: Path) -> Iterator[tuple[str, str]]:
-        is_told = False
         for index, (where, record) in enumerate(self._records(path)):
-            if "messages" in record:
-                is_told = True
-                break
             try:
-                line = self._question(index, record)
-            except ValidationError as error:
-                problem = first_problem(error)
+                if "messages" in record:
+                    pairs = list(_single_turns(where, record))
+                else:
+                    line = self._question(index, record)
+                    pairs = [(line.question, str(line.references[0]))]
+            except (BadRecordError, ValidationError) as error:
+                problem = error.reason if isinstance(error, BadRecordError) else first_problem(error)
                 raise UserError(f"{where}: no sample and no question: {problem}; write the data again") from None
-            yield line.question, str(line.references[0])
-        if is_told:
-            yield from _single_turns(path)
+            yield from pairs
 
     @property
     def _wants_text(self) -> bool:
@@ -242,14 +240,11 @@ class UserFile(Benchmark):
         return kind.model_fields["references"].annotation == list[str]
 
 
-def _single_turns(path: Path) -> Iterator[tuple[str, str]]:
-    """Questions and answers of the samples that hold one of each, in the form that training reads."""
-    try:
-        for sample in READERS.get("messages")(path):
-            if [message.role for message in sample.messages] == ["user", "assistant"]:
-                yield sample.messages[0].text.strip(), sample.messages[1].text
-    except BadRecordError as error:
-        raise UserError(f"{error.place}: no sample and no question: {error.reason}; write the data again") from None
+def _single_turns(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The question and the answer of a sample, as training reads it, that holds one of each."""
+    for sample in message_samples(place, record):
+        if [message.role for message in sample.messages] == ["user", "assistant"]:
+            yield sample.messages[0].text.strip(), sample.messages[1].text
 
 
 def _installed(name: str) -> Path | None:

@@ -132,5 +132,9 @@ def test_the_majority_is_counted_in_samples_as_users_write_them(tmp_path):
     ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "mine.yaml").write_text("file: questions.jsonl\nmajority: train.jsonl\n")
-    majority = find_benchmark(str(tmp_path / "mine.yaml")).majority(tmp_path)
-    assert majority.predict("What shape is it?") == "circle"
+    benchmark = find_benchmark(str(tmp_path / "mine.yaml"))
+    assert benchmark.majority(tmp_path).predict("What shape is it?") == "circle"
+
+    questions = [{"question": "What shape is it?", "answer": "square", "image": "a.png"}] * 2
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *questions]))
+    assert benchmark.majority(tmp_path).predict("What shape is it?") == "square"

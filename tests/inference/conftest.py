@@ -11,6 +11,7 @@ from tests.helpers.tiny import save_image, tiny_settings
 @pytest.fixture(scope="module")
 def assembled(tiny_parts):
     model, processor = build(tiny_settings(tiny_parts))
+    # Random weights this small answer with one token for ever; larger ones say something that depends on the prompt.
     with torch.no_grad():
         for parameter in model.language_model.parameters():
             if parameter.dim() > 1:

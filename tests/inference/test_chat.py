@@ -5,21 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.decoding import RowProcessors
-from tests.helpers.tiny import save_image, tiny_settings
-
-
-@pytest.fixture(scope="module")
-def assembled(tiny_parts):
-    model, processor = build(tiny_settings(tiny_parts))
-    with torch.no_grad():
-        for parameter in model.language_model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval(), processor
+from tests.helpers.tiny import save_image
 
 
 @pytest.fixture

@@ -17,17 +17,6 @@ from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings
 SYSTEM = "Be kind. Answer in one word, and do so at once without any further thought."
 
 
-@pytest.fixture(scope="module")
-def assembled(tiny_parts):
-    model, processor = build(tiny_settings(tiny_parts))
-    # Random weights this small answer with one token for ever; larger ones say something that depends on the prompt.
-    with torch.no_grad():
-        for parameter in model.language_model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.eval(), processor
-
-
 @pytest.fixture
 def images(tmp_path):
     return [save_image(tmp_path / f"{i}.png", (60 * i, 200 - 40 * i, 90), (20 + i, 12)) for i in range(3)]

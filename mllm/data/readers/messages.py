@@ -25,9 +25,7 @@ ROLES = ("system", "user", "assistant")
 IMAGE_PARTS = ("image", "image_url")
 
 
-@READERS.register("messages")
-@record_reader
-def read_messages(place: str, record: dict[str, Any]) -> Iterator[Sample]:
+def message_samples(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     """Samples of records in the schema; an id is made from the place where none is given.
 
     What the Hub's data sets add is taken: nulls, keys that change nothing (`index`, `name`), words as a string beside
@@ -44,6 +42,9 @@ def read_messages(place: str, record: dict[str, Any]) -> Iterator[Sample]:
         sample = _hub_sample(place, record)
     messages = with_system(record, sample.messages)
     yield sample if messages is sample.messages else sample.model_copy(update={"messages": messages})
+
+
+READERS.register("messages")(record_reader(message_samples))
 
 
 def _needs_placing(message: Any, images: tuple[str, ...]) -> bool:
