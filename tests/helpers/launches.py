@@ -66,10 +66,10 @@ def in_ranks(folder: Path, ranks: int, target: Callable[..., None], *arguments: 
     """`start_ranks`, and wait. Raises AssertionError with what a rank printed unless all end with 0."""
     processes = start_ranks(folder, ranks, target, *arguments)
     deadline = time.monotonic() + time_limit_s
-    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+    while (running := [process for process in processes if process.is_alive()]) and time.monotonic() < deadline:
         if any(process.exitcode for process in processes):
             deadline = min(deadline, time.monotonic() + GRACE_S)
-        next(process for process in processes if process.is_alive()).join(0.1)
+        running[0].join(0.1)
     for process in processes:
         process.kill()
         process.join()
