@@ -1,4 +1,4 @@
-"""Where an image is: one type for a file, an image inside a larger file, and bytes in memory.
+"""Where an image or a video is: one type for a file, a part of a larger file, bytes in memory, and a folder of frames.
 
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
@@ -16,6 +16,7 @@ from typing import Any
 from mllm.errors import UserError
 
 ImageSource = str | Path | bytes
+IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 IMAGE_COLUMNS = ("images", "image")
 STORED = r"^(tar|parquet):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
@@ -37,31 +38,38 @@ def is_stored(image: ImageSource) -> bool:
 
 @dataclass(frozen=True)
 class ImageRef:
-    """One image, wherever it is: `of` makes it of what samples and requests hold.
+    """One image or video, wherever it is: `of` makes it of what samples and requests hold.
 
     name: what messages call it. file: what it is or lies in, None for bytes in memory, which are its `content`. part: of
-    an image inside a file ("tar", offset, size) or ("parquet", row, number in it).
+    an image inside a file ("tar", offset, size) or ("parquet", row, number in it). noun: "image" or "video", for messages.
     """
 
     name: str
     file: Path | None = None
     part: tuple[str, int, int] | None = None
     content: bytes | None = None
+    noun: str = "image"
 
     @classmethod
-    def of(cls, source: ImageSource) -> "ImageRef":
+    def of(cls, source: ImageSource, noun: str = "image") -> "ImageRef":
         if isinstance(source, bytes):
-            return cls(f"{len(source)} bytes", content=source)
+            return cls(f"{len(source)} bytes", content=source, noun=noun)
         name = repr(str(source))[:MAX_NAME_CHARS]
         found = _STORED.match(source) if isinstance(source, str) else None
         if found is None:
-            return cls(name, Path(source))
-        return cls(name, Path(found.string[found.end() :]), (found[1], int(found[2]), int(found[3])))
+            return cls(name, Path(source), noun=noun)
+        part = (found[1], int(found[2]), int(found[3]))
+        return cls(name, Path(found.string[found.end() :]), part, noun=noun)
 
     @property
     def is_there(self) -> bool:
-        """Whether its file is there, or it is in memory."""
-        return self.file is None or self.file.is_file()
+        """Whether its file or folder is there, or it is in memory."""
+        return self.file is None or self.file.exists()
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, of which each picture is a frame of a video."""
+        return self.file is not None and self.part is None and self.file.is_dir()
 
     def read(self, max_bytes: int) -> bytes:
         """Its encoded bytes. Raises UserError where they aren't there, and for a member of a tar of more than `max_bytes`."""
@@ -74,7 +82,7 @@ class ImageRef:
             if kind == "parquet":
                 return _parquet_image(str(self.file), first, second)
             if second > max_bytes:
-                raise UserError(f"image {self.name} has {second} bytes; the limit is {max_bytes}")
+                raise UserError(f"{self.noun} {self.name} has {second} bytes; the limit is {max_bytes}")
             with open(self.file, "rb") as file:
                 file.seek(first)
                 return file.read(second)
@@ -84,20 +92,21 @@ class ImageRef:
             # What pyarrow raises for a damaged page is listed nowhere; any of it means that the image can't be had.
             told = error.strerror if isinstance(error, OSError) else None
             reason = told or next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(f"image {self.name} can't be read: {reason}") from None
+            raise UserError(f"{self.noun} {self.name} can't be read: {reason}") from None
 
     def identity(self) -> int:
         """A negative number that names it: by its bytes, or by its file's path, size and time of change.
 
-        Raises UserError where the file isn't there.
+        A folder is named by those of all that is in it. Raises UserError where the file isn't there.
         """
         if self.file is None:
             digest = hashlib.sha256(self.content or b"").digest()
         else:
             if not self.is_there:
-                raise UserError(f"image {self.name} does not exist")
-            status = self.file.stat()
-            named = (self.part, str(self.file.absolute()), status.st_size, status.st_mtime_ns)
+                raise UserError(f"{self.noun} {self.name} does not exist")
+            files = sorted(self.file.iterdir()) if self.is_folder else [self.file]
+            states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            named = (self.part, str(self.file.absolute()), states)
             digest = hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()
         return -1 - int.from_bytes(digest[:8], "big")
 

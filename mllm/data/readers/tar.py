@@ -12,9 +12,8 @@ from typing import Any
 from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.data.readers.json_lines import parse_json
 from mllm.errors import UserError
-from mllm.media.ref import tar_reference
+from mllm.media.ref import IMAGE_SUFFIXES, tar_reference
 
-IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 MAX_TEXT_BYTES = 64 * 2**20
 
 
