@@ -26,7 +26,11 @@ class ImagePart(_Strict):
     type: Literal["image"] = "image"
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class VideoPart(_Strict):
+    type: Literal["video"] = "video"
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
 
 
 class Message(_Strict):
@@ -47,7 +51,8 @@ class Message(_Strict):
 
     @property
     def image_count(self) -> int:
-        return sum(isinstance(part, ImagePart) for part in self.content)
+        """How many images and videos the turn shows."""
+        return sum(not isinstance(part, TextPart) for part in self.content)
 
 
 class Fault(_Strict):
