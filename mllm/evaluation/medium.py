@@ -1,7 +1,8 @@
 """What a question shows: images and videos, where they lie, and where among its words they stand."""
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mllm.media.decode import image_bytes
 from mllm.media.ref import ImageRef, is_stored
 from mllm.media.span import without_span
 from mllm.outputs import hash_file
+
+_NAMED = re.compile(r"<image ([0-9]+)>")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,21 @@ class Medium:
 def shown(image: Path | str | None) -> tuple[Medium, ...]:
     """The one image of a question, or nothing."""
     return () if image is None else (Medium(str(image)),)
+
+
+def placed(text: str, images: Mapping[str, Medium]) -> tuple[str, tuple[Medium, ...], tuple[int, ...]]:
+    """Take `<image N>` out of a text: (the words, the images as they are named, before which character each of them stood).
+
+    images: by N. Raises KeyError for an image that isn't there.
+    """
+    words, media, places = "", [], []
+    done = 0
+    for found in _NAMED.finditer(text):
+        words += text[done : found.start()]
+        media.append(images[found[1]])
+        places.append(len(words))
+        done = found.end()
+    return words + text[done:], tuple(media), tuple(places)
 
 
 def source_hash(source: str) -> str:

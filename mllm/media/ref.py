@@ -112,7 +112,11 @@ def image_columns(schema: Any) -> tuple[str, ...]:
     """
     held = [name for name in schema.names if _is_binary(element_type(schema.field(name).type))]
     numbered = sorted((name for name in held if _NUMBERED.match(name)), key=lambda name: int(name.rpartition("_")[2]))
-    kinds = (*((name,) for name in IMAGE_COLUMNS if name in held), tuple(numbered), (DECODED,) if DECODED in held else ())
+    kinds = (
+        *((name,) for name in IMAGE_COLUMNS if name in held),
+        tuple(numbered),
+        (DECODED,) if DECODED in held else (),
+    )
     return next((names for names in kinds if names), ())
 
 
