@@ -12,6 +12,7 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from mllm.evaluation.benchmarks.refcoco import read_plain_pickle
 from mllm.evaluation.controls import complete_groups
+from mllm.evaluation.medium import shown
 from tests.helpers.releases import WRITERS, write_json
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -121,7 +122,7 @@ def test_an_official_release_goes_through_reader_prompt_and_score(name, tmp_path
     prompt, kind, answers, wanted = CASES[name]
     items = benchmark.items(tmp_path)
     assert len(items) == len(answers) == len({item.id for item in items})
-    assert all(item.image is None or item.image.is_file() for item in items)
+    assert all(medium.is_there for item in items for medium in item.media)
     assert (benchmark.prompt(items[0]), items[0].type) == (prompt, kind)
     scores = benchmark.score_all(answers, items).scores
     assert {key: scores[key] for key in wanted} == pytest.approx(wanted)
@@ -214,12 +215,12 @@ def test_own_questions_are_asked_and_scored_by_the_metric_named(questions, tmp_p
     )
     benchmark = find_benchmark(str(path))
     first, second = benchmark.items(tmp_path)
-    assert (first.id, first.image, first.type, second.id, second.image) == (
+    assert (first.id, first.media, first.type, second.id, second.media) == (
         "5",
-        tmp_path / "a.png",
+        shown(tmp_path / "a.png"),
         "animal",
         "2",
-        None,
+        (),
     )
     assert benchmark.prompt(first) == "What?"
     assert benchmark.score_all(["a cat.", "no"], [first, second]).scores == {

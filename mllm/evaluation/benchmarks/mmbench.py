@@ -17,6 +17,8 @@ from typing_extensions import Self
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, Items, TableRow, hub_layout
+from mllm.evaluation.letters import read_option
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean, means_by
 from mllm.evaluation.metrics.closed import spelled_as
 from mllm.evaluation.release import LETTER_ANSWER, lettered_lines
@@ -28,14 +30,6 @@ EMPTY = (None, "", "nan")
 # An image cell this short is the index of the row that holds the image.
 _LONGEST_INDEX = 64
 ROTATION = 1_000_000
-_SEPARATORS = str.maketrans({mark: " " for mark in ".()[],:;!*#{}"})
-_REFUSALS = (
-    "Failed to obtain answer via API",
-    "Sorry, I can't help with images of people yet.",
-    "I can't process this file.",
-    "I'm sorry, but without the image provided",
-    "Cannot determine the answer",
-)
 
 
 def _lettered(options: object) -> object:
@@ -69,24 +63,6 @@ class MmBenchLine(Line):
     @property
     def question(self) -> Hashable | None:
         return self.group if self.index is None else self.index % ROTATION
-
-
-def read_option(answer: str, options: dict[str, str]) -> str | None:
-    """The letter of the one option that the answer names, by letter or else by its text; None where undecided."""
-    if any(refusal in answer for refusal in _REFUSALS):
-        return None
-    words = answer.translate(_SEPARATORS).split()
-    letters = [letter for letter in options if letter in words]
-    # A letter far from the end is more likely a word of the reasoning, such as the article "A".
-    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
-        return letters[0]
-    if not letters and "Z" in words:
-        return None
-    lowered = answer.lower()
-    if len(lowered) > 2 * sum(len(text) for text in options.values()):
-        return None
-    named = [letter for letter, text in options.items() if text.lower() in lowered]
-    return named[0] if len(named) == 1 else None
 
 
 def _hits(lines: Sequence[MmBenchLine]) -> list[bool]:
@@ -176,7 +152,7 @@ def _item(path: Path, row: dict[str, str], images: dict[str, Path]) -> Item:
         fields["l2_category"] = row["l2-category"]
     return Item(
         index,
-        image,
+        shown(image),
         _question_text(row),
         (row["answer"],),
         row["category"],
