@@ -23,9 +23,16 @@ from tests.helpers.runs import ROOT
 # To ask torch whether there is a GPU would otherwise begin CUDA in the process that is forked.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 FORKS = multiprocessing.get_context("forkserver")
-IMPORTED = ["deepspeed", "torch.utils.tensorboard", "mllm.finetune.run", "mllm.finetune.watching"]
+# What DeepSpeed imports when it makes an engine, torch's compiler above all: seconds, in every rank.
+IMPORTED_LATE = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "setuptools"]
 FORKS.set_forkserver_preload(
-    [*IMPORTED, "mllm.contrastive.run", "mllm.training.deepspeed_engine", "tests.helpers.ranks"]
+    [
+        "deepspeed",
+        *IMPORTED_LATE,
+        "torch.utils.tensorboard",
+        *("mllm.commands.train", "mllm.commands.clip", "mllm.finetune.watching", "mllm.training.deepspeed_engine"),
+        *("mllm.finetune.run", "mllm.contrastive.run", "tests.helpers.ranks"),
+    ]
 )
 CHARACTERS_OF_A_FAILURE = 6000
 GRACE_S = 10  # from the first rank that failed to the end of the others
