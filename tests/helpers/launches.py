@@ -23,13 +23,15 @@ from tests.helpers.runs import ROOT
 # To ask torch whether there is a GPU would otherwise begin CUDA in the process that is forked.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 FORKS = multiprocessing.get_context("forkserver")
-# What DeepSpeed imports when it makes an engine, torch's compiler above all: seconds, in every rank.
-IMPORTED_LATE = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "setuptools"]
+# What is imported late, and takes seconds in every rank: by DeepSpeed for its engine (torch's compiler above all), by peft.
+IMPORTED_LATE = [
+    *("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "setuptools"),
+    *("peft", "bitsandbytes.nn", "torch.utils.tensorboard"),
+]
 FORKS.set_forkserver_preload(
     [
         "deepspeed",
         *IMPORTED_LATE,
-        "torch.utils.tensorboard",
         *("mllm.commands.train", "mllm.commands.clip", "mllm.finetune.watching", "mllm.training.deepspeed_engine"),
         *("mllm.finetune.run", "mllm.contrastive.run", "tests.helpers.ranks"),
     ]
