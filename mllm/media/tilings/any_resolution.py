@@ -54,7 +54,12 @@ class AnyResolution(Tiling):
 
     def longest(self) -> Visual:
         """Of images of each pinpoint's own size, which fill their map."""
-        return max((self._tiled(size, size) for size in self._sizes(self.numbers.max_tiles)), key=_tokens)
+        return max((self._tiled(size, size) for size in self.canvases), key=_tokens)
+
+    @property
+    def canvases(self) -> tuple[Size, ...]:
+        """The pinpoints that an image may be scaled into, as (height, width), those of at most `max_tiles` tiles."""
+        return self._sizes(self.numbers.max_tiles)
 
     def _sizes(self, most: int | None) -> tuple[Size, ...]:
         """The pinpoints as (height, width), those of at most `most` tiles."""

@@ -23,7 +23,7 @@ class AnyResolutionMax(AnyResolution):
     def longest(self) -> Visual:
         """The most tokens have maps just below the threshold, which images of odd shapes make: those of images that fill a
         pinpoint on one side are tried, to half a feature."""
-        sizes = self._sizes(self.numbers.max_tiles)
+        sizes = self.canvases
         tried = [(self._tiled(shape, canvas), shape, canvas) for canvas in sizes for shape in self._filling(canvas)]
         ordered = sorted(tried, key=lambda entry: -entry[0].token_count)
         return next(visual for visual, shape, canvas in ordered if best_size(shape, sizes) == canvas)
