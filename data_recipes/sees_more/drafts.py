@@ -56,4 +56,6 @@ class Draft:
             Message(role="assistant", content=(TextPart(text=asked.answer),)),
         )
         kind = f"{self.kind}{suffix.replace('-', '_')}"
-        return Sample(id=f"{self.name}-{number}{suffix}", messages=messages, images=files, source="sees_more", kind=kind)
+        return Sample(
+            id=f"{self.name}-{number}{suffix}", messages=messages, images=files, source="sees_more", kind=kind
+        )

@@ -58,7 +58,8 @@ def draw_thing(image: Image.Image, thing: Thing, place: Place, rng: random.Rando
 def random_place(rng: random.Random) -> Place:
     """Anywhere in a picture of one tile, whole."""
     radius = rng.uniform(*RADII_PX)
-    return Place(*(rng.uniform(radius + 1, TILE_PX - radius - 2) for _ in range(2)), radius)
+    row = rng.uniform(radius + 1, TILE_PX - radius - 2)
+    return Place(row, rng.uniform(radius + 1, TILE_PX - radius - 2), radius)
 
 
 def thing_picture(thing: Thing, place: Place, rng: random.Random) -> bytes:
@@ -68,16 +69,12 @@ def thing_picture(thing: Thing, place: Place, rng: random.Random) -> bytes:
     return png(image)
 
 
-def print_words(size: Size, words: list[tuple[str, str]], rng: random.Random) -> bytes:
-    """PNG of small words, each (ink, word) on a line of its own, in random order. size: (height, width)."""
+def print_word(size: Size, word: str, ink: str, rng: random.Random) -> bytes:
+    """PNG of a small word anywhere in a picture of `size` (height, width)."""
     image = ground(size, rng)
-    canvas = ImageDraw.Draw(image)
-    line_px = size[0] / len(words)
-    for number, (ink, word) in enumerate(rng.sample(words, len(words))):
-        font = font_of(rng.choice(FONTS), rng.choice(FONT_SIZES_PX))
-        left, top, right, bottom = (int(edge) for edge in font.getbbox(word))
-        column = rng.randint(MARGIN_PX, size[1] - MARGIN_PX - (right - left))
-        first, last = number * line_px + MARGIN_PX, (number + 1) * line_px - MARGIN_PX - (bottom - top)
-        row = round(rng.uniform(first, max(first, last)))
-        canvas.text((column - left, row - top), word, font=font, fill=COLORS[ink])
+    font = font_of(rng.choice(FONTS), rng.choice(FONT_SIZES_PX))
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(word))
+    column = rng.randint(MARGIN_PX, size[1] - MARGIN_PX - (right - left))
+    row = rng.randint(MARGIN_PX, size[0] - MARGIN_PX - (bottom - top))
+    ImageDraw.Draw(image).text((column - left, row - top), word, font=font, fill=COLORS[ink])
     return png(image)

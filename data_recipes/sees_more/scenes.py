@@ -4,12 +4,20 @@ import random
 from collections.abc import Callable
 
 from data_recipes.sees_more.drafts import Asked, Draft
-from data_recipes.sees_more.drawing import TILE_PX, Place, draw_thing, ground, png, print_words, random_place, thing_picture
+from data_recipes.sees_more.drawing import (
+    TILE_PX,
+    Place,
+    draw_thing,
+    ground,
+    png,
+    print_word,
+    random_place,
+    thing_picture,
+)
 from data_recipes.sees_more.vocabulary import INKS, WAYS, Split, Thing
 from mllm.media.visual import Size
 
 LARGE_SIZES: tuple[Size, ...] = ((192, 192), (128, 192), (192, 128))  # (height, width), whole tiles
-WORDS = 3
 FRAMES = 6
 TRAVEL_PX = (26, 34)
 
@@ -17,20 +25,19 @@ Scene = Callable[[str, Split, random.Random], Draft]
 
 
 def small_print(name: str, split: Split, rng: random.Random) -> Draft:
-    """Small words of unlike inks in a large picture."""
+    """A small word in a large picture."""
     return _printed(name, "small_print", rng.choice(LARGE_SIZES), split, rng)
 
 
 def print_on_a_tile(name: str, split: Split, rng: random.Random) -> Draft:
-    """The same words in a picture of one tile, which the encoder sees as it is."""
+    """The same in a picture of one tile, which the encoder sees as it is."""
     return _printed(name, "print_on_a_tile", (TILE_PX, TILE_PX), split, rng)
 
 
 def _printed(name: str, kind: str, size: Size, split: Split, rng: random.Random) -> Draft:
-    words = list(zip(rng.sample(INKS, WORDS), rng.sample(split.words, WORDS), strict=True))
-    told = " ".join(f"the {ink} word is {word} ." for ink, word in words)
-    asked = tuple(Asked(f"which word is {ink} ?", word, kind) for ink, word in words)
-    return Draft(name, kind, (print_words(size, words, rng),), told, asked)
+    word, ink = rng.choice(split.words), rng.choice(INKS)
+    asked = (Asked("which word is it ?", word, kind),)
+    return Draft(name, kind, (print_word(size, word, ink, rng),), f"the {ink} word is {word} .", asked)
 
 
 def one_thing(name: str, split: Split, rng: random.Random) -> Draft:

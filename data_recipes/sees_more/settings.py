@@ -38,7 +38,7 @@ class GeneratorSettings(Settings):
     """Scenes that are told in words and trained on."""
     asked: SceneCounts
     """Scenes that are drawn and asked about, of what training never shows."""
-    heldout_words: int = Field(default=20, ge=4)
-    """Number of words that are never trained on. 20 by default."""
+    heldout_words: int = Field(default=5, ge=1)
+    """Number of words that are never trained on. 5 by default."""
     heldout_things: int = Field(default=6, ge=2)
     """Number of pairs of a colour and a shape that are never trained on. 6 by default."""

@@ -19,12 +19,13 @@ INKS = ("red", "green", "blue", "black")  # told apart in letters of a pixel's w
 SHAPES = ("circle", "square", "triangle", "cross")
 WAYS = ("left", "right", "up", "down")
 PLACES = ("at the left", "at the right", "at the top", "at the bottom", "in the middle")
-CONSONANTS, VOWELS = "bkmrst", "aio"
-# All words of questions and answers but the made-up ones, which are spelled.
-KNOWN_WORDS = tuple(
-    "a at bottom colour comes described does first have how in is it left middle move no of or picture right same second "
-    "shape shows the top two up way what where which word yes down . ? ,".split()
-)
+LETTERS = "aceos"  # round ones, which a few pixels don't tell apart
+# Of questions, answers and what may be told of a picture; the made-up ones are spelled.
+_WORDS = """
+a at bottom colour comes described does first have how in is it left middle move no of or picture right same second shape
+shows the top two up way what where which word yes down . ? ,
+"""
+KNOWN_WORDS = tuple(_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,8 @@ class Split:
 
 
 def made_up_words() -> list[str]:
-    """Words of consonant, vowel, consonant that are no word of the questions, in the order of the alphabet."""
-    words = ("".join(letters) for letters in product(CONSONANTS, VOWELS, CONSONANTS))
-    return [word for word in words if word not in KNOWN_WORDS and word not in COLORS]
+    """All words of two of the letters, in the order of the alphabet."""
+    return ["".join(letters) for letters in product(LETTERS, LETTERS)]
 
 
 def splits(seed: int, heldout_words: int, heldout_things: int) -> tuple[Split, Split]:

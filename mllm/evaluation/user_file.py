@@ -14,7 +14,7 @@ from mllm.data.readers.messages import message_samples
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Card, Item, MajorityAnswer
-from mllm.evaluation.medium import shown
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.metric import METRICS, Line
 from mllm.evaluation.release import first_problem
 from mllm.settings import ExpandedPath, Settings, load_settings
@@ -23,7 +23,7 @@ DEFAULT_METRIC = "exact_match"
 PACKAGE = "package:"
 YAML = (".yaml", ".yml")
 # Where others keep the image; a question asked without it would be asked blind.
-OTHER_IMAGE_KEYS = ("images", "image_path", "image_file", "img", "img_path", "picture", "file_name")
+OTHER_IMAGE_KEYS = ("image_path", "image_file", "img", "img_path", "picture", "file_name")
 
 
 def _not_blank(text: str) -> str:
@@ -55,6 +55,8 @@ class _Question(BaseModel):
 
     id: Annotated[Words, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
     image: Words | None = None
+    images: list[Words] = []
+    video: Words | None = None
     question: Words
     references: Annotated[list[Annotated[Any, AfterValidator(_said)]], BeforeValidator(_one_or_more)] = Field(
         validation_alias=AliasChoices("references", "answers", "answer"), min_length=1
@@ -105,13 +107,13 @@ class QuestionFile(Settings):
 class UserFile(Benchmark):
     """`FILE.jsonl`, `FILE.jsonl:METRIC` or `FILE.yaml` (see `QuestionFile`).
 
-    A line has question, answer(s), and if it has one, image (beside the file).
+    A line has question, answer(s), and what is shown with it: an image, several `images`, or a video (beside the file).
     """
 
     card = Card(
         title="your own questions",
         questions="one a line",
-        files=("{id, image, question, answer or references, type, fields of the metric}",),
+        files=("{id, image or images or video, question, answer or references, type, fields of the metric}",),
         source="you",
         size="yours",
         licence="yours",
@@ -202,16 +204,20 @@ class UserFile(Benchmark):
     def _item(self, name: str, line: _Question, where: str, image_root: Path) -> Item:
         extra = (line.model_extra or {}) | ({} if line.options is None else {"options": line.options})
         other = next((key for key in OTHER_IMAGE_KEYS if extra.get(key)), None)
-        if line.image is None and other is not None:
-            raise UserError(f"{where}: {other}: the image of a question is read from the key image, one a question")
-        image = None if line.image is None else image_root / line.image
+        media = _media(line, image_root)
+        if not media and other is not None:
+            raise UserError(
+                f"{where}: {other}: the image of a question is read from the key image, several from images"
+            )
+        if sum(map(bool, (line.image, line.images, line.video))) > 1:
+            raise UserError(f"{where}: a question shows an image, several `images` or a video; keep one of the keys")
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
         references = line.references
         if self._wants_text:
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        return Item(name, shown(image), line.question, words, kind, line.image or name, fields)
+        return Item(name, media, line.question, words, kind, _group(line) or name, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types
@@ -239,6 +245,17 @@ class UserFile(Benchmark):
         """Whether the metric's references are texts, of which a number in the file is one."""
         kind: type[Line] = METRICS.get(self.metric).line
         return kind.model_fields["references"].annotation == list[str]
+
+
+def _media(line: _Question, root: Path) -> tuple[Medium, ...]:
+    if line.video is not None:
+        return (Medium(str(root / line.video), is_video=True),)
+    return tuple(Medium(str(root / image)) for image in (line.images or filter(None, [line.image])))
+
+
+def _group(line: _Question) -> str:
+    """What questions about the same have in common; empty where nothing is shown."""
+    return line.video or line.image or "\n".join(line.images)
 
 
 def _single_turns(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str]]:

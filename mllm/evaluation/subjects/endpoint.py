@@ -113,6 +113,8 @@ class Endpoint:
 
 def content_of(question: Question) -> list[dict[str, Any]]:
     """The parts of the user's message, images as data URLs where they stand. Raises UserError for a video."""
+    if question.order_seed is not None:
+        raise UserError("an endpoint takes videos as they are; ask it without the condition shuffled")
     media = iter(question.media)
     return [
         {"type": "text", "text": part.text} if isinstance(part, TextPart) else _image_part(next(media))
