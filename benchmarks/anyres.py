@@ -127,7 +127,7 @@ def video(options: argparse.Namespace) -> None:
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         peers = make_peers(Path(folder), options.shape, VIDEO | {"frames": options.frames})
-        clip = Path(folder) / "clip"
+        clip = Path(folder) / "frames"
         clip.mkdir()
         for number in range(2 * options.frames):
             picture(clip / f"{number}.png", rng)
