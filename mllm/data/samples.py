@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Sample, VideoPart
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
 from mllm.media.ref import STORED, ImageRef, is_stored
 
+VIDEO_PART = VideoPart().model_dump_json()  # as it stands in an index's messages; quotes within words are escaped there
 LEAVES = r"^/|(^|/)\.\.(/|$)"
 
 
@@ -140,6 +141,11 @@ class IndexedSamples(Sequence[Sample]):
         table = self._columns("text_chars", "images")
         images = pc.list_value_length(table["images"]).to_numpy()
         return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
+
+    def show_video(self) -> bool:
+        """Whether a sample has a video among its parts."""
+        found = pc.match_substring(self._columns("messages")["messages"], VIDEO_PART)
+        return bool(pc.any(found).as_py())
 
     def _columns(self, *names: str) -> pa.Table:
         table = self.source.table.select(list(names))
