@@ -1,4 +1,4 @@
-"""`mllm data`: show, validate, convert and survey training data."""
+"""`mllm data`: show, validate, convert and survey training data, and lay out images."""
 
 import argparse
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import add_part, add_parts
+from mllm.commands.layout import add_layout
 from mllm.errors import UserError
 from mllm.settings import expanded, load_settings
 
@@ -18,13 +19,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parts = add_parts(
         parser,
         "data_command",
-        "Show, validate, convert or survey training data.",
+        "Show, validate, convert or survey training data, and say what images become.",
         "mllm data validate data_recipes/demo/instruct.yaml",
     )
     _add_show(parts)
     _add_validate(parts)
     _add_report(parts)
     _add_convert(parts)
+    add_layout(parts)
 
 
 def _add_show(parts: Any) -> None:
