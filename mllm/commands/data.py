@@ -13,6 +13,7 @@ from mllm.settings import expanded, load_settings
 if TYPE_CHECKING:
     from mllm.conversation.schema import Sample
     from mllm.data.validate import Check, Findings
+    from mllm.media.visual import VisualPlanner
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +92,12 @@ def _add_report(parts: Any) -> None:
     survey.add_argument("recipe", type=expanded, metavar="RECIPE", help="A YAML file that names the sources.")
     survey.add_argument(
         "--out", type=expanded, default="report.html", metavar="FILE", help="The page to write (default: %(default)s)."
+    )
+    survey.add_argument(
+        "--config",
+        type=expanded,
+        metavar="CONFIG",
+        help="A training config, to show how many tiles and image tokens its model makes of the images, too.",
     )
 
 
@@ -209,9 +216,19 @@ def _report(options: argparse.Namespace) -> None:
 
     check_file(Path(options.out), BY, [options.recipe])
     recipe = load_recipe(options.recipe)
+    planner = _planner_of(options.config) if options.config else None
     survey = survey_recipe(recipe)
-    write_page(Path(options.out), recipe.name, survey)
+    write_page(Path(options.out), recipe.name, survey, planner)
     print(f"saved {options.out}: {survey.samples:,} samples")
+
+
+def _planner_of(config: str) -> "VisualPlanner":
+    """The planner of the model that a training config is for."""
+    from mllm.checkpoint.geometry import layout_of_settings
+    from mllm.finetune.settings import FinetuneSettings
+
+    _, planner = layout_of_settings(load_settings(FinetuneSettings, config).model)
+    return planner
 
 
 def _convert(options: argparse.Namespace) -> None:
