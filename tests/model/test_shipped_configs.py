@@ -1,12 +1,13 @@
 """Every training config that ships loads, follows another or its parts, and plans as many image tokens as were published."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mllm.finetune.settings import FinetuneSettings
 from mllm.media.planner import Planner
-from mllm.media.visual import Clip
+from mllm.media.visual import Clip, Size
 from mllm.model.encoders import encoder_geometry
 from mllm.model.planning import build_planner, overlaid
 from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings
@@ -91,7 +92,7 @@ def test_no_two_configs_write_to_one_directory() -> None:
         ("grid_1b_stage2", [(1536, 2048)] * 2, [7 * 256] * 2),
     ],
 )
-def test_a_config_plans_the_tokens_that_were_published(name: str, media: list, counts: list[int]) -> None:
+def test_a_config_plans_the_tokens_that_were_published(name: str, media: list[Size | Clip], counts: list[int]) -> None:
     assert [visual.token_count for visual in planner_of(name).plan(media)] == counts
 
 
@@ -103,3 +104,15 @@ def test_the_sizes_of_llava_onevision_differ_in_the_language_model_and_the_engin
         small["model"]["language_model"]["path"] = large["model"]["language_model"]["path"]
     assert {**small, "run_dir": "", "model": ""} == {**large, "run_dir": "", "model": ""}
     assert str(small["model"]).replace("onevision_0.5b", "onevision_7b") == str(large["model"])
+
+
+def test_the_pages_table_of_costs_is_what_the_configs_plan() -> None:
+    page = (ROOT / "docs/how-to/any_resolution.md").read_text(encoding="utf-8")
+    head, _, *rows = page.partition("<!-- counts: ")[2].partition("<!-- /counts")[0].splitlines()[1:]
+    names = re.findall(r": (\w+) \|", head)
+    assert len(rows) == 9 and len(names) == 4
+    for row in rows:
+        number, width, height = re.match(r"\| (?:(\d+) × )?(\d+)×(\d+) \|", row).groups()  # type: ignore[union-attr]
+        planned = [planner_of(name).plan([(int(height), int(width))] * int(number or 1)) for name in names]
+        costs = [f"{sum(v.tile_count for v in each)} · {sum(v.token_count for v in each):,}" for each in planned]
+        assert row.endswith(f" | {' | '.join(costs)} |")
