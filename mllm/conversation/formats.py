@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mllm.conversation.schema import ImagePart, Message
+from mllm.conversation.schema import Message, TextPart
 from mllm.errors import UserError
 
 
@@ -83,7 +83,7 @@ class PromptFormat:
     def _content(self, message: Message) -> list[Segment]:
         out: list[Segment] = []
         for part in message.content:
-            if isinstance(part, ImagePart):
+            if not isinstance(part, TextPart):
                 out += [Segment("image"), Segment("text", self.image_suffix)]
             elif self.user_text or message.role != "user":
                 out.append(Segment("text", part.text))

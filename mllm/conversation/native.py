@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mllm.conversation.formats import Segment
-from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.conversation.schema import Message, TextPart
 from mllm.errors import ConversationRefusedError, UserError
 
 CLOCK = "strftime_now"
@@ -86,8 +86,8 @@ class NativeFormat:
         if (shape, generation) not in self._structures:
             self._structures[shape, generation] = self._structure(shape, generation)
         structure = self._structures[shape, generation]
-        texts = [part.text for m in messages for part in m.content if not isinstance(part, ImagePart)]
-        roles = [m.role for m in messages for part in m.content if not isinstance(part, ImagePart)]
+        texts = [part.text for m in messages for part in m.content if isinstance(part, TextPart)]
+        roles = [m.role for m in messages for part in m.content if isinstance(part, TextPart)]
         expected = self.text(messages, generation)
         for candidate in (texts, self._trimmed(messages)):
             segments = [
@@ -123,7 +123,7 @@ class NativeFormat:
 
     @staticmethod
     def _parts(message: Message) -> list[str | None]:
-        return [None if isinstance(part, ImagePart) else part.text for part in message.content]
+        return [part.text if isinstance(part, TextPart) else None for part in message.content]
 
     @staticmethod
     def _trimmed(messages: Sequence[Message]) -> list[str]:
@@ -131,7 +131,7 @@ class NativeFormat:
         out = []
         for message in messages:
             for index, part in enumerate(message.content):
-                if not isinstance(part, ImagePart):
+                if isinstance(part, TextPart):
                     text = part.text.lstrip() if index == 0 else part.text
                     out.append(text.rstrip() if index == len(message.content) - 1 else text)
         return out
@@ -177,7 +177,7 @@ class NativeFormat:
             for kind in types:
                 if kind == "text" and role == "assistant":
                     answers.setdefault(index, turn)
-                parts.append(None if kind == "image" else _marker(index))
+                parts.append(_marker(index) if kind == "text" else None)
                 index += kind == "text"
             turns.append((role, parts))
         rendered = self._render(turns, generation)
