@@ -14,19 +14,17 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item
 from mllm.evaluation.letters import guessed, lmms_mmmu_letter
 from mllm.evaluation.medium import Medium
-from mllm.evaluation.metric import METRICS, Line, MeanMetric, Result, means_by
-from mllm.evaluation.metrics.closed import FirstLetter
+from mllm.evaluation.metric import METRICS, MeanMetric, Result, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.release import LETTER_ANSWER, Record, first_problem, lettered, lettered_lines
 
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 PREVIOUS, NEXT = "TP", "TN"
 
 
-class NextQaLine(Line):
-    """`references` is the letter, `options` by letter; `type` is CW, CH, TN, TC, DC, DL or DO."""
+class NextQaLine(ChoiceLine):
+    """`type` is CW, CH, TN, TC, DC, DL or DO."""
 
-    references: FirstLetter
-    options: dict[str, str]
     type: str | None = None
 
 
