@@ -27,7 +27,9 @@ from mllm.media.visual import ImageGeometry, Square
 
 PREPARER = ImagePreparer(336, (0.481, 0.458, 0.408), (0.269, 0.261, 0.276), "pad")
 VISUAL = Square(ImageGeometry(336, 14)).visual
-PROCESSOR: Any = SimpleNamespace(fitted_tiles=lambda image, visual: PREPARER.fitted_tiles(image, visual.crops))
+PROCESSOR: Any = SimpleNamespace(
+    read_fitted_tiles=lambda source, visual: PREPARER.fitted_tiles(read_image(source), visual.crops)
+)
 
 
 def write_images(directory: Path, count: int) -> list[str]:

@@ -26,5 +26,9 @@ class ConversationRefusedError(UserError):
     """A prompt format renders conversations, but not this one (a system turn under a template without any, for one)."""
 
 
+class ImageBudgetError(UserError):
+    """The images of a conversation become more image tokens than the model's settings allow."""
+
+
 class TimeIsUp(KeyboardInterrupt):
     """The run has saved and ended because its job's time is nearly over; the same command goes on."""

@@ -13,8 +13,13 @@ from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import Message
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
+from mllm.media.clip import read_clip, read_frames
+from mllm.media.decode import read_image, read_image_size
+from mllm.media.planner import ClipPlan, Planner
 from mllm.media.prepare import ImagePreparer
-from mllm.media.visual import ImageGeometry, Size, Square, Visual, VisualPlanner
+from mllm.media.ref import ImageSource
+from mllm.media.tilings import TILINGS, TilingRule
+from mllm.media.visual import ImageGeometry, Media, Visual, VisualPlanner
 
 IMAGE_TOKEN = "<image>"
 
@@ -33,11 +38,12 @@ class Processor:
         geometry: ImageGeometry,
         preparer: ImagePreparer,
         day: date | None = None,
+        planner: VisualPlanner | None = None,
     ) -> None:
-        """day: what a chat template that prints the date prints; None is today."""
+        """day: what a chat template that prints the date prints; None is today. planner: None makes a square of an image."""
         self.tokenizer = tokenizer
         self.geometry = geometry
-        self.planner: VisualPlanner = Square(geometry)
+        self.planner: VisualPlanner = planner or square_planner(geometry)
         self.preparer = preparer
         self.format_name = format_name
         add_special_tokens(tokenizer, [IMAGE_TOKEN])
@@ -52,12 +58,13 @@ class Processor:
             self._opening = opening_ids(tokenizer)
         self._encoder = RunEncoder(tokenizer)
 
-    def render(self, messages: Sequence[Message], image_sizes: Sequence[Size] = (), generation: bool = False) -> Tokens:
-        """Tokens of a conversation, and what its images become; `image_sizes` in the order of the image parts.
+    def render(self, messages: Sequence[Message], media: Sequence[Media] = (), generation: bool = False) -> Tokens:
+        """Tokens of a conversation, and what its images and videos become; `media`: their sizes in the order of their parts.
 
-        With `generation`, the opening of an assistant turn follows: the prompt to generate from.
+        With `generation`, the opening of an assistant turn follows: the prompt to generate from. Raises ImageBudgetError
+        for images of more tokens than the model's settings allow.
         """
-        visuals = self.planner.plan(image_sizes)
+        visuals = self.planner.plan(media, turns_of(messages))
         segments = self.format.segments(messages, self.tokenizer.eos_token or "", generation)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
@@ -90,13 +97,34 @@ class Processor:
         """float32 [3, S, S] of the whole of an RGB image."""
         return self.preparer(image)
 
-    def tiles(self, image: Image.Image, visual: Visual) -> list[torch.Tensor]:
-        """float32 [3, S, S] of each tile of an RGB image."""
-        return self.preparer.tiles(image, visual.crops)
+    def read_sizes(
+        self, messages: Sequence[Message], sources: Sequence[ImageSource], opens_all: bool = True
+    ) -> list[Media]:
+        """What the planner goes by: the size of each image and video of a conversation.
 
-    def fitted_tiles(self, image: Image.Image, visual: Visual) -> list[torch.Tensor]:
-        """uint8 [3, S, S] of each tile of an RGB image: `Batch.normalized_tiles` makes `tiles` of them."""
-        return self.preparer.fitted_tiles(image, visual.crops)
+        opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
+        """
+        kinds = [part.type for message in messages for part in message.content if part.type != "text"]
+        opens_images = opens_all or self.planner.depends_on_size
+        anything = (self.geometry.image_size_px,) * 2
+        return [
+            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
+            for kind, source in zip(kinds, sources, strict=True)
+        ]
+
+    def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
+        """float32 [3, S, S] of each tile of an image or video. Raises UserError for one that can't be read."""
+        if visual.frames is None:
+            return self.preparer.tiles(read_image(source), visual.crops)
+        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
+        return [tile for frame, crop in frames for tile in self.preparer.tiles(frame, [crop])]
+
+    def read_fitted_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
+        """uint8 [3, S, S] of each tile of an image or video: `Batch.normalized_tiles` makes `read_tiles` of them."""
+        if visual.frames is None:
+            return self.preparer.fitted_tiles(read_image(source), visual.crops)
+        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
+        return [tile for frame, crop in frames for tile in self.preparer.fitted_tiles(frame, [crop])]
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
@@ -108,6 +136,16 @@ class Processor:
         if self.tokenizer.eos_token_id is not None:
             stops.add(self.tokenizer.eos_token_id)
         return sorted(stops)
+
+
+def square_planner(geometry: ImageGeometry) -> Planner:
+    """The planner that makes one square of every image, and shows eight frames of a video."""
+    return Planner(geometry, TILINGS.get("square")(geometry, TilingRule()), ClipPlan(geometry))
+
+
+def turns_of(messages: Sequence[Message]) -> list[int]:
+    """The number of the message of each image and video, in order."""
+    return [number for number, message in enumerate(messages) for part in message.content if part.type != "text"]
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from mllm.checkpoint.origin import BASE, DOWN, MAGNITUDE, UP, Origin, statistics
 from mllm.errors import UserError
 from mllm.model.assemble import saved_buffers
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.projectors import NEWLINE
 from mllm.model.quantized_layers import packed, quantized_size, set_packed, unpacked
 from mllm.processor import Processor
 
@@ -80,6 +81,8 @@ class Contents:
             base = self._stored(name.removesuffix(MAGNITUDE) + f"{BASE}weight")
             if base is not None:
                 return torch.linalg.norm(self.origin.read(base).float(), dim=1)
+        if name == NEWLINE:
+            return torch.empty(shape).normal_(0.0, shape[0] ** -0.5, generator=self._generator(name))
         raise UserError(f"the model has a weight {name}, of which there is none where it comes from")
 
     def _generator(self, name: str) -> torch.Generator:

@@ -18,7 +18,7 @@ from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
 from mllm.files import atomic_directory
-from mllm.media.prepare import Fit
+from mllm.media.visual import Fit
 from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
 from mllm.model.encoders import encoder_family
 from mllm.model.multimodal import MultimodalLM

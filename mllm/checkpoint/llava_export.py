@@ -25,6 +25,7 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.planning import refuse_tiles
 from mllm.processor import IMAGE_TOKEN, Processor
 
 
@@ -57,6 +58,7 @@ def llava_config(model: MultimodalLM, processor: Processor) -> LlavaConfig:
             f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}: train with "
             "model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
         )
+    refuse_tiles(model.image_settings, "the Hugging Face LLaVA layout")
     encoder, ids = model.vision_encoder, special_ids(processor)
     config = LlavaConfig(
         vision_config=encoder.model.config.to_dict(),

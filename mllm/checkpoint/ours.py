@@ -25,8 +25,10 @@ from mllm.model.assemble import Parts, assemble, fit_embeddings, parameters_on_m
 from mllm.model.encoders import encoder_family
 from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.planning import changed, overlaid
+from mllm.model.projectors import NEWLINE
 from mllm.model.quantized_layers import is_statistic
-from mllm.model.settings import ImageSettings, LoraSettings, ProjectorSettings
+from mllm.model.settings import ImageSettings, LoraSettings, ProjectorSettings, VideoSettings
 from mllm.processor import Processor
 
 MODEL_TYPE = "mllm"
@@ -59,11 +61,13 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "feature_layer": model.vision_encoder.feature_layer,
         "class_token": model.vision_encoder.class_token,
         "projector": model.projector_settings.model_dump(mode="json"),
-        "image": model.image_settings.model_dump(mode="json"),
+        "image": changed(model.image_settings, always=("fit",)),
         "adapters": model.adapters,
         "vision_config": model.vision_encoder.model.config.to_dict(),
         "text_config": model.language_model.config.to_dict(),
     }
+    if video := changed(model.video_settings):
+        config["video"] = video
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     preparer = processor.preparer
     preparation = {"image_size_px": preparer.image_size_px, "mean": preparer.mean, "std": preparer.std}
@@ -133,13 +137,14 @@ def load(
     prompt_format: str | None = None,
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
+    video: VideoSettings | None = None,
 ) -> tuple[MultimodalLM, Processor]:
     """Load the model and processor of a model directory of ours, in evaluation mode, on the CPU.
 
-    `prompt_format` and `image` replace the saved ones (a second training stage may do so). Raises UserError when the
-    directory isn't whole, or its weights are not exactly those that its config asks for.
+    `prompt_format`, and what is set in `image` and `video`, replace what is saved (a second training stage may do so).
+    Raises UserError when the directory isn't whole, or its weights are not exactly those that its config asks for.
     """
-    model, processor = begin(path, prompt_format, image).filled(dtype)
+    model, processor = begin(path, prompt_format, image, video=video).filled(dtype)
     return model.eval(), processor
 
 
@@ -151,28 +156,32 @@ def begin(
     seed: int = 0,
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
+    video: VideoSettings | None = None,
 ) -> Beginning:
-    """Begin what `load` loads: nothing but configurations is read.
+    """Begin what `load` loads: nothing but configurations is read. A newline that images newly need is drawn from `seed`.
 
     adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
     attention_kernel, neftune_alpha: as `MultimodalLM` takes them.
     """
     path = Path(path)
     config = read_config(path)
-    processor = read_processor(path, prompt_format, image)
+    processor = read_processor(path, prompt_format, image, video)
     saved = saved_adapters(config)
     merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
-    model = assemble(parts_of(config, image), processor.image_token_id, attention_kernel, neftune_alpha)
+    parts = parts_of(config, image, video)
+    model = assemble(parts, processor.image_token_id, attention_kernel, neftune_alpha)
+    new = {NEWLINE} if parts.has_newline and not parts_of(config).has_newline else set()
     with parameters_on_meta():
         for part, own in saved.items():
             if part not in merged:
                 add_lora(model, _lora_settings(own), part, own["kind"])
-    shapes, tied = saved_shapes(model), frozenset(tied_weights(model))
+    # The newline of a model whose images no longer need one is left behind.
+    shapes, spare = saved_shapes(model), frozenset((*tied_weights(model), NEWLINE))
     longer = fit_embeddings(model.language_model, processor.tokenizer)  # another format may bring special tokens
 
     def open_contents() -> Contents:
         origin = stored_origin(path, merged)
-        check_names(path, shapes, origin, tied)
+        check_names(path, {name: shape for name, shape in shapes.items() if name not in new}, origin, spare)
         return Contents(
             origin, frozenset(f"language_model.{name}" for name in longer), row_std(model.language_model), seed
         )
@@ -191,8 +200,8 @@ def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin
     return stored
 
 
-def parts_of(config: dict[str, Any], image: ImageSettings | None = None) -> Parts:
-    """Read what a `config.json` of ours says that the model is made of; `image` replaces what it says of images."""
+def parts_of(config: dict[str, Any], image: ImageSettings | None = None, video: VideoSettings | None = None) -> Parts:
+    """Read what a `config.json` of ours says that the model is made of; what `image` and `video` set replaces that."""
     vision_config = dict(config["vision_config"])
     return Parts(
         vision_config=encoder_family(vision_config["model_type"]).config.from_dict(vision_config),
@@ -200,7 +209,8 @@ def parts_of(config: dict[str, Any], image: ImageSettings | None = None) -> Part
         class_token=config["class_token"],
         projector=ProjectorSettings(**config["projector"]),
         text_config=AutoConfig.for_model(**config["text_config"]),
-        image=image or ImageSettings(**config["image"]),
+        image=overlaid(ImageSettings(**config["image"]), image),
+        video=overlaid(VideoSettings(**config.get("video", {})), video),
     )
 
 
@@ -216,12 +226,17 @@ def _lora_settings(adapter: Mapping[str, Any]) -> LoraSettings:
     return LoraSettings(**{name: value for name, value in adapter.items() if name != "kind"})
 
 
-def read_processor(path: Path, prompt_format: str | None = None, image: ImageSettings | None = None) -> Processor:
+def read_processor(
+    path: Path,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    video: VideoSettings | None = None,
+) -> Processor:
     """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
     config = read_config(path)
-    parts, format_name = parts_of(config, image), prompt_format or config["prompt_format"]
+    parts, format_name = parts_of(config, image, video), prompt_format or config["prompt_format"]
     preparer = _preparer(path, parts.image)
-    return Processor(load_tokenizer(str(path)), format_name, parts.geometry, preparer, read_day(path))
+    return Processor(load_tokenizer(str(path)), format_name, parts.geometry, preparer, read_day(path), parts.planner)
 
 
 def read_day(path: Path) -> date | None:

@@ -21,7 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from mllm.checkpoint.origin import Held, Origin, Selection, StoredWeights, part_files
 from mllm.errors import UserError
-from mllm.media.prepare import Fit, ImagePreparer
+from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import Fit
 from mllm.model.encoders import encoder_family
 
 LONGEST_REASON = 200  # characters; transformers lists every model type that it knows

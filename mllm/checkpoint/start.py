@@ -57,6 +57,7 @@ def begin_model(
         seed,
         attention_kernel=attention_kernel,
         neftune_alpha=neftune_alpha,
+        video=settings.video,
     )
 
 
@@ -85,7 +86,7 @@ def begin(
     def make_projector() -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = build_projector(settings.projector, vision.width, text_width)
+            made = build_projector(settings.projector, vision.width, text_width, parts.has_newline)
         if calibrate is not None:
             encoder = VisionEncoder(
                 load_vision_model(encoder_path, torch.float32), vision.feature_layer, vision.class_token
@@ -124,13 +125,14 @@ def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
 def load_processor(settings: ModelSettings) -> Processor:
     """Build the processor that a run with these settings trains with, without loading any weights."""
     if settings.init_from is not None:
-        return ours.read_processor(Path(settings.init_from), settings.prompt_format, settings.image)
+        return ours.read_processor(Path(settings.init_from), settings.prompt_format, settings.image, settings.video)
     if settings.vision_encoder is None or settings.language_model is None:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
     require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
-    geometry = _parts_of(settings).geometry
-    preparer = load_preparer(settings.vision_encoder.path, geometry.image_size_px, settings.image.fit)
-    return Processor(load_tokenizer(settings.language_model.path), settings.prompt_format, geometry, preparer)
+    parts = _parts_of(settings)
+    preparer = load_preparer(settings.vision_encoder.path, parts.geometry.image_size_px, settings.image.fit)
+    tokenizer = load_tokenizer(settings.language_model.path)
+    return Processor(tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner)
 
 
 def _parts_of(settings: ModelSettings) -> Parts:
@@ -143,6 +145,7 @@ def _parts_of(settings: ModelSettings) -> Parts:
         projector=settings.projector,
         text_config=text_config(settings),
         image=settings.image,
+        video=settings.video,
     )
 
 

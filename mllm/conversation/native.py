@@ -177,7 +177,7 @@ class NativeFormat:
             for kind in types:
                 if kind == "text" and role == "assistant":
                     answers.setdefault(index, turn)
-                parts.append(None if kind == "image" else _marker(index))
+                parts.append(_marker(index) if kind == "text" else None)
                 index += kind == "text"
             turns.append((role, parts))
         rendered = self._render(turns, generation)

@@ -1,7 +1,8 @@
 """The one conversation type: what every reader produces and everything else consumes.
 
 It is the schema that TRL and the Hub use for vision fine-tuning: `messages` of `{role, content}` where content is a
-list of typed parts, plus a list `images`. The n-th image part of a sample stands for the n-th entry of `images`.
+list of typed parts, plus a list `images`. The n-th part of a sample that isn't text stands for the n-th entry of `images`,
+which holds its images and videos in the order of their parts.
 """
 
 from typing import Annotated, Any, Literal
@@ -51,7 +52,7 @@ class Message(_Strict):
 
     @property
     def image_count(self) -> int:
-        """How many images and videos the turn shows."""
+        """How many images and videos it shows."""
         return sum(not isinstance(part, TextPart) for part in self.content)
 
 
@@ -65,10 +66,10 @@ class Fault(_Strict):
 class Sample(_Strict):
     """A conversation and its images.
 
-    `images` holds paths, resolved against the image root of the recipe. `source` and `kind` are for reports, `group`
-    names what samples of one image share (the image path unless said otherwise). `fault` is what `check` will raise;
-    `place`, where the sample was read (`file:line` or alike), is known to samples of a recipe and goes into errors only:
-    samples that differ in nothing else are equal.
+    `images` holds paths of images and videos, resolved against the image root of the recipe. `source` and `kind` are for
+    reports, `group` names what samples of one image share (the image path unless said otherwise). `fault` is what `check`
+    will raise; `place`, where the sample was read (`file:line` or alike), is known to samples of a recipe and goes
+    into errors only: samples that differ in nothing else are equal.
     """
 
     id: str

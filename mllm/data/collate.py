@@ -14,7 +14,6 @@ import torch
 from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
-from mllm.media.decode import read_image
 from mllm.media.visual import Visual
 from mllm.processor import Processor
 
@@ -124,7 +123,7 @@ def collate(
 
 def reading(processor: Processor) -> Decode:
     """Reads and fits an image file in the calling thread: uint8, a quarter of the bytes, normalized where they are used."""
-    return lambda path, visual: processor.fitted_tiles(read_image(path), visual)
+    return lambda path, visual: processor.read_fitted_tiles(path, visual)
 
 
 def _image_places(shown: Sequence[Sequence[ShownImage]], length: int) -> torch.Tensor:

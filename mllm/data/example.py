@@ -9,9 +9,8 @@ import numpy as np
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
 from mllm.data.settings import OnTooLong
-from mllm.errors import BadSampleError, ConversationRefusedError, UserError
-from mllm.media.decode import read_image_size
-from mllm.media.visual import Size
+from mllm.errors import BadSampleError, ConversationRefusedError, ImageBudgetError, UserError
+from mllm.media.visual import Media
 from mllm.processor import Processor
 
 
@@ -67,9 +66,11 @@ def render_example(
 def render_whole(sample: Sample, processor: Processor) -> Tokens:
     """All tokens of a sample, of which at least one is learned. Raises BadSampleError when it can't be trained on."""
     sample.check()
-    sizes = _image_sizes(sample, processor)
+    media = read_sizes(sample, processor, opens_all=False)
     try:
-        tokens = processor.render(sample.messages, sizes)
+        tokens = processor.render(sample.messages, media)
+    except ImageBudgetError as error:
+        raise sample.bad("too_many_image_tokens", str(error)) from None
     except ConversationRefusedError as error:
         raise sample.bad("prompt_format", str(error)) from None
     if tokens.supervised_count == 0:
@@ -77,16 +78,10 @@ def render_whole(sample: Sample, processor: Processor) -> Tokens:
     return tokens
 
 
-def _image_sizes(sample: Sample, processor: Processor) -> list[Size]:
-    if not processor.planner.depends_on_size:
-        return [(processor.geometry.image_size_px,) * 2] * len(sample.images)
-    return read_image_sizes(sample)
-
-
-def read_image_sizes(sample: Sample) -> list[Size]:
-    """The size of each image, from its header. Raises BadSampleError for one that can't be read."""
+def read_sizes(sample: Sample, processor: Processor, opens_all: bool = True) -> list[Media]:
+    """`Processor.read_sizes` of a sample. Raises BadSampleError for an image or video that can't be read."""
     try:
-        return [read_image_size(path) for path in sample.images]
+        return processor.read_sizes(sample.messages, sample.images, opens_all)
     except UserError as error:
         raise sample.bad("image", str(error)) from None
 

@@ -17,7 +17,8 @@ from mllm.checkpoint.ours import model_directory
 from mllm.checkpoint.parts import load_preparer
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from mllm.media.prepare import Fit, ImagePreparer
+from mllm.media.prepare import ImagePreparer
+from mllm.media.visual import Fit
 from mllm.model.dual_encoder import MAX_LOG_SCALE, tokenize, too_long
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from mllm.inference.request import PromptImage
-from mllm.media.decode import read_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
@@ -41,7 +40,7 @@ class ImageFeatures:
     def _encode(self, images: Mapping[int, PromptImage]) -> None:
         """Encode `images`, by identity, in one call of the encoder."""
         visuals = [image.visual for image in images.values()]
-        tiles = [t for image in images.values() for t in self.processor.tiles(read_image(image.source), image.visual)]
+        tiles = [t for image in images.values() for t in self.processor.read_tiles(image.source, image.visual)]
         features = self.model.encode_images(torch.stack(tiles).to(self.model.device), visuals)
         each = features.split([visual.token_count for visual in visuals])
         self._known.update(zip(images, each, strict=True))

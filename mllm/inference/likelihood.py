@@ -11,7 +11,6 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, open_batch
 from mllm.inference.prefix import Group, plan_batches, plan_groups
 from mllm.inference.request import Prompt, Request, render_request
-from mllm.media.decode import read_image_size
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
@@ -53,7 +52,7 @@ def _answered(request: Request, answer: str, processor: Processor) -> tuple[Prom
     """The conversation up to the token that ends the answer, and where the answer begins."""
     start = len(render_request(request, processor).input_ids)
     messages = (*request.messages, Message(role="assistant", content=answer))
-    tokens = processor.render(messages, [read_image_size(image) for image in request.images])
+    tokens = processor.render(messages, processor.read_sizes(messages, request.images))
     end = max(index for index, supervised in enumerate(tokens.supervised) if supervised) + 1
     return Prompt(tokens.until(end), request.images), start
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from mllm.conversation.schema import Message, check_turns
 from mllm.conversation.tokenize import Tokens
 from mllm.errors import UserError
-from mllm.media.decode import read_image_size
 from mllm.media.ref import ImageRef, ImageSource
 from mllm.media.visual import Visual
 from mllm.processor import Processor
@@ -38,7 +37,7 @@ class Request:
 def render_request(request: Request, processor: Processor) -> Tokens:
     """Prompt tokens of a request, ending in the opening of an assistant turn."""
     request.check()
-    return processor.render(request.messages, [read_image_size(i) for i in request.images], generation=True)
+    return processor.render(request.messages, processor.read_sizes(request.messages, request.images), generation=True)
 
 
 class PromptImage(NamedTuple):

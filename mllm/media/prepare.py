@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mllm.media.visual import Crop, Size
+from mllm.media.visual import Crop, Fit, Size
 
-Fit = Literal["pad", "crop", "stretch"]
 RESAMPLE = Image.Resampling.BICUBIC
 MAX_PADDED_SIDE_PX = 8192
 
@@ -33,7 +31,7 @@ class ImagePreparer:
         return self._normalized(self._to_square(image))
 
     def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
-        """float32 [3, S, S] of each of `crops` of an image of mode RGB."""
+        """float32 [3, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
         return [self._normalized(square) for square in self._squares(image, crops)]
 
     def fitted_tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
@@ -50,21 +48,21 @@ class ImagePreparer:
         scaled: dict[Size, Image.Image] = {}
         for crop in crops:
             if crop.scaled is None:
-                yield self._to_square(image)
+                yield self._to_square(image, crop.fit)
                 continue
             if crop.scaled not in scaled:
                 height, width = crop.scaled
                 scaled[crop.scaled] = image.resize((width, height), RESAMPLE)
             top, left = crop.corner
-            square = Image.new("RGB", (self.image_size_px,) * 2, _colour(self.mean))
+            square = Image.new("RGB", (self.image_size_px,) * 2)
             square.paste(scaled[crop.scaled], (-left, -top))
             yield square
 
-    def _to_square(self, image: Image.Image) -> Image.Image:
-        size = self.image_size_px
-        if self.fit == "stretch":
+    def _to_square(self, image: Image.Image, fit: Fit | None = None) -> Image.Image:
+        size, fit = self.image_size_px, fit or self.fit
+        if fit == "stretch":
             return image.resize((size, size), RESAMPLE)
-        if self.fit == "pad":
+        if fit == "pad":
             return pad_to_square(image, self.mean).resize((size, size), RESAMPLE)
         width, height = image.size
         short, long = min(width, height), max(width, height)

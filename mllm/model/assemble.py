@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from transformers.initialization import no_init_weights
 
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
+from mllm.media.planner import Planner
 from mllm.media.visual import ImageGeometry
 from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.planning import build_planner, has_newline
 from mllm.model.projectors import build_projector
-from mllm.model.settings import ImageSettings, ProjectorSettings
+from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,23 @@ class Parts:
     projector: ProjectorSettings
     text_config: PreTrainedConfig
     image: ImageSettings
+    video: VideoSettings = field(default_factory=VideoSettings)
 
     @property
     def geometry(self) -> ImageGeometry:
         """Say how many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
         vision = self.vision_config
         return encoder_geometry(vision.image_size, vision.patch_size, self.class_token, self.projector.shuffle)
+
+    @property
+    def planner(self) -> Planner:
+        """The planner of images and videos. Raises UserError when their settings don't fit encoder and projector."""
+        return build_planner(self.geometry, self.image, self.video)
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the projector learns a newline."""
+        return has_newline(self.image, self.video)
 
 
 def assemble(
@@ -54,13 +67,14 @@ def assemble(
         vision = VisionEncoder(family.model(parts.vision_config), parts.feature_layer, parts.class_token)
         language_model = _language_model(parts.text_config)
         text_width = language_model.get_input_embeddings().embedding_dim
-        projector = build_projector(parts.projector, vision.width, text_width)
+        projector = build_projector(parts.projector, vision.width, text_width, parts.has_newline)
     return MultimodalLM(
         vision,
         projector,
         language_model,
         parts.projector,
         parts.image,
+        parts.video,
         image_token_id,
         attention_kernel=attention_kernel,
         neftune_alpha=neftune_alpha,

@@ -19,7 +19,7 @@ from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.projectors import Projector
-from mllm.model.settings import ImageSettings, ProjectorSettings
+from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 
 
 class MultimodalLM(nn.Module):
@@ -35,6 +35,7 @@ class MultimodalLM(nn.Module):
         language_model: PreTrainedModel,
         projector_settings: ProjectorSettings,
         image_settings: ImageSettings,
+        video_settings: VideoSettings,
         image_token_id: int,
         *,
         attention_kernel: Kernel = "segments",
@@ -47,6 +48,7 @@ class MultimodalLM(nn.Module):
         self.language_model = language_model
         self.projector_settings = projector_settings
         self.image_settings = image_settings
+        self.video_settings = video_settings
         self.image_token_id = image_token_id
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel

@@ -12,10 +12,12 @@ from torch import nn
 
 from mllm.errors import UserError
 from mllm.media.visual import Visual
+from mllm.model.arrange import arranged, pooled_before
 from mllm.model.settings import ProjectorSettings
 from mllm.registry import Registry
 
 PROJECTORS: Registry[type["Projector"]] = Registry("projector")
+NEWLINE = "projector.image_newline"  # its name in a model
 MLP_NAME = re.compile(r"mlp([1-9])x_gelu")
 
 
@@ -36,10 +38,12 @@ class Projector(nn.Module):
     To project is standardization → pixel shuffle → the subclass's layers (`transform`).
 
     The standardization is fixed, channel by channel, and the identity until `calibrate` sets it: LLaVA's projector.
+    `image_newline`, [D], is learned where tiles or frames are told apart by it (`add_newline`), and None elsewhere.
     """
 
     feature_mean: torch.Tensor
     feature_std: torch.Tensor
+    image_newline: nn.Parameter | None
 
     def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
         super().__init__()
@@ -48,6 +52,11 @@ class Projector(nn.Module):
         self.shuffled_width = vision_width * shuffle**2
         self.register_buffer("feature_mean", torch.zeros(vision_width))
         self.register_buffer("feature_std", torch.ones(vision_width))
+        self.register_parameter("image_newline", None)
+
+    def add_newline(self, text_width: int) -> None:
+        """Have a newline that learns, of random numbers at the scale 1/√D, as in LLaVA-NeXT."""
+        self.image_newline = nn.Parameter(torch.randn(text_width) / text_width**0.5)
 
     def transform(self, features: torch.Tensor) -> torch.Tensor:
         """[T, K, V · shuffle²] → [T, K, D]."""
@@ -58,27 +67,57 @@ class Projector(nn.Module):
         """The layer that gives image tokens."""
         return cast(nn.Linear, self.get_submodule(f"linear_{self.depth}"))
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
-        """[T, P, V] → [T, K, D], K = P / shuffle²: as many features for every tile."""
+    def standardize(self, features: torch.Tensor) -> torch.Tensor:
+        """[T, P, V] → [T, K, V · shuffle²]: what the layers take."""
         # Mean and deviation are in float32 whatever the weights are in.
         standardized = ((features - self.feature_mean) / self.feature_std).to(features.dtype)
-        return self.transform(pixel_shuffle(standardized, self.shuffle))
+        return pixel_shuffle(standardized, self.shuffle)
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """[T, P, V] → [T, K, D], K = P / shuffle²: as many features for every tile."""
+        return self.transform(self.standardize(features))
 
     def arrange(self, features: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """[T, K, D] of the tiles of all `visuals` → [image tokens, D], those of each visual together and in order.
 
-        Here all features of one tile follow those of another, so that nothing is copied. A projector that puts rows
-        between them, or leaves some out, overrides this and `count_tokens`.
+        Where all features of one tile follow those of another nothing is copied.
         """
-        return features.flatten(0, 1)
+        if all(visual.arrangement is None for visual in visuals):
+            return self._with_newline_in_step(features.flatten(0, 1), visuals)
+        own = features.split([visual.tile_count for visual in visuals])
+        lines = [arranged(each, visual, self.image_newline) for each, visual in zip(own, visuals, strict=True)]
+        return self._with_newline_in_step(torch.cat(lines), visuals)
 
     def count_tokens(self, visual: Visual, features_per_tile: int) -> int:
         """How many rows `arrange` makes of a visual."""
-        return visual.tile_count * features_per_tile
+        if visual.arrangement is None:
+            return visual.tile_count * features_per_tile
+        return visual.arrangement.count(visual.grid, int(features_per_tile**0.5))
+
+    def _with_newline_in_step(self, tokens: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """Have a newline that no visual uses take part with weight zero: it has a gradient on every rank in every step."""
+        if self.image_newline is None or any(v.arrangement and v.arrangement.newline != "none" for v in visuals):
+            return tokens
+        return tokens + 0.0 * self.image_newline.to(tokens.dtype)
 
     def forward(self, features: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """[T, P, V] → [image tokens, D]. Parameters that arrange are gathered by ZeRO-3 with those that project."""
-        return self.arrange(self.project(features), visuals)
+        if not any(visual.arrangement and visual.arrangement.pools_before for visual in visuals):
+            return self.arrange(self.project(features), visuals)
+        return self._forward_pooled(self.standardize(features), visuals)
+
+    def _forward_pooled(self, standardized: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """The same where frames are pooled in front of the layers, which then see unlike numbers of features of tiles."""
+        own = []
+        for each, visual in zip(standardized.split([v.tile_count for v in visuals]), visuals, strict=True):
+            plan = visual.arrangement
+            own.append(pooled_before(each, plan) if plan is not None and plan.pools_before else each)
+        projected = self.transform(torch.cat([each.flatten(0, 1) for each in own])[None])[0]
+        lines = []
+        parts = projected.split([each.shape[0] * each.shape[1] for each in own])
+        for part, each, visual in zip(parts, own, visuals, strict=True):
+            lines.append(arranged(part.view(*each.shape[:2], -1), visual, self.image_newline))
+        return self._with_newline_in_step(torch.cat(lines), visuals)
 
     @torch.no_grad()
     def calibrate(self, features: torch.Tensor, embeddings: torch.Tensor) -> None:
@@ -136,8 +175,10 @@ class MlpProjector(Projector):
         return hidden
 
 
-def build_projector(settings: ProjectorSettings, vision_width: int, text_width: int) -> Projector:
-    """`linear`, or `mlpNx_gelu` for N linear layers. Raises UserError that lists the choices."""
+def build_projector(
+    settings: ProjectorSettings, vision_width: int, text_width: int, has_newline: bool = False
+) -> Projector:
+    """`linear`, or `mlpNx_gelu` for N linear layers, with a newline or without. Raises UserError that lists the choices."""
     match = MLP_NAME.fullmatch(settings.kind)
     name, depth = ("mlp_gelu", int(match.group(1))) if match else (settings.kind, 1)
     if name not in PROJECTORS or settings.kind == "mlp_gelu":
@@ -145,4 +186,7 @@ def build_projector(settings: ProjectorSettings, vision_width: int, text_width: 
         raise UserError(
             f"unknown projector {settings.kind!r}; choose one of: {choices}, mlp2x_gelu (any mlpNx_gelu, N 1–9)"
         )
-    return PROJECTORS.get(name)(vision_width, text_width, settings.shuffle, depth)
+    projector = PROJECTORS.get(name)(vision_width, text_width, settings.shuffle, depth)
+    if has_newline:
+        projector.add_newline(text_width)
+    return projector

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mllm.media.visual import Fit
 from mllm.settings import PathText, Settings
 
 
@@ -47,12 +48,68 @@ class LanguageModelSettings(Settings):
 
 
 class ImageSettings(Settings):
-    """How images are prepared for the encoder."""
+    """What images become: how one is made square or cut into tiles, and what several share."""
 
-    fit: Literal["pad", "crop", "stretch"] = "pad"
+    fit: Fit = "pad"
     """How an image becomes square: `pad` (the default; LLaVA-1.5 stage 2) centres it on the encoder's mean colour,
     `crop` (stage 1, CLIP) scales the short side and cuts the middle, `stretch` ignores the aspect ratio.
     """
+    tiling: str = "square"
+    """Name of the tiling: `square` (the default) makes one tile of an image, `anyres` (LLaVA-NeXT) an overview and tiles
+    of the image scaled into a pinpoint, `anyres_max` (LLaVA-OneVision) the same with a limit on its tokens, `grid`
+    (InternVL) tiles of the stretched image and a thumbnail.
+    """
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Pairs of pixels, multiples of the encoder's side: the sizes that `anyres` and `anyres_max` scale an image into.
+    Empty by default: for `anyres` LLaVA-1.6's five of up to three tiles, for `anyres_max` all of up to 6 × 6 tiles.
+    """
+    rule: Literal["hf", "original"] = "hf"
+    """Axis order and rounding of the pinpoints: `hf` (the default; (height, width), as transformers reads them) or
+    `original` ((width, height), as the LLaVA-NeXT code does).
+    """
+    max_tiles: int | None = Field(default=None, ge=1)
+    """Most tiles of one image, overviews not counted. The default, null, leaves it to the pinpoints, and is 12 for `grid`."""
+    map_tiles: int = Field(default=9, ge=1)
+    """`anyres_max` scales a map of more features than so many tiles have. 9 by default."""
+    several: Literal["tile", "share", "square"] = "tile"
+    """What images become of which there are more than one: each is tiled as if alone (`tile`, the default), they share
+    `max_tiles` (`share`; InternVL), or each becomes one square (`square`; LLaVA-OneVision).
+    """
+    several_in: Literal["turn", "sample"] = "turn"
+    """Which images count together for `several`: those of one turn (`turn`, the default), so that a later image changes
+    nothing that was computed of an earlier one, or those of the whole conversation (`sample`).
+    """
+    max_image_tokens: int | None = Field(default=None, ge=1)
+    """Most image tokens of a conversation; one with more is refused with the count of each image. Null, the default,
+    allows any number.
+    """
+
+
+class VideoSettings(Settings):
+    """What videos become: which frames are shown, and how their features are pooled and told apart."""
+
+    frames: int = Field(default=8, ge=1)
+    """Most frames that are shown of a video. 8 by default."""
+    sampling: Literal["inclusive", "exclusive", "fps"] = "inclusive"
+    """How frames are chosen: `inclusive` (the default; LLaVA) spreads them from the first to the last, `exclusive`
+    (transformers) leaves the end out, `fps` takes `fps` a second, and `inclusive` ones where these are more than `frames`.
+    """
+    fps: float = Field(default=1.0, gt=0)
+    """Frames a second under `sampling: fps`. 1 by default."""
+    fit: Fit = "stretch"
+    """How a frame becomes square: `stretch` (the default; LLaVA-Video), `pad` or `crop`."""
+    pooling: Literal["none", "average", "bilinear"] = "none"
+    """How the features of a frame are pooled: not (`none`, the default), by the `average` of squares, or `bilinear`."""
+    stride: int = Field(default=2, ge=1)
+    """Side of the square of features that pooling makes one of. 2 by default."""
+    pool_before_projector: bool = False
+    """Whether pooling comes before the projector's layers (LLaVA-NeXT-Video) and not behind them (the default)."""
+    newline: Literal["none", "row", "frame", "end"] = "none"
+    """Where the learned newline stands: nowhere (`none`, the default), behind each `row` of a frame, behind each `frame`,
+    or once at the `end` of the video.
+    """
+    time_prompt: Literal["none", "llava_video"] = "none"
+    """Sentence that says how long the video is and when its frames are: `none` (the default), or LLaVA-Video's."""
 
 
 class ModelSettings(Settings):
@@ -69,7 +126,9 @@ class ModelSettings(Settings):
     language_model: LanguageModelSettings | None = None
     """The language model. Needed unless `init_from` is given."""
     image: ImageSettings = ImageSettings()
-    """How images become the encoder's input."""
+    """What images become. Under `init_from`, what isn't given is as it was saved."""
+    video: VideoSettings = VideoSettings()
+    """What videos become. Under `init_from`, what isn't given is as it was saved."""
     prompt_format: str = "vicuna_v1"
     """How a conversation becomes text: a name such as `plain`, `vicuna_v1` (the default) or `chatml`, or `native` for
     the language model's own chat template. It is saved with the model.

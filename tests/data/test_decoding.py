@@ -41,9 +41,9 @@ def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks
     whole, broken = save_image(tmp_path / "a.png"), tmp_path / "b.png"
     broken.write_bytes(b"no image")
     seen = []
-    real = processor.fitted_tiles
+    real = processor.read_fitted_tiles
     monkeypatch.setattr(
-        processor, "fitted_tiles", lambda *image: seen.append(threading.current_thread().name) or real(*image)
+        processor, "read_fitted_tiles", lambda *image: seen.append(threading.current_thread().name) or real(*image)
     )
     (visual,) = processor.planner.plan([(12, 20)])
     decode = ImageDecoder(processor, 2).start((path, visual) for path in (whole, str(broken), whole))

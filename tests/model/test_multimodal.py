@@ -14,7 +14,6 @@ from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.errors import UserError
 from mllm.inference.generate import Request, generate_batch
-from mllm.media.decode import read_image
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
 from tests.helpers.samples import batch_of, fail, loss_and_gradients
@@ -129,7 +128,7 @@ def test_padding_to_a_multiple_and_pixels_as_bytes_change_neither_loss_nor_gradi
     rows = pack([render_example(s, processor, 400) for s in samples], "shared_prefix", 100)
 
     def prepared(path, visual):
-        return processor.tiles(read_image(path), visual)
+        return processor.read_tiles(path, visual)
 
     plain, padded = collate(rows, processor, fail, prepared), collate(rows, processor, fail, length_multiple=128)
     assert plain.input_ids.shape[1] % 128 and padded.input_ids.shape[1] % 128 == 0

@@ -115,7 +115,7 @@ class Tiles:
     budget: int = 8
     depends_on_size = True
 
-    def plan(self, sizes: Sequence[Size]) -> tuple[Visual, ...]:
+    def plan(self, sizes: Sequence[Size], turns: Sequence[int] = ()) -> tuple[Visual, ...]:
         return tuple(self._visual(size, max(1, self.budget // len(sizes))) for size in sizes)
 
     def _visual(self, size: Size, most: int) -> Visual:

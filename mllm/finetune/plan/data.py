@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from mllm.data.collate import padded_length, shown_images
-from mllm.data.example import Example, read_image_sizes, render_example
+from mllm.data.example import Example, read_sizes, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.settings import Packing
 from mllm.data.streaming import StreamedSamples
@@ -123,7 +123,7 @@ def _examples(task: InstructionTask, step: int, processor: Processor, skipped: C
     for index in task.sample_indices(step):
         try:
             sample = task.mixture.samples[index]
-            read_image_sizes(sample)
+            read_sizes(sample, processor)
             examples.append(render_example(sample, processor, task.data.max_length_tokens, task.data.on_too_long))
         except BadSampleError as error:
             skipped[error.kind] += 1
