@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from types import MappingProxyType
 
 import pytest
 
+from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, TextPart, VideoPart
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Question, Reply, deal
@@ -16,10 +18,13 @@ from mllm.evaluation.medium import Medium, parts_of, placed, shown, source_hash
 from mllm.evaluation.plan import Setup, missing_media, plan_run
 from mllm.evaluation.run import evaluate_subject
 from mllm.evaluation.subjects.endpoint import content_of
+from mllm.evaluation.subjects.local import LocalModel
+from mllm.inference.request import prompt_of
 from mllm.media.decode import read_image
 from mllm.media.span import span_reference, without_span
 from tests.helpers.media_releases import MEDIA_WRITERS, save_video
 from tests.helpers.releases import save_image
+from tests.helpers.tiny import tiny_settings
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
@@ -228,6 +233,29 @@ def test_an_evaluation_of_images_and_videos_is_asked_under_every_control_and_rep
     again = Saying()
     evaluate_subject(setup, lambda: (again, "saying", []))
     assert again.asked == []
+
+
+def test_a_model_of_ours_reads_the_words_and_images_in_their_order_alone_and_in_batches(tiny_parts, tmp_path):
+    for name in ("mmmu", "blink"):
+        MEDIA_WRITERS[name](tmp_path)
+    model, processor = build(tiny_settings(tiny_parts))
+    for name in ("mmmu", "blink"):
+        benchmark = find_benchmark(name)
+        items = benchmark.items(tmp_path)
+        asked = [question for c in ("model", "swapped") for question in questions_of(benchmark, items, c, seed=0)]
+        short = [replace(question, max_new_tokens=3) for question in asked]
+        alone, together = {}, {}
+        for question in short:
+            LocalModel(model, processor, 1, {}).answer([question], alone.update)
+        LocalModel(model, processor, 8, {}).answer(short, together.update)
+        assert {question: reply.text for question, reply in alone.items()} == {q: r.text for q, r in together.items()}
+        for question in short:
+            prompt = prompt_of(question.request(), processor)
+            assert len(prompt.tokens.image_spans) == len(question.media)
+            assert [image.source for image in prompt.shown] == [medium.source for medium in question.media]
+    first = prompt_of(short[0].request(), processor).tokens.image_spans
+    moved = replace(short[0], places=tuple(range(1, len(short[0].media) + 1)))
+    assert prompt_of(moved.request(), processor).tokens.image_spans != first
 
 
 def test_a_single_image_is_shown_or_nothing():
