@@ -2,8 +2,9 @@
 
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
-image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone. What
-a request names by a URL or holds in one is bytes from the door on.
+image of a row: the NUMBER-th in its column `images` or `image`, or that of the NUMBER-th of its columns `image_1`,
+`image_2`, … (`image_columns`), which hold `{bytes, path}`, as the Hub's data sets do, or the bytes alone. What a request
+names by a URL or holds in one is bytes from the door on.
 """
 
 import hashlib
@@ -17,9 +18,11 @@ from mllm.errors import UserError
 
 ImageSource = str | Path | bytes
 IMAGE_COLUMNS = ("images", "image")
+DECODED = "decoded_image"
 STORED = r"^(tar|parquet):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
 _STORED = re.compile(STORED)
+_NUMBERED = re.compile(r"^image_([0-9]+)$")
 
 
 def tar_reference(path: str, offset: int, size: int) -> str:
@@ -102,10 +105,19 @@ class ImageRef:
         return -1 - int.from_bytes(digest[:8], "big")
 
 
-def image_column(schema: Any) -> str | None:
-    """The column of a parquet file that holds the bytes of images, by its Arrow schema; None where there is none."""
-    names = (name for name in IMAGE_COLUMNS if name in schema.names)
-    return next((name for name in names if _is_binary(element_type(schema.field(name).type))), None)
+def image_columns(schema: Any) -> tuple[str, ...]:
+    """The columns of a parquet file that hold the bytes of images, by its Arrow schema, in the order of their images.
+
+    That is `images` or `image`; else `image_1`, `image_2` and so on, of which a row may fill some; else `decoded_image`.
+    """
+    held = [name for name in schema.names if _is_binary(element_type(schema.field(name).type))]
+    numbered = sorted((name for name in held if _NUMBERED.match(name)), key=lambda name: int(name.rpartition("_")[2]))
+    kinds = (
+        *((name,) for name in IMAGE_COLUMNS if name in held),
+        tuple(numbered),
+        (DECODED,) if DECODED in held else (),
+    )
+    return next((names for names in kinds if names), ())
 
 
 def element_type(kind: Any) -> Any:
@@ -128,9 +140,9 @@ def _is_binary(kind: Any) -> bool:
 
 
 def _parquet_image(path: str, row: int, number: int) -> bytes:
-    _, starts, column = _parquet_file(path)
+    _, starts, columns = _parquet_file(path)
     group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
-    value = _row_group(path, group, column)[row - starts[group]].as_py()
+    value = _row_group(path, group, columns[number] if len(columns) > 1 else columns[0])[row - starts[group]].as_py()
     image = value[number] if isinstance(value, list) else value
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes):
@@ -139,15 +151,15 @@ def _parquet_image(path: str, row: int, number: int) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _parquet_file(path: str) -> tuple[Any, list[int], str]:
-    """The open file, the first row of each of its row groups, and the column of images."""
+def _parquet_file(path: str) -> tuple[Any, list[int], tuple[str, ...]]:
+    """The open file, the first row of each of its row groups, and the columns of images."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, memory_map=True)
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return file, starts[:-1], image_column(file.schema_arrow) or IMAGE_COLUMNS[0]
+    return file, starts[:-1], image_columns(file.schema_arrow) or IMAGE_COLUMNS[:1]
 
 
 @lru_cache(maxsize=4)

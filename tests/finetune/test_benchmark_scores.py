@@ -91,7 +91,7 @@ answer = LocalModel.answer
 
 def noting(self, questions, on_replies):
     with open(os.path.join({notes!r}, "asked." + os.environ["RANK"]), "a") as file:
-        file.writelines(json.dumps([q.prompt, q.image]) + "\\n" for q in questions)
+        file.writelines(json.dumps([q.prompt, *(m.source for m in q.media)]) + "\\n" for q in questions)
     answer(self, questions, on_replies)
 
 LocalModel.answer = noting
@@ -105,7 +105,7 @@ def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, re
     values = values | settings(own, every_steps=100, conditions=["model"])
     script = tmp_path / "noting.py"
     script.write_text(TAKING_NOTES.format(notes=str(tmp_path)))
-    launch(values, tmp_path, ranks=2, stage=2, script=script, time_limit_s=120)
+    launch(values, tmp_path, ranks=2, stage=2, script=script)
 
     asked = [[tuple(line) for line in lines_of(tmp_path / f"asked.{rank}")] for rank in (0, 1)]
     assert sorted(map(len, asked)) == [1, 2]  # all questions about a picture go to one rank

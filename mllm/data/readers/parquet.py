@@ -10,32 +10,31 @@ import pyarrow.parquet as pq
 from mllm.data.readers.errors import OnError
 from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
-from mllm.media.ref import IMAGE_COLUMNS, image_column, parquet_reference
+from mllm.media.ref import IMAGE_COLUMNS, image_columns, parquet_reference
 
 ROWS_AT_ONCE = 256
 IMAGES_AT_ONCE = 16
 
 
 def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) pairs. Of a column of images (`images` or `image`) only how many a row has is read, as far as that is
-    stored apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
+    """(place, row) pairs. Of a column of images (`image_columns`) only how many a row has is read, as far as that is stored
+    apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
     """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            held = image_column(file.schema_arrow)
-            if held is not None and _holds_no_bytes(file, held):
-                held = None
-            leaf = _path_leaf(file, held) if held else None
-            # Bytes in the other column would be read for nothing: references are into one.
-            columns = [name for name in file.schema_arrow.names if held is None or name not in IMAGE_COLUMNS]
-            if held:
-                columns.append(leaf or held)
+            numbered = enumerate(image_columns(file.schema_arrow))
+            held = {name: number for number, name in numbered if not _holds_no_bytes(file, name)}
+            leaves = {name: _path_leaf(file, name) for name in held}
+            # Bytes in another column would be read for nothing: references are into one, or into the numbered ones.
+            unread = {*IMAGE_COLUMNS, *held} if held else set()
+            columns = [name for name in file.schema_arrow.names if name not in unread]
+            columns += [leaf or name for name, leaf in leaves.items()]
             row = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE if leaf or not held else IMAGES_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(ROWS_AT_ONCE if all(leaves.values()) else IMAGES_AT_ONCE, columns=columns):
                 for record in batch.to_pylist():
-                    if held:
-                        count = len(record[held]) if isinstance(record[held], list) else int(record[held] is not None)
-                        record[held] = [parquet_reference(str(path), row, number) for number in range(count)]
+                    for name, first in held.items():
+                        count = len(record[name]) if isinstance(record[name], list) else int(record[name] is not None)
+                        record[name] = [parquet_reference(str(path), row, first + n) for n in range(count)]
                     yield f"{path}[{row}]", without_nulls(record)
                     row += 1
     except (OSError, pa.ArrowException) as error:
