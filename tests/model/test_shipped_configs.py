@@ -1,18 +1,24 @@
 """Every training config that ships loads, follows another or its parts, and plans as many image tokens as were published."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
+from mllm.checkpoint.ours import save
+from mllm.checkpoint.start import begin_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.media.planner import Planner
+from mllm.media.tilings import Tiling
 from mllm.media.visual import Clip, Size
 from mllm.model.encoders import encoder_geometry
 from mllm.model.planning import build_planner, overlaid
 from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings
 from mllm.resources import find_ds_config
 from mllm.settings import load_settings
+from tests.helpers.tiny import tiny_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -46,6 +52,11 @@ def planner_of(name: str) -> Planner:
     return build_planner(encoder_geometry(*ENCODERS[encoder.path], encoder.class_token, shuffle), image, video)
 
 
+@cache
+def most_tokens(tiling: Tiling) -> int:
+    return tiling.longest().token_count
+
+
 def clip_of(seconds: int, fps: int = 30) -> Clip:
     return Clip(360, 640, tuple(frame / fps for frame in range(seconds * fps)))
 
@@ -62,7 +73,7 @@ def test_a_config_begins_with_parts_or_with_the_end_of_another_and_names_files_t
 def test_a_config_says_that_it_was_not_run_and_its_longest_image_fits_its_rows(name: str) -> None:
     head = (ROOT / f"train/configs/{name}.yaml").read_text(encoding="utf-8").partition("run_dir")[0]
     assert "Not run by us" in " ".join(head.replace("#", " ").split())
-    assert planner_of(name).longest().token_count < CONFIGS[name].data.max_length_tokens
+    assert most_tokens(planner_of(name).tiling) < CONFIGS[name].data.max_length_tokens
 
 
 def test_no_two_configs_write_to_one_directory() -> None:
@@ -104,6 +115,35 @@ def test_the_sizes_of_llava_onevision_differ_in_the_language_model_and_the_engin
         small["model"]["language_model"]["path"] = large["model"]["language_model"]["path"]
     assert {**small, "run_dir": "", "model": ""} == {**large, "run_dir": "", "model": ""}
     assert str(small["model"]).replace("onevision_0.5b", "onevision_7b") == str(large["model"])
+
+
+def shrunken(model: ModelSettings, side: int, start: Path) -> ModelSettings:
+    """A later stage's settings for an encoder of `side` pixels instead of 384, beginning with the model at `start`."""
+    pinpoints = tuple((a * side // 384, b * side // 384) for a, b in model.image.pinpoints)
+    image = model.image.model_copy(update={"pinpoints": pinpoints} if pinpoints else {})
+    return model.model_copy(update={"init_from": str(start), "image": image})
+
+
+def test_the_stages_of_llava_onevision_follow_each_other_on_a_tiny_model(tiny_parts: Path, tmp_path: Path) -> None:
+    stages = chain(CONFIGS["onevision_7b_stage2_ov"].model)
+    first = tiny_settings(tiny_parts, "siglip", stages[0].prompt_format).model_copy(update={"image": stages[0].image})
+    newlines: list[torch.Tensor] = []
+    counts: list[list[int]] = []
+    settings = first
+    for number in range(len(stages)):
+        model, processor = begin_model(settings, {}, seed=number).filled()
+        newline = model.projector.image_newline
+        assert (newline is None) == (number == 0)
+        newlines += [] if newline is None else [newline.detach().clone()]
+        counts.append([v.token_count for v in processor.planner.plan([(32, 32), (32, 32)])])
+        save(tmp_path / str(number), model, processor)
+        if number + 1 < len(stages):
+            settings = shrunken(stages[number + 1], processor.geometry.image_size_px, tmp_path / str(number))
+    assert all(torch.equal(newlines[0], later) for later in newlines)  # drawn with the first tiles
+    whole = processor.geometry.tokens_per_tile
+    rows = 2 * processor.geometry.side  # of a map of 2 × 2 tiles
+    assert counts[0] == [whole] * 2 and counts[3] == [whole + 1] * 2
+    assert counts[1] == counts[2] == [whole + rows**2 + rows] * 2
 
 
 def test_the_pages_table_of_costs_is_what_the_configs_plan() -> None:
