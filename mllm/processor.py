@@ -11,7 +11,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
-from mllm.conversation.schema import Message
+from mllm.conversation.schema import Message, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
 from mllm.media.clip import read_clip, read_frames
 from mllm.media.decode import read_image, read_image_size
@@ -104,12 +104,11 @@ class Processor:
 
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
-        kinds = [part.type for message in messages for part in message.content if part.type != "text"]
         opens_images = opens_all or self.planner.depends_on_size
         anything = (self.geometry.image_size_px,) * 2
         return [
             read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
-            for kind, source in zip(kinds, sources, strict=True)
+            for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 
     def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:

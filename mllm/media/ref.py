@@ -2,8 +2,9 @@
 
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
-image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone. What
-a request names by a URL or holds in one is bytes from the door on.
+image of a row whose column `images` (or `image`) holds `{bytes, path}`, as the Hub's data sets do, or the bytes alone, and
+`parquet-video:ROW:NUMBER:PATH` a video of its column `videos` (or `video`). What a request names by a URL or holds in one
+is bytes from the door on.
 """
 
 import hashlib
@@ -17,8 +18,9 @@ from mllm.errors import UserError
 
 ImageSource = str | Path | bytes
 IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
-IMAGE_COLUMNS = ("images", "image")
-STORED = r"^(tar|parquet):([0-9]+):([0-9]+):"  # for pyarrow, too
+VIDEO_SUFFIXES = ("avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv")
+MEDIA_COLUMNS = {"parquet": ("images", "image"), "parquet-video": ("videos", "video")}
+STORED = r"^(tar|parquet|parquet-video):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
 _STORED = re.compile(STORED)
 
@@ -27,8 +29,9 @@ def tar_reference(path: str, offset: int, size: int) -> str:
     return f"tar:{offset}:{size}:{path}"
 
 
-def parquet_reference(path: str, row: int, number: int) -> str:
-    return f"parquet:{row}:{number}:{path}"
+def parquet_reference(path: str, row: int, number: int, kind: str = "parquet") -> str:
+    """kind: which of MEDIA_COLUMNS it is in."""
+    return f"{kind}:{row}:{number}:{path}"
 
 
 def is_stored(image: ImageSource) -> bool:
@@ -41,7 +44,8 @@ class ImageRef:
     """One image or video, wherever it is: `of` makes it of what samples and requests hold.
 
     name: what messages call it. file: what it is or lies in, None for bytes in memory, which are its `content`. part: of
-    an image inside a file ("tar", offset, size) or ("parquet", row, number in it). noun: "image" or "video", for messages.
+    what lies inside a file ("tar", offset, size) or ("parquet" or "parquet-video", row, number in it). noun: "image" or
+    "video", for messages.
     """
 
     name: str
@@ -79,8 +83,8 @@ class ImageRef:
             if self.part is None:
                 return self.file.read_bytes()
             kind, first, second = self.part
-            if kind == "parquet":
-                return _parquet_image(str(self.file), first, second)
+            if kind in MEDIA_COLUMNS:
+                return _parquet_image(str(self.file), kind, first, second)
             if second > max_bytes:
                 raise UserError(f"{self.noun} {self.name} has {second} bytes; the limit is {max_bytes}")
             with open(self.file, "rb") as file:
@@ -111,9 +115,12 @@ class ImageRef:
         return -1 - int.from_bytes(digest[:8], "big")
 
 
-def image_column(schema: Any) -> str | None:
-    """The column of a parquet file that holds the bytes of images, by its Arrow schema; None where there is none."""
-    names = (name for name in IMAGE_COLUMNS if name in schema.names)
+def media_column(schema: Any, kind: str) -> str | None:
+    """The column of a parquet file that holds the bytes of images, or of videos, by its Arrow schema; None for none.
+
+    kind: a key of MEDIA_COLUMNS.
+    """
+    names = (name for name in MEDIA_COLUMNS[kind] if name in schema.names)
     return next((name for name in names if _is_binary(element_type(schema.field(name).type))), None)
 
 
@@ -136,8 +143,9 @@ def _is_binary(kind: Any) -> bool:
     return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
 
 
-def _parquet_image(path: str, row: int, number: int) -> bytes:
-    _, starts, column = _parquet_file(path)
+def _parquet_image(path: str, kind: str, row: int, number: int) -> bytes:
+    file, starts = _parquet_file(path)
+    column = media_column(file.schema_arrow, kind) or MEDIA_COLUMNS[kind][0]
     group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
     value = _row_group(path, group, column)[row - starts[group]].as_py()
     image = value[number] if isinstance(value, list) else value
@@ -148,19 +156,19 @@ def _parquet_image(path: str, row: int, number: int) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _parquet_file(path: str) -> tuple[Any, list[int], str]:
-    """The open file, the first row of each of its row groups, and the column of images."""
+def _parquet_file(path: str) -> tuple[Any, list[int]]:
+    """The open file, and the first row of each of its row groups."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, memory_map=True)
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return file, starts[:-1], image_column(file.schema_arrow) or IMAGE_COLUMNS[0]
+    return file, starts[:-1]
 
 
 @lru_cache(maxsize=4)
 def _row_group(path: str, group: int, column: str) -> Any:
     """One column of a row group: neighbours are often wanted together, and a row group is what can be read."""
-    file, _, _ = _parquet_file(path)
+    file, _ = _parquet_file(path)
     return file.read_row_group(group, columns=[column])[column].combine_chunks()

@@ -43,28 +43,6 @@ Media = Size | Clip
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What is known of a video before a frame of it is decoded.
-
-    height, width: of its frames in pixels, as displayed. times_s: when each frame is shown, in order, from 0.
-    """
-
-    height: int
-    width: int
-    times_s: tuple[float, ...]
-
-    @property
-    def frame_count(self) -> int:
-        return len(self.times_s)
-
-    @property
-    def seconds(self) -> float:
-        """How long it is shown: the last frame as long as the others are on average; 0 for a single frame."""
-        last, steps = self.times_s[-1], self.frame_count - 1
-        return last * self.frame_count / steps if steps else 0.0
-
-
-@dataclass(frozen=True)
 class Crop:
     """What of an image or of a frame one tile shows.
 
