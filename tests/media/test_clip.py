@@ -157,7 +157,7 @@ def test_an_image_as_a_video_and_a_video_as_an_image_name_the_part_they_belong_t
         video = write_video(kind, 2, codec="flv1" if kind == "flv" else "libx264")
         with pytest.raises(UserError, match="is a video; show it by a part of type video"):
             read_image(video)
-    with pytest.raises(UserError, match="is a folder; show its pictures as a video by a part of type video"):
+    with pytest.raises(UserError, match="it is a folder, which a part of type video shows as frames"):
         read_image(tmp_path)
 
 
