@@ -11,7 +11,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
-from mllm.conversation.schema import Message
+from mllm.conversation.schema import Message, Part, TextPart, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
 from mllm.media.clip import read_clip, read_frames
 from mllm.media.decode import read_image, read_image_size
@@ -65,7 +65,7 @@ class Processor:
         for images of more tokens than the model's settings allow.
         """
         visuals = self.planner.plan(media, turns_of(messages))
-        segments = self.format.segments(messages, self.tokenizer.eos_token or "", generation)
+        segments = self.format.segments(with_words(messages, visuals), self.tokenizer.eos_token or "", generation)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
         if not opened:
@@ -104,12 +104,11 @@ class Processor:
 
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
-        kinds = [part.type for message in messages for part in message.content if part.type != "text"]
         opens_images = opens_all or self.planner.depends_on_size
         anything = (self.geometry.image_size_px,) * 2
         return [
             read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
-            for kind, source in zip(kinds, sources, strict=True)
+            for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 
     def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
@@ -146,6 +145,22 @@ def square_planner(geometry: ImageGeometry) -> Planner:
 def turns_of(messages: Sequence[Message]) -> list[int]:
     """The number of the message of each image and video, in order."""
     return [number for number, message in enumerate(messages) for part in message.content if part.type != "text"]
+
+
+def with_words(messages: Sequence[Message], visuals: Sequence[Visual]) -> Sequence[Message]:
+    """`messages` with a line of text behind each image and video of which its visual has words."""
+    if not any(visual.words for visual in visuals):
+        return messages
+    told: list[Message] = []
+    following = iter(visuals)
+    for message in messages:
+        parts: list[Part] = []
+        for part in message.content:
+            parts.append(part)
+            if part.type != "text" and (words := next(following).words):
+                parts.append(TextPart(text=f"{words}\n"))
+        told.append(message.model_copy(update={"content": tuple(parts)}))
+    return told
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
