@@ -11,12 +11,13 @@ nobody has written to, until DeepSpeed copies rank 0's), at ZeRO 3 a part on eve
 import argparse
 import gc
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -82,32 +83,38 @@ def status_bytes(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
-def as_rank(root: Path, stage: int, dtype: str) -> None:
-    """What a launched rank does: the tiny model first, which brings in what Python imports late."""
+def as_rank(environment: dict[str, str], found_to: Connection, root: Path, stage: int, dtype: str) -> None:
+    """What a rank does: the tiny model first, which brings in what Python imports late. Rank 0 sends what was found."""
+    os.environ |= environment
+    torch.set_num_threads(1)
     presence = init_distributed(timedelta(minutes=10))
     measure(settings(root / "tiny", stage, dtype), presence)
     found = measure(settings(root, stage, dtype), presence)
     if os.environ["RANK"] == "0":
-        print("FOUND", json.dumps({"stage": stage} | found), flush=True)
+        found_to.send({"stage": stage} | found)
     presence.leave()
     presence.barrier()
     torch.distributed.destroy_process_group()
 
 
 def launched(root: Path, stage: int, ranks: int, dtype: str) -> dict[str, Any]:
-    """What is measured in processes of their own: none begins with memory that another run has let go."""
+    """What is measured in new processes: none begins with memory that another run has let go."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={port}"]
-    done = subprocess.run(
-        [*command, __file__, "--rank-of", str(root), str(stage), "--dtype", dtype],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        sys.exit(done.stderr)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND"))
-    return json.loads(line.removeprefix("FOUND"))
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    forks = multiprocessing.get_context("forkserver")
+    found, found_to = forks.Pipe(duplex=False)
+    processes = []
+    for rank in map(str, range(ranks)):
+        environment = group | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(forks.Process(target=as_rank, args=(environment, found_to, root, stage, dtype)))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit(f"the ranks ended with {[process.exitcode for process in processes]}")
+    return found.recv()
 
 
 def write_case(root: Path, layers: int) -> None:
@@ -124,11 +131,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each run instead of a table")
-    parser.add_argument("--rank-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.rank_of:
-        as_rank(Path(options.rank_of[0]), int(options.rank_of[1]), options.dtype)
-        return
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

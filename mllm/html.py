@@ -6,10 +6,10 @@ escapes it (`html.escape`).
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from itertools import accumulate
 from pathlib import Path
 
 from mllm.files import write_text_atomically
+from mllm.running_mean import RunningMean
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fafafa}
@@ -36,7 +36,6 @@ svg{max-width:100%;height:auto}.histogram text{font:11px system-ui,sans-serif;fi
 """
 CURVE_PX = (180, 440)
 MARGIN_PX = 34
-SMOOTHING = 0.8
 
 
 def write_html(path: Path, title: str, body: Iterable[str], by: str | None = None) -> None:
@@ -47,7 +46,7 @@ def write_html(path: Path, title: str, body: Iterable[str], by: str | None = Non
 
 
 def draw_curve(name: str, losses: Sequence[float], caption: str = "") -> str:
-    """Draw the loss of every step of a run, at least one, and its running mean (exponential, 0.8), as an SVG figure."""
+    """Draw the loss of every step of a run, at least one, and its running mean, as an SVG figure."""
     low, high = min(losses), max(losses)
     span = (high - low) or 1.0
     height, width = CURVE_PX
@@ -60,7 +59,7 @@ def draw_curve(name: str, losses: Sequence[float], caption: str = "") -> str:
             f"{MARGIN_PX + i * step:.1f},{MARGIN_PX + scale * (high - v):.1f}" for i, v in enumerate(values)
         )
 
-    smooth = accumulate(losses, lambda mean, loss: SMOOTHING * mean + (1 - SMOOTHING) * loss)
+    smooth = map(RunningMean().add, losses)
     told = f": {caption}" if caption else ""
     return (
         f"<figure><figcaption>{escape(name + told)}</figcaption><svg viewBox='0 0 {width} {height}' width={width} role=img "

@@ -30,7 +30,7 @@ def _rooms(text: str) -> frozenset[str]:
 
 
 ERRORS = _rooms("errors")
-GROUND = _rooms("errors registry outputs files foreign_keys settings console html resources")
+GROUND = _rooms("errors registry outputs files foreign_keys settings console launch running_mean html resources")
 FIRST = GROUND | _rooms("kernels conversation media batch clients")
 SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
@@ -51,7 +51,9 @@ FLOORS = (
             Room("foreign_keys", "keys of other frameworks, and ours", frozenset()),
             Room("settings", "YAML and `--set` become strict settings", ERRORS | _rooms("foreign_keys")),
             Room("console", "tables that are printed", frozenset()),
-            Room("html", "pages that are written", _rooms("files")),
+            Room("launch", "what a launcher tells of a process", frozenset()),
+            Room("running_mean", "the mean that follows a noisy curve", frozenset()),
+            Room("html", "pages that are written", _rooms("files running_mean")),
             Room("resources", "the DeepSpeed settings and prompts that come along", ERRORS),
         ),
     ),

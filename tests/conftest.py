@@ -1,5 +1,6 @@
 """Shared fixtures: tiny tokenizers, encoders and language models made here, and no network."""
 
+import gc
 import os
 import shutil
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -35,6 +37,12 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow_tests)
 
 
+def pytest_collection_finish():
+    """Let no collection of garbage go through what was imported: there are some that are asked for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_process_in_a_quick_test(request, monkeypatch):
     """A test that isn't marked `slow` launches no Python: `make test-quick` leaves out those that are."""
@@ -61,6 +69,13 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk():
+    """What tests write needn't outlive a power cut."""
+    with mock.patch.object(os, "fsync", lambda descriptor: None):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -60,7 +60,7 @@ def test_a_wheel_holds_every_shipped_file_and_no_other_package(tmp_path, monkeyp
         tmp_path,
         ROOT,
     ]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=120)
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=400)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())

@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
 from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, add_studies, check_picture
-from mllm.commands.shared import is_rank_0
+from mllm.launch import launched_rank
 from mllm.settings import expanded
 
 
@@ -147,7 +147,7 @@ def _train(options: argparse.Namespace) -> None:
     from mllm.contrastive.run import train_clip
 
     final = train_clip(settings)
-    if final is not None and is_rank_0():
+    if final is not None and launched_rank() == 0:
         print(f"saved {final}")
 
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from mllm.clients.openai import MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
-from mllm.commands.shared import is_rank_0
 from mllm.errors import UserError
+from mllm.launch import launched_rank
 from mllm.settings import expanded_benchmark, expanded_path
 
 
@@ -154,7 +154,7 @@ def run(options: argparse.Namespace) -> None:
         names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
     )
     outcome = evaluate_subject(setup, _subject(options))
-    if is_rank_0():
+    if launched_rank() == 0:
         print_scores(outcome.scores)
 
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mllm.errors import EXIT_FAILURE, EXIT_USER_ERROR, TimeIsUp, UserError
 from mllm.files import DISK_IS_FULL
+from mllm.launch import launched_rank, launched_world_size
 
 EXIT_INTERRUPTED = 130
 # What a place, and no mistake of ours, is the cause of.
@@ -85,11 +86,6 @@ def check_launcher() -> None:
         )
 
 
-def is_rank_0() -> bool:
-    """Whether this process is the first of those that a launcher started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def is_verbose() -> bool:
     """Whether the log lines of libraries are wanted: `--verbose`, or MLLM_VERBOSE in the environment."""
     return os.environ.get("MLLM_VERBOSE", "0") not in ("", "0")
@@ -103,7 +99,7 @@ def configure_logging(verbose: bool = False) -> None:
     if verbose:
         os.environ["MLLM_VERBOSE"] = "1"
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mllm").setLevel(logging.INFO if is_rank_0() else logging.ERROR)
+    logging.getLogger("mllm").setLevel(logging.INFO if launched_rank() == 0 else logging.ERROR)
     if not is_verbose():
         _quieten_libraries()
 
@@ -176,7 +172,7 @@ def _line_of(error: OSError) -> str | None:
 def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched_world_size() > 1:
         # The other ranks may be waiting in a collective; ordinary exit would wait for them.
         os._exit(code)
     sys.exit(code)

@@ -3,7 +3,7 @@
 import argparse
 
 from mllm.commands.arguments import add_config, at_least_1, describe, read_config
-from mllm.commands.shared import is_rank_0
+from mllm.launch import launched_rank
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -30,5 +30,5 @@ def run(options: argparse.Namespace) -> None:
     from mllm.finetune.run import finetune
 
     final = finetune(settings, options.stop_after)
-    if final is not None and is_rank_0():
+    if final is not None and launched_rank() == 0:
         print(f"saved {final}")

@@ -17,10 +17,11 @@ from mllm.contrastive.settings import ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
+from mllm.launch import launched_world_size
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import too_long, train_tokenizer
 from mllm.outputs import hash_file
-from mllm.training.build_engine import launched_world_size, start_engine, with_known_dtype
+from mllm.training.build_engine import start_engine, with_known_dtype
 from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from mllm.errors import UserError
+from mllm.launch import launched_world_size
 
 T = TypeVar("T")
 # The slowest rank may take hours longer than the first one.
@@ -54,7 +55,7 @@ def launched_ranks() -> Iterator[Ranks]:
             )
         yield ALONE
         return
-    said = int(os.environ.get("WORLD_SIZE", "1"))
+    said = launched_world_size()
     if said == 1:
         yield ALONE
         return

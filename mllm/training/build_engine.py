@@ -13,6 +13,7 @@ from torch import nn
 
 from mllm.errors import UserError
 from mllm.kernels.precision import multiply_as_asked
+from mllm.launch import launched_world_size
 from mllm.training.deepspeed_engine import DeepSpeedEngine, init_distributed
 from mllm.training.ds_config import fill_ds_config, read_ds_config
 from mllm.training.engine import Engine, Fill, TorchEngine, own_device
@@ -25,15 +26,6 @@ M_MMAP_THRESHOLD = -3
 LARGEST_HEAP_BLOCK = 1 << 30
 HEAP_BLOCKS = 8
 KERNELS_KEPT = 64
-
-
-def launched_world_size() -> int:
-    """How many processes the launcher (deepspeed, torchrun) says it started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launched_rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def multiplies_bfloat16() -> bool:

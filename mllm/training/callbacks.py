@@ -11,12 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mllm.errors import UserError
 from mllm.files import atomic_file, write_text_atomically
+from mllm.running_mean import RunningMean
 
 logger = logging.getLogger(__name__)
 
 FEWEST_STEPS = 10  # of which a curve can be seen
-SMOOTHING = 0.9
-SMOOTHED_STEPS = 20
 
 
 class Callback:
@@ -55,25 +54,20 @@ def costs_line(metrics: Mapping[str, Any]) -> str:
 
 
 class _RunningLoss(Callback):
-    """The loss averaged over about the last `SMOOTHED_STEPS` steps: a single step's says more of its samples than of the run.
-
-    The mean is exponential and counts from the run's first step, so that its beginning is not held against a zero.
-    """
+    """The running mean of the loss, from the run's first step on."""
 
     def __init__(self) -> None:
-        self._sum, self._weight = 0.0, 0.0
+        self._mean = RunningMean()
 
     def averaged(self, loss: float) -> float:
         """Take in a step's loss and return the mean."""
-        kept = 1 - 1 / SMOOTHED_STEPS
-        self._sum, self._weight = kept * self._sum + loss, kept * self._weight + 1
-        return self._sum / self._weight
+        return self._mean.add(loss)
 
     def state(self) -> dict[str, Any]:
-        return {"sum": self._sum, "weight": self._weight}
+        return {"sum": self._mean.total, "weight": self._mean.weight}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self._sum, self._weight = state.get("sum", 0.0), state.get("weight", 0.0)
+        self._mean = RunningMean(state.get("sum", 0.0), state.get("weight", 0.0))
 
 
 class ProgressBar(_RunningLoss):
@@ -270,7 +264,7 @@ def draw(steps: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def _curve(axes: Any, steps: list[dict[str, Any]], name: str, smooth: bool = False, colour: str | None = None) -> None:
-    """Plot a metric where it was measured; with `smooth`, faintly, and its exponential mean over it."""
+    """Plot a metric where it was measured; with `smooth`, faintly, and its running mean over it."""
     points = [(line["step"], line[name]) for line in steps if name in line]
     if not points:
         return
@@ -278,8 +272,5 @@ def _curve(axes: Any, steps: list[dict[str, Any]], name: str, smooth: bool = Fal
     if not smooth:
         axes.plot(x, y, label=name.replace("_", " "), marker="." if len(x) < FEWEST_STEPS else "", color=colour)
         return
-    mean = [y[0]]
-    for value in y[1:]:
-        mean.append(SMOOTHING * mean[-1] + (1 - SMOOTHING) * value)
     (line,) = axes.plot(x, y, alpha=0.3)
-    axes.plot(x, mean, color=line.get_color(), label=name.replace("_", " "))
+    axes.plot(x, list(map(RunningMean().add, y)), color=line.get_color(), label=name.replace("_", " "))

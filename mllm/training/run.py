@@ -12,9 +12,9 @@ from typing import Any
 
 from mllm.errors import UserError
 from mllm.files import atomic_directory, link_or_copy, write_text_atomically
+from mllm.launch import launched_rank
 from mllm.outputs import check_files, free_name
 from mllm.settings import Settings, dump_yaml, load_settings
-from mllm.training.build_engine import launched_rank
 from mllm.training.callbacks import Callback, CurvesPicture, LogLine, MetricsFile, ProgressBar, build_trackers
 from mllm.training.engine import Engine
 from mllm.training.loop import Trainer

@@ -8,13 +8,12 @@ from transformers import AutoProcessor, LlamaConfig, LlamaForCausalLM, LlavaForC
 
 import mllm
 from mllm.checkpoint.export import export
-from mllm.checkpoint.start import build
 from mllm.conversation.schema import Message
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from mllm.model.lora import add_lora
-from mllm.model.settings import LoraSettings, ModelSettings
-from mllm.settings import validate_settings
+from mllm.model.settings import LoraSettings
+from tests.helpers.language_models import built_around
 from tests.helpers.tiny import byte_tokenizer
 
 QUESTION = Request((Message(role="user", content="what is this"),))
@@ -30,18 +29,7 @@ def a_base_model(parts, root, prompt_format, padding):
     # What the config says of special tokens is another model's.
     ids = {"pad_token_id": 1, "bos_token_id": 7, "eos_token_id": 9}
     language_model = LlamaForCausalLM(LlamaConfig(**sizes, **ids, vocab_size=len(tokenizer) + 8))
-    for parameter in language_model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(6)
-    language_model.save_pretrained(root / "lm")
-    tokenizer.save_pretrained(root / "lm")
-    values = {
-        "vision_encoder": {"path": str(parts / "siglip")},
-        "language_model": {"path": str(root / "lm")},
-        "image": {"fit": "pad"},
-        "prompt_format": prompt_format,
-    }
-    return build(validate_settings(ModelSettings, values, "test"))
+    return built_around(language_model, tokenizer, root, parts / "siglip", "pad", prompt_format)
 
 
 def ids_of(model, processor, limit=24):

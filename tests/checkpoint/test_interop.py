@@ -25,7 +25,6 @@ from transformers import (
 )
 
 import mllm
-from mllm.checkpoint.start import build
 from mllm.cli import build_parser
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -33,8 +32,8 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
 from mllm.model.lora import add_lora
-from mllm.model.settings import LoraSettings, ModelSettings
-from mllm.settings import validate_settings
+from mllm.model.settings import LoraSettings
+from tests.helpers.language_models import built_around
 from tests.helpers.tiny import byte_tokenizer, save_image
 
 SIZES = {
@@ -62,18 +61,7 @@ def assemble(parts, root, family, encoder, fit):
     tokenizer = byte_tokenizer()
     ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     language_model = kind(config(**SIZES, **more, **ids, vocab_size=len(tokenizer)))
-    for parameter in language_model.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(6)
-    language_model.save_pretrained(root / "lm")
-    tokenizer.save_pretrained(root / "lm")
-    values = {
-        "vision_encoder": {"path": str(parts / encoder)},
-        "language_model": {"path": str(root / "lm")},
-        "image": {"fit": fit},
-        "prompt_format": "chatml",
-    }
-    model, processor = build(validate_settings(ModelSettings, values, "test"))
+    model, processor = built_around(language_model, tokenizer, root, parts / encoder, fit, "chatml")
     return model.eval(), processor
 
 

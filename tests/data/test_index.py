@@ -191,7 +191,7 @@ def test_processes_that_race_for_an_index_read_the_file_once(tmp_path):
     )
     command = [sys.executable, "-c", code, str(path)]
     racing = [subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True) for _ in range(3)]
-    outputs = [process.communicate(timeout=60) for process in racing]
+    outputs = [process.communicate(timeout=300) for process in racing]
     assert [out for out, _ in outputs] == ["3000\n"] * 3
     assert sum("indexed 3000 samples" in errors for _, errors in outputs) == 1
 

@@ -1,23 +1,19 @@
 """The README's commands one after another, as a user types them, on tiny parts: captions → data → two stages → score."""
 
 import json
-import os
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from transformers import LlavaForConditionalGeneration
 
 from mllm.settings import dump_yaml
-from tests.helpers.commands import PYTHON, command, process
-from tests.helpers.launches import free_port
+from tests.helpers.commands import PYTHON, command, process, run_script
+from tests.helpers.launches import in_ranks
 from tests.helpers.tiny import save_image
 
 SCRIPTS = ("train/finetune.py",)
-DEEPSPEED = [shutil.which("deepspeed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "deepspeed"]
 
 
 def write_yaml(path, values):
@@ -79,9 +75,8 @@ def test_the_road_from_captions_to_a_score(tiny_parts, tmp_path, make_config):
     assert "[image × 16]" in out and " trained" in out
     out, _ = command("estimate", first, second, "--ranks", "2")
     assert f"{stage1}: 3 steps" in out.replace("\n", "") and "together about" in out
-    process(*PYTHON, "train/finetune.py", "--config", first)
-    launcher = ["--num_gpus", "2", "--master_port", str(free_port())]
-    process(*DEEPSPEED, *launcher, "train/finetune.py", "--config", second)
+    command("train/finetune.py", "--config", first)
+    in_ranks(tmp_path / "ranks", 2, run_script, "train/finetune.py", "--config", str(second))
     losses = [json.loads(line)["loss"] for line in (stage2 / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and (stage2 / "final" / "model.safetensors").is_file()
     _, log = command("train/finetune.py", "--config", second)

@@ -99,7 +99,7 @@ def test_two_ranks_give_the_answers_of_one(prepared, tmp_path):
     names = f"{prepared / 'own.jsonl'},mme"
     options = ["--data", prepared, "--benchmarks", names, "--output", tmp_path / "two", "--limit", 3, "--batch-size", 8]
     words = [str(part) for part in ("--model", prepared / "model", *options)]
-    in_ranks(tmp_path / "ranks", 2, run_script, "eval/run.py", *words, time_limit_s=120)
+    in_ranks(tmp_path / "ranks", 2, run_script, "eval/run.py", *words)
     said = [(tmp_path / "ranks" / f"rank_{rank}.txt").read_text() for rank in (0, 1)]
     assert "".join(said).count("mean score") == 1
     (one, answers), (two, dealt) = read(tmp_path / "one"), read(tmp_path / "two")

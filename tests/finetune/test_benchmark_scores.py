@@ -105,7 +105,7 @@ def test_two_ranks_share_the_questions_and_give_the_scores_of_one(tiny_parts, re
     values = values | settings(own, every_steps=100, conditions=["model"])
     script = tmp_path / "noting.py"
     script.write_text(TAKING_NOTES.format(notes=str(tmp_path)))
-    launch(values, tmp_path, ranks=2, stage=2, script=script, time_limit_s=120)
+    launch(values, tmp_path, ranks=2, stage=2, script=script)
 
     asked = [[tuple(line) for line in lines_of(tmp_path / f"asked.{rank}")] for rank in (0, 1)]
     assert sorted(map(len, asked)) == [1, 2]  # all questions about a picture go to one rank

@@ -23,8 +23,9 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.inference.generate import Request, generate_batch
 from mllm.model.trainable import apply_policy
+from mllm.running_mean import SMOOTHED_STEPS
 from mllm.settings import validate_settings
-from mllm.training.callbacks import SMOOTHED_STEPS, Callback, LogLine
+from mllm.training.callbacks import Callback, LogLine
 from mllm.training.gpus import device_peak_flops
 from mllm.training.settings import LoopSettings
 from tests.helpers.runs import config, metrics, run_here, series

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(minutes=3)
 # Methods of a process group that all ranks have to call alike, by the names of several releases of torch.
 METHODS = [
     name

@@ -3,12 +3,15 @@
 A launch costs no imports. The launchers themselves are tested where a test says so.
 """
 
+import gc
 import json
 import multiprocessing
 import os
+import random
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -23,18 +26,31 @@ from tests.helpers.runs import ROOT
 # To ask torch whether there is a GPU would otherwise begin CUDA in the process that is forked.
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 FORKS = multiprocessing.get_context("forkserver")
-IMPORTED = ["deepspeed", "torch.utils.tensorboard", "mllm.finetune.run", "mllm.finetune.watching"]
+# What is imported late, and takes seconds in every rank: for DeepSpeed's engines (torch's compiler above all).
+IMPORTED_LATE = [
+    *("deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.module_inject.auto_ep_layer", "setuptools"),
+    *("peft", "bitsandbytes.nn", "pandas", "torch.utils.tensorboard"),
+]
 FORKS.set_forkserver_preload(
-    [*IMPORTED, "mllm.contrastive.run", "mllm.training.deepspeed_engine", "tests.helpers.ranks"]
+    [
+        "deepspeed",
+        *IMPORTED_LATE,
+        *("mllm.commands.train", "mllm.commands.clip", "mllm.finetune.watching", "mllm.training.deepspeed_engine"),
+        *("mllm.finetune.run", "mllm.contrastive.run", "tests.helpers.ranks"),
+    ]
 )
 CHARACTERS_OF_A_FAILURE = 6000
+PORTS = range(20_000, 32_000)
 GRACE_S = 10  # from the first rank that failed to the end of the others
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, below those that the system gives to whoever asks for any: so none takes it first."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"a hundred of the ports {PORTS} are taken")
 
 
 def start_ranks(folder: Path, ranks: int, target: Callable[..., None], *arguments: Any) -> list[ForkServerProcess]:
@@ -53,7 +69,9 @@ def start_ranks(folder: Path, ranks: int, target: Callable[..., None], *argument
 def _be_a_rank(
     environment: dict[str, str], output: Path, target: Callable[..., None], arguments: Sequence[Any]
 ) -> None:
+    gc.freeze()  # what was imported is garbage in none of the collections to come, some of which DeepSpeed asks for
     os.environ |= environment
+    os.fsync = lambda descriptor: None  # as in the tests' own process
     os.chdir(ROOT)
     descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     for stream in (1, 2):

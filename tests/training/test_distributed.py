@@ -11,7 +11,7 @@ import yaml
 from tests.helpers.launches import free_port, launch
 from tests.helpers.runs import ROOT, config, series
 
-TIME_LIMIT_S = 120
+TIME_LIMIT_S = 400
 
 
 @pytest.mark.slow

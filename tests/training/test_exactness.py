@@ -16,13 +16,14 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
 from mllm.training.ds_config import fill_ds_config
-from tests.helpers.launches import launch, launch_runs
+from tests.helpers.launches import launch_runs
 from tests.helpers.runs import ROOT, config, run_here, series, skipped_ids
 from tests.helpers.tiny import save_image
 
 pytestmark = pytest.mark.slow
 
 STAGES, RANKS, ACCUMULATIONS = (0, 1, 2, 3), (1, 2), (1, 2)
+BAD = ["bad0", "bad1", "bad2"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,26 @@ def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tm
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
 
 
+def write_recipe_with_bad_images(root, bad):
+    """One sample with a whole image, and one for each of the names `bad` whose image breaks off behind its header."""
+    root.mkdir()
+    save_image(root / "good.png")
+    for name in bad:
+        (root / f"{name}.png").write_bytes((root / "good.png").read_bytes()[:60])
+    lines = [
+        {
+            "id": name,
+            "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}],
+            "images": [f"{name}.png"],
+        }
+        for name in ("good", *bad)
+    ]
+    (root / "s.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (root / "r.yaml").write_text(
+        yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]})
+    )
+
+
 @pytest.fixture(scope="module")
 def one_process(tiny_parts, recipe, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("one")
@@ -52,7 +73,8 @@ def one_process(tiny_parts, recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def under_zero(tiny_parts, recipe, tmp_path_factory):
     """The root of runs named by stage, ranks and accumulation: the global batch of 4 rows as so many micro-batches on each
-    of the ranks. `resumed` is 2_2_1, stopped after 3 steps and resumed; `projector_1` and `_2` train that part alone."""
+    of the ranks. `resumed` is 2_2_1, stopped after 3 steps and resumed; `projector_1` and `_2` train that part alone;
+    `skipping` meets the images `BAD`."""
     root = tmp_path_factory.mktemp("zero")
 
     def values(name, stage, ranks, accumulation=1, **sections):
@@ -67,9 +89,13 @@ def under_zero(tiny_parts, recipe, tmp_path_factory):
         ]
         for ranks in RANKS
     }
+    write_recipe_with_bad_images(root / "bad", BAD)
+    skips = {"data__on_bad_sample": "skip", "train__epochs": 1}
+    skipping = config(tiny_parts, root / "bad" / "r.yaml", root / "skipping", **skips)
+    skipping["engine"] = {"kind": "deepspeed", "ds_config": "ds_configs/zero2.json"}
     more = [(values(f"projector_{stage}", stage, 2, trainable={}), None) for stage in (1, 2)]
     # Before stage 3, with which DeepSpeed gives the whole process another linear function.
-    runs[2] = [(values("resumed", 2, 2), 3), *more, *runs[2]]
+    runs[2] = [(values("resumed", 2, 2), 3), (skipping, None), *more, *runs[2]]
     for ranks, planned in runs.items():
         (root / str(ranks)).mkdir()
         launch_runs(planned, root / str(ranks), ranks)
@@ -109,38 +135,14 @@ def test_a_ds_config_that_contradicts_the_settings_is_refused_with_both_values(t
         fill_ds_config({"gradient_clipping": 2.0}, settings.optim, settings.train)
 
 
-def write_recipe_with_bad_images(root, bad):
-    """One sample with a whole image, and one for each of the names `bad` whose image breaks off behind its header."""
-    root.mkdir()
-    save_image(root / "good.png")
-    for name in bad:
-        (root / f"{name}.png").write_bytes((root / "good.png").read_bytes()[:60])
-    lines = [
-        {
-            "id": name,
-            "messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "red"}],
-            "images": [f"{name}.png"],
-        }
-        for name in ("good", *bad)
-    ]
-    (root / "s.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    (root / "r.yaml").write_text(
-        yaml.safe_dump({"name": "r", "sources": [{"path": str(root / "s.jsonl"), "image_root": str(root)}]})
-    )
-
-
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_run_that_trains_the_projector_alone_saves_weights_that_zero_keeps_as_views(under_zero, stage):
     model, _ = load(under_zero / f"projector_{stage}" / "final")
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_bad_images_are_listed_whichever_rank_met_them(tiny_parts, tmp_path):
-    root, bad = tmp_path / "bad", ["bad0", "bad1", "bad2"]
-    write_recipe_with_bad_images(root, bad)
-    values = config(tiny_parts, root / "r.yaml", tmp_path / "run", data__on_bad_sample="skip", train__epochs=1)
-    launch(values, tmp_path, ranks=2, stage=2)
-    assert skipped_ids(tmp_path / "run") == bad  # each rank decodes two of the four images
+def test_bad_images_are_listed_whichever_rank_met_them(under_zero):
+    assert skipped_ids(under_zero / "skipping") == BAD  # each rank decodes two of the four images
 
 
 def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, tmp_path):

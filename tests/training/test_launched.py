@@ -1,4 +1,4 @@
-"""Two ranks under the deepspeed launcher, stopped by a signal to one of them and by kill -9."""
+"""Two ranks, stopped by a signal to one of them under the deepspeed launcher and by kill -9."""
 
 import json
 import os
@@ -13,22 +13,27 @@ import yaml
 
 from mllm.training.resume import checkpoints
 from tests.helpers.commands import run_script
-from tests.helpers.launches import free_port, in_ranks
+from tests.helpers.launches import free_port, in_ranks, start_ranks
 from tests.helpers.runs import ROOT, config, metrics, series
 
 LAUNCHER = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
+TIME_LIMIT_S = 300
 
 
-def start(path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [*LAUNCHER, "--master_port", str(free_port()), "train/finetune.py", "--config", str(path)]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+def words(path):
+    return "train/finetune.py", "--config", str(path)
 
 
 def finish(path):
-    in_ranks(path.with_suffix(".ranks"), 2, run_script, "train/finetune.py", "--config", str(path))
+    in_ranks(path.with_suffix(".ranks"), 2, run_script, *words(path))
+
+
+def wait_for_steps(run_dir, steps, is_running):
+    deadline = time.monotonic() + TIME_LIMIT_S
+    written = run_dir / "metrics.jsonl"
+    while not (written.is_file() and len(written.read_text().splitlines()) >= steps):
+        assert is_running() and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def rank_process(launcher, rank):
@@ -36,17 +41,28 @@ def rank_process(launcher, rank):
     return next(p for p in found if "train/finetune.py" in p.cmdline())
 
 
-def stop_one_rank(path, run_dir, rank, number, after_steps):
-    """Send `number` to one rank as soon as so many steps are done; returns (exit code of the launcher, its output)."""
-    running = start(path)
-    deadline = time.monotonic() + 120
-    written = run_dir / "metrics.jsonl"
-    while not (written.is_file() and len(written.read_text().splitlines()) >= after_steps):
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+def signal_one_rank(path, run_dir, rank, number, after_steps):
+    """Send `number` to one rank of the launcher's as soon as so many steps are done; returns (the launcher's exit code, its
+    output)."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*LAUNCHER, "--master_port", str(free_port()), *words(path)]
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_steps(run_dir, after_steps, lambda: running.poll() is None)
     rank_process(running, rank).send_signal(number)
-    _, errors = running.communicate(timeout=120)
+    _, errors = running.communicate(timeout=TIME_LIMIT_S)
     return running.returncode, errors
+
+
+def kill_one_rank(path, run_dir, rank, after_steps):
+    """The exit codes of two ranks, one of which is killed as soon as so many steps are done."""
+    ranks = start_ranks(path.with_suffix(".killed"), 2, run_script, *words(path))
+    wait_for_steps(run_dir, after_steps, lambda: all(process.is_alive() for process in ranks))
+    ranks[rank].kill()
+    for process in ranks:
+        process.join(TIME_LIMIT_S)
+    return [process.exitcode for process in ranks]
 
 
 def heldout(run_dir):
@@ -77,13 +93,13 @@ def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, reci
     )
     whole, parts = written("whole"), written("parts")
     finish(whole[0])
-    code, errors = stop_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=3)
+    code, errors = signal_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=3)
     assert code == 75 and "time is up: saved at step" in errors, errors[-3000:]
     (saved,) = checkpoints(parts[1])
     steps = len(metrics(parts[1]))
     assert saved.name == f"step_{steps:08d}" and steps < 18
-    code, _ = stop_one_rank(*parts, rank=0, number=signal.SIGKILL, after_steps=steps + 5)
-    assert code != 0 and not (parts[1] / "final").exists()
+    assert kill_one_rank(*parts, rank=0, after_steps=steps + 5) == [-signal.SIGKILL, 1]
+    assert not (parts[1] / "final").exists()
     finish(parts[0])
     assert series(parts[1]) == series(whole[1])
     assert heldout(parts[1]) == heldout(whole[1]) and len(heldout(whole[1])) == 2

@@ -1,9 +1,8 @@
 """How a run's weights get to its ranks: one reads, and each has what one process would have."""
 
 import errno
+import importlib
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -118,15 +117,13 @@ def test_every_rank_starts_from_what_one_process_starts_from_and_one_alone_reads
 
 
 @pytest.mark.slow
-def test_no_rank_but_one_holds_weights_of_its_own_while_a_run_starts():
+def test_no_rank_but_one_holds_weights_of_its_own_while_a_run_starts(monkeypatch, capsys):
     """The model is small: the bounds leave room for the largest tensor and the interpreter's own growth."""
-    command = [sys.executable, "benchmarks/host_memory.py", "--layers", "6", "--ranks", "2", "--json"]
-    done = subprocess.run(
-        [*command, "--dtype", "float32"],
-        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=TIME_LIMIT_S,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    whole, parted = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    words = ["--layers", "6", "--ranks", "2", "--json", "--dtype", "float32"]
+    monkeypatch.setattr(sys, "argv", ["host_memory.py", *words])
+    importlib.import_module("host_memory").main()
+    whole, parted = (json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert whole["all"][0] < 1.2 and whole["all"][1] < 0.3
     assert max(parted["beside"]) < 0.3 and max(parted["all"]) < 0.8
 

@@ -28,7 +28,7 @@ def roads(tiny_parts, recipe, tmp_path_factory):
     """What each road gave, by its name."""
     command = [sys.executable, "-m", "tests.shadow.roads", tiny_parts, recipe, tmp_path_factory.mktemp("pairs")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {record["name"]: record for record in records}
