@@ -91,6 +91,12 @@ def each_frame(
             yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
 
 
+def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
+    """Decode the frames of a video at `indices`, one after another. Raises UserError like `read_frames`."""
+    for _ in each_frame(source, indices):
+        pass
+
+
 @dataclass(frozen=True)
 class _Known:
     """What the packets of a video file say, and how many bytes it has."""
