@@ -1,6 +1,6 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -13,13 +13,13 @@ from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import Message, Part, TextPart, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
-from mllm.media.clip import read_clip, read_frames
+from mllm.media.clip import each_frame, read_clip
 from mllm.media.decode import read_image, read_image_size
 from mllm.media.planner import ClipPlan, Planner
 from mllm.media.prepare import ImagePreparer
 from mllm.media.ref import ImageSource
 from mllm.media.tilings import TILINGS, TilingRule
-from mllm.media.visual import ImageGeometry, Media, Visual, VisualPlanner
+from mllm.media.visual import Crop, ImageGeometry, Media, Visual, VisualPlanner
 
 IMAGE_TOKEN = "<image>"
 
@@ -113,17 +113,11 @@ class Processor:
 
     def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
         """float32 [3, S, S] of each tile of an image or video. Raises UserError for one that can't be read."""
-        if visual.frames is None:
-            return self.preparer.tiles(read_image(source), visual.crops)
-        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
-        return [tile for frame, crop in frames for tile in self.preparer.tiles(frame, [crop])]
+        return _cut(source, visual, self.preparer.tiles)
 
     def read_fitted_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
         """uint8 [3, S, S] of each tile of an image or video: `Batch.normalized_tiles` makes `read_tiles` of them."""
-        if visual.frames is None:
-            return self.preparer.fitted_tiles(read_image(source), visual.crops)
-        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
-        return [tile for frame, crop in frames for tile in self.preparer.fitted_tiles(frame, [crop])]
+        return _cut(source, visual, self.preparer.fitted_tiles)
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
@@ -135,6 +129,17 @@ class Processor:
         if self.tokenizer.eos_token_id is not None:
             stops.add(self.tokenizer.eos_token_id)
         return sorted(stops)
+
+
+def _cut(
+    source: ImageSource, visual: Visual, cut: Callable[[Image.Image, Sequence[Crop]], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The tiles that `cut` makes of an image, or of each frame of a video: one frame at a time is held whole."""
+    if visual.frames is None:
+        return cut(read_image(source), visual.crops)
+    crops = {crop.frame: crop for crop in visual.crops}
+    tiles = {index: cut(frame, [crops[index]])[0] for index, frame in each_frame(source, visual.frames)}
+    return [tiles[index] for index in visual.frames]
 
 
 def square_planner(geometry: ImageGeometry) -> Planner:

@@ -19,7 +19,7 @@ from mllm.data.samples import with_resolved_images
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
-from mllm.media.clip import read_clip, read_frames
+from mllm.media.clip import check_frames, read_clip
 from mllm.media.decode import read_image
 from mllm.media.remote import is_url
 from mllm.media.sampling import sample_frames
@@ -227,7 +227,7 @@ def _shown(sample: Sample) -> list[tuple[str, str]]:
 def _decoding_error(kind: str, image: str) -> str | None:
     try:
         if kind == "video":
-            read_frames(image, sample_frames(read_clip(image), "inclusive", FRAMES_DECODED))
+            check_frames(image, sample_frames(read_clip(image), "inclusive", FRAMES_DECODED))
         else:
             read_image(image)
     except UserError as error:

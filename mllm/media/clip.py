@@ -96,6 +96,12 @@ def each_frame(
             yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
 
 
+def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
+    """Decode the frames of a video at `indices`, one after another. Raises UserError like `read_frames`."""
+    for _ in each_frame(source, indices):
+        pass
+
+
 def _within(ref: ImageRef, clip: Clip) -> range:
     """The numbers of a video's frames that are shown: all, or those within the span of a part, ends included."""
     if ref.span_ms is None:

@@ -26,6 +26,7 @@ Decoder = Literal["pyav", "torchcodec"]
 # Demuxers by FFmpeg's names. Playlists aren't among them: they open other files and addresses; nor are raw streams, whose
 # frames have no times, nor pictures and texts, which FFmpeg would take for videos.
 FORMATS = "3gp,asf,avi,flv,gif,m4a,m4v,matroska,mj2,mov,mp4,mpeg,mpegts,mxf,nut,ogg,webm"
+DECODING_THREADS = 4  # of one video; each holds frames of its own
 # Signs of a display matrix's a, b, c, d (x' = ax + cy, y' = bx + dy), and what brings the stored picture upright.
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -145,6 +146,7 @@ def _opened(content: Content) -> Iterator[tuple[Any, Any]]:
             held = "sound alone" if container.streams.audio else "no video"
             raise VideoFaultError(f"holds {held}")
         stream.thread_type = "AUTO"
+        stream.thread_count = DECODING_THREADS
         yield container, stream
 
 

@@ -41,7 +41,7 @@ def text(p, messages, media):
     [
         ("chatml", "<|im_start|>user\n<image>\n"),
         ("llama_3", "<|end_header_id|>\n\n<image>\n"),
-        ("native", "user\n<image>"),
+        ("native", "user\n<image>\n"),
     ],
 )
 def test_the_times_of_the_frames_stand_between_the_video_and_the_question(format_name, opening):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mllm.errors import UserError
+from mllm.media import video_file
 from mllm.media.clip import ClipLimits, read_clip, read_frames
 from mllm.media.decode import read_image
 from mllm.media.ref import tar_reference
@@ -36,6 +37,8 @@ CLIPS = {
     "flv": {"kind": "flv", "codec": "flv1"},
 }
 
+SOUGHT = [name for name in CLIPS if not name.startswith("avi") and name != "mpeg"]  # those are decoded from their start
+
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_frames_asked_for_come_in_the_order_asked_from_any_container(name):
@@ -46,6 +49,17 @@ def test_the_frames_asked_for_come_in_the_order_asked_from_any_container(name):
     assert clip.seconds == pytest.approx(COUNT / 25, abs=0.002)
     assert [number_of(frame) for frame in read_frames(video, INDICES)] == INDICES
     assert [number_of(frame) for frame in read_frames(video, range(COUNT))] == [*range(COUNT)]
+
+
+@pytest.mark.parametrize("name", SOUGHT)
+def test_decoding_begins_at_the_keyframe_before_a_frame(name, monkeypatch):
+    video = write_video(count=COUNT, **CLIPS[name])
+    read_clip(video)
+    decoded = []
+    every = video_file._decoded
+    monkeypatch.setattr(video_file, "_decoded", lambda packets: (decoded.append(f) or f for f in every(packets)))
+    read_frames(video, [COUNT - 1])
+    assert 0 < len(decoded) < COUNT - 12
 
 
 def test_times_of_a_variable_rate_are_those_of_the_frames():

@@ -36,7 +36,7 @@ from mllm.inference.serve.protocol import (
     logprobs_of,
     usage,
 )
-from mllm.media.clip import read_frames
+from mllm.media.clip import check_frames
 from mllm.media.remote import fetch_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
@@ -209,7 +209,9 @@ class _Service:
             check_context(self.model, len(prompt), decoding.max_new_tokens)
             for shown in prompt.shown:
                 if shown.visual.frames is not None:
-                    read_frames(shown.source, shown.visual.frames)  # a damaged frame is this request's, not its batch's
+                    check_frames(
+                        shown.source, shown.visual.frames
+                    )  # a damaged frame is this request's, not its batch's
         except UserError as error:
             raise FieldError("messages", str(error)) from None
 
