@@ -115,8 +115,11 @@ class TokenCounts:
 
 
 def can_be_counted(mixture: Mixture, processor: Processor) -> bool:
-    """Whether counts are possible: no source is a stream, no image has to be opened for its tokens, and there is a cache."""
-    indexed = all(isinstance(source.samples, IndexedSamples) for source in mixture.sources)
+    """Whether counts are possible: no source is a stream, no image or video has to be opened for its tokens, and there is a
+    cache."""
+    indexed = all(
+        isinstance(source.samples, IndexedSamples) and not source.samples.holds_videos() for source in mixture.sources
+    )
     return indexed and not processor.planner.depends_on_size and cache_directory() is not None
 
 

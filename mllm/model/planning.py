@@ -27,6 +27,7 @@ def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSet
         video.stride,
         video.pool_before_projector,
         video.newline,
+        video.time_prompt,
     )
     tiling = TILINGS.get(image.tiling)(geometry, numbers)
     return Planner(geometry, tiling, clips, image.several, image.several_in, image.max_image_tokens)
