@@ -50,7 +50,8 @@ def _add_validate(parts: Any) -> None:
         parts,
         "validate",
         _validate,
-        "Read and check every sample of a recipe and decode its images. Exits with 2 when there are problems.",
+        "Read and check every sample of a recipe and decode its images, and of videos eight frames. Exits with 2 when there "
+        "are problems.",
         "mllm data validate data_recipes/demo/instruct.yaml --config train/configs/demo_stage2.yaml --fix runs/clean",
     )
     check.add_argument("recipe", type=expanded, metavar="RECIPE", help="A YAML file that names the sources.")
@@ -161,7 +162,8 @@ def _validate(options: argparse.Namespace) -> None:
     findings = _findings(options)
     if options.list:
         findings.write_list(Path(options.list))
-    print(f"{findings.samples:,} samples with {findings.images:,} images: {len(findings.problems):,} problems")
+    videos = f" and {findings.videos:,} videos" if findings.videos else ""
+    print(f"{findings.samples:,} samples with {findings.images:,} images{videos}: {len(findings.problems):,} problems")
     if findings.problems:
         report_console().print(findings.table())
         raise UserError(

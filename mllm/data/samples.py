@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mllm.conversation.schema import Sample, VideoPart
+from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
 from mllm.media.ref import STORED, ImageRef, is_stored
 
-VIDEO_PART = VideoPart().model_dump_json()  # as it stands in an index's messages; quotes within words are escaped there
 LEAVES = r"^/|(^|/)\.\.(/|$)"
 
 
@@ -142,10 +141,9 @@ class IndexedSamples(Sequence[Sample]):
         images = pc.list_value_length(table["images"]).to_numpy()
         return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
 
-    def show_video(self) -> bool:
-        """Whether a sample has a video among its parts."""
-        found = pc.match_substring(self._columns("messages")["messages"], VIDEO_PART)
-        return bool(pc.any(found).as_py())
+    def holds_videos(self) -> bool:
+        """Whether any sample shows a video: its tokens are known only once its file is opened."""
+        return pc.any(self._columns("has_video")["has_video"]).as_py() or False
 
     def _columns(self, *names: str) -> pa.Table:
         table = self.source.table.select(list(names))

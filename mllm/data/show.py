@@ -18,7 +18,7 @@ def coloured_tokens(example: Example, processor: Processor) -> Text:
     while index < example.length:
         if index in starts:
             out.append(_box(starts[index]), IMAGE)
-            index += starts[index].token_count
+            index += max(1, starts[index].token_count)
             continue
         token = processor.tokenizer.decode([example.tokens.input_ids[index]])
         out.append(token.replace("\n", "↵\n"), TRAINED if example.tokens.supervised[index] else MASKED)

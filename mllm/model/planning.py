@@ -35,6 +35,7 @@ def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSet
         video.stride,
         video.pool_before_projector,
         video.newline,
+        video.time_prompt,
     )
     tiling = TILINGS.get(image.tiling)(geometry, numbers)
     return Planner(geometry, tiling, clips, image.several, image.several_in, image.max_image_tokens)
@@ -68,7 +69,13 @@ def changed(settings: Settings, always: tuple[str, ...] = ()) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k in always or getattr(settings, k) != getattr(defaults, k)}
 
 
-def refuse_tiles(image: ImageSettings, layout: str) -> None:
-    """Raise UserError unless images are squares, which is all that `layout` can say."""
+def refuse_tiles(image: ImageSettings, video: VideoSettings, layout: str) -> None:
+    """Raise UserError unless images are squares and no newline is learned, which is all that `layout` can say."""
     if image.tiling != "square":
-        raise UserError(f"{layout} knows images as one square; this model tiles them ({image.tiling})")
+        raise UserError(
+            f"{layout} knows images as one square; this model tiles them (model.image.tiling: {image.tiling})"
+        )
+    if has_newline(image, video):
+        raise UserError(
+            f"{layout} has no place for the newline of this model's videos (model.video.newline: {video.newline})"
+        )

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.report.survey import Survey
 from mllm.errors import ImageBudgetError, UserError
 from mllm.html import draw_histogram, write_html
-from mllm.media.data_url import thumbnail_url
+from mllm.media.data_url import frame_url, thumbnail_url
 from mllm.media.visual import Size, Visual, VisualPlanner
 
 BY = "mllm data report"
@@ -127,7 +127,8 @@ def _cards(samples: Sequence[Sample]) -> str:
 
 
 def _card(sample: Sample) -> str:
-    pictures = "".join(_thumbnail(image) for image in sample.images[:2])
+    shown = list(zip(media_kinds(sample.messages), sample.images, strict=False))[:2]
+    pictures = "".join(_thumbnail(kind, image) for kind, image in shown)
     turns = "".join(
         f"<p><b class=name>{message.role}</b> {escape(message.text[:SHOWN_CHARACTERS])}"
         f"{'…' if len(message.text) > SHOWN_CHARACTERS else ''}</p>"
@@ -136,8 +137,10 @@ def _card(sample: Sample) -> str:
     return f"<div class=card>{pictures}{turns}<small>{escape(sample.id)} · {escape(sample.kind)}</small></div>"
 
 
-def _thumbnail(image: str) -> str:
+def _thumbnail(kind: str, image: str) -> str:
+    """An image, or the frame in the middle of a video."""
     try:
-        return f"<img alt='' src='{thumbnail_url(image, THUMBNAIL_PX, 'jpeg')}'>"
+        url = (frame_url if kind == "video" else thumbnail_url)(image, THUMBNAIL_PX, "jpeg")
+        return f"<img alt='' src='{url}'>"
     except UserError as error:
         return f"<p><i>{escape(str(error))}</i></p>"
