@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
@@ -16,6 +17,7 @@ from mllm.media.data_url import thumbnail_url
 GALLERY = 18
 STRIP = 6
 THUMBNAIL_PX = 96
+PICTURES = 4
 LABELS = {True: "right", False: "wrong", None: "answers"}
 LABEL_PX, PLOT_PX, ROW_PX, MARGIN_PX = 76, 370, 18, 24
 COLOURS = {"model": "#2d5c9a", "withheld": "#b3372f", "swapped": "#c98a2b", "majority": "#777"}
@@ -113,7 +115,7 @@ def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:
     """A few answers with their pictures from every benchmark, to see at once what was asked."""
     cards = []
     for name, own in answers.items():
-        pictured = [a for a in own if a.condition == "model" and a.image]
+        pictured = [a for a in own if a.condition == "model" and a.media]
         cards += [answer_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
     return f"<div class='grid small strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
 
@@ -143,13 +145,20 @@ def _cell(entry: Score) -> str:
     return f"<td>{bar}{100 * entry.score:.1f} <small>{interval}</small></td>"
 
 
+def _picture(medium: Medium) -> str:
+    """A small image, or the name of a video, of which a page embeds nothing."""
+    if medium.is_video:
+        return f"<small>video {escape(Path(medium.source).name)}</small><br>"
+    return f"<img alt='' src='{thumbnail_url(medium.source, THUMBNAIL_PX)}'>"
+
+
 def answer_card(answer: Answer, label: str) -> str:
-    picture = f"<img alt='' src='{thumbnail_url(answer.image, THUMBNAIL_PX)}'>" if answer.image else ""
+    pictures = "".join(_picture(medium) for medium in answer.media[:PICTURES])
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
     if answer.score not in (0.0, 1.0):
         words += f"<br><small>score {answer.score:.2f}</small>"
-    return f"<div class='card {label}'>{picture}{words}</div>"
+    return f"<div class='card {label}'>{pictures}{words}</div>"
 
 
 def draw_intervals(name: str, entries: Sequence[Score]) -> str:

@@ -4,10 +4,11 @@ A video is a file, a part of a larger file, bytes in memory, or a folder of pict
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -41,17 +42,15 @@ def read_clip(source: ImageSource, limits: ClipLimits = DEFAULT_CLIP_LIMITS, fol
     """The size and the times of a video's frames, by reading its packets; what its container says of them isn't trusted.
 
     folder_fps: frames a second of a folder of pictures, which says nothing of it. Times are from the first frame on. Of a
-    file that is cut short, the clip is what is left of it. Raises UserError for what is missing, isn't a video, has no
-    frames, or asks for more than `limits`.
+    file that is cut short, the clip is what is left of it; of a span (`mllm.media.span`), what is shown within it. Raises
+    UserError for what is missing, isn't a video, has no frames, or asks for more than `limits`.
     """
     ref = ImageRef.of(source, "video")
     with _named(ref):
-        if ref.file is None or not ref.is_folder:
-            return _known(ref, limits).clip
-        files = _frame_files(ref.file)
-        clip = Clip(*read_image_size(files[0]), tuple(number / folder_fps for number in range(len(files))))
-        _check(clip, limits)
-        return clip
+        clip = _whole(ref, limits, folder_fps)
+        shown = _frames_of(ref, clip)
+        start_s = clip.times_s[shown.start]
+        return Clip(clip.height, clip.width, tuple(clip.times_s[index] - start_s for index in shown))
 
 
 def read_frames(
@@ -81,14 +80,16 @@ def each_frame(
     """
     ref = ImageRef.of(source, "video")
     with _named(ref):
-        if ref.file is None or not ref.is_folder:
-            known = _known(ref, limits)
-            _check_indices(indices, known.clip.frame_count)
-            yield from DECODERS[decoder](_content(ref, limits), known.table, indices)
-        else:
+        shown = _frames_of(ref, _whole(ref, limits))
+        _check_indices(indices, len(shown))
+        wanted = sorted({shown[index] for index in indices})
+        if ref.file is not None and ref.is_folder:
             files = _frame_files(ref.file)
-            _check_indices(indices, len(files))
-            yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
+            frames: Iterator[tuple[int, Image.Image]] = ((index, read_image(files[index])) for index in wanted)
+        else:
+            frames = DECODERS[decoder](_content(ref, limits), _known(ref, limits).table, wanted)
+        for index, frame in frames:
+            yield index - shown.start, frame
 
 
 def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
@@ -129,8 +130,30 @@ class _Recent:
 _recent = _Recent()
 
 
+def _whole(ref: ImageRef, limits: ClipLimits, folder_fps: float = FOLDER_FPS) -> Clip:
+    """The clip that a video or a folder is, whatever part of it is meant."""
+    if ref.file is None or not ref.is_folder:
+        return _known(ref, limits).clip
+    files = _frame_files(ref.file)
+    clip = Clip(*read_image_size(files[0]), tuple(number / folder_fps for number in range(len(files))))
+    _check(clip, limits)
+    return clip
+
+
+def _frames_of(ref: ImageRef, clip: Clip) -> range:
+    """The frames that are shown within the reference's span, both ends included; all where it has none."""
+    if ref.span is None:
+        return range(clip.frame_count)
+    start, stop = (time / 1000 for time in ref.span)
+    half_ms = 0.0005
+    shown = range(bisect_left(clip.times_s, start - half_ms), bisect_right(clip.times_s, stop + half_ms))
+    if not shown:
+        raise VideoFaultError(f"has no frame from {start:.3f} to {stop:.3f} s; it lasts {clip.seconds:.3f} s")
+    return shown
+
+
 def _known(ref: ImageRef, limits: ClipLimits) -> _Known:
-    identity = ref.identity()
+    identity = replace(ref, span=None).identity()
     known = _recent.get(identity)
     if known is None:
         content = _content(ref, limits)

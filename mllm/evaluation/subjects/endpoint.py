@@ -9,9 +9,11 @@ from typing import Any
 
 from mllm.clients.completion import Received
 from mllm.clients.openai import ChatClient, ChatError, Pace, Patience, Sampling, Wish, key_of
+from mllm.conversation.schema import TextPart
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
-from mllm.media.data_url import file_url
+from mllm.evaluation.medium import Medium
+from mllm.media.data_url import file_url, video_url
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +112,19 @@ class Endpoint:
 
 
 def content_of(question: Question) -> list[dict[str, Any]]:
-    """The parts of the user's message: the image as a data URL, then the words."""
-    words = {"type": "text", "text": question.prompt}
-    if question.image is None:
-        return [words]
-    return [{"type": "image_url", "image_url": {"url": file_url(question.image)}}, words]
+    """The parts of the user's message, images and videos as data URLs where they stand.
+
+    A video is a part of type `video_url`, which isn't OpenAI's API: servers of open models take it. Raises UserError for
+    what can't be read, and for a video that is no file of its own.
+    """
+    media = iter(question.media)
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _shown_part(next(media))
+        for part in question.content
+    ]
+
+
+def _shown_part(medium: Medium) -> dict[str, Any]:
+    if medium.is_video:
+        return {"type": "video_url", "video_url": {"url": video_url(medium.source)}}
+    return {"type": "image_url", "image_url": {"url": file_url(medium.source)}}
