@@ -1,16 +1,17 @@
-"""Reading a LLaVA directory in transformers' `LlavaForConditionalGeneration` layout."""
+"""Reading a LLaVA directory in one of transformers' layouts (`mllm.checkpoint.layouts`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig, ProcessorMixin
 
 from mllm.checkpoint.fill import Beginning, Contents, row_std
+from mllm.checkpoint.layouts import LAYOUTS, Layout
 from mllm.checkpoint.origin import Held, Origin, Selection, StoredWeights, part_files
 from mllm.checkpoint.ours import check_model_directory, is_ours, write
 from mllm.checkpoint.parts import check_described, first_line, load_preparer, load_tokenizer
@@ -22,6 +23,8 @@ from mllm.media.visual import Fit
 from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
 from mllm.model.encoders import encoder_family
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.planning import overlaid
+from mllm.model.projectors import NEWLINE
 from mllm.model.settings import ImageSettings, ProjectorSettings
 from mllm.outputs import check_directory
 from mllm.processor import IMAGE_TOKEN, Processor
@@ -31,28 +34,37 @@ CONVERTER = "transformers' convert_llava_weights_to_hf.py"
 
 
 def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | None) -> None:
-    """Convert a local LLaVA directory in transformers' layout to one of ours, atomically; see `read_llava`."""
+    """Convert a local LLaVA directory in one of transformers' layouts to one of ours, atomically; see `read_llava`."""
     if is_ours(source):
         raise UserError(f"{source} is a model of ours already; nothing is left to import")
     check_directory(out, BY, [source])
-    model, processor = read_llava(source, prompt_format, fit)
+    model, processor = read_llava(source, prompt_format, None if fit is None else ImageSettings(fit=fit))
     with atomic_directory(out, BY) as directory:
         write(directory, model, processor, model.state_dict())
 
 
 def read_llava(
-    source: Path, prompt_format: str | None = None, fit: Fit | None = None, dtype: torch.dtype = torch.float32
+    source: Path,
+    prompt_format: str | None = None,
+    image: ImageSettings | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[MultimodalLM, Processor]:
-    """Load the model and processor of a local LLaVA directory in transformers' layout, in evaluation mode, on the CPU.
+    """Load the model and processor of a local LLaVA directory in a layout of transformers, in evaluation mode, on the CPU.
 
-    prompt_format, fit: how the model was trained, where the directory's chat template and image processor don't say it.
-    Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights don't fit its config.
+    prompt_format: how the model was trained, where the directory's chat template doesn't say it; what is set in `image`
+    replaces what the directory says. Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights
+    don't fit its config.
     """
     config = read_llava_config(source)
-    parts = _parts_of(config, fit or saved_fit(source))
+    layout = LAYOUTS.get(config.model_type)()
+    parts = _parts_of(config, layout, source, image)
+    try:
+        planner = parts.planner
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     preparer = load_preparer(str(source), parts.geometry.image_size_px, parts.image.fit)
     format_name = prompt_format or saved_prompt_format(source)
-    processor = Processor(load_tokenizer(str(source)), format_name, parts.geometry, preparer)
+    processor = Processor(load_tokenizer(str(source)), format_name, parts.geometry, preparer, planner=planner)
     if processor.image_token_id != config.image_token_id:
         raise UserError(f"{source}: its image token is not {IMAGE_TOKEN!r} ({config.image_token_id} in the config)")
     model = assemble(parts, processor.image_token_id)
@@ -60,38 +72,44 @@ def read_llava(
     longer = fit_embeddings(model.language_model, processor.tokenizer)
 
     def open_contents() -> Contents:
-        origin = _origin(source, model, shapes, dtype)
+        origin = _origin(source, layout, model, shapes, dtype)
         return Contents(origin, frozenset(f"language_model.{name}" for name in longer), row_std(model.language_model))
 
     model, processor = Beginning(model, processor, open_contents).filled(dtype)
     return model.eval(), processor
 
 
-def _parts_of(config: LlavaConfig, fit: Fit) -> Parts:
+def _parts_of(config: Any, layout: Layout, source: Path, image: ImageSettings | None) -> Parts:
     keeps = config.vision_feature_select_strategy == "full"
     has_class_token = encoder_family(config.vision_config.model_type).has_class_token
     config.text_config.tie_word_embeddings = config.tie_word_embeddings
+    fit = image.fit if image is not None and "fit" in image.model_fields_set else None
+    saved, video = layout.settings(config, source, fit)
     return Parts(
         vision_config=config.vision_config,
         feature_layer=config.vision_feature_layer,
         class_token="keep" if keeps and has_class_token else "drop",
         projector=ProjectorSettings(kind="mlp2x_gelu"),
         text_config=config.text_config,
-        image=ImageSettings(fit=fit),
+        image=overlaid(saved, image),
+        video=video,
     )
 
 
-def layout_prefixes(model: MultimodalLM) -> dict[str, str]:
-    """Map how names of our weights begin → how those of `LlavaForConditionalGeneration.state_dict()` begin in their place."""
+def names_there(model: MultimodalLM, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Map names of our weights → how a layout's `state_dict()` begins and ends the same; what has no place is left out."""
     language_model = model.language_model
     head = language_model.get_output_embeddings()
     head_name = next(name for name, module in language_model.named_modules() if module is head)
-    return {
+    prefixes = {
         f"language_model.{language_model.base_model_prefix}.": "model.language_model.",
         f"language_model.{head_name}.": "lm_head.",
         "vision_encoder.model.": "model.vision_tower.",
+        NEWLINE: "model.image_newline",
         "projector.": "model.multi_modal_projector.",
     }
+    found = {name: next((p for p in prefixes if name.startswith(p)), None) for name in names}
+    return {n: (prefixes[p], n.removeprefix(p)) for n, p in found.items() if p is not None}
 
 
 # How files begin the same names: as transformers writes them, and as it did when CLIP's encoder had a module more.
@@ -100,35 +118,38 @@ _IN_FILES = {
     "lm_head.": ("language_model.lm_head.",),
     "model.vision_tower.": ("vision_tower.", "vision_tower.vision_model."),
     "model.multi_modal_projector.": ("multi_modal_projector.",),
+    "model.image_newline": ("image_newline",),
 }
 
 
-def _origin(source: Path, model: MultimodalLM, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> Origin:
+def _origin(
+    source: Path, layout: Layout, model: MultimodalLM, shapes: Mapping[str, torch.Size], dtype: torch.dtype
+) -> Origin:
     """Return the directory's weights under our names (those of `shapes`), read one by one where the files' names are known.
 
     Of other names and shapes than those, transformers makes what it can, whole, in `dtype`, or says what is wrong.
     """
     # What a projector standardizes its features by isn't in the layout: `folded_state` puts it into the first layer.
     constants = {name: value for name, value in model.state_dict().items() if name.startswith("projector.feature_")}
-    layout: dict[str, tuple[str, str]] = {}
-    for begin, there in layout_prefixes(model).items():
-        layout |= {n: (there, n.removeprefix(begin)) for n in shapes if n.startswith(begin) and n not in constants}
+    # A newline that was asked for, of a layout that has none, is drawn.
+    apart = constants.keys() if layout.has_newline else {*constants, NEWLINE}
+    places = names_there(model, [name for name in shapes if name not in apart])
     stored: Origin = StoredWeights(part_files(source))
-    names = _names_in_files(layout, shapes, stored)
+    names = _names_in_files(places, shapes, stored)
     if names is None:
-        stored = Held(_loaded_by_transformers(source, dtype))
-        names = {name: begin + rest for name, (begin, rest) in layout.items()}
+        stored = Held(_loaded_by_transformers(source, layout, dtype))
+        names = {name: begin + rest for name, (begin, rest) in places.items()}
     entries: dict[str, tuple[Origin, str]] = {name: (stored, there) for name, there in names.items()}
     return Selection(entries | {name: (Held(constants), name) for name in constants})
 
 
 def _names_in_files(
-    layout: Mapping[str, tuple[str, str]], shapes: Mapping[str, torch.Size], stored: Origin
+    places: Mapping[str, tuple[str, str]], shapes: Mapping[str, torch.Size], stored: Origin
 ) -> dict[str, str] | None:
     """Map our name → the files', if they hold just these weights in these shapes; None otherwise."""
     names: dict[str, str] = {}
     for begin, others in _IN_FILES.items():
-        own = {name: rest for name, (prefix, rest) in layout.items() if prefix == begin}
+        own = {name: rest for name, (prefix, rest) in places.items() if prefix == begin}
         found = next(
             (p for p in (begin, *others) if all(stored.shapes.get(p + r) == shapes[n] for n, r in own.items())), None
         )
@@ -138,11 +159,9 @@ def _names_in_files(
     return names if set(names.values()) == set(stored.shapes) else None
 
 
-def _loaded_by_transformers(source: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _loaded_by_transformers(source: Path, layout: Layout, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     try:
-        peer, report = LlavaForConditionalGeneration.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        peer, report = layout.model.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{source}: its weights can't be loaded: {first_line(error)}") from None
     wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
@@ -152,7 +171,7 @@ def _loaded_by_transformers(source: Path, dtype: torch.dtype) -> dict[str, torch
     return state
 
 
-def read_llava_config(source: Path) -> LlavaConfig:
+def read_llava_config(source: Path) -> Any:
     """Read the config of a local LLaVA directory.
 
     Raises UserError for another kind of model, the original LLaVA layout, a config without its parts, or one that
@@ -165,10 +184,10 @@ def read_llava_config(source: Path) -> LlavaConfig:
             f"mm_vision_tower); {CONVERTER} makes the Hugging Face layout of it, which is read here"
         )
     check_model_directory(source)
-    if content.get("model_type") != "llava":
+    if content.get("model_type") not in LAYOUTS:
         raise UserError(
-            f"{source} holds a {content.get('model_type')!r} model; of other layouts than ours, LLaVA's "
-            "(model_type llava) is read"
+            f"{source} holds a {content.get('model_type')!r} model; of other layouts than ours, LLaVA's are read "
+            f"(model_type {', '.join(LAYOUTS)})"
         )
     for part in ("vision_config", "text_config"):
         if not isinstance(content.get(part), dict) or "model_type" not in content[part]:
@@ -180,15 +199,28 @@ def read_llava_config(source: Path) -> LlavaConfig:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{source}: its config can't be read: {first_line(error)}") from None
+    _check_projector(source, config)
+    if getattr(config, "quantization_config", None) is not None:
+        raise UserError(f"{source} is quantized; get the model in 16 or 32 bits, and load it with --quantize")
+    check_described(source, config, lambda: LAYOUTS.get(config.model_type).model(config))
+    return config
+
+
+def _check_projector(source: Path, config: Any) -> None:
+    """Raise UserError for features and a projector that we don't have."""
     if config.projector_hidden_act != "gelu" or not isinstance(config.vision_feature_layer, int):
         raise UserError(
             f"{source}: its projector has the activation {config.projector_hidden_act!r} on feature layer "
             f"{config.vision_feature_layer}; ours has gelu on a single layer"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(f"{source} is quantized; get the model in 16 or 32 bits, and load it with --quantize")
-    check_described(source, config, lambda: LlavaForConditionalGeneration(config))
-    return config
+    if not config.multimodal_projector_bias:
+        raise UserError(f"{source}: its projector has no biases (multimodal_projector_bias); ours has them")
+    family = encoder_family(config.vision_config.model_type)
+    if config.vision_feature_select_strategy == "default" and not family.has_class_token:
+        raise UserError(
+            f"{source}: vision_feature_select_strategy is default, which leaves a patch out where the encoder has no "
+            f"class token ({config.vision_config.model_type}); such a model can't be read"
+        )
 
 
 def is_original_layout(content: dict[str, Any]) -> bool:
@@ -211,33 +243,27 @@ def _read_json(source: Path) -> dict[str, Any]:
     return content
 
 
-def saved_fit(source: Path) -> Fit:
-    """Read how the directory's own image processor makes an image square."""
-    try:
-        prepare = AutoImageProcessor.from_pretrained(source, backend="pil")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source}: no image processor could be loaded: {str(error).splitlines()[0]}") from None
-    if getattr(prepare, "do_pad", False):
-        return "pad"
-    return "crop" if getattr(prepare, "do_center_crop", False) else "stretch"
-
-
 def saved_prompt_format(source: Path) -> str:
     """Find the format of our table that writes a question as the directory's chat template does, but for a default system.
 
     Raises UserError when there is no template, or none of the table's formats agrees with it.
     """
     content = [{"type": "image"}, {"type": "text", "text": "\ue0f0"}]
+    tokenizer = load_tokenizer(str(source))
     try:
-        asked = AutoProcessor.from_pretrained(source).apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+        # Read off the files: a processor that shows videos isn't made without torchvision.
+        template = ProcessorMixin.get_processor_dict(str(source))[0].get("chat_template")
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=False,
         )
-    except (OSError, ValueError, TemplateError) as error:
+    except (OSError, ValueError, TypeError, TemplateError) as error:
         raise UserError(
             f"{source}: no chat template to tell the prompt format by ({str(error).splitlines()[0]}); "
             "name the one it was trained with (prompt_format, --prompt-format)"
         ) from None
-    tokenizer = load_tokenizer(str(source))
     asked = asked.removeprefix(tokenizer.bos_token or "")
     question = Message(role="user", content=(ImagePart(), TextPart(text="\ue0f0")))
     for name, known in PROMPT_FORMATS.items():

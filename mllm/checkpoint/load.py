@@ -47,7 +47,7 @@ def load(
     else:
         from mllm.checkpoint.llava import read_llava
 
-        model, processor = read_llava(path, prompt_format, None if image is None else image.fit, DTYPES[dtype])
+        model, processor = read_llava(path, prompt_format, image, DTYPES[dtype])
     if quantize is not None:
         quantize_language_model(model, quantize)
     model = model.to(device).eval()

@@ -11,6 +11,7 @@ import torch
 from mllm.errors import UserError
 from mllm.model.encoders import layer_index
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.planning import refuse_tiles
 from mllm.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,10 @@ _ACTIVATIONS = {"gelu": True, "gelu_pytorch_tanh": True, "quick_gelu": False}
 def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
     """Write encoder and projector to `file`: matrices in float16, the rest in float32.
 
-    Raises UserError for what llama.cpp does in another way: it pads images to a square and drops the class token. That the
-    projector is one of LLaVA's is `llava_config`'s to check.
+    Raises UserError for what llama.cpp does in another way: it pads images to one square and drops the class token. That the
+    projector is one of LLaVA's is `layout_config`'s to check.
     """
+    refuse_tiles(model.image_settings, model.video_settings, "llama.cpp's LLaVA projector")
     gguf = _gguf()
     encoder = model.vision_encoder
     config = encoder.model.config

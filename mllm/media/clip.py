@@ -42,15 +42,18 @@ def read_clip(source: ImageSource, limits: ClipLimits = DEFAULT_CLIP_LIMITS, fol
     """The size and the times of a video's frames, by reading its packets; what its container says of them isn't trusted.
 
     folder_fps: frames a second of a folder of pictures, which says nothing of it. Times are from the first frame on. Of a
-    file that is cut short, the clip is what is left of it; of a span (`mllm.media.span`), what is shown within it. Raises
-    UserError for what is missing, isn't a video, has no frames, or asks for more than `limits`.
+    file that is cut short, the clip is what is left of it. Raises UserError for what is missing, isn't a video, has no
+    frames, or asks for more than `limits`.
     """
     ref = ImageRef.of(source, "video")
     with _named(ref):
-        clip = _whole(ref, limits, folder_fps)
-        shown = _frames_of(ref, clip)
-        start_s = clip.times_s[shown.start]
-        return Clip(clip.height, clip.width, tuple(clip.times_s[index] - start_s for index in shown))
+        if ref.file is None or not ref.is_folder:
+            whole = _known(ref, limits).clip
+            return _cut(whole, _within(ref, whole))
+        files = _frame_files(ref)
+        clip = Clip(*read_image_size(files[0]), tuple(number / folder_fps for number in range(len(files))))
+        _check(clip, limits)
+        return clip
 
 
 def read_frames(
@@ -80,22 +83,42 @@ def each_frame(
     """
     ref = ImageRef.of(source, "video")
     with _named(ref):
-        shown = _frames_of(ref, _whole(ref, limits))
-        _check_indices(indices, len(shown))
-        wanted = sorted({shown[index] for index in indices})
-        if ref.file is not None and ref.is_folder:
-            files = _frame_files(ref.file)
-            frames: Iterator[tuple[int, Image.Image]] = ((index, read_image(files[index])) for index in wanted)
+        if ref.file is None or not ref.is_folder:
+            known = _known(ref, limits)
+            frames = _within(ref, known.clip)
+            _check_indices(indices, len(frames))
+            wanted = [frames[index] for index in indices]
+            for number, frame in DECODERS[decoder](_content(ref, limits), known.table, wanted):
+                yield number - frames.start, frame
         else:
-            frames = DECODERS[decoder](_content(ref, limits), _known(ref, limits).table, wanted)
-        for index, frame in frames:
-            yield index - shown.start, frame
+            files = _frame_files(ref)
+            _check_indices(indices, len(files))
+            yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
 
 
 def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
     """Decode the frames of a video at `indices`, one after another. Raises UserError like `read_frames`."""
     for _ in each_frame(source, indices):
         pass
+
+
+def _within(ref: ImageRef, clip: Clip) -> range:
+    """The numbers of a video's frames that are shown: all, or those within the span of a part, ends included."""
+    if ref.span_ms is None:
+        return range(clip.frame_count)
+    start_s, stop_s = (milliseconds / 1000 for milliseconds in ref.span_ms)
+    found = range(bisect_left(clip.times_s, start_s), bisect_right(clip.times_s, stop_s))
+    if not found:
+        raise VideoFaultError(f"has no frame between {start_s:g} and {stop_s:g} s; it ends at {clip.times_s[-1]:g} s")
+    return found
+
+
+def _cut(clip: Clip, frames: range) -> Clip:
+    """The clip of some of a video's frames, its times from the first of them on."""
+    if len(frames) == clip.frame_count:
+        return clip
+    first_s = clip.times_s[frames.start]
+    return replace(clip, times_s=tuple(clip.times_s[number] - first_s for number in frames))
 
 
 @dataclass(frozen=True)
@@ -130,30 +153,8 @@ class _Recent:
 _recent = _Recent()
 
 
-def _whole(ref: ImageRef, limits: ClipLimits, folder_fps: float = FOLDER_FPS) -> Clip:
-    """The clip that a video or a folder is, whatever part of it is meant."""
-    if ref.file is None or not ref.is_folder:
-        return _known(ref, limits).clip
-    files = _frame_files(ref.file)
-    clip = Clip(*read_image_size(files[0]), tuple(number / folder_fps for number in range(len(files))))
-    _check(clip, limits)
-    return clip
-
-
-def _frames_of(ref: ImageRef, clip: Clip) -> range:
-    """The frames that are shown within the reference's span, both ends included; all where it has none."""
-    if ref.span is None:
-        return range(clip.frame_count)
-    start, stop = (time / 1000 for time in ref.span)
-    half_ms = 0.0005
-    shown = range(bisect_left(clip.times_s, start - half_ms), bisect_right(clip.times_s, stop + half_ms))
-    if not shown:
-        raise VideoFaultError(f"has no frame from {start:.3f} to {stop:.3f} s; it lasts {clip.seconds:.3f} s")
-    return shown
-
-
 def _known(ref: ImageRef, limits: ClipLimits) -> _Known:
-    identity = replace(ref, span=None).identity()
+    identity = replace(ref, span_ms=None).identity()  # a part's packets are those of the whole
     known = _recent.get(identity)
     if known is None:
         content = _content(ref, limits)
@@ -205,8 +206,13 @@ def _check_indices(indices: Sequence[int], frame_count: int) -> None:
         raise VideoFaultError(f"has {frame_count} frames, numbered from 0, and no frame {beyond}")
 
 
-def _frame_files(folder: Path) -> list[Path]:
+def _frame_files(ref: ImageRef) -> list[Path]:
     """The pictures of a folder, numbers in their names in the order of numbers (`9.jpg` comes before `10.jpg`)."""
+    if ref.span_ms is not None:
+        raise VideoFaultError(
+            "is a folder of frames, which has no times; put the frames of a part into one of their own"
+        )
+    folder = ref.file or Path()
     files = [f for f in folder.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
     if not files:
         raise VideoFaultError(f"is a folder without pictures ({', '.join(IMAGE_SUFFIXES)})")

@@ -35,7 +35,7 @@ def video_url(video: Path | str) -> str:
     read_clip(video)
     kind, _ = guess_type(str(video))
     ref = ImageRef.of(video, "video")
-    if ref.is_folder or ref.span is not None:
+    if ref.is_folder or ref.span_ms is not None:
         what = "a folder of frames" if ref.is_folder else "a part of a video"
         raise UserError(f"video {ref.name} is {what}, and only a video file can be sent; write it as one")
     content = ref.read(DEFAULT_CLIP_LIMITS.max_bytes)

@@ -114,6 +114,11 @@ class Planner:
         """The visual of an image with the most image tokens: what memory is planned for."""
         return self.tiling.longest()
 
+    def longest_clip(self) -> Visual:
+        """The visual of a video of which as many frames are shown as of any."""
+        side, rare = self.geometry.image_size_px, 1 / self.clips.fps
+        return self.clips.visual(Clip(side, side, tuple(rare * number for number in range(self.clips.frames))))
+
     def _visual(self, item: Media, among: int) -> Visual:
         if isinstance(item, Clip):
             _check_pixels((item.height, item.width))

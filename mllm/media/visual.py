@@ -147,6 +147,14 @@ class VisualPlanner(Protocol):
         """
         ...
 
+    def longest(self) -> Visual:
+        """The visual of an image with the most image tokens."""
+        ...
+
+    def longest_clip(self) -> Visual:
+        """The visual of a video of which as many frames are shown as of any."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageGeometry:

@@ -14,6 +14,14 @@ MOST_SIDE_TILES = 6  # of LLaVA-OneVision's pinpoints
 S = TypeVar("S", bound=Settings)
 
 
+def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int) -> ImageGeometry:
+    """The geometry of an encoder with a projector. Raises UserError when the shuffle doesn't fit the patch grid."""
+    try:
+        return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
+    except ValueError as error:
+        raise UserError(f"model.projector.shuffle: {error}") from None
+
+
 def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSettings) -> Planner:
     """Raises UserError for settings that don't fit the encoder and the projector, or an unknown tiling."""
     numbers = TilingRule(_pinpoints(geometry, image), image.rule, image.max_tiles, image.map_tiles)
@@ -61,7 +69,13 @@ def changed(settings: Settings, always: tuple[str, ...] = ()) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k in always or getattr(settings, k) != getattr(defaults, k)}
 
 
-def refuse_tiles(image: ImageSettings, layout: str) -> None:
-    """Raise UserError unless images are squares, which is all that `layout` can say."""
+def refuse_tiles(image: ImageSettings, video: VideoSettings, layout: str) -> None:
+    """Raise UserError unless images are squares and no newline is learned, which is all that `layout` can say."""
     if image.tiling != "square":
-        raise UserError(f"{layout} knows images as one square; this model tiles them ({image.tiling})")
+        raise UserError(
+            f"{layout} knows images as one square; this model tiles them (model.image.tiling: {image.tiling})"
+        )
+    if has_newline(image, video):
+        raise UserError(
+            f"{layout} has no place for the newline of this model's videos (model.video.newline: {video.newline})"
+        )

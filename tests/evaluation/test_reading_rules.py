@@ -162,7 +162,7 @@ def test_the_official_score_of_video_mme_leaves_out_what_has_no_letter():
     found = result_of("videomme", lines)
     assert found.scores["by_rule"] == {"official": 1 / 2, "lmms_eval": 1 / 3, "vlmevalkit": 1 / 3}
     assert found.scores["by_duration"] == {"short": 1.0, "long": 0.0} and found.per_line == [1.0, 0.0, 0.0]
-    assert "1 answers have no letter" in found.notes[1]
+    assert "1 answer(s) have no letter" in found.notes[1]
 
 
 MVBENCH = [
@@ -277,7 +277,7 @@ def test_mathvista_tells_how_many_answers_a_judge_would_get_and_vlmevalkit_takes
     record = {"question_type": "free_form", "answer_type": "list", "references": "[1, 2]", "prediction": "[1, 2]"}
     found = result_of("mathvista", [record | {"id": "1"}])
     assert found.scores["by_rule"] == {"official": 1.0, "vlmevalkit": 0.0}
-    assert found.notes[1].startswith("1 of 1 answers would go to the official judge")
+    assert found.notes[1].startswith("1 of 1 answer(s) would go to the official judge")
 
 
 def test_vlmevalkit_asks_an_open_question_of_mmmu_as_a_choice_that_a_capital_never_is():

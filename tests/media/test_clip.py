@@ -13,8 +13,7 @@ from mllm.errors import UserError
 from mllm.media import video_file
 from mllm.media.clip import ClipLimits, read_clip, read_frames
 from mllm.media.decode import read_image
-from mllm.media.ref import ImageRef, tar_reference
-from mllm.media.span import span_reference
+from mllm.media.ref import tar_reference
 from tests.helpers.containers import write_tar
 from tests.helpers.videos import number_of, picture, turned, write_frames, write_sound, write_video
 
@@ -206,25 +205,6 @@ def test_a_folder_of_pictures_is_a_clip_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is a folder without pictures"):
         read_clip(tmp_path / "empty")
-
-
-def test_a_part_of_a_video_is_what_is_shown_within_its_times(tmp_path):
-    file, folder = tmp_path / "a.mp4", write_frames(tmp_path / "frames", 12)
-    file.write_bytes(write_video("mp4", COUNT))
-    for source, first, last, rate in (
-        (span_reference(str(file), 0.4, 0.96), 10, 24, 25),
-        (f"span:1000:2500:{folder}", 2, 5, 2),
-    ):
-        clip = read_clip(source)
-        assert clip.times_s == pytest.approx([number / rate for number in range(last - first + 1)])
-        shown = [number_of(frame) for frame in read_frames(source, [clip.frame_count - 1, 0, 2])]
-        assert shown == [last, first, first + 2]
-        with pytest.raises(UserError, match=f"has {clip.frame_count} frames"):
-            read_frames(source, [clip.frame_count])
-    with pytest.raises(UserError, match=r"has no frame from 5\.000 to 9\.000 s; it lasts 1\.600 s"):
-        read_clip(span_reference(str(file), 5, 9))
-    identities = {ImageRef.of(s).identity() for s in (str(file), f"span:0:9:{file}", f"span:0:10:{file}")}
-    assert len(identities) == 3
 
 
 def test_a_video_in_a_tar_and_one_in_a_file_are_read_alike(tmp_path):

@@ -10,34 +10,33 @@ import pyarrow.parquet as pq
 from mllm.data.readers.errors import OnError
 from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
-from mllm.media.ref import HELD_COLUMNS, IMAGE_COLUMNS, VIDEO_COLUMNS, parquet_reference
+from mllm.media.ref import MEDIA_COLUMNS, media_columns, parquet_reference
 
 ROWS_AT_ONCE = 256
 IMAGES_AT_ONCE = 16
 
 
 def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) pairs. Of columns of images (`image_columns`) and videos (`videos` or `video`) only how many a row has is
-    read, as far as that is stored apart from their bytes; where a column that could hold bytes holds paths alone, the paths
-    are read.
+    """(place, row) pairs. Of the columns of images and videos (`media_columns`) only how many a row has is read, as far as
+    that is stored apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
     """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            held = {
-                name: (kind, number)
-                for kind, columns_of in HELD_COLUMNS.items()
-                for number, name in enumerate(columns_of(file.schema_arrow))
-                if not _holds_no_bytes(file, name)
-            }
-            leaves = {name: _path_leaf(file, name) for name in held}
-            # Bytes in another column would be read for nothing: references are into one, or into the numbered ones.
-            kinds = {kind for kind, _ in held.values()}
-            unread = {*held} | ({*IMAGE_COLUMNS} if "parquet" in kinds else set())
-            unread |= {*VIDEO_COLUMNS} if "parquet-video" in kinds else set()
-            columns = [name for name in file.schema_arrow.names if name not in unread]
-            columns += [leaf or name for name, leaf in leaves.items()]
+            columns = list(file.schema_arrow.names)
+            held: dict[str, tuple[str, int]] = {}  # column → kind of reference, number of its first
+            batch_rows = ROWS_AT_ONCE
+            for kind, names in MEDIA_COLUMNS.items():
+                own = {name: (kind, n) for n, name in enumerate(media_columns(file.schema_arrow, kind))}
+                own = {name: reference for name, reference in own.items() if not _holds_no_bytes(file, name)}
+                held |= own
+                leaves = {name: _path_leaf(file, name) for name in own}
+                batch_rows = batch_rows if all(leaves.values()) else IMAGES_AT_ONCE
+                # Bytes in another column of the kind would be read for nothing: references are into these.
+                unread = {*names, *own} if own else set()
+                columns = [name for name in columns if name not in unread]
+                columns += [leaf or name for name, leaf in leaves.items()]
             row = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE if all(leaves.values()) else IMAGES_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(batch_rows, columns=columns):
                 for record in batch.to_pylist():
                     for name, (kind, first) in held.items():
                         count = len(record[name]) if isinstance(record[name], list) else int(record[name] is not None)

@@ -64,7 +64,7 @@ class BlinkScore(RuledMetric):
 
     def notes(self, lines: Sequence[BlinkLine]) -> tuple[str, ...]:
         unread = sum(official_letter(line.prediction, line.options) is None for line in lines)
-        return (f"{unread} answers would go to the official judge, and are wrong here",) if unread else ()
+        return (f"{unread} answer(s) would go to the official judge, and are wrong here",) if unread else ()
 
 
 def _of_hub(row: TableRow) -> Sequence[Item]:

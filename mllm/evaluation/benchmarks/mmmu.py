@@ -123,7 +123,7 @@ class MmmuScore(RuledMetric):
 
     def notes(self, lines: Sequence[MmmuLine]) -> tuple[str, ...]:
         guesses = sum(bool(line.options) and mmmu_letter(line.prediction, line.options) is None for line in lines)
-        return (f"{guesses} answers name no option by the official rule and count as a guess",) if guesses else ()
+        return (f"{guesses} answer(s) name no option by the official rule and count as a guess",) if guesses else ()
 
 
 def _answers(answer: str) -> list[str]:

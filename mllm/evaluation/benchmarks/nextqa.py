@@ -43,7 +43,7 @@ class NextQaScore(MeanMetric):
         result = super().score(lines)
         groups = [GROUPS.get((line.type or "")[:1]) for line in lines]
         guesses = sum(lmms_mmmu_letter(line.prediction, line.options) is None for line in lines)
-        notes = (f"{guesses} answers name no option and count as a guess",) if guesses else ()
+        notes = (f"{guesses} answer(s) name no option and count as a guess",) if guesses else ()
         return Result(result.scores | means_by("group", groups, result.per_line), result.per_line, notes)
 
 
