@@ -13,8 +13,7 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.media.planner import Planner
 from mllm.media.tilings import Tiling
 from mllm.media.visual import Clip, Size
-from mllm.model.encoders import encoder_geometry
-from mllm.model.planning import build_planner, overlaid
+from mllm.model.planning import build_planner, encoder_geometry, overlaid
 from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings
 from mllm.resources import find_ds_config
 from mllm.settings import load_settings
