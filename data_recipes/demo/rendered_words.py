@@ -126,7 +126,8 @@ def font_folder() -> Path:
 
 
 @cache
-def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
+def font_of(name: str, size_px: int) -> ImageFont.FreeTypeFont:
+    """The font at a size. Raises UserError where matplotlib lacks it."""
     path = font_folder() / f"{name}.ttf"
     if not path.is_file():
         raise UserError(f"font {path} does not exist; install a current matplotlib")
@@ -135,14 +136,14 @@ def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
 
 def fit_font(word: str, name: str, width_px: float, height_px: float) -> ImageFont.FreeTypeFont:
     """The largest whole font size at which the ink of `word` is no wider and no taller than given."""
-    left, top, right, bottom = _font(name, 100).getbbox(word)
+    left, top, right, bottom = font_of(name, 100).getbbox(word)
     size = max(1, int(100 * min(width_px / (right - left), height_px / (bottom - top))) + 1)
     while size > 1:
-        left, top, right, bottom = _font(name, size).getbbox(word)
+        left, top, right, bottom = font_of(name, size).getbbox(word)
         if right - left <= width_px and bottom - top <= height_px:
             break
         size -= 1
-    return _font(name, size)
+    return font_of(name, size)
 
 
 def render_word(word: str, font_name: str, image_size_px: int, rng: random.Random) -> bytes:

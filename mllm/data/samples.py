@@ -141,6 +141,10 @@ class IndexedSamples(Sequence[Sample]):
         images = pc.list_value_length(table["images"]).to_numpy()
         return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
 
+    def holds_videos(self) -> bool:
+        """Whether any sample shows a video: its tokens are known only once its file is opened."""
+        return pc.any(self._columns("has_video")["has_video"]).as_py() or False
+
     def _columns(self, *names: str) -> pa.Table:
         table = self.source.table.select(list(names))
         return table if len(self.rows) == len(table) else table.take(pa.array(self.rows))

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.conversation.schema import Message, Part
 from mllm.errors import UserError
+from mllm.evaluation.medium import Medium, parts_of
 from mllm.evaluation.ranks import ALONE, Ranks
 from mllm.files import fsync_path
 from mllm.inference.request import Request
@@ -28,19 +29,24 @@ logger = logging.getLogger(__name__)
 class Question:
     """What an answer depends on beside the model. Equal questions are asked once.
 
-    prompt: the user's words. image: a file, or None. max_new_tokens: the length of a greedy answer at most. options: if
-    there are any, the answer is the likeliest of them.
+    prompt: the user's words. media: images and videos, in order. max_new_tokens: the length of a greedy answer at most.
+    options: if there are any, the answer is the likeliest of them. places: before which character of the prompt each
+    medium stands; all stand before the words unless said.
     """
 
     prompt: str
-    image: str | None
+    media: tuple[Medium, ...]
     max_new_tokens: int
     options: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+
+    @property
+    def content(self) -> tuple[Part, ...]:
+        """The parts of the user's turn."""
+        return parts_of(self.prompt, self.media, self.places or (0,) * len(self.media))
 
     def request(self) -> Request:
-        if self.image is None:
-            return Request((Message(role="user", content=(TextPart(text=self.prompt),)),))
-        return Request((Message(role="user", content=(ImagePart(), TextPart(text=self.prompt))),), (self.image,))
+        return Request((Message(role="user", content=self.content),), tuple(medium.source for medium in self.media))
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class AnswerLog:
     """
 
     def __init__(self, directory: Path, rank: int, identity: Mapping[str, Any], hash_of: Callable[[str], str]) -> None:
-        """identity: of the model under test. hash_of: the content hash of an image file."""
+        """identity: of the model under test. hash_of: the content hash of an image or a video."""
         self._identity, self._hash_of = dict(identity), hash_of
         directory.mkdir(parents=True, exist_ok=True)
         own = directory / f"{rank}.jsonl"
@@ -90,10 +96,17 @@ class AnswerLog:
         fsync_path(directory)
 
     def key(self, question: Question) -> str:
-        """SHA-256 of model, words, image, and how the answer is found."""
-        image = None if question.image is None else self._hash_of(question.image)
-        what = [self._identity, question.prompt, image, question.max_new_tokens, question.options]
+        """SHA-256 of model, words, media, and how the answer is found."""
+        what = [self._identity, question.prompt, self._shown(question), question.max_new_tokens, question.options]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def _shown(self, question: Question) -> Any:
+        """What is shown and where; of one image before the words its hash alone, so that answers kept as such still count."""
+        hashes = [self._hash_of(medium.source) for medium in question.media]
+        if len(hashes) < 2 and not any(question.places) and not any(medium.is_video for medium in question.media):
+            return next(iter(hashes), None)
+        places = question.places or (0,) * len(hashes)
+        return [[m.part.type, own, place] for m, own, place in zip(question.media, hashes, places, strict=True)]
 
     def append(self, replies: Mapping[Question, Reply]) -> None:
         """The replies are on the disk when this returns."""
@@ -174,13 +187,13 @@ def _progress(shown: bool) -> Progress:
 
 
 def deal(questions: Sequence[Question], size: int) -> list[list[Question]]:
-    """A share for each of `size` ranks, of like numbers. All questions about an image are one rank's."""
-    by_image: dict[object, list[Question]] = {}
+    """A share for each of `size` ranks, of like numbers. All questions that show the same are one rank's."""
+    by_media: dict[object, list[Question]] = {}
     for number, question in enumerate(questions):
-        by_image.setdefault(number if question.image is None else question.image, []).append(question)
+        by_media.setdefault(question.media or number, []).append(question)
     shares: list[list[Question]] = [[] for _ in range(size)]
     loads = [(0, rank) for rank in range(size)]
-    for own in sorted(by_image.values(), key=len, reverse=True):
+    for own in sorted(by_media.values(), key=len, reverse=True):
         load, rank = heapq.heappop(loads)
         shares[rank] += own
         heapq.heappush(loads, (load + len(own) + 1, rank))  # an image costs about as much as a question

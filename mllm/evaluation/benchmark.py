@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, RootModel
 
 from mllm.errors import UserError
+from mllm.evaluation.medium import Medium, shown
 from mllm.evaluation.metric import METRICS, Result, build_metric, parse_line
 from mllm.evaluation.release import find_file, read_as
 from mllm.registry import Registry
@@ -19,39 +20,42 @@ R = TypeVar("R", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Item:
-    """One question. `group` names its image within the benchmark: items of a group stand or fall together.
+    """One question. `group` names what it is about within the benchmark: items of a group stand or fall together.
 
-    `image` is a file, a reference to an image inside one (`mllm.media.ref`), or None for a question about text alone;
-    `fields` are what the metric's lines need beside the references.
+    `media` are the images and videos that it shows, none for a question about text alone; `places` says before which
+    character of the question each of them stands (before all unless said). `fields` are what the metric's lines need
+    beside the references.
     """
 
     id: str
-    image: Path | str | None
+    media: tuple[Medium, ...]
     question: str
     references: tuple[str, ...]
     type: str
     group: str
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class TableRow:
     """A row of a table of questions, of an official file or of a data set of the hub.
 
-    number: its place among all rows of its file (hub: of the benchmark). image: where it lies, or None. group: its name.
+    number: its place among all rows of its file (hub: of the benchmark). media: its images, by the name of their column
+    where there are several columns. group: what it is about.
     """
 
     record: Mapping[str, Any]
     number: int
     split: str
-    image: Path | str | None
+    media: tuple[Medium, ...]
     group: str
 
     def __getitem__(self, column: str) -> Any:
         return self.record[column]
 
     def item(self, name: str, question: str, references: Sequence[str], kind: str = "all", /, **fields: Any) -> Item:
-        return Item(name, self.image, question, tuple(references), kind, self.group, fields)
+        return Item(name, self.media, question, tuple(references), kind, self.group, fields)
 
 
 Items = Callable[[TableRow], Sequence[Item]]
@@ -93,7 +97,8 @@ class HubLayout:
     repository: its id. files: split → pattern of parquet files. columns: those that have to be there beside `image`.
     asks: what a row asks. group: what a row says of which image it is about, as a
     function of the record or a text with columns in braces; without it images are told apart by their bytes. image_files:
-    where images are (`id`, `image`) if the questions' rows have none but `imageId`.
+    where images are (`id`, `image`) if the questions' rows have none but `imageId`. image: the column of a row's image, or
+    the first of several (`mllm.media.ref.media_columns`).
 
     Columns, splits and file names are those of the repositories' data set cards (`dataset_info`, `configs`), and of what
     lmms-eval does with them. `lmms-lab/X` was renamed `lmms-lab-encoder/X`; a source may have either name.
@@ -105,6 +110,7 @@ class HubLayout:
     asks: Items
     group: Callable[[Mapping[str, Any]], str] | str | None = None
     image_files: str | None = None
+    image: str = "image"
 
     @property
     def patterns(self) -> list[str]:
@@ -123,10 +129,11 @@ def hub_layout(
     columns: str,
     asks: Items,
     group: Callable[[Mapping[str, Any]], str] | str | None = None,
+    image: str = "image",
 ) -> HubLayout:
     """A layout of one split, which the pattern's name begins with; `columns` are divided by spaces."""
     split = pattern.rsplit("/", 1)[-1].split("-")[0]
-    return HubLayout(repository, {split: pattern}, tuple(columns.split()), asks, group)
+    return HubLayout(repository, {split: pattern}, tuple(columns.split()), asks, group, image=image)
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,7 @@ class TableBenchmark(Benchmark):
     def _items(self, path: Path, number: int, record: Any, split: str, root: Path) -> Sequence[Item]:
         try:
             group = str(record[self.image])
-            return self.asks(TableRow(record, number, split, root / self.images.format(group), group))
+            return self.asks(TableRow(record, number, split, shown(root / self.images.format(group)), group))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             source = self.card.source
             raise UserError(

@@ -1,17 +1,19 @@
-"""Which items are asked, and with whose image: seeded, so that two runs ask the same.
+"""Which items are asked, and with whose images and videos: seeded, so that two runs ask the same.
 
-Beside the question with its image there are blind controls: without any, and with another item's.
+Beside the question with its own there are blind controls: without any, and with another item's.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.medium import Medium
 
 CONDITIONS = ("model", "withheld", "swapped")
 
@@ -19,31 +21,39 @@ CONDITIONS = ("model", "withheld", "swapped")
 def questions_of(
     benchmark: Benchmark, items: Sequence[Item], condition: str, seed: int, by_likelihood: bool = False
 ) -> list[Question]:
-    """What is asked under `model` (the item's image), `withheld` (no image) or `swapped` (another item's image).
+    """What is asked under `model` (the item's media), `withheld` (none) or `swapped` (another item's in their places).
 
     by_likelihood: where an item has options, the answer is the likeliest of them.
     """
-    if condition == "model":
-        images = [_path(item) for item in items]
-    elif condition == "withheld":
-        images = [None] * len(items)
-    else:
-        seen = [item for item in items if item.image is not None]
-        partners = {item.id: _path(other) for item, other in zip(seen, swap_partners(seen, seed), strict=True)}
-        images = [partners.get(item.id) for item in items]
+    media: Sequence[tuple[Medium, ...]] = [item.media for item in items]
+    if condition == "withheld":
+        media = [()] * len(items)
+    elif condition == "swapped":
+        seen = [item for item in items if item.media]
+        partners = {
+            item.id: _in_place(other, item) for item, other in zip(seen, swap_partners(seen, seed), strict=True)
+        }
+        media = [partners.get(item.id, ()) for item in items]
     return [
-        Question(benchmark.prompt(item), image, benchmark.max_new_tokens, options_of(item) if by_likelihood else ())
-        for item, image in zip(items, images, strict=True)
+        Question(
+            benchmark.prompt(item),
+            own,
+            benchmark.max_new_tokens,
+            options_of(item) if by_likelihood else (),
+            item.places if own else (),
+        )
+        for item, own in zip(items, media, strict=True)
     ]
+
+
+def _in_place(other: Item, item: Item) -> tuple[Medium, ...]:
+    """As many media of `other` as `item` has, from the first again where it has fewer."""
+    return tuple(islice(cycle(other.media), len(item.media)))
 
 
 def options_of(item: Item) -> tuple[str, ...]:
     """The answers that an item offers: letters where its options have them, else their texts; () without any."""
     return tuple(str(option) for option in item.fields.get("options") or ())
-
-
-def _path(item: Item) -> str | None:
-    return None if item.image is None else str(item.image)
 
 
 def stratified_sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
@@ -72,21 +82,25 @@ def complete_groups(chosen: Sequence[Item], items: Sequence[Item]) -> list[Item]
 
 
 def swap_partners(items: Sequence[Item], seed: int) -> list[Item]:
-    """For each item another whose image it is asked with: never the same image.
+    """For each item another whose media it is asked with: never the same image or video.
 
     First choice is an item with the same question and another answer (for this image the right answer is wrong), then
-    any with another answer, then any with another image. Raises UserError when all items share one image.
+    any with as many media and another answer, then any with another answer, then any about something else. Raises
+    UserError when all items are about one image.
     """
     rng = np.random.default_rng(seed)
-    by_question: dict[str, list[Item]] = defaultdict(list)
+    by_question: dict[tuple[str, int], list[Item]] = defaultdict(list)
+    by_count: dict[int, list[Item]] = defaultdict(list)
     for item in items:
-        by_question[item.question].append(item)
+        by_question[item.question, len(item.media)].append(item)
+        by_count[len(item.media)].append(item)
     partners = []
     for item in items:
-        is_other_answer = _with_another_answer(item)
+        is_other_answer, count = _with_another_answer(item), len(item.media)
         partner = (
-            _find(by_question[item.question], is_other_answer, rng)
-            or _find(items, is_other_answer, rng)
+            _find(by_question[item.question, count], is_other_answer, rng)
+            or _find(by_count[count], is_other_answer, rng)
+            or (_find(items, is_other_answer, rng) if len(by_count) > 1 else None)
             or _find(items, _with_another_image(item), rng)
         )
         if partner is None:

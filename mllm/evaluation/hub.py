@@ -13,7 +13,9 @@ from mllm.data.readers.errors import raise_error
 from mllm.data.readers.parquet import read_parquet
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, HubLayout, Item, TableRow
+from mllm.evaluation.medium import Medium, shown
 from mllm.media.decode import image_bytes
+from mllm.media.ref import media_columns
 
 
 def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
@@ -32,6 +34,19 @@ def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
             return read_items(kind, source)
 
     return FromHub()
+
+
+class ParquetRelease(Benchmark):
+    """A benchmark whose official release is its data set of the hub: a copy of that lies in `DATA/{folder}`."""
+
+    def items(self, data: Path) -> list[Item]:
+        root = data / self.folder
+        if not root.is_dir():
+            raise UserError(f"{root} does not exist; get it from {self.card.source}")
+        try:
+            return read_items(type(self), str(root))
+        except UserError as error:
+            raise UserError(f"{error}; get it again from {self.card.source}") from None
 
 
 def read_items(kind: type[Benchmark], source: str) -> list[Item]:
@@ -86,33 +101,42 @@ def _missing_columns(layout: HubLayout, path: Path) -> list[str]:
         there = pq.read_schema(path).names
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable parquet file: {error}") from None
-    wanted = (*layout.columns, *(() if layout.image_files else ("image",)))
+    wanted = (*layout.columns, *(() if layout.image_files else (layout.image,)))
     return [column for column in wanted if column not in there]
 
 
 def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> Iterator[TableRow]:
     images = _separate_images(root, layout)
-    first_of: dict[str, str] = {}
+    first_of: dict[str, tuple[Medium, ...]] = {}
     numbers = count()
     for split, path in files:
+        columns = media_columns(pq.read_schema(path), "parquet")
         for place, record in read_parquet(path, raise_error):
             number = next(numbers)
-            own = images.get(str(record.get("imageId"))) if layout.image_files else next(iter(record["image"]), None)
-            if layout.image_files and own is None:
-                raise UserError(f"{place}: image {record.get('imageId')!r} is in no {layout.image_files} of {root}")
+            if layout.image_files:
+                own = shown(images.get(str(record.get("imageId"))))
+                if not own:
+                    raise UserError(f"{place}: image {record.get('imageId')!r} is in no {layout.image_files} of {root}")
+            else:
+                own = tuple(Medium(source) for column in columns for source in record.get(column) or ())
             group = _group(layout, record, place, own, number)
-            yield TableRow(record, number, split, own and first_of.setdefault(group, own), group)
+            # What shows one image shares its reference; several may be shown in part by another of the group.
+            yield TableRow(record, number, split, first_of.setdefault(group, own) if len(own) == 1 else own, group)
 
 
-def _group(layout: HubLayout, record: Mapping[str, Any], place: str, image: str | None, number: int) -> str:
-    if image is None:
+def _group(layout: HubLayout, record: Mapping[str, Any], place: str, media: Sequence[Medium], number: int) -> str:
+    if not media:
         return f"row {number}"
     try:
-        return layout.group_of(record) or hashlib.sha256(image_bytes(image)).hexdigest()[:16]
+        return layout.group_of(record) or _digest(media)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{place}: does not say which image it is about, as {layout.repository} does: {error!r}"
         ) from None
+
+
+def _digest(media: Sequence[Medium]) -> str:
+    return hashlib.sha256(b"".join(image_bytes(medium.source) for medium in media)).hexdigest()[:16]
 
 
 def _separate_images(root: Path, layout: HubLayout) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What a run asks: benchmarks read and sampled before any model is loaded, and what had to be left out."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import CONDITIONS, complete_groups, options_of, questions_of, stratified_sample
-from mllm.media.ref import ImageRef
+from mllm.evaluation.medium import Medium
 
-NAMED_IMAGES = 3
+NAMED_MEDIA = 3
 
 
 @dataclass(frozen=True)
@@ -107,26 +108,33 @@ def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed
     sample = stratified_sample(everything, limit or benchmark.default_limit, seed)
     if benchmark.needs_whole_groups:
         sample = complete_groups(sample, everything)
-    gone = set(missing_images(sample))
+    gone = set(missing_media(sample))
     if gone and on_missing == "error":
-        shown = ", ".join(sorted(gone)[:NAMED_IMAGES])
+        named = ", ".join(sorted(medium.source for medium in gone)[:NAMED_MEDIA])
         raise UserError(
-            f"{name}: {len(gone)} image(s) are missing, such as {shown}; --on-missing skip leaves their questions out"
+            f"{name}: {_counted(gone)} are missing, such as {named}; --on-missing skip leaves their questions out"
         )
-    reasons = {item.id: f"image {item.image} is missing" for item in sample if str(item.image) in gone}
+    lacking = {item.id: next((medium for medium in item.media if medium in gone), None) for item in sample}
+    reasons = {i: f"{lost.part.type} {lost.source} is missing" for i, lost in lacking.items() if lost is not None}
     if benchmark.needs_whole_groups:
         broken = {item.group for item in sample if item.id in reasons}
         alone = {i.id: "its group isn't whole" for i in sample if i.group in broken and i.id not in reasons}
         reasons |= alone
     kept = tuple(item for item in sample if item.id not in reasons)
     if not kept:
-        raise UserError(f"{name}: all {len(sample)} question(s) lack their image, such as {sorted(gone)[0]}")
+        lost = min(gone, key=lambda medium: medium.source)
+        raise UserError(f"{name}: all {len(sample)} question(s) lack their {lost.part.type}, such as {lost.source}")
     benchmark.check_items(kept)
     skipped = tuple(Skipped(name, item_id, reason) for item_id, reason in reasons.items())
     return Chosen(name, benchmark, kept, len(everything), skipped)
 
 
-def missing_images(items: Sequence[Item]) -> list[str]:
-    """Image files that items name and that aren't there."""
-    named = {item.image for item in items if item.image is not None}
-    return sorted(str(image) for image in named if not ImageRef.of(image).is_there)
+def missing_media(items: Sequence[Item]) -> list[Medium]:
+    """Images and videos that items name and that aren't there, by their names."""
+    named = {medium for item in items for medium in item.media}
+    return sorted((medium for medium in named if not medium.is_there), key=lambda medium: medium.source)
+
+
+def _counted(media: Collection[Medium]) -> str:
+    kinds = Counter(medium.part.type for medium in media)
+    return " and ".join(f"{count} {kind}(s)" for kind, count in sorted(kinds.items()))

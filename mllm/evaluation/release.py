@@ -1,9 +1,11 @@
 """Official files as they are released: where they lie, what they hold, and what benchmarks say of them alike."""
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -55,6 +57,37 @@ def shared_image(root: Path, split: str, name: str) -> Path:
     """Name a file of `root/{split}`, or of `coco/{split}` beside `root` if it lies there alone."""
     own, shared = root / split / name, root.parent / "coco" / split / name
     return shared if shared.is_file() and not own.is_file() else own
+
+
+def listed(value: Any) -> list[Any]:
+    """Take a list as it is, or read the text that writes one, as some data sets hold it. Raises ValueError for what isn't."""
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value)
+        except SyntaxError:
+            raise ValueError(f"{value[:80]!r} writes no list") from None
+    if not isinstance(value, list):
+        raise ValueError(f"{str(value)[:80]!r} is no list")
+    return value
+
+
+def options_in(question: str) -> dict[str, str]:
+    """Read the options off a question: `A. one`, `A: one` or `(A) one`, from A on, each to the next or its line's end.
+
+    Returns {} where there aren't two of a form.
+    """
+    for form in (r"\({}\)\s*", r"(?<![A-Za-z]){}[.:]\s+"):
+        marks: list[tuple[int, int]] = []
+        for letter in ascii_uppercase:
+            mark = re.compile(form.format(letter)).search(question, marks[-1][1] if marks else 0)
+            if mark is None:
+                break
+            marks.append(mark.span())
+        if len(marks) > 1:
+            stops = [start for start, _ in marks[1:]] + [len(question)]
+            texts = [question[begin:stop].split("\n")[0] for (_, begin), stop in zip(marks, stops, strict=True)]
+            return lettered([text.strip().removesuffix(",") for text in texts])
+    return {}
 
 
 def lettered(texts: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
@@ -16,10 +17,16 @@ from mllm.media.data_url import thumbnail_url
 GALLERY = 18
 STRIP = 6
 THUMBNAIL_PX = 96
+PICTURES = 4
 LABELS = {True: "right", False: "wrong", None: "answers"}
 LABEL_PX, PLOT_PX, ROW_PX, MARGIN_PX = 76, 370, 18, 24
 COLOURS = {"model": "#2d5c9a", "withheld": "#b3372f", "swapped": "#c98a2b", "majority": "#777"}
 MAX_TYPES = 24
+EXPLAINED = {
+    "withheld": "the same questions without the image",
+    "swapped": "with another image",
+    "majority": "the commonest training answer to each question",
+}
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,7 @@ def write_report(
 
     note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
     """
-    body = [
-        f"<p class=note>{escape(note)}</p>" if note else "",
-        "<p>Mean scores in %, with 95% bootstrap intervals over images. ",
-    ]
-    body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
-    body.append("<i>majority</i>: the commonest training answer to each question.</p>")
-    body.append(_strip(answers))
+    body = [f"<p class=note>{escape(note)}</p>" if note else "", _legend(scores), _strip(answers)]
     for name, entries in scores.items():
         body += [
             f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>",
@@ -109,11 +110,19 @@ def _spread(answers: Sequence[Answer], count: int) -> Sequence[Answer]:
     return answers[:: max(1, len(answers) // count)][:count]
 
 
+def _legend(scores: Mapping[str, Sequence[Score]]) -> str:
+    """Say what the numbers are, and what the conditions that are there mean."""
+    there = {entry.condition for entries in scores.values() for entry in entries}
+    meanings = "; ".join(f"<i>{name}</i>: {meaning}" for name, meaning in EXPLAINED.items() if name in there)
+    said = f" {meanings}." if meanings else ""
+    return f"<p>Mean scores in %, with 95% bootstrap intervals over images.{said}</p>"
+
+
 def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:
     """A few answers with their pictures from every benchmark, to see at once what was asked."""
     cards = []
     for name, own in answers.items():
-        pictured = [a for a in own if a.condition == "model" and a.image]
+        pictured = [a for a in own if a.condition == "model" and a.media]
         cards += [answer_card(a, _label(name, a)) for a in _spread(pictured, max(1, STRIP // len(answers)))]
     return f"<div class='grid small strip'>{''.join(cards[:STRIP])}</div>" if cards else ""
 
@@ -143,13 +152,20 @@ def _cell(entry: Score) -> str:
     return f"<td>{bar}{100 * entry.score:.1f} <small>{interval}</small></td>"
 
 
+def _picture(medium: Medium) -> str:
+    """A small image, or the name of a video, of which a page embeds nothing."""
+    if medium.is_video:
+        return f"<small>video {escape(Path(medium.source).name)}</small><br>"
+    return f"<img alt='' src='{thumbnail_url(medium.source, THUMBNAIL_PX)}'>"
+
+
 def answer_card(answer: Answer, label: str) -> str:
-    picture = f"<img alt='' src='{thumbnail_url(answer.image, THUMBNAIL_PX)}'>" if answer.image else ""
+    pictures = "".join(_picture(medium) for medium in answer.media[:PICTURES])
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
     if answer.score not in (0.0, 1.0):
         words += f"<br><small>score {answer.score:.2f}</small>"
-    return f"<div class='card {label}'>{picture}{words}</div>"
+    return f"<div class='card {label}'>{pictures}{words}</div>"
 
 
 def draw_intervals(name: str, entries: Sequence[Score]) -> str:

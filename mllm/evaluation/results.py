@@ -14,12 +14,13 @@ from rich.table import Table
 import mllm
 from mllm.console import report_console
 from mllm.evaluation.asking import Subject
+from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Chosen, Setup
 from mllm.evaluation.report import TrainingRun, as_markdown, write_report
 from mllm.evaluation.scoring import Outcome, Score, as_records
 from mllm.files import write_json_atomically, write_text_atomically
-from mllm.media.decode import image_bytes
 from mllm.outputs import check_files
 
 logger = logging.getLogger(__name__)
@@ -36,26 +37,27 @@ def check_output(output: Path) -> None:
     check_files(output / ASKED, (), BY)
 
 
-def file_hash(path: str) -> str:
-    """SHA-256 of an image file, or of an image inside one."""
-    return hashlib.sha256(image_bytes(path)).hexdigest()
-
-
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _hash_of_media(item: Item, hash_of: Callable[[str], str]) -> str | list[str] | None:
+    """The content hash of the one image or video of an item, a list of those of several, None without any."""
+    hashes = [hash_of(medium.source) for medium in item.media]
+    return hashes if len(hashes) > 1 else next(iter(hashes), None)
 
 
 def _provenance(
     plan: Sequence[Chosen], subject: Subject, setup: Setup, hash_of: Callable[[str], str]
 ) -> dict[str, Any]:
-    """What a score depends on: weights, questions, images, prompts, versions; and what was left out."""
+    """What a score depends on: weights, questions, media, prompts, versions; and what was left out."""
     questions = {c.name: [(i.id, i.question, i.references) for i in c.items] for c in plan}
-    images = {c.name: [None if i.image is None else hash_of(str(i.image)) for i in c.items] for c in plan}
+    media = {c.name: [_hash_of_media(item, hash_of) for item in c.items] for c in plan}
     prompts = {c.name: [c.benchmark.prompt(item) for item in c.items] for c in plan}
     return {
         **subject.identity,
         "questions_sha256": _hash(questions),
-        "data_sha256": {name: _hash([questions[name], images[name]]) for name in questions},
+        "data_sha256": {name: _hash([questions[name], media[name]]) for name in questions},
         "prompt_sha256": {name: _hash([subject.identity.get("prompt_format"), own]) for name, own in prompts.items()},
         "decoding": {
             # An endpoint says its temperature where that isn't 0.
@@ -100,11 +102,11 @@ def write_results(
     plan: Sequence[Chosen],
     outcome: Outcome,
     runs: Sequence[TrainingRun],
-    hash_of: Callable[[str], str] = file_hash,
+    hash_of: Callable[[str], str] = source_hash,
 ) -> None:
     """Write `WRITTEN` to the output of a setup: scores with what they depend on, answers, what was skipped, two reports.
 
-    name: of the model under test. runs: the training behind it. hash_of: the content hash of an image.
+    name: of the model under test. runs: the training behind it. hash_of: the content hash of an image or a video.
     """
     output, scores, answers = setup.output, outcome.scores, outcome.answers
     empty = {chosen.name: outcome.empty_answers(chosen.name) for chosen in plan}

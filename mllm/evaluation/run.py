@@ -8,10 +8,11 @@ from mllm.checkpoint.load import AUTO
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Subject, answer_all
 from mllm.evaluation.controls import CONDITIONS
+from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import launched_ranks
 from mllm.evaluation.report import TrainingRun
-from mllm.evaluation.results import ASKED, check_output, file_hash, write_results
+from mllm.evaluation.results import ASKED, check_output, write_results
 from mllm.evaluation.scoring import Outcome, score_plan
 from mllm.evaluation.subjects.local import LocalModel, load_local, open_directory
 from mllm.model.multimodal import MultimodalLM
@@ -80,7 +81,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
         plan = ranks.first_on_0(setup.plan)
         questions = questions_of_plan(plan)
         subject, name, runs = open_subject()
-        hash_of = cache(file_hash)
+        hash_of = cache(source_hash)
         log = AnswerLog(kept, ranks.rank, subject.identity, hash_of)
         try:
             replies = answer_all(questions, subject, log, ranks)

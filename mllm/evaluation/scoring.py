@@ -1,29 +1,34 @@
 """Scoring answers: what each is worth, and what all of them together are, with intervals over images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mllm.evaluation.asking import Question, Reply
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.statistics import bootstrap_interval
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question, asked under one condition; `logprob` is the answer's, None where it isn't known."""
+    """One question, asked under one condition; `logprob` is the answer's, None where it isn't known.
+
+    `fields` are what the metric's lines need beside the references, so that answers can be scored again from their file.
+    """
 
     condition: str
     item_id: str
     type: str
     group: str
     question: str
-    image: str | None
+    media: tuple[Medium, ...]
     answer: str
     references: tuple[str, ...]
     score: float
     logprob: float | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def score_answers(
     """
     result = benchmark.score_all([reply.text for reply in replies], items)
     answers = [
-        _answer(item, condition, question.image, reply, score)
+        _answer(item, condition, question.media, reply, score)
         for item, question, reply, score in zip(items, questions, replies, benchmark.scores_of(result), strict=True)
     ]
     return answers, result.scores | ({"notes": list(result.notes)} if result.notes else {})
@@ -94,23 +99,24 @@ def score_majority(benchmark: Benchmark, items: Sequence[Item], majority: Majori
     texts = [majority.predict(item.question) for item in items]
     scores = benchmark.score_each(texts, items)
     return [
-        _answer(item, "majority", None, Reply(text), score)
+        _answer(item, "majority", (), Reply(text), score)
         for item, text, score in zip(items, texts, scores, strict=True)
     ]
 
 
-def _answer(item: Item, condition: str, image: str | None, reply: Reply, score: float) -> Answer:
+def _answer(item: Item, condition: str, media: tuple[Medium, ...], reply: Reply, score: float) -> Answer:
     return Answer(
         condition,
         item.id,
         item.type,
         item.group,
         item.question,
-        image,
+        media,
         reply.text,
         item.references,
         score,
         reply.logprob,
+        item.fields,
     )
 
 

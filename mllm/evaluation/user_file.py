@@ -14,6 +14,7 @@ from mllm.data.readers.messages import message_samples
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Card, Item, MajorityAnswer
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line
 from mllm.evaluation.release import first_problem
 from mllm.settings import ExpandedPath, Settings, load_settings
@@ -210,7 +211,7 @@ class UserFile(Benchmark):
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        return Item(name, image, line.question, words, kind, line.image or name, fields)
+        return Item(name, shown(image), line.question, words, kind, line.image or name, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types

@@ -85,6 +85,8 @@ def _opened(source: ImageSource, limits: DecodeLimits) -> Iterator[Image.Image]:
     except Image.DecompressionBombError:
         raise UserError(f"image {name} is too many pixels; replace or remove the file") from None
     except UnidentifiedImageError:
+        if _is_video(encoded):
+            raise UserError(f"image {name} is a video; show it by a part of type video") from None
         raise UserError(f"image {name} is not a readable image; replace or remove the file") from None
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
@@ -98,6 +100,16 @@ def _formats() -> list[str]:
     """All formats of Pillow but EPS: that is a program, which Ghostscript would have to run."""
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
+
+
+def _is_video(encoded: Path | bytes) -> bool:
+    """Whether a file that is no image begins as the containers of videos do: MP4, Matroska, AVI, Flash, MPEG."""
+    if isinstance(encoded, Path):
+        with open(encoded, "rb") as file:
+            encoded = file.read(12)
+    is_avi = encoded[:4] == b"RIFF" and encoded[8:12] == b"AVI "
+    is_mp4 = encoded[4:8] == b"ftyp" and encoded[8:11] not in (b"hei", b"hev", b"mif", b"avi")
+    return is_avi or is_mp4 or encoded.startswith((b"\x1a\x45\xdf\xa3", b"FLV", b"\0\0\1\xba"))
 
 
 def _webp_pixels(head: bytes) -> int:
@@ -122,6 +134,10 @@ def _check_bytes(encoded: Path | bytes, name: str, limits: DecodeLimits) -> None
         byte_count, head = len(encoded), encoded[:30]
     else:
         try:
+            if encoded.is_dir():
+                raise UserError(
+                    f"image {name} does not exist: it is a folder, which a part of type video shows as frames"
+                )
             if not encoded.is_file():
                 raise UserError(f"image {name} does not exist")
             byte_count = encoded.stat().st_size

@@ -8,10 +8,11 @@ import pytest
 
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Question, Reply, answer_all, deal
+from mllm.evaluation.medium import shown
 from mllm.evaluation.plan import Setup
 from mllm.evaluation.run import evaluate_subject
 
-QUESTIONS = [Question(f"what {n}?", f"{n // 3}.png" if n % 5 else None, 8) for n in range(40)]
+QUESTIONS = [Question(f"what {n}?", shown(f"{n // 3}.png" if n % 5 else None), 8) for n in range(40)]
 
 
 class Parrot:
@@ -74,15 +75,15 @@ def test_a_torn_last_line_is_dropped_and_asked_again(tmp_path):
 def test_an_answer_holds_for_one_model_image_and_decoding(tmp_path):
     subject = Parrot()
     log = open_log(tmp_path, subject, hash_of={"a.png": "1", "copy.png": "1", "b.png": "2"}.get)
-    base = Question("what?", "a.png", 8)
+    base = Question("what?", shown("a.png"), 8)
     log.append({base: Reply("a")})
-    assert log.key(base) == log.key(Question("what?", "copy.png", 8))
+    assert log.key(base) == log.key(Question("what?", shown("copy.png"), 8))
     others = [
-        Question("what now?", "a.png", 8),
-        Question("what?", "b.png", 8),
-        Question("what?", None, 8),
-        Question("what?", "a.png", 9),
-        Question("what?", "a.png", 8, ("A", "B")),
+        Question("what now?", shown("a.png"), 8),
+        Question("what?", shown("b.png"), 8),
+        Question("what?", (), 8),
+        Question("what?", shown("a.png"), 9),
+        Question("what?", shown("a.png"), 8, ("A", "B")),
     ]
     assert not {log.key(question) for question in others} & log.known.keys()
     assert open_log(tmp_path, Parrot(name="other"), hash_of=log._hash_of).key(base) not in log.known
@@ -91,7 +92,7 @@ def test_an_answer_holds_for_one_model_image_and_decoding(tmp_path):
 def test_ranks_share_the_questions_and_no_image(tmp_path):
     shares = deal(QUESTIONS, 3)
     assert sorted(q.prompt for share in shares for q in share) == sorted(q.prompt for q in QUESTIONS)
-    images = [{question.image for question in share} - {None} for share in shares]
+    images = [{question.media for question in share} - {()} for share in shares]
     assert not images[0] & images[1] and not images[1] & images[2] and not images[0] & images[2]
     assert max(map(len, shares)) - min(map(len, shares)) <= 3
     assert deal(QUESTIONS[:1], 2) == [QUESTIONS[:1], []]

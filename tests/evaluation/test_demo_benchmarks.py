@@ -7,6 +7,7 @@ import pytest
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import benchmark_files, find_benchmark, metric_of
+from mllm.evaluation.medium import shown
 from mllm.evaluation.plan import plan_run
 from tests.helpers.demo_inputs import write_easyvqa
 from tests.helpers.releases import save_image
@@ -21,7 +22,7 @@ def test_easyvqa_asks_its_own_test_split_in_the_order_of_its_file(tmp_path):
     wanted = [
         (
             f"test-{n}",
-            root / "test" / "images" / f"{image}.png",
+            shown(root / "test" / "images" / f"{image}.png"),
             question,
             (answer,),
             KINDS.get(answer, "color"),
@@ -30,7 +31,7 @@ def test_easyvqa_asks_its_own_test_split_in_the_order_of_its_file(tmp_path):
         for n, (question, answer, image) in enumerate(rows)
     ]
     items = benchmark.items(tmp_path)
-    assert [(i.id, i.image, i.question, i.references, i.type, i.group) for i in items] == wanted
+    assert [(i.id, i.media, i.question, i.references, i.type, i.group) for i in items] == wanted
     assert [benchmark.prompt(item) for item in items] == [question for question, _, _ in rows]
     assert [benchmark.score(text, items[0]) for text in (rows[0][1].upper() + ".", "nothing")] == [1.0, 0.0]
     assert (benchmark.default_limit, benchmark.max_new_tokens, metric_of("easyvqa").__name__) == (
@@ -72,9 +73,9 @@ def test_held_out_questions_are_those_of_the_demos_data_and_the_majority_of_its_
     (tmp_path / "instruct.jsonl").write_text("\n".join(map(json.dumps, samples)))
     (chosen,) = plan_run([name], tmp_path, None, seed=0, conditions=("model",))
     (item,) = chosen.items
-    assert (item.id, item.image, item.question, item.references, item.type, item.group) == (
+    assert (item.id, item.media, item.question, item.references, item.type, item.group) == (
         "a",
-        tmp_path / "images" / "a.png",
+        shown(tmp_path / "images" / "a.png"),
         "What is it?",
         ("a cat",),
         "category",
@@ -94,8 +95,8 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file_beside_its_questions(tmp_path):
     (tmp_path / "own.yaml").write_text(settings + "metric: anls\nlimit: 5\nmax_new_tokens: 9\n")
     name = str(tmp_path / "own.yaml")
     (chosen,) = plan_run([name], tmp_path / "elsewhere", None, seed=0, conditions=("model",))
-    wanted = Item("q0", tmp_path / "pictures" / "7.png", "What?", ("a cap",), "all", "7.png")
-    assert (chosen.items[0].id, chosen.items[0].image) == (wanted.id, wanted.image)
+    wanted = Item("q0", shown(tmp_path / "pictures" / "7.png"), "What?", ("a cap",), "all", "7.png")
+    assert (chosen.items[0].id, chosen.items[0].media) == (wanted.id, wanted.media)
     (question,) = chosen.questions["model"]
     assert (question.prompt, question.max_new_tokens) == ("Look: What?", 9)
     assert chosen.benchmark.score("a cat", chosen.items[0]) == pytest.approx(0.8)

@@ -9,6 +9,7 @@ from mllm.cli import build_parser
 from mllm.clients.openai import Sampling
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question
+from mllm.evaluation.medium import shown
 from mllm.evaluation.subjects.endpoint import Endpoint
 from mllm.media.data_url import file_url
 from tests.helpers.endpoint import answers_of
@@ -19,7 +20,7 @@ from tests.helpers.tiny import save_image
 def test_images_go_as_data_urls_and_answers_come_with_log_probabilities(server, tmp_path):
     png = save_image(tmp_path / "a.png", (40, 0, 0))
     bmp = save_image(tmp_path / "b.bmp", (80, 0, 0))
-    questions = [Question("what?", png, 8), Question("what?", bmp, 8), Question("why?", None, 5)]
+    questions = [Question("what?", shown(png), 8), Question("what?", shown(bmp), 8), Question("why?", (), 5)]
     found = answers_of(server, questions)
     assert [found[q].text for q in questions] == ["data:image/png 40", "data:image/png 80", "why?"]
     assert {reply.logprob for reply in found.values()} == {-0.75}
@@ -35,13 +36,13 @@ def test_images_go_as_data_urls_and_answers_come_with_log_probabilities(server, 
 
 def test_as_many_requests_are_under_way_as_was_said(server):
     server.gate = threading.Barrier(3)
-    found = answers_of(server, [Question(f"{n}?", None, 8) for n in range(9)], concurrency=3)
+    found = answers_of(server, [Question(f"{n}?", (), 8) for n in range(9)], concurrency=3)
     assert len(found) == 9 and server.most == 3
 
 
 def test_busy_servers_are_asked_again_and_broken_ones_named(server):
     server.refuse = lambda body, number: (429, {"error": {"message": "slow down"}}) if number <= 2 else None
-    question = Question("why?", None, 8)
+    question = Question("why?", (), 8)
     assert answers_of(server, [question])[question].text == "why?" and len(server.bodies) == 3
     server.refuse = lambda body, number: (401, {"error": {"message": "no such key"}})
     with pytest.raises(UserError, match=r"model gpt-x: .*no such key"):
@@ -55,13 +56,13 @@ def test_what_was_answered_before_an_error_is_handed_out(server):
     server.refuse = lambda body, number: (400, {"error": {"message": "too long"}}) if number == 4 else None
     found = {}
     with pytest.raises(UserError, match="too long"):
-        Endpoint("gpt-x", server.url, 1).answer([Question(f"{n}?", None, 8) for n in range(9)], found.update)
+        Endpoint("gpt-x", server.url, 1).answer([Question(f"{n}?", (), 8) for n in range(9)], found.update)
     assert len(found) == 3
 
 
 def test_an_endpoint_without_log_probabilities_is_asked_without(server):
     """Some call it a bad request, models of OpenAI that reason call it forbidden."""
-    questions = [Question(f"{n}?", None, 8) for n in range(6)]
+    questions = [Question(f"{n}?", (), 8) for n in range(6)]
     for status in (400, 403):
         refused = status, {"error": {"message": "unknown: logprobs"}}
         server.refuse = lambda body, _, refused=refused: refused if "logprobs" in body else None

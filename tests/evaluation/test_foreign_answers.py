@@ -57,14 +57,14 @@ def test_an_answer_is_kept_in_whatever_shape_it_comes(shape, server):
     assert read_completion(whole(KEPT[shape])).text.strip() == expected
     assert read_completion(json.dumps(whole(KEPT[shape]))).text.strip() == expected
     server.refuse = lambda body, number: (200, whole(KEPT[shape], finish_reason="stop"))
-    question = Question("what?", None, 8)
+    question = Question("what?", (), 8)
     assert answers_of(server, [question])[question].text == expected
 
 
 @pytest.mark.parametrize("shape", LOST)
 def test_an_answer_without_words_is_empty_and_counted(shape, server, caplog):
     server.refuse = lambda body, number: (200, whole(LOST[shape], finish_reason="length"))
-    questions = [Question(f"{n}?", None, 8) for n in range(10)]
+    questions = [Question(f"{n}?", (), 8) for n in range(10)]
     found = answers_of(server, questions)
     assert {reply.text for reply in found.values()} == {""} and len(found) == 10
     assert "10 answer(s) without words count as empty: " in caplog.text
@@ -73,7 +73,7 @@ def test_an_answer_without_words_is_empty_and_counted(shape, server, caplog):
 @pytest.mark.parametrize("body", NO_COMPLETION, ids=str)
 def test_what_is_no_completion_is_counted_among_answers_and_ends_the_run_alone(body, server, caplog):
     assert not read_completion(body).is_completion
-    questions = [Question(f"{n}?", None, 8) for n in range(12)]
+    questions = [Question(f"{n}?", (), 8) for n in range(12)]
     server.refuse = lambda asked, number: (200, body) if number > 1 else None
     found = answers_of(server, questions, concurrency=1)
     assert [found[question].text for question in questions] == ["0?", *[""] * 11]

@@ -11,12 +11,15 @@ import pytest
 from mllm.errors import UserError
 from mllm.evaluation.asking import Reply
 from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
-from mllm.evaluation.plan import Setup, missing_images, plan_run
+from mllm.evaluation.plan import Setup, missing_media, plan_run
 from mllm.evaluation.run import evaluate_subject
 from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
 from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
+from tests.helpers.media_releases import MEDIA_COPIES, MEDIA_WRITERS
 from tests.helpers.releases import WRITERS
+
+ALL_COPIES, ALL_WRITERS = COPIES | MEDIA_COPIES, WRITERS | MEDIA_WRITERS
 
 
 def asked(benchmark, items):
@@ -27,26 +30,26 @@ def asked(benchmark, items):
 def grouped(items):
     """Which items share an image, and which have none."""
     names = list(dict.fromkeys(item.group for item in items))
-    return [(names.index(item.group), item.image is None) for item in items]
+    return [(names.index(item.group), not item.media) for item in items]
 
 
 def test_every_layout_has_a_copy():
-    assert set(COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
+    assert set(ALL_COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
 
 
-@pytest.mark.parametrize("name", [name for name in COPIES if not name.startswith("refcoco")])
+@pytest.mark.parametrize("name", [name for name in ALL_COPIES if not name.startswith("refcoco")])
 def test_the_hub_asks_what_the_official_files_ask(name, tmp_path):
-    WRITERS[name](tmp_path / "official")
-    COPIES[name](tmp_path / "hub")
+    ALL_WRITERS[name](tmp_path / "official")
+    ALL_COPIES[name](tmp_path / "hub")
     official, hub = find_benchmark(name), find_benchmark(f"{name}@{tmp_path / 'hub'}")
     wanted, found = official.items(tmp_path / "official"), hub.items(tmp_path)
     assert asked(hub, found) == asked(official, wanted)
     assert grouped(found) == grouped(wanted) and len({item.id for item in found}) == len(found)
     assert type(hub).metric == type(official).metric and hub.max_new_tokens == official.max_new_tokens
     # One reference an image, so that questions share its computation.
-    seen = [item for item in found if item.image is not None]
-    assert len({item.image for item in seen}) == len({item.group for item in seen})
-    assert {read_image(image).size for image in {item.image for item in seen}} == {(20, 10)}
+    seen = [item for item in found if item.media]
+    assert len({item.media for item in seen}) == len({item.group for item in seen})
+    assert {read_image(medium.source).size for item in seen for medium in item.media} == {(20, 10)}
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,6 @@ def test_a_copy_of_the_hub_is_evaluated_like_files(tmp_path):
     shown = re.findall(r"data:image/png;base64,[^'\"]+", (tmp_path / "out" / "report.html").read_text())
     assert len(set(shown)) == 2
     (chosen,) = plan_run([name], tmp_path, None, 0)
-    assert file_url(chosen.items[0].image).startswith("data:image/png;base64,")
+    assert file_url(chosen.items[0].media[0].source).startswith("data:image/png;base64,")
     (tmp_path / "hub" / "data" / "test-00000-of-00001.parquet").unlink()
-    assert missing_images(chosen.items[:1]) == [chosen.items[0].image]
+    assert missing_media(chosen.items[:1]) == list(chosen.items[0].media)

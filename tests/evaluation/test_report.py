@@ -5,6 +5,7 @@ import re
 import pytest
 
 from mllm.evaluation.benchmarks import find_benchmark
+from mllm.evaluation.medium import shown
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.report import LABEL_PX, PLOT_PX, TrainingRun, as_markdown, draw_intervals, write_report
 from mllm.evaluation.results import remarks
@@ -15,8 +16,8 @@ from tests.helpers.tiny import save_image
 def test_report_escapes_answers_embeds_pictures_and_fetches_nothing(tmp_path):
     image = save_image(tmp_path / "i.png")
     answers = [
-        Answer("model", "1", "shape", "i", "what?", image, "<script>alert(1)</script>", ("a & b",), 0.0),
-        Answer("model", "2", "shape", "i", "what?", image, "circle", ("circle",), 1.0),
+        Answer("model", "1", "shape", "i", "what?", shown(image), "<script>alert(1)</script>", ("a & b",), 0.0),
+        Answer("model", "2", "shape", "i", "what?", shown(image), "circle", ("circle",), 1.0),
     ]
     said = {"b": ["<b>beware</b>"]}
     write_report(tmp_path / "r.html", "<title>", {"b": summarize(answers, 0)}, {"b": answers}, remarks=said)
@@ -53,7 +54,7 @@ def test_the_first_screen_shows_pictures_of_every_benchmark(tmp_path):
     image = save_image(tmp_path / "i.png")
     answers = {
         name: [
-            Answer(condition, str(n), "all", str(n), f"{name} {condition} {n}?", image, "a", ("b",), 0.0)
+            Answer(condition, str(n), "all", str(n), f"{name} {condition} {n}?", shown(image), "a", ("b",), 0.0)
             for n in range(9)
             for condition in ("withheld", "model")
         ]
@@ -67,7 +68,7 @@ def test_the_first_screen_shows_pictures_of_every_benchmark(tmp_path):
 
 def test_the_gallery_takes_right_and_wrong_from_the_metric(tmp_path):
     def page(name, *scores):
-        answers = [Answer("model", str(n), "all", str(n), "what?", None, "a", ("b",), s) for n, s in enumerate(scores)]
+        answers = [Answer("model", str(n), "all", str(n), "what?", (), "a", ("b",), s) for n, s in enumerate(scores)]
         write_report(tmp_path / "r.html", "t", {name: summarize(answers, 0)}, {name: answers})
         return (tmp_path / "r.html").read_text()
 
@@ -78,10 +79,17 @@ def test_the_gallery_takes_right_and_wrong_from_the_metric(tmp_path):
 
 
 def test_the_gallery_shows_answers_from_all_over_the_benchmark(tmp_path):
-    answers = [Answer("model", str(n), "all", str(n), f"q{n}?", None, "a", ("b",), 0.0) for n in range(100)]
+    answers = [Answer("model", str(n), "all", str(n), f"q{n}?", (), "a", ("b",), 0.0) for n in range(100)]
     write_report(tmp_path / "r.html", "t", {"b": summarize(answers, 0)}, {"b": answers})
     page = (tmp_path / "r.html").read_text()
     assert "wrong (18 of 100 shown)" in page and "q0?" in page and "q85?" in page and "q1?" not in page
+
+
+def test_the_page_explains_the_conditions_that_are_there_and_no_others(tmp_path):
+    answers = [Answer(kind, "1", "all", "1", "q?", (), "a", ("b",), 0.0) for kind in ("model", "swapped")]
+    write_report(tmp_path / "r.html", "t", {"b": summarize(answers, 0)}, {"b": answers})
+    page = (tmp_path / "r.html").read_text()
+    assert "<i>swapped</i>: with another image.</p>" in page and "withheld" not in page and "majority" not in page
 
 
 @pytest.mark.parametrize("width", [1280, 420])
@@ -89,7 +97,7 @@ def test_in_a_browser_nothing_overflows_and_every_number_is_in_sight(browser, tm
     image, words = save_image(tmp_path / "i.png"), "a/long/path/without/a/space" * 6
     kinds, conditions = ("shape", "color", "yes_no"), ("model", "withheld", "swapped", "majority")
     answers = [
-        Answer(condition, f"{kind}{n}", kind, str(n), words, image, words, (words,), float(condition == "model"))
+        Answer(condition, f"{kind}{n}", kind, str(n), words, shown(image), words, (words,), float(condition == "model"))
         for kind in kinds
         for condition in conditions
         for n in range(2)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -13,6 +14,7 @@ from mllm.evaluation.asking import Reply, answer_all
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import questions_of, stratified_sample, swap_partners
+from mllm.evaluation.medium import shown
 from mllm.evaluation.plan import plan_run
 from mllm.evaluation.scoring import score_answers, summarize
 from mllm.evaluation.statistics import bootstrap_interval
@@ -50,7 +52,7 @@ def items(tmp_path):
         for kind, answers in kinds.items():
             for k in range(1 if kind == "shape" else 3):
                 answer = answers[(n + k) % len(answers)]
-                out.append(Item(f"{n}-{kind}-{k}", path, f"{kind} {k}?", (answer,), kind, path.name))
+                out.append(Item(f"{n}-{kind}-{k}", shown(path), f"{kind} {k}?", (answer,), kind, path.name))
     return out
 
 
@@ -81,16 +83,17 @@ def test_equal_requests_are_asked_once_and_answers_are_those_of_asking_all(items
 
 
 def test_missing_images_are_named_before_anything_is_asked(items, tmp_path):
-    items[3].image.unlink()
-    lines = [{"image": item.image.name, "question": item.question, "answer": item.references[0]} for item in items]
+    gone = Path(items[3].media[0].source)
+    gone.unlink()
+    lines = [{"image": item.group, "question": item.question, "answer": item.references[0]} for item in items]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(UserError, match=rf"1 image\(s\) are missing, such as .*{items[3].image.name}"):
+    with pytest.raises(UserError, match=rf"1 image\(s\) are missing, such as .*{gone.name}"):
         plan_run([str(tmp_path / "own.jsonl")], None, None, seed=0)
 
 
 def test_scores_count_exact_matches_by_type(items):
-    right = {(str(i.image), i.question): i.references[0] for i in items}
-    subject = Saying(lambda question: right[question.image, question.prompt].upper() + ".")
+    right = {(i.media, i.question): i.references[0] for i in items}
+    subject = Saying(lambda question: right[question.media, question.prompt].upper() + ".")
     scores = summarize(answers_of(find_benchmark("clipart"), items, "model", subject), seed=0)
     assert {s.type: (s.score, s.low, s.high) for s in scores} == {k: (1, 1, 1) for k in ("overall", "shape", "yes_no")}
 
@@ -117,20 +120,20 @@ def test_a_missing_benchmark_file_is_named(tmp_path):
 
 
 def test_questions_about_text_alone_have_no_image_under_any_condition(items):
-    text = Item("text", None, "no image?", ("yes",), "text", "text")
+    text = Item("text", (), "no image?", ("yes",), "text", "text")
     for condition in ("model", "withheld", "swapped"):
         subject = Saying(lambda question: "yes")
         answers = answers_of(find_benchmark("clipart"), [*items, text], condition, subject)
         asked = [question for question in subject.asked if question.prompt == "no image?"]
         assert [question.request().images for question in asked] == [()]
-        assert (answers[-1].image, answers[-1].score) == (None, 1.0)
+        assert (answers[-1].media, answers[-1].score) == ((), 1.0)
 
 
 def test_official_benchmarks_are_scored_over_all_their_answers(tmp_path):
     write_coco(tmp_path)
     benchmark = find_benchmark("coco_captions")
     asked = benchmark.items(tmp_path)
-    right = {str(item.image): item.references[0] for item in asked}
-    answers = answers_of(benchmark, asked, "model", Saying(lambda question: right[question.image]))
+    right = {item.media: item.references[0] for item in asked}
+    answers = answers_of(benchmark, asked, "model", Saying(lambda question: right[question.media]))
     # alone, each caption would have the CIDEr of a one-image corpus: 0
     assert all(answer.score > 1 for answer in answers)

@@ -91,7 +91,7 @@ answer = LocalModel.answer
 
 def noting(self, questions, on_replies):
     with open(os.path.join({notes!r}, "asked." + os.environ["RANK"]), "a") as file:
-        file.writelines(json.dumps([q.prompt, q.image]) + "\\n" for q in questions)
+        file.writelines(json.dumps([q.prompt, *(m.source for m in q.media)]) + "\\n" for q in questions)
     answer(self, questions, on_replies)
 
 LocalModel.answer = noting

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, MeanMetric
 from mllm.evaluation.metrics.closed import Letter
 from mllm.evaluation.release import LETTER_ANSWER, Record, lettered, lettered_lines
@@ -86,7 +87,7 @@ class Ai2d(Benchmark):
                 items.append(
                     Item(
                         q.questionId,
-                        data / self.folder / "images" / diagram.imageName,
+                        shown(data / self.folder / "images" / diagram.imageName),
                         f"{question}\n{lettered_lines(options)}",
                         (string.ascii_uppercase[q.correctAnswer],),
                         "all",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow, hub_layout
+from mllm.evaluation.medium import shown
 from mllm.evaluation.release import Record, coco_image
 
 SOURCE = "https://cocodataset.org/#download (2014 Train/Val annotations)"
@@ -88,7 +89,7 @@ class CocoCaptions(Benchmark):
         return [
             Item(
                 str(image.id),
-                coco_image(data / self.folder, "val2014", image.id),
+                shown(coco_image(data / self.folder, "val2014", image.id)),
                 self.question,
                 tuple(captions[image.id]),
                 "all",

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import RootModel
 
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow, llava_15
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, MeanMetric
 from mllm.evaluation.release import SHORT_ANSWER, Record
 
@@ -101,7 +102,7 @@ class Gqa(Benchmark):
         return [
             Item(
                 name,
-                data / self.folder / "images" / f"{q.imageId}.jpg",
+                shown(data / self.folder / "images" / f"{q.imageId}.jpg"),
                 q.question,
                 (q.answer,),
                 q.types.structural,

@@ -9,16 +9,17 @@ import csv
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from typing_extensions import Self
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, Items, TableRow, hub_layout
-from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean, means_by
-from mllm.evaluation.metrics.closed import spelled_as
+from mllm.evaluation.letters import read_option
+from mllm.evaluation.medium import shown
+from mllm.evaluation.metric import METRICS, Id, Metric, Result, mean, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.release import LETTER_ANSWER, lettered_lines
 from mllm.files import write_bytes_atomically
 
@@ -28,39 +29,18 @@ EMPTY = (None, "", "nan")
 # An image cell this short is the index of the row that holds the image.
 _LONGEST_INDEX = 64
 ROTATION = 1_000_000
-_SEPARATORS = str.maketrans({mark: " " for mark in ".()[],:;!*#{}"})
-_REFUSALS = (
-    "Failed to obtain answer via API",
-    "Sorry, I can't help with images of people yet.",
-    "I can't process this file.",
-    "I'm sorry, but without the image provided",
-    "Cannot determine the answer",
-)
 
 
-def _lettered(options: object) -> object:
-    return dict(zip(ascii_uppercase, options, strict=False)) if isinstance(options, list) else options
-
-
-class MmBenchLine(Line):
+class MmBenchLine(ChoiceLine):
     """`options` are the row's own, in their order or by letter; rows with equal `index` mod 1e6 are one question.
 
     `group` names the question where there is no index.
     """
 
-    options: Annotated[dict[str, str], BeforeValidator(_lettered), Field(min_length=2)]
     index: int | None = None
     group: Id | None = None
     category: str | None = None
     l2_category: str | None = Field(None, validation_alias=AliasChoices("l2_category", "l2-category"))
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        try:
-            spelled = [spelled_as(self.options, reference) for reference in self.references]
-        except ValueError as error:
-            raise ValueError(f"references: {error}") from None
-        return self.model_copy(update={"references": spelled})
 
     @property
     def key(self) -> Hashable | None:
@@ -69,24 +49,6 @@ class MmBenchLine(Line):
     @property
     def question(self) -> Hashable | None:
         return self.group if self.index is None else self.index % ROTATION
-
-
-def read_option(answer: str, options: dict[str, str]) -> str | None:
-    """The letter of the one option that the answer names, by letter or else by its text; None where undecided."""
-    if any(refusal in answer for refusal in _REFUSALS):
-        return None
-    words = answer.translate(_SEPARATORS).split()
-    letters = [letter for letter in options if letter in words]
-    # A letter far from the end is more likely a word of the reasoning, such as the article "A".
-    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
-        return letters[0]
-    if not letters and "Z" in words:
-        return None
-    lowered = answer.lower()
-    if len(lowered) > 2 * sum(len(text) for text in options.values()):
-        return None
-    named = [letter for letter, text in options.items() if text.lower() in lowered]
-    return named[0] if len(named) == 1 else None
 
 
 def _hits(lines: Sequence[MmBenchLine]) -> list[bool]:
@@ -176,7 +138,7 @@ def _item(path: Path, row: dict[str, str], images: dict[str, Path]) -> Item:
         fields["l2_category"] = row["l2-category"]
     return Item(
         index,
-        image,
+        shown(image),
         _question_text(row),
         (row["answer"],),
         row["category"],

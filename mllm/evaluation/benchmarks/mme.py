@@ -8,6 +8,7 @@ from typing_extensions import Self
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean
 from mllm.evaluation.metrics.closed import YesOrNo, spelled_as
 from mllm.evaluation.release import SHORT_ANSWER
@@ -116,7 +117,7 @@ class Mme(Benchmark):
                 items.append(
                     Item(
                         f"{task}-{number}",
-                        self._image(data, task, image),
+                        shown(self._image(data, task, image)),
                         question,
                         (gold,),
                         task,

@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, ValidationError
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout, llava_15
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, Metric, Result, mean
 from mllm.evaluation.metrics.closed import YesOrNo
 from mllm.evaluation.release import SHORT_ANSWER, Record, first_problem, shared_image
@@ -121,7 +122,7 @@ class Pope(Benchmark):
             raise UserError(f"{where}: {first_problem(error)}; get it again from {self.card.source}") from None
         return Item(
             f"{kind}-{question.question_id}",
-            shared_image(data / self.folder, "val2014", question.image),
+            shown(shared_image(data / self.folder, "val2014", question.image)),
             question.text,
             (question.label,),
             kind,

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow
 from mllm.evaluation.benchmarks.coco_captions import coco_number
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import Result
 from mllm.evaluation.release import Record, coco_image, first_problem
 from mllm.media.decode import read_image_size
@@ -96,7 +97,7 @@ class RefCoco(Benchmark):
         return [
             Item(
                 str(sentence.sent_id),
-                coco_image(data / self.folder, "train2014", image.id),
+                shown(coco_image(data / self.folder, "train2014", image.id)),
                 sentence.sent,
                 (str(corners),),
                 reference.split,
@@ -118,9 +119,9 @@ class RefCoco(Benchmark):
 
 
 def _of_hub(row: TableRow) -> Sequence[Item]:
-    if row.image is None:
+    if not row.media:
         raise UserError(f"row {row.number} of {row.split} has no image")
-    height, width = read_image_size(row.image)
+    height, width = read_image_size(row.media[0].source)
     x, y, box_width, box_height = (float(value) for value in row["bbox"])
     corners = [x, y, x + box_width, y + box_height]
     fields = {"references": [corners], "width": width, "height": height}

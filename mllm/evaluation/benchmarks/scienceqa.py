@@ -12,6 +12,7 @@ from pydantic import RootModel
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout
+from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, MeanMetric, Result, mean
 from mllm.evaluation.metrics.closed import FIRST_LETTERS, FirstLetter
 from mllm.evaluation.release import LETTER_ANSWER, Record, lettered, lettered_lines
@@ -79,9 +80,9 @@ def _question_text(hint: str, question: str, options: Mapping[str, str]) -> str:
 
 
 def _of_hub(row: TableRow) -> Sequence[Item]:
-    options, kind = lettered(row["choices"]), "text" if row.image is None else "image"
+    options, kind = lettered(row["choices"]), "image" if row.media else "text"
     question = _question_text(row.record.get("hint", ""), row["question"], options)
-    fields = {"has_image": row.image is not None, "subject": row["subject"], "options": options}
+    fields = {"has_image": bool(row.media), "subject": row["subject"], "options": options}
     return [row.item(str(row.number), question, [list(options)[row["answer"]]], kind, **fields)]
 
 
@@ -122,7 +123,7 @@ class ScienceQa(Benchmark):
         image = data / self.folder / "images" / problem.split / name / problem.image if problem.image else None
         return Item(
             name,
-            image,
+            shown(image),
             _question_text(problem.hint, problem.question, options),
             (ascii_uppercase[problem.answer],),
             "image" if image else "text",

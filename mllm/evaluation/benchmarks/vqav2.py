@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout, llava_15
+from mllm.evaluation.medium import shown
 from mllm.evaluation.release import SHORT_ANSWER, Record, coco_image
 
 
@@ -79,7 +80,7 @@ class VqaV2(Benchmark):
             items.append(
                 Item(
                     str(question.question_id),
-                    image,
+                    shown(image),
                     question.question,
                     tuple(answer.answer for answer in annotation.answers),
                     annotation.answer_type,

@@ -10,15 +10,19 @@ class AnlsLine(Line):
     question_type: str | None = None
 
 
-def _distance(prediction: str, reference: str) -> float:
-    """Edit distance of the cleaned strings over the length of the longer raw one; 0 where both are empty."""
+def edit_distance(first: str, second: str) -> int:
+    """How many characters have to be inserted, deleted or replaced. Raises UserError where rapidfuzz is missing."""
     try:
         from rapidfuzz.distance import Levenshtein
     except ImportError:
         raise UserError("this metric needs rapidfuzz: pip install 'mllm[eval]'") from None
+    return int(Levenshtein.distance(first, second))
 
+
+def _distance(prediction: str, reference: str) -> float:
+    """Edit distance of the cleaned strings over the length of the longer raw one; 0 where both are empty."""
     length = max(len(prediction.upper()), len(reference.upper()))
-    return Levenshtein.distance(_clean(prediction), _clean(reference)) / length if length else 0.0
+    return edit_distance(_clean(prediction), _clean(reference)) / length if length else 0.0
 
 
 def _clean(text: str) -> str:

@@ -43,9 +43,8 @@ def strip_lines(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(maxsize=1 << 16)  # a few words answer most questions
-def normalize_vqa(text: str) -> str:
-    """The normal form of the VQA challenge: punctuation, case, number words, articles, contractions."""
+def strip_punctuation(text: str) -> str:
+    """A text on one line without the challenge's marks, each of them deleted or made a space, and without most periods."""
     text = strip_lines(text)
     out = text
     has_thousands = _DIGIT_COMMA_DIGIT.search(text) is not None
@@ -53,8 +52,13 @@ def normalize_vqa(text: str) -> str:
         # Both tests look at the whole original string: a comma between digits anywhere deletes every mark.
         is_at_space = mark + " " in text or " " + mark in text
         out = out.replace(mark, "" if is_at_space or has_thousands else " ")
-    out = _PERIOD.sub("", out, count=_MAX_PERIODS)
-    words = [NUMBERS.get(word, word) for word in out.lower().split()]
+    return _PERIOD.sub("", out, count=_MAX_PERIODS)
+
+
+@lru_cache(maxsize=1 << 16)  # a few words answer most questions
+def normalize_vqa(text: str) -> str:
+    """The normal form of the VQA challenge: punctuation, case, number words, articles, contractions."""
+    words = [NUMBERS.get(word, word) for word in strip_punctuation(text).lower().split()]
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 

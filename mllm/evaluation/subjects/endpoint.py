@@ -9,8 +9,10 @@ from typing import Any
 
 from mllm.clients.completion import Received
 from mllm.clients.openai import ChatClient, ChatError, Pace, Patience, Sampling, Wish, key_of
+from mllm.conversation.schema import TextPart
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
+from mllm.evaluation.medium import Medium
 from mllm.media.data_url import file_url
 
 logger = logging.getLogger(__name__)
@@ -110,8 +112,17 @@ class Endpoint:
 
 
 def content_of(question: Question) -> list[dict[str, Any]]:
-    """The parts of the user's message: the image as a data URL, then the words."""
-    words = {"type": "text", "text": question.prompt}
-    if question.image is None:
-        return [words]
-    return [{"type": "image_url", "image_url": {"url": file_url(question.image)}}, words]
+    """The parts of the user's message, images as data URLs where they stand. Raises UserError for a video."""
+    media = iter(question.media)
+    return [
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _image_part(next(media))
+        for part in question.content
+    ]
+
+
+def _image_part(medium: Medium) -> dict[str, Any]:
+    if medium.is_video:
+        raise UserError(
+            f"{medium.source}: an endpoint is asked about images alone; evaluate a model of yours on videos"
+        )
+    return {"type": "image_url", "image_url": {"url": file_url(medium.source)}}

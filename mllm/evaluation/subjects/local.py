@@ -13,6 +13,7 @@ from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.report import TrainingRun, training_runs
 from mllm.files import hash_files
 from mllm.inference.answer import Answer
@@ -86,12 +87,12 @@ def _finite(logprob: float) -> float:
 
 
 def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Questions that can be computed together, those of an image side by side."""
-    by_image: dict[str | None, list[Question]] = {}
+    """Questions that can be computed together, those that show the same side by side."""
+    by_media: dict[tuple[Medium, ...], list[Question]] = {}
     for question in questions:
-        by_image.setdefault(question.image, []).append(question)
+        by_media.setdefault(question.media, []).append(question)
     kinds: dict[tuple[bool, int], list[Question]] = {}
-    for own in by_image.values():
+    for own in by_media.values():
         for question in own:
             kinds.setdefault((bool(question.options), question.max_new_tokens), []).append(question)
     for chosen in kinds.values():
