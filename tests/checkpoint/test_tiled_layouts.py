@@ -30,8 +30,8 @@ from mllm.inference.request import prompt_of
 from mllm.model.projectors import NEWLINE
 from mllm.model.settings import ImageSettings, TrainableSettings, VideoSettings
 from mllm.model.trainable import apply_policy
-from tests.helpers.tiled_peers import KINDS, SIDE, our_logits, prompt, save_peer, write_json
 from tests.helpers.samples import batch_of, sample
+from tests.helpers.tiled_peers import KINDS, SIDE, our_logits, prompt, save_peer, write_json
 from tests.helpers.tiny import tiny_settings
 
 SHOWS_VIDEOS = ("llava_next_video", "llava_onevision")

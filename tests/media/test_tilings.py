@@ -21,8 +21,7 @@ from mllm.errors import UserError
 from mllm.media.decode import read_image, read_image_size
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry
-from mllm.model.encoders import encoder_geometry
-from mllm.model.planning import build_planner
+from mllm.model.planning import build_planner, encoder_geometry
 from mllm.model.settings import ImageSettings, VideoSettings
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
