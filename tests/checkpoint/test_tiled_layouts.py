@@ -188,6 +188,38 @@ def test_answers_of_a_batch_padded_on_the_left_are_those_of_transformers(peers, 
     assert any(len(processor.tokenizer(text).input_ids) > 8 for text in theirs)
 
 
+@pytest.mark.parametrize("kind", SHOWS_VIDEOS)
+def test_answers_about_videos_padded_on_the_left_are_those_of_transformers(peers, loaded, tmp_path, kind):
+    """Of videos as they lie in files, here folders of a picture a frame, beside an image and beside text alone."""
+    peer, (model, processor) = peers[kind], loaded[kind]
+    films = [video(9), [picture((25, 25), 50 + n) for n in range(7)]]
+    for number, film in enumerate(films):
+        (tmp_path / f"film{number}").mkdir()
+        for index, frame in enumerate(film):
+            frame.save(tmp_path / f"film{number}" / f"{index}.png")
+    picture((30, 50)).save(tmp_path / "i.png")
+    names = [str(tmp_path / name) for name in ("film0", "film1", "i.png")]
+    asked = [(("video",), names[:1]), (("video", "image"), names[1:]), ((), [])]
+    requests = [Request(tuple(ask(*kinds, text=f"what {n}")), tuple(own)) for n, (kinds, own) in enumerate(asked)]
+    prompts = [prompt_of(request, processor) for request in requests]
+    rows = [
+        video_ids(p.tokens.input_ids, p.tokens.image_spans, k, peer) for p, (k, _) in zip(prompts, asked, strict=True)
+    ]
+    longest, padding = max(map(len, rows)), processor.tokenizer.pad_token_id
+    shown = [processor.read_tiles(p.shown[0].source, p.shown[0].visual) for p in prompts[:2]]
+    written = peer.model.generate(
+        input_ids=torch.tensor([[padding] * (longest - len(row)) + row for row in rows]),
+        attention_mask=torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
+        pixel_values_videos=torch.stack([torch.stack(tiles) for tiles in shown]),
+        **image_inputs(peer, [picture((30, 50))]),
+        max_new_tokens=32,
+        do_sample=False,
+        pad_token_id=padding,
+    )[:, longest:]
+    theirs = [t.strip() for t in processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+    assert generate_batch(model, processor, requests, max_new_tokens=32) == theirs
+
+
 @pytest.mark.parametrize("is_legacy", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_imported_is_exported_and_imported_again_to_the_bit(tmp_path, kind, is_legacy):
@@ -392,5 +424,7 @@ def test_settings_of_images_replace_what_a_directory_says(peers):
     model, processor = mllm.load(peers["llava_onevision"].directory, image=ImageSettings(several="tile", max_tiles=2))
     assert model.image_settings.several == "tile" and model.image_settings.tiling == "anyres_max"
     assert max(processor.planner.plan([size])[0].tile_count for size in SIZES) == 3
+    _, few = mllm.load(peers["llava_onevision"].directory, video=VideoSettings(frames=2))
+    assert len(prompt(few, ask("video"), [video(9)])[1][0]) == 2
     square, _ = mllm.load(peers["llava_next"].directory, image=ImageSettings(tiling="square", fit="crop"))
     assert square.projector.image_newline is None
