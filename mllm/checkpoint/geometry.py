@@ -46,7 +46,7 @@ def layout_of_model(path: str, image: ImageSettings | None = None, video: VideoS
     if sizes is None or not all(key in config for key in OUR_KEYS):
         from mllm.checkpoint.load import load
 
-        _, processor = load(path, image=image)
+        _, processor = load(path, image=image, video=video)
         return processor.geometry, processor.planner
     geometry = encoder_geometry(*sizes, config["class_token"], ProjectorSettings(**config["projector"]).shuffle)
     images = overlaid(ImageSettings(**config["image"]), image)

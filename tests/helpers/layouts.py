@@ -40,7 +40,7 @@ def make_up_clips(patch: pytest.MonkeyPatch) -> None:
     def frames(source, indices, *_):
         rng = np.random.default_rng(sum(str(source).encode()))
         shown = rng.integers(0, 256, (FRAMES, *CLIP_SIZE, 3), dtype=np.uint8)
-        return ((index, Image.fromarray(shown[index])) for index in sorted(set(indices)))
+        yield from ((index, Image.fromarray(shown[index])) for index in dict.fromkeys(indices))
 
     patch.setattr("mllm.processor.read_clip", lambda *_: Clip(*CLIP_SIZE, tuple(n / 4 for n in range(FRAMES))))
     patch.setattr("mllm.processor.each_frame", frames)
