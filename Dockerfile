@@ -20,7 +20,7 @@ RUN pip install --no-cache-dir ${TORCH}
 
 # The dependencies change less often than the code.
 WORKDIR /src
-ARG EXTRAS="eval,search,serve,synth,demo"
+ARG EXTRAS="eval,search,serve,synth,video,demo"
 COPY pyproject.toml README.md LICENSE ./
 COPY mllm/__init__.py mllm/__init__.py
 COPY ds_configs ds_configs

@@ -15,6 +15,8 @@ SHELL := bash
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Compiled modules are kept, whatever the shell says: each process that tests start would compile them again.
+export PYTHONDONTWRITEBYTECODE :=
 # oneDNN keeps compiled products of 1,024 shapes, some 160 KB each; rows of many lengths fill that.
 export ONEDNN_PRIMITIVE_CACHE_CAPACITY ?= 128
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": Command("train", "plan", "Say what runs will take: tokens, memory and hours, computed or measured."),
     "estimate": Command("", "estimate", "Do what `mllm plan --measure` does."),
     "schema": Command("train", "schema", "Print the JSON schema of a kind of config file, for editors."),
-    "data": Command("data", "data", "Show, validate, convert or survey training data."),
+    "data": Command("data", "data", "Show, validate, convert or survey training data, and lay out images."),
     "synth": Command("data", "synth", "Make training data from captions, boxes and text."),
     "chat": Command("talk", "chat", "Talk to a model in the terminal."),
     "serve": Command("talk", "serve", "Serve a model by OpenAI's API, with a page to chat on."),

@@ -1,6 +1,6 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -11,15 +11,15 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 
 from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
-from mllm.conversation.schema import Message
+from mllm.conversation.schema import Message, Part, TextPart, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
-from mllm.media.clip import read_clip, read_frames
+from mllm.media.clip import each_frame, read_clip
 from mllm.media.decode import read_image, read_image_size
 from mllm.media.planner import ClipPlan, Planner
 from mllm.media.prepare import ImagePreparer
 from mllm.media.ref import ImageSource
 from mllm.media.tilings import TILINGS, TilingRule
-from mllm.media.visual import ImageGeometry, Media, Visual, VisualPlanner
+from mllm.media.visual import Crop, ImageGeometry, Media, Visual, VisualPlanner
 
 IMAGE_TOKEN = "<image>"
 
@@ -65,7 +65,7 @@ class Processor:
         for images of more tokens than the model's settings allow.
         """
         visuals = self.planner.plan(media, turns_of(messages))
-        segments = self.format.segments(messages, self.tokenizer.eos_token or "", generation)
+        segments = self.format.segments(with_words(messages, visuals), self.tokenizer.eos_token or "", generation)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
         if not opened:
@@ -97,6 +97,11 @@ class Processor:
         """float32 [3, S, S] of the whole of an RGB image."""
         return self.preparer(image)
 
+    def measures(self, messages: Sequence[Message]) -> bool:
+        """Whether files of a conversation have to be opened before it is rendered: their size decides what they become."""
+        kinds = media_kinds(messages)
+        return "video" in kinds or (bool(kinds) and self.planner.depends_on_size)
+
     def read_sizes(
         self, messages: Sequence[Message], sources: Sequence[ImageSource], opens_all: bool = True
     ) -> list[Media]:
@@ -104,27 +109,20 @@ class Processor:
 
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
-        kinds = [part.type for message in messages for part in message.content if part.type != "text"]
         opens_images = opens_all or self.planner.depends_on_size
         anything = (self.geometry.image_size_px,) * 2
         return [
             read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
-            for kind, source in zip(kinds, sources, strict=True)
+            for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 
     def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
         """float32 [3, S, S] of each tile of an image or video. Raises UserError for one that can't be read."""
-        if visual.frames is None:
-            return self.preparer.tiles(read_image(source), visual.crops)
-        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
-        return [tile for frame, crop in frames for tile in self.preparer.tiles(frame, [crop])]
+        return _cut(source, visual, self.preparer.tiles)
 
     def read_fitted_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
         """uint8 [3, S, S] of each tile of an image or video: `Batch.normalized_tiles` makes `read_tiles` of them."""
-        if visual.frames is None:
-            return self.preparer.fitted_tiles(read_image(source), visual.crops)
-        frames = zip(read_frames(source, visual.frames), visual.crops, strict=True)
-        return [tile for frame, crop in frames for tile in self.preparer.fitted_tiles(frame, [crop])]
+        return _cut(source, visual, self.preparer.fitted_tiles)
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
@@ -138,6 +136,17 @@ class Processor:
         return sorted(stops)
 
 
+def _cut(
+    source: ImageSource, visual: Visual, cut: Callable[[Image.Image, Sequence[Crop]], list[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """The tiles that `cut` makes of an image, or of each frame of a video: one frame at a time is held whole."""
+    if visual.frames is None:
+        return cut(read_image(source), visual.crops)
+    crops = {crop.frame: crop for crop in visual.crops}
+    tiles = {index: cut(frame, [crops[index]])[0] for index, frame in each_frame(source, visual.frames)}
+    return [tiles[index] for index in visual.frames]
+
+
 def square_planner(geometry: ImageGeometry) -> Planner:
     """The planner that makes one square of every image, and shows eight frames of a video."""
     return Planner(geometry, TILINGS.get("square")(geometry, TilingRule()), ClipPlan(geometry))
@@ -146,6 +155,22 @@ def square_planner(geometry: ImageGeometry) -> Planner:
 def turns_of(messages: Sequence[Message]) -> list[int]:
     """The number of the message of each image and video, in order."""
     return [number for number, message in enumerate(messages) for part in message.content if part.type != "text"]
+
+
+def with_words(messages: Sequence[Message], visuals: Sequence[Visual]) -> Sequence[Message]:
+    """`messages` with a line of text behind each image and video of which its visual has words."""
+    if not any(visual.words for visual in visuals):
+        return messages
+    told: list[Message] = []
+    following = iter(visuals)
+    for message in messages:
+        parts: list[Part] = []
+        for part in message.content:
+            parts.append(part)
+            if part.type != "text" and (words := next(following).words):
+                parts.append(TextPart(text=f"{words}\n"))
+        told.append(message.model_copy(update={"content": tuple(parts)}))
+    return told
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:

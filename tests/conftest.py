@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,15 +27,26 @@ from tests.helpers.tiny import byte_tokenizer, save_tiny_parts
 torch.set_num_threads(1)
 kernel_stand_ins.register()
 
+TESTS = Path(__file__).parent
+# By the processor's seconds; a name that is missing or out of its place costs time alone.
+LONGEST = (
+    *("training/test_zero3.py", "training/test_launched.py", "commands/test_launchers.py", "training/test_killed.py"),
+    *("training/test_shadow_gpu.py", "training/test_exactness.py", "training/test_distributed.py"),
+    *("training/test_fsdp.py", "training/test_loading.py", "e2e/test_road.py", "test_gpu_check.py"),
+    *("test_docs_commands.py", "training/test_presence.py", "kernels/test_packed_rows.py"),
+)
+
 
 def pytest_collection_modifyitems(items):
-    """Skip what is marked `gpu` where there is none; files with slow tests come first, so that no worker ends with one."""
+    """Skip what is marked `gpu` where there is none. The longest files come first, then those with slow tests, so that no
+    worker ends with one."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
     slow_tests = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: item.path not in slow_tests)
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path, len(places)), item.path not in slow_tests))
 
 
 def pytest_collection_finish():

@@ -24,11 +24,10 @@ def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: st
     """Write README.md for the model loaded from `path`: parts, data, recipe and scores, as far as they are on disk."""
     language_model, encoder = model.language_model.config, model.vision_encoder.model.config
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    (image,) = processor.planner.plan([(encoder.image_size, encoder.image_size)])
     parts = [
         f"- vision encoder: {encoder.model_type}, {encoder.image_size} px in patches of {encoder.patch_size}, "
         f"layer {model.vision_encoder.feature_layer}",
-        f"- projector: {model.projector_settings.kind}; an image is {image.token_count} tokens",
+        f"- projector: {model.projector_settings.kind}; an image is {_image_tokens(model, processor)}",
         f"- language model: {language_model.model_type}, width {language_model.hidden_size}, "
         f"{language_model.num_hidden_layers} layers",
         f"- prompt format: {processor.format_name}; images are fitted by: {processor.preparer.fit}",
@@ -42,6 +41,19 @@ def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: st
         f"## Scores\n\n{_scores(path)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _image_tokens(model: MultimodalLM, processor: Processor) -> str:
+    """How many tokens an image is, and in how many tiles where that depends on its size."""
+    planner, side = processor.planner, processor.geometry.image_size_px
+    (image,) = planner.plan([(side, side)])
+    if not planner.depends_on_size:
+        return f"{image.token_count} tokens"
+    longest = planner.longest()
+    return (
+        f"cut into tiles ({model.image_settings.tiling}): {image.token_count} tokens for one of {side}×{side} px, at most "
+        f"{longest.token_count} tokens in {longest.tile_count} tiles"
+    )
 
 
 def _recipe(path: Path) -> str:

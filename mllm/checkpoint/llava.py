@@ -25,12 +25,11 @@ from mllm.model.encoders import encoder_family
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import overlaid
 from mllm.model.projectors import NEWLINE
-from mllm.model.settings import ImageSettings, ProjectorSettings
+from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.outputs import check_directory
 from mllm.processor import IMAGE_TOKEN, Processor
 
 BY = "mllm import"
-CONVERTER = "transformers' convert_llava_weights_to_hf.py"
 
 
 def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | None) -> None:
@@ -48,16 +47,17 @@ def read_llava(
     prompt_format: str | None = None,
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
+    video: VideoSettings | None = None,
 ) -> tuple[MultimodalLM, Processor]:
     """Load the model and processor of a local LLaVA directory in a layout of transformers, in evaluation mode, on the CPU.
 
     prompt_format: how the model was trained, where the directory's chat template doesn't say it; what is set in `image`
-    replaces what the directory says. Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights
-    don't fit its config.
+    and `video` replaces what the directory says. Raises UserError when the directory isn't a LLaVA model in safetensors,
+    or its weights don't fit its config.
     """
     config = read_llava_config(source)
     layout = LAYOUTS.get(config.model_type)()
-    parts = _parts_of(config, layout, source, image)
+    parts = _parts_of(config, layout, source, image, video)
     try:
         planner = parts.planner
     except UserError as error:
@@ -79,20 +79,22 @@ def read_llava(
     return model.eval(), processor
 
 
-def _parts_of(config: Any, layout: Layout, source: Path, image: ImageSettings | None) -> Parts:
+def _parts_of(
+    config: Any, layout: Layout, source: Path, image: ImageSettings | None, video: VideoSettings | None
+) -> Parts:
     keeps = config.vision_feature_select_strategy == "full"
     has_class_token = encoder_family(config.vision_config.model_type).has_class_token
     config.text_config.tie_word_embeddings = config.tie_word_embeddings
     fit = image.fit if image is not None and "fit" in image.model_fields_set else None
-    saved, video = layout.settings(config, source, fit)
+    images, videos = layout.settings(config, source, fit)
     return Parts(
         vision_config=config.vision_config,
         feature_layer=config.vision_feature_layer,
         class_token="keep" if keeps and has_class_token else "drop",
         projector=ProjectorSettings(kind="mlp2x_gelu"),
         text_config=config.text_config,
-        image=overlaid(saved, image),
-        video=video,
+        image=overlaid(images, image),
+        video=overlaid(videos, video),
     )
 
 
@@ -181,7 +183,7 @@ def read_llava_config(source: Path) -> Any:
     if is_original_layout(content):
         raise UserError(
             f"{source} is a LLaVA checkpoint in the original layout (model_type {content.get('model_type')!r}, "
-            f"mm_vision_tower); {CONVERTER} makes the Hugging Face layout of it, which is read here"
+            f"mm_vision_tower); transformers' {converter_of(content)} makes the Hugging Face layout of it, which is read here"
         )
     check_model_directory(source)
     if content.get("model_type") not in LAYOUTS:
@@ -228,6 +230,16 @@ def is_original_layout(content: dict[str, Any]) -> bool:
     return "vision_config" not in content and any(
         key in content for key in ("mm_vision_tower", "mm_projector_type", "mm_hidden_size")
     )
+
+
+def converter_of(content: dict[str, Any]) -> str:
+    """Name the script of transformers that converts a model of the original layout, by how its `config.json` cuts images."""
+    ratio = str(content.get("image_aspect_ratio"))
+    if ratio.startswith("anyres_max"):
+        return "convert_llava_onevision_weights_to_hf.py"
+    if content.get("mm_resampler_type") == "spatial_pool":
+        return "convert_llava_next_video_weights_to_hf.py"
+    return f"convert_llava_{'next_' if ratio == 'anyres' else ''}weights_to_hf.py"
 
 
 def _read_json(source: Path) -> dict[str, Any]:

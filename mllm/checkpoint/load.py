@@ -14,7 +14,7 @@ from mllm.kernels.precision import multiply_as_asked
 from mllm.model.lora import linear_layers, merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantized_layers import eight_bit_linear, quantize_linears, replace_module
-from mllm.model.settings import ImageSettings
+from mllm.model.settings import ImageSettings, VideoSettings
 from mllm.processor import Processor
 
 Quantization = Literal["4bit", "8bit"]
@@ -27,6 +27,7 @@ def load(
     prompt_format: str | None = None,
     image: ImageSettings | None = None,
     *,
+    video: VideoSettings | None = None,
     dtype: str = AUTO,
     device: str = "cpu",
     quantize: Quantization | None = None,
@@ -34,20 +35,20 @@ def load(
     """Load the model and processor of `source`, in evaluation mode.
 
     source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
-    safetensors. prompt_format, image: replace what the source says. dtype: see `resolve_dtype`. quantize: the language
-    model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError when the source isn't whole, its
-    weights are not exactly those that its config asks for, or the device isn't there.
+    safetensors. prompt_format, and what is set in image and video: replace what the source says. dtype: see
+    `resolve_dtype`. quantize: the language model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError
+    when the source isn't whole, its weights are not exactly those that its config asks for, or the device isn't there.
     """
     check_device(device)
     dtype = resolve_dtype(dtype, device)
     multiply_as_asked(dtype)
     path = ours.model_directory(local_directory(source))
     if ours.is_ours(path):
-        model, processor = ours.load(path, prompt_format, image, DTYPES[dtype])
+        model, processor = ours.load(path, prompt_format, image, DTYPES[dtype], video)
     else:
         from mllm.checkpoint.llava import read_llava
 
-        model, processor = read_llava(path, prompt_format, image, DTYPES[dtype])
+        model, processor = read_llava(path, prompt_format, image, DTYPES[dtype], video)
     if quantize is not None:
         quantize_language_model(model, quantize)
     model = model.to(device).eval()

@@ -24,6 +24,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="An image that goes with the first question. Repeatable.",
     )
     parser.add_argument(
+        "--video",
+        action="append",
+        default=[],
+        type=expanded,
+        metavar="PATH",
+        help="A video, or a folder of its frames, that goes with the first question, behind its images. Repeatable.",
+    )
+    parser.add_argument(
         "-p",
         "--prompt",
         action="append",
@@ -76,6 +84,6 @@ def run(options: argparse.Namespace) -> None:
         options.stop,
     )
     if options.prompt:
-        chat_script(session, options.prompt, options.image, options.json)
+        chat_script(session, options.prompt, options.image, options.json, options.video)
     else:
-        chat_in_terminal(session, options.image, options.json)
+        chat_in_terminal(session, options.image, options.json, options.video)

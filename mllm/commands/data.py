@@ -1,4 +1,4 @@
-"""`mllm data`: show, validate, convert and survey training data."""
+"""`mllm data`: show, validate, convert and survey training data, and lay out images."""
 
 import argparse
 import os
@@ -6,25 +6,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import add_part, add_parts
+from mllm.commands.layout import add_layout
 from mllm.errors import UserError
 from mllm.settings import expanded, load_settings
 
 if TYPE_CHECKING:
     from mllm.conversation.schema import Sample
     from mllm.data.validate import Check, Findings
+    from mllm.media.visual import VisualPlanner
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parts = add_parts(
         parser,
         "data_command",
-        "Show, validate, convert or survey training data.",
+        "Show, validate, convert or survey training data, and say what images become.",
         "mllm data validate data_recipes/demo/instruct.yaml",
     )
     _add_show(parts)
     _add_validate(parts)
     _add_report(parts)
     _add_convert(parts)
+    add_layout(parts)
 
 
 def _add_show(parts: Any) -> None:
@@ -47,7 +50,8 @@ def _add_validate(parts: Any) -> None:
         parts,
         "validate",
         _validate,
-        "Read and check every sample of a recipe and decode its images. Exits with 2 when there are problems.",
+        "Read and check every sample of a recipe and decode its images, and of videos eight frames. Exits with 2 when there "
+        "are problems.",
         "mllm data validate data_recipes/demo/instruct.yaml --config train/configs/demo_stage2.yaml --fix runs/clean",
     )
     check.add_argument("recipe", type=expanded, metavar="RECIPE", help="A YAML file that names the sources.")
@@ -89,6 +93,12 @@ def _add_report(parts: Any) -> None:
     survey.add_argument("recipe", type=expanded, metavar="RECIPE", help="A YAML file that names the sources.")
     survey.add_argument(
         "--out", type=expanded, default="report.html", metavar="FILE", help="The page to write (default: %(default)s)."
+    )
+    survey.add_argument(
+        "--config",
+        type=expanded,
+        metavar="CONFIG",
+        help="A training config, to show how many tiles and image tokens its model makes of the images, too.",
     )
 
 
@@ -152,7 +162,8 @@ def _validate(options: argparse.Namespace) -> None:
     findings = _findings(options)
     if options.list:
         findings.write_list(Path(options.list))
-    print(f"{findings.samples:,} samples with {findings.images:,} images: {len(findings.problems):,} problems")
+    videos = f" and {findings.videos:,} videos" if findings.videos else ""
+    print(f"{findings.samples:,} samples with {findings.images:,} images{videos}: {len(findings.problems):,} problems")
     if findings.problems:
         report_console().print(findings.table())
         raise UserError(
@@ -207,9 +218,19 @@ def _report(options: argparse.Namespace) -> None:
 
     check_file(Path(options.out), BY, [options.recipe])
     recipe = load_recipe(options.recipe)
+    planner = _planner_of(options.config) if options.config else None
     survey = survey_recipe(recipe)
-    write_page(Path(options.out), recipe.name, survey)
+    write_page(Path(options.out), recipe.name, survey, planner)
     print(f"saved {options.out}: {survey.samples:,} samples")
+
+
+def _planner_of(config: str) -> "VisualPlanner":
+    """The planner of the model that a training config is for."""
+    from mllm.checkpoint.geometry import layout_of_settings
+    from mllm.finetune.settings import FinetuneSettings
+
+    _, planner = layout_of_settings(load_settings(FinetuneSettings, config).model)
+    return planner
 
 
 def _convert(options: argparse.Namespace) -> None:

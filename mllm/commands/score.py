@@ -7,7 +7,7 @@ from pathlib import Path
 from mllm.commands.arguments import describe
 from mllm.settings import expanded
 
-SETTINGS = ("bins", "norm", "convention", "reference_convention", "threshold")
+SETTINGS = ("bins", "norm", "convention", "reference_convention", "threshold", "parse")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +17,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         'Score a file of predictions, without a model. A line is {"prediction": ..., "references": ...}.',
         "mllm score --metric vqa predictions.jsonl --per-sample scores.jsonl",
         "mllm score --metric iou boxes.jsonl --convention 0-1000",
+        "mllm score --metric mmmu runs/demo/stage2/eval/answers.jsonl --parse vlmevalkit",
     )
-    parser.add_argument("predictions", type=expanded, help="A file of JSON lines; docs tell each metric's fields.")
+    parser.add_argument(
+        "predictions",
+        type=expanded,
+        help="A file of JSON lines, whose fields docs tell for each metric, or the answers.jsonl of an evaluation.",
+    )
     parser.add_argument("--metric", required=True, help="Name of the metric; an unknown one lists them.")
     parser.add_argument("--per-sample", type=expanded, metavar="OUT.jsonl", help="Where each line's score is written.")
+    parser.add_argument(
+        "--benchmark", help="Whose answers of an answers.jsonl are scored. By default those that the metric scores."
+    )
     settings = parser.add_argument_group("settings of single metrics")
     settings.add_argument("--bins", help="For ece: number of bins. 15 by default.")
     settings.add_argument("--norm", help="For ece: l1, l2 or max. It is l1 by default.")
@@ -31,6 +39,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     settings.add_argument(
         "--reference-convention", help="For iou: coordinates of references. They are pixels by default."
     )
+    settings.add_argument(
+        "--parse",
+        help="For metrics that publishers read by rules of their own, such as mmmu: official, lmms_eval or vlmevalkit. It "
+        "is official by default, where there is an official one.",
+    )
     settings.add_argument("--threshold", help="For iou: the overlap from which a box counts as found. 0.5 by default.")
 
 
@@ -39,4 +52,5 @@ def run(options: argparse.Namespace) -> None:
 
     settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     per_sample = Path(options.per_sample) if options.per_sample else None
-    print(json.dumps(score_file(options.metric, Path(options.predictions), settings, per_sample), ensure_ascii=False))
+    found = score_file(options.metric, Path(options.predictions), settings, per_sample, options.benchmark)
+    print(json.dumps(found, ensure_ascii=False))

@@ -82,10 +82,10 @@ class ContrastiveSettings(Settings):
             raise ValueError(
                 "loss.kind: sigmoid learns a bias, which only the siglip layout has; set model.layout: siglip"
             )
-        if self.train.gradient_checkpointing or self.train.neftune_alpha:
+        if self.train.gradient_checkpointing or self.train.neftune_alpha or self.train.tiles_together:
             raise ValueError(
-                "train.gradient_checkpointing and train.neftune_alpha are for language models; loss.grad_cache: true "
-                "bounds memory here"
+                "train.gradient_checkpointing, train.neftune_alpha and train.tiles_together are for language models; "
+                "loss.grad_cache: true bounds memory here"
             )
         if (self.train.attention, self.train.fused_layers) != ("auto", "auto"):
             raise ValueError("train.attention and train.fused_layers are for language models; leave them out")

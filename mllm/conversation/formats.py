@@ -111,6 +111,15 @@ VICUNA_SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+CHATML = PromptFormat(
+    "chatml",
+    system=(Special("<|im_start|>"), "system\n", CONTENT, Special("<|im_end|>"), "\n"),
+    user=(Special("<|im_start|>"), "user\n", CONTENT, Special("<|im_end|>"), "\n"),
+    assistant=(Special("<|im_start|>"), "assistant\n"),
+    end=Special("<|im_end|>"),
+    after="\n",
+)
+
 PROMPT_FORMATS: dict[str, PromptFormat] = {
     entry.name: entry
     for entry in (
@@ -134,14 +143,9 @@ PROMPT_FORMATS: dict[str, PromptFormat] = {
             assistant=_headed("assistant"),
             end=Special("<|eot_id|>"),
         ),
-        PromptFormat(
-            "chatml",
-            system=(Special("<|im_start|>"), "system\n", CONTENT, Special("<|im_end|>"), "\n"),
-            user=(Special("<|im_start|>"), "user\n", CONTENT, Special("<|im_end|>"), "\n"),
-            assistant=(Special("<|im_start|>"), "assistant\n"),
-            end=Special("<|im_end|>"),
-            after="\n",
-        ),
+        CHATML,
+        # LLaVA-OneVision's and LLaVA-Video's; behind `chatml`, which an import tries first.
+        replace(CHATML, name="qwen_1_5", default_system="You are a helpful assistant."),
     )
 }
 NATIVE = "native"

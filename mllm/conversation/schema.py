@@ -5,6 +5,7 @@ list of typed parts, plus a list `images`. The n-th part of a sample that isn't 
 which holds its images and videos in the order of their parts.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -54,6 +55,11 @@ class Message(_Strict):
     def image_count(self) -> int:
         """How many images and videos it shows."""
         return sum(not isinstance(part, TextPart) for part in self.content)
+
+
+def media_kinds(messages: Sequence[Message]) -> list[Literal["image", "video"]]:
+    """What each image and video of a conversation is, in their order."""
+    return [part.type for message in messages for part in message.content if part.type != "text"]
 
 
 class Fault(_Strict):
@@ -119,8 +125,12 @@ def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int,
             )
     for message in messages:
         if message.role != "user" and message.image_count:
-            raise BadSampleError(sample_id, "image_outside_user_turn", f"has an image in a {message.role} turn", place)
+            noun = "an image" if media_kinds([message])[0] == "image" else "a video"
+            reason = f"has {noun} in a {message.role} turn"
+            raise BadSampleError(sample_id, "image_outside_user_turn", reason, place)
     parts = sum(m.image_count for m in messages)
     if parts != image_count:
-        reason = f"has {parts} image part(s) in its messages but {image_count} image(s)"
+        has_videos = "video" in media_kinds(messages)
+        noun, held = ("image and video", "image(s) and video(s)") if has_videos else ("image", "image(s)")
+        reason = f"has {parts} {noun} part(s) in its messages but {image_count} {held}"
         raise BadSampleError(sample_id, "image_count", reason, place)

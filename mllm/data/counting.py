@@ -67,8 +67,12 @@ class FileCounts:
 
     def figures(self, row: int) -> tuple[int, int, tuple[tuple[int, int], ...]]:
         """(length, index of the first supervised token, (start, length) of each image) in tokens."""
-        spans = self._spans[self._begin(self._span_ends, row) : int(self._span_ends[row])].tolist()
+        spans = self._images(row)[:, :2].tolist()
         return int(self._length[row]), int(self._first[row]), tuple((start, count) for start, count in spans)
+
+    def tile_counts(self, row: int) -> tuple[int, ...]:
+        """Tiles of each image."""
+        return tuple(self._images(row)[:, 2].tolist())
 
     def opening(self, row: int) -> np.ndarray:
         """int32 ids before the first supervised token."""
@@ -80,6 +84,10 @@ class FileCounts:
                 repeats[start - shift] = count
                 shift += count - 1
         return np.repeat(ids, repeats)
+
+    def _images(self, row: int) -> np.ndarray:
+        """int32 [images, 3]: start, length and tiles of each."""
+        return self._spans[self._begin(self._span_ends, row) : int(self._span_ends[row])]
 
     @staticmethod
     def _begin(ends: np.ndarray, row: int) -> int:
@@ -209,7 +217,8 @@ def _counted(index: SampleIndex, rows: range, processor: Processor) -> dict[str,
             faults.append((row, "", str(error)))
         else:
             length, first = len(tokens.input_ids), tokens.supervised.index(True)
-            figures["spans"] += tokens.image_spans
+            spans = zip(tokens.image_spans, tokens.visuals, strict=True)
+            figures["spans"] += [(*span, visual.tile_count) for span, visual in spans]
             figures["openings"] += _without_repeats(tokens.input_ids[:first], tokens.image_spans)
         figures["length"].append(length)
         figures["first_supervised"].append(first)
@@ -218,7 +227,7 @@ def _counted(index: SampleIndex, rows: range, processor: Processor) -> dict[str,
     arrays = {
         name: np.asarray(values, dtype=np.int64 if "ends" in name else np.int32) for name, values in figures.items()
     }
-    arrays["spans"] = arrays["spans"].reshape(-1, 2)
+    arrays["spans"] = arrays["spans"].reshape(-1, 3)
     return arrays | {"faults": np.frombuffer(json.dumps(faults).encode(), dtype=np.uint8)}
 
 

@@ -8,6 +8,7 @@ tokenizer, the prompt format, the planner of images and the code that renders. T
 import hashlib
 import inspect
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -45,7 +46,7 @@ PROBES = (
 class Counted:
     """A sample that isn't rendered yet, as packing sees it: what `render_example` would give, from its counts.
 
-    spans: of its images, cut as its tokens are; row: of `counts`; number: in `samples`.
+    image_spans: cut as its tokens are; row: of `counts`; number: in `samples`.
     """
 
     sample_id: str
@@ -64,13 +65,23 @@ class Counted:
         return self.samples.image_names(self.number)[: len(self.image_spans)]
 
     @cached_property
+    def tile_counts(self) -> tuple[int, ...]:
+        """Tiles of each image."""
+        return self.counts.tile_counts(self.row)[: len(self.image_spans)]
+
+    @property
+    def pictures(self) -> Hashable:
+        """Its images: what is counted becomes the same in whatever company (`can_be_counted`)."""
+        return self.images
+
+    @cached_property
     def opening(self) -> np.ndarray:
         """int32 ids before the first token that is learned."""
         return self.counts.opening(self.row)
 
     def check(self, example: Example) -> None:
         """Raise UserError if `example`, rendered from this sample, isn't what was counted: ranks would disagree on rows."""
-        for name in ("length", "first_supervised", "image_spans"):
+        for name in ("length", "first_supervised", "image_spans", "tile_counts"):
             if getattr(self, name) != getattr(example, name):
                 raise UserError(
                     f"sample {self.sample_id!r} was counted with {name} {getattr(self, name)} and is rendered with "
@@ -115,9 +126,14 @@ class TokenCounts:
 
 
 def can_be_counted(mixture: Mixture, processor: Processor) -> bool:
-    """Whether counts are possible: no source is a stream, no image has to be opened for its tokens, and there is a cache."""
-    indexed = all(isinstance(source.samples, IndexedSamples) for source in mixture.sources)
-    return indexed and not processor.planner.depends_on_size and cache_directory() is not None
+    """Whether counts are possible: no source is a stream, no file has to be opened for its tokens, and there is a cache.
+
+    A count of an image that was measured would say nothing of the file that lies there today, which may be another.
+    """
+    if processor.planner.depends_on_size or cache_directory() is None:
+        return False
+    parts = [source.samples for source in mixture.sources]
+    return all(isinstance(part, IndexedSamples) and not part.holds_videos() for part in parts)
 
 
 def rendering_key(processor: Processor) -> str:

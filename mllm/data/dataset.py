@@ -190,17 +190,18 @@ class Mixture:
         return numbers
 
 
-def group_by_length(mixture: Mixture, epoch: int, batch_size: int, tokens_per_image: int) -> list[int]:
+def group_by_length(mixture: Mixture, epoch: int, batch_size: int, image_tokens: np.ndarray) -> list[int]:
     """`mixture.order(epoch)` rearranged within each phase, so that the batches cut from it hold samples that are alike.
 
     LLaVA's grouping by modality and length, as a function of (seed, epoch): padding is saved, and no rank waits for
     another's encoder. What a step's set of samples is still depends on nothing but the seed and the step.
 
-    Lengths are estimated from the characters of the text, so that nothing is tokenized or opened. Only as many samples
-    as are near each other in the mixture's own order are sorted together; then the batches are shuffled.
+    image_tokens: int64 [samples] of the mixture, estimated as well. Lengths of text are estimated from its characters, so
+    that nothing is tokenized. Only as many samples as are near each other in the mixture's own order are sorted together;
+    then the batches are shuffled.
     """
     chars, images = mixture.sizes()
-    lengths = chars / CHARS_PER_TOKEN + images * tokens_per_image
+    lengths = chars / CHARS_PER_TOKEN + image_tokens
     rng = random.Random(f"{mixture.seed}/{epoch}/length")
     order = mixture.order(epoch)
     grouped: list[int] = []

@@ -1,6 +1,6 @@
 """From a sample to an example: tokens and labels, with lengths known before any pixel is decoded."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +32,16 @@ class Example:
     @property
     def image_spans(self) -> tuple[tuple[int, int], ...]:
         return self.tokens.image_spans
+
+    @property
+    def tile_counts(self) -> tuple[int, ...]:
+        """Tiles of each image."""
+        return tuple(visual.tile_count for visual in self.tokens.visuals)
+
+    @property
+    def pictures(self) -> Hashable:
+        """Its images and what they became, which a budget that is shared among them may have decided."""
+        return self.images, self.tokens.visuals
 
     @cached_property
     def first_supervised(self) -> int:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from mllm.conversation.schema import Fault, Message, Sample
+from mllm.conversation.schema import Fault, Message, Sample, media_kinds
 from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import PlacedSamples, read_with_places
@@ -34,7 +34,7 @@ from mllm.settings import expanded
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROWS_PER_BATCH = 4096
 CACHE_VARIABLE = "MLLM_CACHE_DIR"
 NO_CACHE = "off"
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("id", pa.large_string()),
         ("messages", pa.large_string()),
         ("images", pa.list_(pa.large_string())),
+        ("has_video", pa.bool_()),
         ("source", pa.string()),
         ("kind", pa.string()),
         ("text_chars", pa.int32()),
@@ -216,7 +217,8 @@ def _row(place: str, sample: Sample) -> tuple[object, ...]:
     messages = _MESSAGES.dump_json(sample.messages).decode()
     chars = sum(len(m.text) for m in sample.messages)
     fault = sample.fault.model_dump_json() if sample.fault else None
-    return (sample.id, messages, images, sample.source, sample.kind, chars, place, fault)
+    has_video = "video" in media_kinds(sample.messages)
+    return (sample.id, messages, images, has_video, sample.source, sample.kind, chars, place, fault)
 
 
 def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:

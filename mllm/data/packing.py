@@ -5,7 +5,7 @@ other ranks will render can be laid out from numbers, and each row is as if its 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import TypeVar
 
 from mllm.batch import NO_PARENT
+from mllm.data.balance import exchanged
 from mllm.data.example import Example
 from mllm.data.settings import Packing
 
@@ -21,7 +22,8 @@ class Outline(Protocol):
     """What laying out has to know of a sample.
 
     length: tokens, without the `cut_tokens` that are left out; images: paths, in order; image_spans: (start, tokens) of
-    each; first_supervised: index of the first token that is learned; opening: int [first_supervised], the ids before it.
+    each; tile_counts: tiles of each; pictures: equal for samples whose images, and what these became, are equal;
+    first_supervised: index of the first token that is learned; opening: int [first_supervised], the ids before it.
     """
 
     @property
@@ -34,6 +36,10 @@ class Outline(Protocol):
     def images(self) -> tuple[str, ...]: ...
     @property
     def image_spans(self) -> tuple[tuple[int, int], ...]: ...
+    @property
+    def tile_counts(self) -> tuple[int, ...]: ...
+    @property
+    def pictures(self) -> Hashable: ...
     @property
     def first_supervised(self) -> int: ...
     @property
@@ -56,6 +62,12 @@ class PlacedSegment(Generic[E]):
     def length(self) -> int:
         return self.stop - self.start
 
+    @property
+    def tiles(self) -> int:
+        """Tiles of the images whose tokens stand in it."""
+        spans = zip(self.example.image_spans, self.example.tile_counts, strict=True)
+        return sum(count for (first, _), count in spans if self.start <= first < self.stop)
+
 
 @dataclass(frozen=True)
 class Row(Generic[E]):
@@ -64,6 +76,10 @@ class Row(Generic[E]):
     @property
     def length(self) -> int:
         return _length(self.segments)
+
+    @property
+    def tiles(self) -> int:
+        return sum(segment.tiles for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -116,7 +132,7 @@ class _Sharing(Generic[E]):
 
 
 def _split(examples: list[E], max_length: int) -> list[list[PlacedSegment[E]]]:
-    """Units of at most `max_length` tokens that hold all examples of one image, in order."""
+    """Units of at most `max_length` tokens that hold all examples of the same pictures, in order."""
     units: list[list[PlacedSegment[E]]] = []
     current = _Sharing.of(examples[0])
     for example in examples[1:]:
@@ -128,28 +144,25 @@ def _split(examples: list[E], max_length: int) -> list[list[PlacedSegment[E]]]:
     return [*units, current.unit()]
 
 
-def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 1) -> list[Row[E]]:
+def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 1, tile_cost: int = 1) -> list[Row[E]]:
     """Rows of at most `max_length` tokens, deterministic.
 
     First-fit decreasing (Johnson 1973) says how few rows suffice; the units are then spread over that many, rounded up to
-    a multiple of `ranks`, so that rows are of like length and no rank waits for another.
+    a multiple of `ranks`, so that rows are of like length and no rank waits for another. Where images have several tiles,
+    units change places until rows are alike in tiles, too. tile_cost: what a tile costs, in tokens (`mllm.data.balance`).
     """
     if packing == "none":
         return [Row((PlacedSegment(e, 0, e.length),)) for e in examples]
     if packing == "samples":
         units = [[PlacedSegment(e, 0, e.length)] for e in examples]
     else:
-        groups: dict[tuple[str, ...], list[E]] = {}
+        groups: dict[Hashable, list[E]] = {}
         for number, example in enumerate(examples):
-            key = example.images or (f"text/{number}",)
+            key = example.pictures if example.images else f"text/{number}"
             groups.setdefault(key, []).append(example)
         units = [unit for group in groups.values() for unit in _split(group, max_length)]
     units.sort(key=lambda unit: -_length(unit))
-    lengths = [_length(unit) for unit in units]
-    fitted = _first_fit(lengths, max_length)
-    count = min(len(units), -(-(max(fitted) + 1) // ranks) * ranks)
-    spread = _spread(lengths, count)
-    places = spread if _fullest(lengths, spread) <= max_length else fitted
+    places = _placed(units, max_length, ranks, tile_cost)
     bins: list[list[PlacedSegment[E]]] = [[] for _ in range(max(places) + 1)]
     for unit, place in zip(units, places, strict=True):
         offset = len(bins[place])
@@ -158,6 +171,27 @@ def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 
             for s in unit
         ]
     return [Row(tuple(segments)) for segments in bins]
+
+
+def _placed(units: Sequence[list[PlacedSegment[E]]], max_length: int, ranks: int, tile_cost: int) -> list[int]:
+    """For each of `units`, longest first, its row."""
+    lengths = [_length(unit) for unit in units]
+    fitted = _first_fit(lengths, max_length)
+    count = min(len(units), -(-(max(fitted) + 1) // ranks) * ranks)
+    spread = _spread(lengths, count)
+    places = spread if _fullest(lengths, spread) <= max_length else fitted
+    if not is_tiled(segment for unit in units for segment in unit):
+        return places
+    loads = [(_length(unit), sum(segment.tiles for segment in unit)) for unit in units]
+    rows = max(places) + 1
+    # A free seat in each row, so that a unit may also move. No unit is longer than a row, and none leaves a row empty.
+    moved = exchanged([*loads, *[(0, 0)] * rows], [*places, *range(rows)], tile_cost, max_length)
+    return moved[: len(units)]
+
+
+def is_tiled(segments: Iterable[PlacedSegment[E]]) -> bool:
+    """Whether an image of some segment has more tiles than one, so that tiles are a load of their own."""
+    return any(count > 1 for segment in segments for count in segment.example.tile_counts)
 
 
 def _length(segments: Sequence[PlacedSegment[E]]) -> int:

@@ -3,22 +3,31 @@
 from rich.text import Text
 
 from mllm.data.example import Example
+from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 TRAINED, MASKED, IMAGE = "bold green", "dim", "cyan"
 
 
 def coloured_tokens(example: Example, processor: Processor) -> Text:
-    """Each token in its colour: green is learned, dim is not; an image's tokens are drawn as one box with their count."""
+    """Each token in its colour: green is learned, dim is not; an image's tokens are drawn as one box with their count, and
+    the number of tiles or frames that they are made of, where there are several."""
     out = Text(f"{example.sample_id}  {example.length} tokens, {example.tokens.supervised_count} trained\n")
-    starts = dict(example.tokens.image_spans)
+    starts = {start: visual for (start, _), visual in zip(example.image_spans, example.tokens.visuals, strict=True)}
     index = 0
     while index < example.length:
         if index in starts:
-            out.append(f"[image × {starts[index]}]", IMAGE)
-            index += max(1, starts[index])
+            out.append(_box(starts[index]), IMAGE)
+            index += max(1, starts[index].token_count)
             continue
         token = processor.tokenizer.decode([example.tokens.input_ids[index]])
         out.append(token.replace("\n", "↵\n"), TRAINED if example.tokens.supervised[index] else MASKED)
         index += 1
     return out
+
+
+def _box(visual: Visual) -> str:
+    if visual.frames is not None:
+        return f"[video × {visual.token_count}, {len(visual.frames)} frame(s)]"
+    tiles = f", {visual.tile_count} tiles" if visual.tile_count > 1 else ""
+    return f"[image × {visual.token_count}{tiles}]"

@@ -1,4 +1,4 @@
-"""`mllm data validate`: every sample read, checked, and its images decoded, before a run meets what is wrong."""
+"""`mllm data validate`: every sample read, checked, and its images and videos decoded, before a run meets what is wrong."""
 
 import json
 from collections import Counter, deque
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.records import read_with_places
@@ -19,14 +19,17 @@ from mllm.data.samples import with_resolved_images
 from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
+from mllm.media.clip import check_frames, read_clip
 from mllm.media.decode import read_image
 from mllm.media.remote import is_url
+from mllm.media.sampling import sample_frames
 from mllm.outputs import check_files
 from mllm.settings import dump_yaml
 
 BY = "mllm data validate"
 AHEAD = 256
 EXAMPLES = 3
+FRAMES_DECODED = 8  # of a video, from its first to its last
 HOLD_IMAGES = (".parquet", ".tar")
 Check = Callable[[Sample], None]
 
@@ -43,10 +46,11 @@ class Problem:
 
 @dataclass
 class Findings:
-    """What a validation found. `samples` counts the samples that could be read."""
+    """What a validation found. `samples` counts the samples that could be read, `images` and `videos` files, each once."""
 
     samples: int = 0
     images: int = 0
+    videos: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def table(self) -> Table:
@@ -72,8 +76,9 @@ def validate(
 ) -> Findings:
     """Check every sample of every file of `recipe` once, whatever part of it the recipe asks for.
 
-    `jobs` threads decode images; check(sample) may raise BadSampleError for more than the schema can know (length,
-    labels), and is given samples whose images are whole. With `fix_directory`, the good samples of each source are
+    `jobs` threads decode images, and of videos some frames; check(sample) may raise BadSampleError for more than the schema
+    can know (length, labels), and is given samples whose images are whole. With `fix_directory`, the good samples of each
+    source are
     written there, and a recipe that names them; of samples with the same id all but the first get a new one, and those of
     a tar or parquet file become parquet with the images inside.
     advance(findings) is called after every sample. Raises UserError when there is nothing good to write.
@@ -148,25 +153,26 @@ def examined(
 ) -> Iterator[Examined]:
     """(sample as read, sample with resolved images, whether it is good), in the order of the files.
 
-    What is wrong goes into `findings`. looks_at_images: find and decode them; else they stay as the records name them.
+    What is wrong goes into `findings`. looks_at_images: find and decode images and videos; else they stay as the records
+    name them.
     """
     reader, root, files = READERS.get(source.reader), Path(source.image_root), source.files()
     holders = [str(Path(file)) for file in files]
-    decoded: dict[str, Future[str | None] | str | None] = {}
+    decoded: dict[tuple[str, str], Future[str | None] | str | None] = {}  # by what it is, and where
     seen: Counter[str] = Counter()
     waiting: deque[tuple[str, Sample, Sample, Problem | None]] = deque()
 
     def note(error: BadRecordError) -> None:
         findings.problems.append(Problem(error.place, "", "unreadable", error.reason))
 
-    def error_of(image: str) -> str | None:
-        error = decoded[image]
+    def error_of(kind: str, image: str) -> str | None:
+        error = decoded[kind, image]
         if isinstance(error, Future):
-            error = decoded[image] = error.result()
+            error = decoded[kind, image] = error.result()
         return error
 
     def finish(place: str, sample: Sample, resolved: Sample, problem: Problem | None) -> Examined:
-        reasons = [] if problem or not looks_at_images else [error_of(image) for image in resolved.images]
+        reasons = [] if problem or not looks_at_images else [error_of(*shown) for shown in _shown(resolved)]
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             problem = Problem(place, sample.id, "image", reason)
@@ -191,10 +197,11 @@ def examined(
                     except BadSampleError as error:
                         problem = Problem(place, sample.id, error.kind, error.reason)
                     else:
-                        for image in resolved.images:
-                            if image not in decoded:
-                                decoded[image] = pool.submit(_decoding_error, image)
-                                findings.images += 1
+                        for kind, image in _shown(resolved):
+                            if (kind, image) not in decoded:
+                                decoded[kind, image] = pool.submit(_decoding_error, kind, image)
+                                findings.images += kind == "image"
+                                findings.videos += kind == "video"
                 waiting.append((place, sample, resolved, problem))
                 if len(waiting) > AHEAD:
                     yield finish(*waiting.popleft())
@@ -212,9 +219,17 @@ def _problem_of(place: str, check: Callable[[], None]) -> Problem | None:
     return None
 
 
-def _decoding_error(image: str) -> str | None:
+def _shown(sample: Sample) -> list[tuple[str, str]]:
+    """("image" or "video", path) of all that a sample shows."""
+    return list(zip(media_kinds(sample.messages), sample.images, strict=True))
+
+
+def _decoding_error(kind: str, image: str) -> str | None:
     try:
-        read_image(image)
+        if kind == "video":
+            check_frames(image, sample_frames(read_clip(image), "inclusive", FRAMES_DECODED))
+        else:
+            read_image(image)
     except UserError as error:
         return str(error)
     return None

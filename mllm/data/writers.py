@@ -10,15 +10,17 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllm.conversation.schema import Sample
-from mllm.data.readers.fields import PLACEHOLDER
+from mllm.conversation.schema import Sample, media_kinds
+from mllm.data.readers.fields import PLACEHOLDER, VIDEO_PLACEHOLDER, RecordMedia
 from mllm.data.readers.llava import read_llava_record
 from mllm.errors import UserError
 from mllm.files import atomic_file
+from mllm.media.clip import DEFAULT_CLIP_LIMITS
 from mllm.media.decode import DEFAULT_LIMITS
 from mllm.media.ref import ImageRef, is_stored
 
 ROWS_PER_GROUP = 100
+MAX_GROUP_BYTES = 64 * 2**20  # of what is embedded: a row group is what a reader has to read at once
 PART = pa.struct([("type", pa.string()), ("text", pa.string())])
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(PART))])
 IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
@@ -87,7 +89,20 @@ class JsonLinesWriter(_TextWriter):
     between, closing = "\n", "\n"
 
     def _record(self, sample: Sample) -> dict[str, Any]:
-        return sample.model_dump(mode="json")
+        return _record_of(sample)
+
+
+def _record_of(sample: Sample) -> dict[str, Any]:
+    """A sample in the schema of the Hub: images and videos in a list of their own each."""
+    record = sample.model_dump(mode="json")
+    media = media_of(sample)
+    return record | {"images": list(media.images)} | ({"videos": list(media.videos)} if media.videos else {})
+
+
+def media_of(sample: Sample) -> RecordMedia:
+    """The images and the videos of a sample without a fault, apart."""
+    pairs = list(zip(media_kinds(sample.messages), sample.images, strict=True))
+    return RecordMedia(*(tuple(path for kind, path in pairs if kind == wanted) for wanted in ("image", "video")))
 
 
 class LlavaWriter(_TextWriter):
@@ -97,9 +112,19 @@ class LlavaWriter(_TextWriter):
 
     def _record(self, sample: Sample) -> dict[str, Any]:
         roles = {"user": "human", "assistant": "gpt", "system": "system"}
-        turns = [{"from": roles[m.role], "value": f"{PLACEHOLDER}\n" * m.image_count + m.text} for m in sample.messages]
-        images = sample.images[0] if len(sample.images) == 1 else list(sample.images)
-        record = {"id": sample.id} | ({"image": images} if images else {}) | {"conversations": turns}
+        media = media_of(sample)
+        # LLaVA-Video's own data has the image's placeholder for a video, too.
+        signs = {"image": PLACEHOLDER, "video": VIDEO_PLACEHOLDER if media.images else PLACEHOLDER}
+        turns = [
+            {
+                "from": roles[m.role],
+                "value": "".join(f"{signs[p.type]}\n" for p in m.content if p.type in signs) + m.text,
+            }
+            for m in sample.messages
+        ]
+        held = {"image": media.images, "video": media.videos}
+        fields = {name: paths[0] if len(paths) == 1 else list(paths) for name, paths in held.items() if paths}
+        record = {"id": sample.id} | fields | {"conversations": turns}
         if list(read_llava_record(str(self.path), record)) != [sample.model_copy(update={"source": "", "kind": ""})]:
             raise UserError(
                 f"sample {sample.id!r} would come back from LLaVA's JSON as another: it has an image between its words, "
@@ -109,7 +134,7 @@ class LlavaWriter(_TextWriter):
 
 
 class ParquetWriter(SampleWriter):
-    """Rows in the schema of the Hub. With `embed_images`, `images` holds `{bytes, path}`, the files' bytes as they are.
+    """Rows in the schema of the Hub. With `embed_images`, `images` and `videos` hold `{bytes, path}`, the files' bytes.
 
     Images that lie inside another file can't be referred to from this one: they have to be embedded.
     """
@@ -120,24 +145,34 @@ class ParquetWriter(SampleWriter):
         self._embed = embed_images
         strings = [(name, pa.string()) for name in ("source", "kind")]
         self._schema = pa.schema(
-            [("id", pa.string()), ("messages", pa.list_(MESSAGE)), ("images", pa.list_(image)), *strings]
+            [
+                ("id", pa.string()),
+                ("messages", pa.list_(MESSAGE)),
+                ("images", pa.list_(image)),
+                ("videos", pa.list_(image)),
+                *strings,
+            ]
         )
         self._writer = pq.ParquetWriter(self.temporary, self._schema)
         self._rows: list[dict[str, Any]] = []
+        self._held_bytes = 0
 
     def _write(self, sample: Sample, located: Located) -> None:
-        row = sample.model_dump(mode="json")
+        row = _record_of(sample)
         if self._embed:
-            row["images"] = [_image_value(image, located(image)) for image in sample.images]
+            media = media_of(sample)
+            for name, noun, paths in (("images", "image", media.images), ("videos", "video", media.videos)):
+                row[name] = [_embedded(path, located(path), noun) for path in paths]
+                self._held_bytes += sum(len(value["bytes"]) for value in row[name])
         elif any(is_stored(image) for image in sample.images):
             raise UserError(f"sample {sample.id!r}: its images lie inside a file; embed the images")
         self._rows.append(row)
-        if len(self._rows) == ROWS_PER_GROUP:
+        if len(self._rows) == ROWS_PER_GROUP or self._held_bytes >= MAX_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
-        self._rows = []
+        self._rows, self._held_bytes = [], 0
 
     def _close(self) -> None:
         if self._rows:
@@ -145,8 +180,9 @@ class ParquetWriter(SampleWriter):
         self._writer.close()
 
 
-def _image_value(name: str, location: str) -> dict[str, Any]:
-    content = ImageRef.of(location).read(DEFAULT_LIMITS.max_bytes)
+def _embedded(name: str, location: str, noun: str) -> dict[str, Any]:
+    limits = DEFAULT_LIMITS if noun == "image" else DEFAULT_CLIP_LIMITS
+    content = ImageRef.of(location, noun).read(limits.max_bytes)
     return {"bytes": content, "path": None if is_stored(location) else name}
 
 

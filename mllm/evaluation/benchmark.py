@@ -98,7 +98,7 @@ class HubLayout:
     asks: what a row asks. group: what a row says of which image it is about, as a
     function of the record or a text with columns in braces; without it images are told apart by their bytes. image_files:
     where images are (`id`, `image`) if the questions' rows have none but `imageId`. image: the column of a row's image, or
-    the first of several (`mllm.media.ref.image_columns`).
+    the first of several (`mllm.media.ref.media_columns`).
 
     Columns, splits and file names are those of the repositories' data set cards (`dataset_info`, `configs`), and of what
     lmms-eval does with them. `lmms-lab/X` was renamed `lmms-lab-encoder/X`; a source may have either name.

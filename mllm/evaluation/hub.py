@@ -15,7 +15,7 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, HubLayout, Item, TableRow
 from mllm.evaluation.medium import Medium, shown
 from mllm.media.decode import image_bytes
-from mllm.media.ref import image_columns
+from mllm.media.ref import media_columns
 
 
 def from_hub(name: str, kind: type[Benchmark], source: str) -> Benchmark:
@@ -110,7 +110,7 @@ def _rows(root: Path, layout: HubLayout, files: Sequence[tuple[str, Path]]) -> I
     first_of: dict[str, tuple[Medium, ...]] = {}
     numbers = count()
     for split, path in files:
-        columns = image_columns(pq.read_schema(path))
+        columns = media_columns(pq.read_schema(path), "parquet")
         for place, record in read_parquet(path, raise_error):
             number = next(numbers)
             if layout.image_files:

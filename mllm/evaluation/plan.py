@@ -123,8 +123,8 @@ def _choose(name: str, benchmark: Benchmark, data: Path, limit: int | None, seed
         reasons |= alone
     kept = tuple(item for item in sample if item.id not in reasons)
     if not kept:
-        lost = min(medium.source for medium in gone)
-        raise UserError(f"{name}: all {len(sample)} question(s) lack what they are about, such as {lost}")
+        lost = min(gone, key=lambda medium: medium.source)
+        raise UserError(f"{name}: all {len(sample)} question(s) lack their {lost.part.type}, such as {lost.source}")
     benchmark.check_items(kept)
     skipped = tuple(Skipped(name, item_id, reason) for item_id, reason in reasons.items())
     return Chosen(name, benchmark, kept, len(everything), skipped)

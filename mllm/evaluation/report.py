@@ -30,6 +30,12 @@ COLOURS = {
     "majority": "#777",
 }
 MAX_TYPES = 24
+EXPLAINED = {
+    "withheld": "the same questions without the image",
+    "swapped": "with another image",
+    **FURTHER_CONDITIONS,
+    "majority": "the commonest training answer to each question",
+}
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,7 @@ def write_report(
 
     note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
     """
-    body = [
-        f"<p class=note>{escape(note)}</p>" if note else "",
-        "<p>Mean scores in %, with 95% bootstrap intervals over images. ",
-    ]
-    body.append("<i>withheld</i>: the same questions without the image; <i>swapped</i>: with another image; ")
-    asked = {entry.condition for entries in scores.values() for entry in entries}
-    body += [f"<i>{name}</i>: {says}; " for name, says in FURTHER_CONDITIONS.items() if name in asked]
-    body.append("<i>majority</i>: the commonest training answer to each question.</p>")
-    body.append(_strip(answers))
+    body = [f"<p class=note>{escape(note)}</p>" if note else "", _legend(scores), _strip(answers)]
     for name, entries in scores.items():
         body += [
             f"<h2>{escape(name)}</h2><div class=scroll>{score_table(entries)}</div>",
@@ -119,6 +117,14 @@ def _label(benchmark: str, answer: Answer) -> str:
 def _spread(answers: Sequence[Answer], count: int) -> Sequence[Answer]:
     """`count` of the answers, from all over them."""
     return answers[:: max(1, len(answers) // count)][:count]
+
+
+def _legend(scores: Mapping[str, Sequence[Score]]) -> str:
+    """Say what the numbers are, and what the conditions that are there mean."""
+    there = {entry.condition for entries in scores.values() for entry in entries}
+    meanings = "; ".join(f"<i>{name}</i>: {meaning}" for name, meaning in EXPLAINED.items() if name in there)
+    said = f" {meanings}." if meanings else ""
+    return f"<p>Mean scores in %, with 95% bootstrap intervals over images.{said}</p>"
 
 
 def _strip(answers: Mapping[str, Sequence[Answer]]) -> str:

@@ -22,8 +22,9 @@ from mllm.settings import ExpandedPath, Settings, load_settings
 DEFAULT_METRIC = "exact_match"
 PACKAGE = "package:"
 YAML = (".yaml", ".yml")
-# Where others keep the image; a question asked without it would be asked blind.
+# Where others keep the image or the video; a question asked without it would be asked blind.
 OTHER_IMAGE_KEYS = ("image_path", "image_file", "img", "img_path", "picture", "file_name")
+OTHER_VIDEO_KEYS = ("videos", "video_path", "video_file", "video_url")
 
 
 def _not_blank(text: str) -> str:
@@ -68,7 +69,7 @@ class _Question(BaseModel):
 class QuestionFile(Settings):
     """How a file of questions is read, asked and scored: `--benchmarks FILE.yaml`.
 
-    `id` and `image` are texts with columns in braces, such as `{number}.png`; `{index}` counts the rows from 0.
+    `id`, `image` and `video` are texts with columns in braces, such as `{number}.png`; `{index}` counts the rows from 0.
     """
 
     file: str
@@ -88,8 +89,10 @@ class QuestionFile(Settings):
     """The question's id (default: its column `id`, or the row's number from 1)."""
     image: str | None = None
     """The image's file (default: its column `image`)."""
+    video: str | None = None
+    """The video's file, or the folder of its frames (default: its column `video`); it is shown behind the image."""
     image_root: str = "."
-    """Where images lie, in the folder."""
+    """Where images and videos lie, in the folder."""
     types: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """The answers of each type of question (default: the column `type`, or one type, `all`)."""
     prompt: str = Field(default="{question}", pattern=r"\{question\}")
@@ -107,13 +110,13 @@ class QuestionFile(Settings):
 class UserFile(Benchmark):
     """`FILE.jsonl`, `FILE.jsonl:METRIC` or `FILE.yaml` (see `QuestionFile`).
 
-    A line has question, answer(s), and what is shown with it: an image, several `images`, or a video (beside the file).
+    A line has question, answer(s), and what is shown with it: image, or several `images`, and video (beside the file).
     """
 
     card = Card(
         title="your own questions",
         questions="one a line",
-        files=("{id, image or images or video, question, answer or references, type, fields of the metric}",),
+        files=("{id, image or images, video, question, answer or references, type, fields of the metric}",),
         source="you",
         size="yours",
         licence="yours",
@@ -196,28 +199,33 @@ class UserFile(Benchmark):
 
     def _question(self, index: int, record: Mapping[str, Any]) -> _Question:
         """Raises KeyError, IndexError or ValueError for a column that the record hasn't, ValidationError for no question."""
-        texts = {"id": self.settings.id, "image": self.settings.image}
+        texts = {name: getattr(self.settings, name) for name in ("id", "image", "video")}
         known = {"index": index, **record}
         own = {name: text.format_map(known) for name, text in texts.items() if text is not None}
         return _Question.model_validate({**record, **own})
 
     def _item(self, name: str, line: _Question, where: str, image_root: Path) -> Item:
         extra = (line.model_extra or {}) | ({} if line.options is None else {"options": line.options})
-        other = next((key for key in OTHER_IMAGE_KEYS if extra.get(key)), None)
-        media = _media(line, image_root)
-        if not media and other is not None:
-            raise UserError(
-                f"{where}: {other}: the image of a question is read from the key image, several from images"
-            )
-        if sum(map(bool, (line.image, line.images, line.video))) > 1:
-            raise UserError(f"{where}: a question shows an image, several `images` or a video; keep one of the keys")
+        if line.image is not None and line.images:
+            raise UserError(f"{where}: a question has an image or several `images`; keep one of the keys")
+        images = line.images or list(filter(None, [line.image]))
+        videos = list(filter(None, [line.video]))
+        for kind, given, keys in (("image", images, OTHER_IMAGE_KEYS), ("video", videos, OTHER_VIDEO_KEYS)):
+            other = next((key for key in keys if extra.get(key)), None)
+            if not given and other is not None:
+                several = ", several from images" if kind == "image" else ", one a question"
+                reason = f"the {kind} of a question is read from the key {kind}{several}"
+                raise UserError(f"{where}: {other}: {reason}")
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
         references = line.references
         if self._wants_text:
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        return Item(name, media, line.question, words, kind, _group(line) or name, fields)
+        media = [Medium(str(image_root / image)) for image in images]
+        media += [Medium(str(image_root / video), is_video=True) for video in videos]
+        group = "\n".join([*images, *videos]) or name
+        return Item(name, tuple(media), line.question, words, kind, group, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types
@@ -245,17 +253,6 @@ class UserFile(Benchmark):
         """Whether the metric's references are texts, of which a number in the file is one."""
         kind: type[Line] = METRICS.get(self.metric).line
         return kind.model_fields["references"].annotation == list[str]
-
-
-def _media(line: _Question, root: Path) -> tuple[Medium, ...]:
-    if line.video is not None:
-        return (Medium(str(root / line.video), is_video=True),)
-    return tuple(Medium(str(root / image)) for image in (line.images or filter(None, [line.image])))
-
-
-def _group(line: _Question) -> str:
-    """What questions about the same have in common; empty where nothing is shown."""
-    return line.video or line.image or "\n".join(line.images)
 
 
 def _single_turns(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,12 +9,14 @@ import torch
 from mllm.checkpoint.start import text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
+from mllm.finetune.flops import unit_flops
 from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.kernels.choice import choose_kernel
 from mllm.kernels.precision import cast_parameters
 from mllm.model.multimodal import checkpoint_activations
+from mllm.model.planning import overlaid
 from mllm.model.trainable import apply_policy
 from mllm.training.build_engine import keep_freed_memory, with_known_dtype
 from mllm.training.loop import total_steps
@@ -69,7 +71,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model = model.to(device)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     multiple = length_multiple(model.device)
-    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
+    task = InstructionTask(mixture, processor, run.data, run.train, unit_flops(model), multiple)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches
     # The longest come first and the first run pays for warming up, so it is run once more than it counts.
     timed = micro_batches[:TIMED_MICRO_BATCHES]
@@ -110,7 +112,11 @@ def startable(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Fi
     model, words = run.model, run.model.language_model
     if model.init_from is not None and _is_to_come(model.init_from, origins):
         parts = startable(origins[model.init_from], origins).model
-        changes: dict[str, object] = {"prompt_format": model.prompt_format, "image": model.image}
+        changes: dict[str, object] = {
+            "prompt_format": model.prompt_format,
+            "image": overlaid(parts.image, model.image),
+            "video": overlaid(parts.video, model.video),
+        }
         return run.model_copy(update={"model": parts.model_copy(update=changes)})
     if words is not None and _is_to_come(words.path, origins):
         parts = startable(origins[words.path], origins).model

@@ -35,6 +35,11 @@ class UnitFlops:
     attention_pair: float
     target: float
 
+    @property
+    def tile_cost(self) -> int:
+        """What a tile costs, in tokens, at least 1."""
+        return max(1, round(self.tile / self.token)) if self.token else 1
+
     def of(self, work: Work) -> float:
         """FLOPs of `work` in all."""
         return (

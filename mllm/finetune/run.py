@@ -132,6 +132,7 @@ def build_beginning(
         attention_kernel,
         settings.train.neftune_alpha,
     )
+    beginning.model.tiles_together = settings.train.tiles_together
     use_lean_layers(beginning.model.language_model)
     dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
     fuse_layers(beginning.model.language_model, settings.train.fused_layers, dtype, device_at_hand())

@@ -6,19 +6,24 @@ else. Several ranks lay out what was counted before (`mllm.data.counts`), and ea
 """
 
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import nn
 
+from mllm.data.balance import exchanged
 from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
 from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.example import Example, render_example
-from mllm.data.packing import E, PlacedSegment, Row, pack
+from mllm.data.packing import E, PlacedSegment, Row, is_tiled, pack
 from mllm.data.settings import DataSettings
+from mllm.data.sizes import estimated_image_tokens
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
 from mllm.processor import Processor
@@ -26,6 +31,7 @@ from mllm.training.settings import LoopSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
 
 GPU_LENGTH_MULTIPLE = 128
+TOO_LARGE = ("too_long", "too_many_image_tokens")  # kinds of samples that are dropped where those too long are
 
 
 def length_multiple(device: torch.device) -> int:
@@ -59,7 +65,8 @@ class InstructionTask:
         costs: UnitFlops | None = None,
         length_multiple: int = 1,
     ) -> None:
-        """costs: of the model that will be trained, for `MicroBatch.flops`. length_multiple: of rows, in tokens."""
+        """costs: of the model that will be trained, for `MicroBatch.flops` and for what a tile weighs beside a token; without
+        them it weighs as its image tokens do. length_multiple: of rows, in tokens."""
         self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
         self.length_multiple = length_multiple
         self._decoder = ImageDecoder(processor, data.workers)
@@ -81,9 +88,17 @@ class InstructionTask:
     def _epoch_order(self, epoch: int) -> list[int]:
         if not self.data.group_by_length:
             return self.mixture.order(epoch)
-        side = self.processor.geometry.image_size_px
-        (image,) = self.processor.planner.plan([(side, side)])
-        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, image.token_count)
+        return group_by_length(self.mixture, epoch, self.loop.global_batch_size, self._image_tokens)
+
+    @cached_property
+    def _image_tokens(self) -> np.ndarray:
+        """int64 image tokens of each sample of the mixture."""
+        return estimated_image_tokens(self.mixture, self.processor)
+
+    @property
+    def tile_cost(self) -> int:
+        """What a tile costs the encoder, in tokens of the language model."""
+        return self.costs.tile_cost if self.costs else self.processor.geometry.tokens_per_tile
 
     def prepare(self, world_size: int) -> None:
         """Count the tokens of all samples, unless that was done or `world_size` ranks do without; may take minutes."""
@@ -97,22 +112,25 @@ class InstructionTask:
 
         def render(index: int) -> Example:
             sample, leaving = self.mixture.unchecked(index)
+            if leaving and self.processor.measures(sample.messages):
+                raise sample.bad("image", next(iter(leaving.values())))
             refused.update(leaving)
             return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
 
         if self._counts is None:
             ids, examples = self._usable(step, render, skips)
-            groups = self._dealt(examples, rank, world_size)
+            groups, layout = self._dealt(examples, rank, world_size)
         else:
             ids, outlines = self._usable(step, self._outline, skips)
-            groups = _rendered(self._dealt(outlines, rank, world_size), render)
+            dealt, layout = self._dealt(outlines, rank, world_size)
+            groups = _rendered(dealt, render)
         ahead = deque(
             self._decoder.start(((image.path, image.visual) for row in group for image in shown_images(row)), refused)
             for group in groups
         )
         # A group's decoder is let go with it: what it holds is in the batch by then.
         micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
-        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)))
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
 
     def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
         """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
@@ -122,7 +140,7 @@ class InstructionTask:
             try:
                 outline = look(index)
             except BadSampleError as error:
-                if error.kind == "too_long" and self.data.on_too_long != "error":
+                if error.kind in TOO_LARGE and self.data.on_too_long != "error":
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
@@ -141,9 +159,10 @@ class InstructionTask:
         assert self._counts is not None
         return self._counts.outline(index, self.data.max_length_tokens, self.data.on_too_long)
 
-    def _dealt(self, examples: list[E], rank: int, world_size: int) -> list[list[Row[E]]]:
-        rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size)
-        return deal(rows, rank, world_size, self.loop.micro_batch_size)
+    def _dealt(self, examples: list[E], rank: int, world_size: int) -> tuple[list[list[Row[E]]], int]:
+        """The rank's micro-batches, and the number of the whole step's layout."""
+        rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size, self.tile_cost)
+        return deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost), layout_number(rows)
 
     def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode, self.length_multiple)
@@ -168,6 +187,12 @@ def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]
     return [[Row(tuple(filled(segment) for segment in row.segments)) for row in group] for group in groups]
 
 
+def layout_number(rows: Sequence[Row[E]]) -> int:
+    """A number below 2³² that tells which tokens of which samples stand in which of `rows`, and in how many tiles."""
+    told = [[(s.example.sample_id, s.start, s.stop, s.tiles) for s in row.segments] for row in rows]
+    return zlib.crc32(repr(told).encode())
+
+
 def work_of(rows: Sequence[Row], targets: int) -> Work:
     """What `rows` are for a model: a trunk counts once, and a branch sees it."""
     segments = [segment for row in rows for segment in row.segments]
@@ -179,18 +204,33 @@ def work_of(rows: Sequence[Row], targets: int) -> Work:
     )
 
 
-def deal(rows: list[Row[E]], rank: int, world_size: int, micro_batch_size: int) -> list[list[Row[E]]]:
+def deal(
+    rows: list[Row[E]], rank: int, world_size: int, micro_batch_size: int, tile_cost: int = 1
+) -> list[list[Row[E]]]:
     """The micro-batches of `rank`: rows dealt longest first, back and forth, so that ranks carry like loads.
 
-    Every rank gets the same number of micro-batches; where rows run out, one repeats the shortest row without targets.
+    Where images have several tiles, rows of a round change hands until ranks are alike in tiles, too. tile_cost: what a
+    tile costs, in tokens. Every rank gets the same number of micro-batches; where rows run out, one repeats the shortest
+    row without targets.
     """
     ordered = sorted(rows, key=lambda row: -row.length)
     count = math.ceil(math.ceil(len(ordered) / world_size) / micro_batch_size)
-    turns = range(0, len(ordered), world_size)
-    seats = [start + (rank if turn % 2 == 0 else world_size - 1 - rank) for turn, start in enumerate(turns)]
-    hand = [ordered[seat] for seat in seats if seat < len(ordered)]
+    tiled = is_tiled(segment for row in rows for segment in row.segments)
+    hands = _hands(ordered, world_size, tile_cost if tiled else None)
+    hand = [row for row, own in zip(ordered, hands, strict=True) if own == rank]
     own = [hand[i * micro_batch_size : (i + 1) * micro_batch_size] for i in range(count)]
     return [group or [_without_targets(ordered[-1])] for group in own]
+
+
+def _hands(ordered: list[Row[E]], world_size: int, tile_cost: int | None) -> list[int]:
+    """For each of the rows, longest first, the rank that gets it; tile_cost None: tiles are no load of their own."""
+    rounds = [number // world_size for number in range(-(-len(ordered) // world_size) * world_size)]
+    seats = [n % world_size if turn % 2 == 0 else world_size - 1 - n % world_size for n, turn in enumerate(rounds)]
+    if tile_cost is None:
+        return seats[: len(ordered)]
+    loads = [(row.length, row.tiles) for row in ordered]
+    free = [(0, 0)] * (len(rounds) - len(ordered))
+    return exchanged([*loads, *free], seats, tile_cost, rounds=rounds)[: len(ordered)]
 
 
 def _without_targets(row: Row[E]) -> Row[E]:

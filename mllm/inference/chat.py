@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mllm.conversation.schema import ImagePart, Message, Part, TextPart
+from mllm.conversation.schema import ImagePart, Message, Part, TextPart, VideoPart, media_kinds
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.inference.answer import Answer, Stream
@@ -16,7 +16,8 @@ from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
-from mllm.media.decode import DEFAULT_LIMITS, read_image
+from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip
+from mllm.media.decode import read_image
 from mllm.media.ref import ImageSource
 from mllm.media.remote import data_url, data_url_bytes, is_data_url
 from mllm.model.multimodal import MultimodalLM
@@ -26,7 +27,7 @@ ANY_BYTES = "application/octet-stream"
 
 
 class _SavedChat(BaseModel):
-    """A conversation in a file: `images` are absolute paths, or data URLs of images that came without a file."""
+    """A conversation in a file: `images` (and videos) are absolute paths, or data URLs of what came without a file."""
 
     model_config = ConfigDict(extra="forbid")
     messages: tuple[Message, ...]
@@ -34,7 +35,7 @@ class _SavedChat(BaseModel):
 
 
 class ChatSession:
-    """Keeps the turns and images of a conversation; `ask` appends a question and its answer.
+    """Keeps the turns, images and videos of a conversation; `ask` appends a question and its answer.
 
     The keys and values of the turns stay, so that a turn computes only its new tokens. Which those are is found by
     comparing the tokens of the whole conversation, rendered anew, with the computed ones: the answer is that of a full
@@ -86,20 +87,23 @@ class ChatSession:
         images: Sequence[ImageSource] = (),
         on_text: Callable[[str], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        videos: Sequence[ImageSource] = (),
     ) -> str:
-        """The answer to `question` about `images` and all that was said before; more about it is in `last`.
+        """The answer to `question` about `images`, `videos` and all that was said before; more about it is in `last`.
 
         on_text receives the answer piece by piece while it is written. is_cancelled is asked after each token; when it
         says so, the answer ends there and counts. A question that fails, or is interrupted by an exception, leaves the
-        conversation as it was. Raises UserError for an empty question, an unreadable image or too long a conversation.
+        conversation as it was. Raises UserError for an empty question, an unreadable image or video, or too long a
+        conversation.
         """
         if not question.strip():
             raise UserError("the question is empty")
         for image in images:
             read_image(image)
-        parts: list[Part] = [*(ImagePart() for _ in images), TextPart(text=question)]
+        shown: list[Part] = [*(ImagePart() for _ in images), *(VideoPart() for _ in videos)]
+        parts: list[Part] = [*shown, TextPart(text=question)]
         messages = [*self.messages, Message(role="user", content=tuple(parts))]
-        all_images = [*self.images, *images]
+        all_images = [*self.images, *images, *videos]
         prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
         check_context(self.model, len(prompt), self.decoding.max_new_tokens)
         self.last = self._answer(prompt, Stream(self.processor, self.decoding, on_text, is_cancelled))
@@ -145,12 +149,16 @@ class ChatSession:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise UserError(f"{path} holds no saved conversation ({reason})") from None
         images: list[ImageSource] = [
-            data_url_bytes(image, DEFAULT_LIMITS.max_bytes) if is_data_url(image) else image for image in saved.images
+            data_url_bytes(image, DEFAULT_CLIP_LIMITS.max_bytes) if is_data_url(image) else image
+            for image in saved.images
         ]
-        for image in images:
-            read_image(image)
         question = Message(role="user", content=(TextPart(text="?"),))
         Request((*saved.messages, question), tuple(images)).check()
+        for kind, image in zip(media_kinds(saved.messages), images, strict=True):
+            if kind == "video":
+                read_clip(image)
+            else:
+                read_image(image)
         self.messages, self.images = list(saved.messages), images
         first = self.messages[0] if self.messages else None
         self.system = first.text if first is not None and first.role == "system" else None

@@ -43,6 +43,9 @@ class ImageFeatures:
         tiles = [t for image in images.values() for t in self.processor.read_tiles(image.source, image.visual)]
         features = self.model.encode_images(torch.stack(tiles).to(self.model.device), visuals)
         each = features.split([visual.token_count for visual in visuals])
+        if len(visuals) > 1:
+            # A part of a tensor keeps all of its memory, also when the other parts are forgotten.
+            each = tuple(part.clone() for part in each)
         self._known.update(zip(images, each, strict=True))
         self.encoded += len(images)
 

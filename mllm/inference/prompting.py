@@ -23,7 +23,7 @@ from mllm.media.remote import is_url
 from mllm.settings import expanded
 
 FILE_SCHEME = "file://"
-WITH_PATH = ("/image", "/save", "/load")
+WITH_PATH = ("/image", "/video", "/save", "/load")
 
 
 class CommandCompleter(Completer):

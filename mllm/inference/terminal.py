@@ -1,6 +1,7 @@
 """`mllm chat`: a conversation in the terminal, or in a script."""
 
 import json
+import shlex
 import signal
 import sys
 import time
@@ -11,15 +12,18 @@ from types import FrameType
 
 from rich.console import Console
 
+from mllm.conversation.schema import media_kinds
 from mllm.errors import UserError
 from mllm.inference.chat import ChatSession
 from mllm.inference.prompting import is_dropped, line_reader, local_path, pasted_path, pasted_paths
+from mllm.media.clip import read_clip
 from mllm.media.decode import read_image
-from mllm.media.ref import ImageSource
+from mllm.media.ref import VIDEO_SUFFIXES, ImageSource
 from mllm.media.remote import fetch_image, is_url
 
 COMMANDS = {
     "/image": "PATH|URL …  show images with the next question; or drop their files here",
+    "/video": "FILE …  show videos, or folders of frames, with the next question; or drop their files here",
     "/undo": "take back the last question and its answer",
     "/reset": "start over",
     "/system": "[TEXT]  replace the system prompt, or remove it",
@@ -38,17 +42,30 @@ def open_image(source: str) -> ImageSource:
     return image
 
 
-def chat_once(session: ChatSession, question: str, images: Sequence[ImageSource]) -> None:
+def open_video(source: str) -> ImageSource:
+    """The path of a file or of a folder of frames. Raises UserError unless it holds a video."""
+    path = local_path(source)
+    if is_url(path):
+        raise UserError(f"video {path} is a URL; download it and give the file")
+    read_clip(path)
+    return path
+
+
+def chat_once(
+    session: ChatSession, question: str, images: Sequence[ImageSource], videos: Sequence[ImageSource] = ()
+) -> None:
     """One question, its answer streamed to stdout. The first Ctrl-C ends the answer, a second one the program's wait."""
     with _stop_on_interrupt() as is_stopped:
-        session.ask(question, images, lambda text: print(text, end="", flush=True), is_stopped)
+        session.ask(question, images, lambda text: print(text, end="", flush=True), is_stopped, videos)
     print()
 
 
-def chat_as_json(session: ChatSession, question: str, images: Sequence[ImageSource]) -> None:
+def chat_as_json(
+    session: ChatSession, question: str, images: Sequence[ImageSource], videos: Sequence[ImageSource] = ()
+) -> None:
     """One question, and a line of JSON with its answer and what it took."""
     started = time.perf_counter()
-    text = session.ask(question, images)
+    text = session.ask(question, images, videos=videos)
     last = session.last
     assert last is not None
     record = {
@@ -63,20 +80,26 @@ def chat_as_json(session: ChatSession, question: str, images: Sequence[ImageSour
     print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
-def chat_script(session: ChatSession, questions: Sequence[str], images: Sequence[str], as_json: bool = False) -> None:
-    """The questions as turns of one conversation, the images with the first; echoed when there are several.
+def chat_script(
+    session: ChatSession,
+    questions: Sequence[str],
+    images: Sequence[str],
+    as_json: bool = False,
+    videos: Sequence[str] = (),
+) -> None:
+    """The questions as turns of one conversation, images and videos with the first; echoed when there are several.
 
     A question `-` is all of stdin. Raises UserError at the first that can't be asked.
     """
-    opened = [open_image(image) for image in images]
+    shown = [open_image(image) for image in images], [open_video(video) for video in videos]
     for number, question in enumerate(questions):
         text = read_stdin() if question == "-" else question
         if as_json:
-            chat_as_json(session, text, opened if number == 0 else [])
+            chat_as_json(session, text, *(shown if number == 0 else ((), ())))
             continue
         if len(questions) > 1:
             print(f"you> {text}")
-        chat_once(session, text, opened if number == 0 else [])
+        chat_once(session, text, *(shown if number == 0 else ((), ())))
         if session.last is not None and session.last.finish_reason == "cancelled":
             raise KeyboardInterrupt
 
@@ -91,11 +114,12 @@ def read_stdin() -> str:
 
 @dataclass
 class _Terminal:
-    """The state of the loop: the images that wait for a question."""
+    """The state of the loop: the images and videos that wait for a question."""
 
     session: ChatSession
     console: Console
     pending: list[ImageSource] = field(default_factory=list)
+    videos: list[ImageSource] = field(default_factory=list)
     as_json: bool = False
 
     def say(self, text: str) -> None:
@@ -113,13 +137,27 @@ class _Terminal:
         for path in paths:
             self.say(f"image {path} goes with the next question")
 
+    def show_video(self, argument: str) -> None:
+        if not argument:
+            raise UserError("/video needs a file, or a folder of frames")
+        paths = pasted_paths(argument)
+        self.videos += [open_video(path) for path in paths]
+        for path in paths:
+            self.say(f"video {path} goes with the next question")
+
+    def show_dropped(self, line: str) -> None:
+        """Show files by the ends of their names: what isn't called as videos are is an image."""
+        for path in pasted_paths(line):
+            show = self.show_video if path.rpartition(".")[2].lower() in VIDEO_SUFFIXES else self.show_image
+            show(shlex.quote(path))
+
     def undo(self, _: str) -> None:
         self.session.undo()
         self.say("the last question and its answer are taken back")
 
     def reset(self, _: str) -> None:
         self.session.reset()
-        self.pending.clear()
+        self.clear()
         self.say("a new conversation")
 
     def set_system(self, argument: str) -> None:
@@ -138,7 +176,8 @@ class _Terminal:
             raise UserError("/load needs a file name")
         self.session.load(pasted_path(argument))
         for message in self.session.messages:
-            self.say(f"{message.role}> {'[image] ' * message.image_count}{message.text}")
+            shown = "".join(f"[{kind}] " for kind in media_kinds([message]))
+            self.say(f"{message.role}> {shown}{message.text}")
 
     def help(self, _: str) -> None:
         for name, text in COMMANDS.items():
@@ -146,17 +185,23 @@ class _Terminal:
 
     def ask(self, question: str) -> None:
         if self.as_json:
-            chat_as_json(self.session, question, self.pending)
+            chat_as_json(self.session, question, self.pending, self.videos)
         else:
-            chat_once(self.session, question, self.pending)
+            chat_once(self.session, question, self.pending, self.videos)
             if self.session.last is not None and self.session.last.finish_reason == "cancelled":
                 self.say("stopped; what was written stays, /undo takes it back")
+        self.clear()
+
+    def clear(self) -> None:
+        """Let no image and no video wait."""
         self.pending.clear()
+        self.videos.clear()
 
     def take(self, line: str) -> None:
         """Carry out a command or ask a question."""
         handlers: dict[str, Callable[[str], None]] = {
             "/image": self.show_image,
+            "/video": self.show_video,
             "/undo": self.undo,
             "/reset": self.reset,
             "/system": self.set_system,
@@ -168,19 +213,23 @@ class _Terminal:
         if command in handlers:
             handlers[command](argument.strip())
         elif is_dropped(line):
-            self.show_image(line)
+            self.show_dropped(line)
         elif not line.startswith("/"):
             self.ask(line)
         else:
             raise UserError(f"unknown command {command!r}; choose one of: {', '.join(COMMANDS)}")
 
 
-def chat_in_terminal(session: ChatSession, images: Sequence[str], as_json: bool = False) -> None:
+def chat_in_terminal(
+    session: ChatSession, images: Sequence[str], as_json: bool = False, videos: Sequence[str] = ()
+) -> None:
     """Read questions until `/exit` or the end of input. Ctrl-C stops an answer and keeps the conversation."""
     terminal = _Terminal(session, Console(highlight=False), as_json=as_json)
     for image in images:
         terminal.pending.append(open_image(image))
         terminal.say(f"image {image} goes with the next question")
+    for video in videos:
+        terminal.show_video(shlex.quote(video))
     read_line = line_reader(COMMANDS)
     terminal.say("/help lists the commands")
     while True:

@@ -4,10 +4,11 @@ A video is a file, a part of a larger file, bytes in memory, or a folder of pict
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -47,8 +48,9 @@ def read_clip(source: ImageSource, limits: ClipLimits = DEFAULT_CLIP_LIMITS, fol
     ref = ImageRef.of(source, "video")
     with _named(ref):
         if ref.file is None or not ref.is_folder:
-            return _known(ref, limits).clip
-        files = _frame_files(ref.file)
+            whole = _known(ref, limits).clip
+            return _cut(whole, _within(ref, whole))
+        files = _frame_files(ref)
         clip = Clip(*read_image_size(files[0]), tuple(number / folder_fps for number in range(len(files))))
         _check(clip, limits)
         return clip
@@ -83,12 +85,40 @@ def each_frame(
     with _named(ref):
         if ref.file is None or not ref.is_folder:
             known = _known(ref, limits)
-            _check_indices(indices, known.clip.frame_count)
-            yield from DECODERS[decoder](_content(ref, limits), known.table, indices)
+            frames = _within(ref, known.clip)
+            _check_indices(indices, len(frames))
+            wanted = [frames[index] for index in indices]
+            for number, frame in DECODERS[decoder](_content(ref, limits), known.table, wanted):
+                yield number - frames.start, frame
         else:
-            files = _frame_files(ref.file)
+            files = _frame_files(ref)
             _check_indices(indices, len(files))
             yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
+
+
+def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
+    """Decode the frames of a video at `indices`, one after another. Raises UserError like `read_frames`."""
+    for _ in each_frame(source, indices):
+        pass
+
+
+def _within(ref: ImageRef, clip: Clip) -> range:
+    """The numbers of a video's frames that are shown: all, or those within the span of a part, ends included."""
+    if ref.span_ms is None:
+        return range(clip.frame_count)
+    start_s, stop_s = (milliseconds / 1000 for milliseconds in ref.span_ms)
+    found = range(bisect_left(clip.times_s, start_s), bisect_right(clip.times_s, stop_s))
+    if not found:
+        raise VideoFaultError(f"has no frame between {start_s:g} and {stop_s:g} s; it ends at {clip.times_s[-1]:g} s")
+    return found
+
+
+def _cut(clip: Clip, frames: range) -> Clip:
+    """The clip of some of a video's frames, its times from the first of them on."""
+    if len(frames) == clip.frame_count:
+        return clip
+    first_s = clip.times_s[frames.start]
+    return replace(clip, times_s=tuple(clip.times_s[number] - first_s for number in frames))
 
 
 @dataclass(frozen=True)
@@ -124,7 +154,7 @@ _recent = _Recent()
 
 
 def _known(ref: ImageRef, limits: ClipLimits) -> _Known:
-    identity = ref.identity()
+    identity = replace(ref, span_ms=None).identity()  # a part's packets are those of the whole
     known = _recent.get(identity)
     if known is None:
         content = _content(ref, limits)
@@ -176,8 +206,13 @@ def _check_indices(indices: Sequence[int], frame_count: int) -> None:
         raise VideoFaultError(f"has {frame_count} frames, numbered from 0, and no frame {beyond}")
 
 
-def _frame_files(folder: Path) -> list[Path]:
+def _frame_files(ref: ImageRef) -> list[Path]:
     """The pictures of a folder, numbers in their names in the order of numbers (`9.jpg` comes before `10.jpg`)."""
+    if ref.span_ms is not None:
+        raise VideoFaultError(
+            "is a folder of frames, which has no times; put the frames of a part into one of their own"
+        )
+    folder = ref.file or Path()
     files = [f for f in folder.iterdir() if f.suffix[1:].lower() in IMAGE_SUFFIXES and not f.name.startswith(".")]
     if not files:
         raise VideoFaultError(f"is a folder without pictures ({', '.join(IMAGE_SUFFIXES)})")

@@ -1,11 +1,15 @@
-"""Images as data URLs, for a request or a page."""
+"""Images and videos as data URLs, for a request or a page."""
 
 import io
+from mimetypes import guess_type
 from pathlib import Path
 
 from PIL import Image
 
+from mllm.errors import UserError
+from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip, read_frames
 from mllm.media.decode import image_bytes, read_image
+from mllm.media.ref import ImageRef
 from mllm.media.remote import data_url
 
 # What browsers and endpoints alike can read.
@@ -21,6 +25,28 @@ def file_url(image: Path | str) -> str:
     with Image.open(io.BytesIO(content)) as opened:
         kind = opened.get_format_mimetype()
     return data_url(content, kind) if kind in _UNDERSTOOD else _picture_url(picture, "png")
+
+
+def video_url(video: Path | str) -> str:
+    """Write a video file as it is; its media type is told by the end of its name, and is MP4's where that tells none.
+
+    Raises UserError like `read_clip`, and for a folder of frames or a part of a video, which are no files.
+    """
+    read_clip(video)
+    kind, _ = guess_type(str(video))
+    ref = ImageRef.of(video, "video")
+    if ref.is_folder or ref.span_ms is not None:
+        what = "a folder of frames" if ref.is_folder else "a part of a video"
+        raise UserError(f"video {ref.name} is {what}, and only a video file can be sent; write it as one")
+    content = ref.read(DEFAULT_CLIP_LIMITS.max_bytes)
+    return data_url(content, kind if kind is not None and kind.startswith("video/") else "video/mp4")
+
+
+def frame_url(video: Path | str, side_px: int, kind: str = "png", quality: int = 80) -> str:
+    """Write the frame in the middle of a video, as `thumbnail_url` writes an image. Raises UserError like `read_frames`."""
+    (picture,) = read_frames(video, [read_clip(video).frame_count // 2])
+    picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
+    return _picture_url(picture, kind, quality)
 
 
 def thumbnail_url(image: Path | str | bytes, side_px: int, kind: str = "png", quality: int = 80) -> str:

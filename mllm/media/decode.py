@@ -135,7 +135,9 @@ def _check_bytes(encoded: Path | bytes, name: str, limits: DecodeLimits) -> None
     else:
         try:
             if encoded.is_dir():
-                raise UserError(f"image {name} is a folder; show its pictures as a video by a part of type video")
+                raise UserError(
+                    f"image {name} does not exist: it is a folder, which a part of type video shows as frames"
+                )
             if not encoded.is_file():
                 raise UserError(f"image {name} does not exist")
             byte_count = encoded.stat().st_size

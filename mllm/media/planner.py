@@ -8,7 +8,19 @@ from typing import Literal
 from mllm.errors import ImageBudgetError, UserError
 from mllm.media.sampling import Sampling, sample_frames
 from mllm.media.tilings import Tiling
-from mllm.media.visual import Arrangement, Clip, Crop, Fit, ImageGeometry, Media, Newline, Pooling, Size, Visual
+from mllm.media.visual import (
+    Arrangement,
+    Clip,
+    Crop,
+    Fit,
+    ImageGeometry,
+    Media,
+    Newline,
+    Pooling,
+    Size,
+    TimePrompt,
+    Visual,
+)
 
 Several = Literal["tile", "share", "square"]
 
@@ -29,6 +41,7 @@ class ClipPlan:
     stride: int = 2
     pool_before_projector: bool = False
     newline: Newline = "none"
+    time_prompt: TimePrompt = "none"
 
     def __post_init__(self) -> None:
         """Raises UserError for what a class token has no place in, and for pooling that leaves nothing."""
@@ -46,8 +59,9 @@ class ClipPlan:
             raise UserError("a video without a frame has no content")
         chosen = sample_frames(clip, self.sampling, self.frames, self.fps)
         crops = tuple(Crop(frame=index, fit=self.fit) for index in chosen)
+        words = times_of(clip, chosen) if self.time_prompt == "llava_video" else ""
         if self.pooling == "none" and self.newline == "none":
-            return Visual(crops, (len(crops), 1, 1), len(crops) * self.geometry.tokens_per_tile)
+            return Visual(crops, (len(crops), 1, 1), len(crops) * self.geometry.tokens_per_tile, words=words)
         stride = self.stride if self.pooling != "none" else 1
         arrangement = Arrangement(
             pooling=self.pooling,
@@ -56,7 +70,16 @@ class ClipPlan:
             newline=self.newline,
         )
         grid = (len(crops), 1, 1)
-        return Visual(crops, grid, arrangement.count(grid, self.geometry.side), arrangement)
+        return Visual(crops, grid, arrangement.count(grid, self.geometry.side), arrangement, words)
+
+
+def times_of(clip: Clip, chosen: Sequence[int]) -> str:
+    """LLaVA-Video's sentence about a video and the frames of it that are shown, to the letter: no blank before "Please"."""
+    times = ",".join(f"{clip.times_s[index]:.2f}s" for index in chosen)
+    return (
+        f"The video lasts for {clip.seconds:.2f} seconds, and {len(chosen)} frames are uniformly sampled from it. These "
+        f"frames are located at {times}.Please answer the following questions related to this video."
+    )
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,11 @@ class Planner:
     def longest(self) -> Visual:
         """The visual of an image with the most image tokens: what memory is planned for."""
         return self.tiling.longest()
+
+    def longest_clip(self) -> Visual:
+        """The visual of a video of which as many frames are shown as of any."""
+        side, rare = self.geometry.image_size_px, 1 / self.clips.fps
+        return self.clips.visual(Clip(side, side, tuple(rare * number for number in range(self.clips.frames))))
 
     def _visual(self, item: Media, among: int) -> Visual:
         if isinstance(item, Clip):

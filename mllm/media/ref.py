@@ -3,8 +3,9 @@
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
 image of a row: the NUMBER-th in its column `images` or `image`, or that of the NUMBER-th of its columns `image_1`,
-`image_2`, … (`image_columns`), which hold `{bytes, path}`, as the Hub's data sets do, or the bytes alone. What a request
-names by a URL or holds in one is bytes from the door on.
+`image_2`, … (`media_columns`), which hold `{bytes, path}`, as the Hub's data sets do, or the bytes alone; and
+`parquet-video:ROW:NUMBER:PATH` a video of its column `videos` (or `video`). What a request names by a URL or holds in one
+is bytes from the door on.
 """
 
 import hashlib
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
+from mllm.media.span import without_span
 
 ImageSource = str | Path | bytes
 IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
-IMAGE_COLUMNS = ("images", "image")
+VIDEO_SUFFIXES = ("avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv")
+MEDIA_COLUMNS = {"parquet": ("images", "image"), "parquet-video": ("videos", "video")}
 DECODED = "decoded_image"
-STORED = r"^(tar|parquet):([0-9]+):([0-9]+):"  # for pyarrow, too
+STORED = r"^(tar|parquet|parquet-video):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
 _STORED = re.compile(STORED)
 _NUMBERED = re.compile(r"^image_([0-9]+)$")
@@ -30,8 +33,9 @@ def tar_reference(path: str, offset: int, size: int) -> str:
     return f"tar:{offset}:{size}:{path}"
 
 
-def parquet_reference(path: str, row: int, number: int) -> str:
-    return f"parquet:{row}:{number}:{path}"
+def parquet_reference(path: str, row: int, number: int, kind: str = "parquet") -> str:
+    """kind: which of MEDIA_COLUMNS it is in."""
+    return f"{kind}:{row}:{number}:{path}"
 
 
 def is_stored(image: ImageSource) -> bool:
@@ -44,7 +48,8 @@ class ImageRef:
     """One image or video, wherever it is: `of` makes it of what samples and requests hold.
 
     name: what messages call it. file: what it is or lies in, None for bytes in memory, which are its `content`. part: of
-    an image inside a file ("tar", offset, size) or ("parquet", row, number in it). noun: "image" or "video", for messages.
+    what lies inside a file ("tar", offset, size) or ("parquet" or "parquet-video", row, number in it). noun: "image" or
+    "video", for messages. span_ms: from when to when, of a part of a video (`mllm.media.span`).
     """
 
     name: str
@@ -52,17 +57,19 @@ class ImageRef:
     part: tuple[str, int, int] | None = None
     content: bytes | None = None
     noun: str = "image"
+    span_ms: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, source: ImageSource, noun: str = "image") -> "ImageRef":
         if isinstance(source, bytes):
             return cls(f"{len(source)} bytes", content=source, noun=noun)
         name = repr(str(source))[:MAX_NAME_CHARS]
-        found = _STORED.match(source) if isinstance(source, str) else None
+        whole, span_ms = without_span(source) if isinstance(source, str) else (source, None)
+        found = _STORED.match(whole) if isinstance(whole, str) else None
         if found is None:
-            return cls(name, Path(source), noun=noun)
+            return cls(name, Path(whole), noun=noun, span_ms=span_ms)
         part = (found[1], int(found[2]), int(found[3]))
-        return cls(name, Path(found.string[found.end() :]), part, noun=noun)
+        return cls(name, Path(found.string[found.end() :]), part, noun=noun, span_ms=span_ms)
 
     @property
     def is_there(self) -> bool:
@@ -82,8 +89,8 @@ class ImageRef:
             if self.part is None:
                 return self.file.read_bytes()
             kind, first, second = self.part
-            if kind == "parquet":
-                return _parquet_image(str(self.file), first, second)
+            if kind in MEDIA_COLUMNS:
+                return _parquet_image(str(self.file), kind, first, second)
             if second > max_bytes:
                 raise UserError(f"{self.noun} {self.name} has {second} bytes; the limit is {max_bytes}")
             with open(self.file, "rb") as file:
@@ -109,24 +116,23 @@ class ImageRef:
                 raise UserError(f"{self.noun} {self.name} does not exist")
             files = sorted(self.file.iterdir()) if self.is_folder else [self.file]
             states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            named = (self.part, str(self.file.absolute()), states)
+            named = (self.part, str(self.file.absolute()), states, *(self.span_ms or ()))
             digest = hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()
         return -1 - int.from_bytes(digest[:8], "big")
 
 
-def image_columns(schema: Any) -> tuple[str, ...]:
-    """The columns of a parquet file that hold the bytes of images, by its Arrow schema, in the order of their images.
+def media_columns(schema: Any, kind: str) -> tuple[str, ...]:
+    """The columns of a parquet file that hold the bytes of images, or of videos, by its Arrow schema, in their order.
 
-    That is `images` or `image`; else `image_1`, `image_2` and so on, of which a row may fill some; else `decoded_image`.
+    That is `images` or `image`; else `image_1`, `image_2` and so on, of which a row may fill some; else `decoded_image`. Of
+    videos it is `videos` or `video`. kind: a key of MEDIA_COLUMNS.
     """
     held = [name for name in schema.names if _is_binary(element_type(schema.field(name).type))]
+    one = next((name for name in MEDIA_COLUMNS[kind] if name in held), None)
+    if one is not None or kind != "parquet":
+        return () if one is None else (one,)
     numbered = sorted((name for name in held if _NUMBERED.match(name)), key=lambda name: int(name.rpartition("_")[2]))
-    kinds = (
-        *((name,) for name in IMAGE_COLUMNS if name in held),
-        tuple(numbered),
-        (DECODED,) if DECODED in held else (),
-    )
-    return next((names for names in kinds if names), ())
+    return tuple(numbered) or ((DECODED,) if DECODED in held else ())
 
 
 def element_type(kind: Any) -> Any:
@@ -148,8 +154,9 @@ def _is_binary(kind: Any) -> bool:
     return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
 
 
-def _parquet_image(path: str, row: int, number: int) -> bytes:
-    _, starts, columns = _parquet_file(path)
+def _parquet_image(path: str, kind: str, row: int, number: int) -> bytes:
+    file, starts = _parquet_file(path)
+    columns = media_columns(file.schema_arrow, kind) or MEDIA_COLUMNS[kind][:1]
     group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
     value = _row_group(path, group, columns[number] if len(columns) > 1 else columns[0])[row - starts[group]].as_py()
     image = value[number] if isinstance(value, list) else value
@@ -160,19 +167,19 @@ def _parquet_image(path: str, row: int, number: int) -> bytes:
 
 
 @lru_cache(maxsize=16)
-def _parquet_file(path: str) -> tuple[Any, list[int], tuple[str, ...]]:
-    """The open file, the first row of each of its row groups, and the columns of images."""
+def _parquet_file(path: str) -> tuple[Any, list[int]]:
+    """The open file, and the first row of each of its row groups."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, memory_map=True)
     starts = [0]
     for group in range(file.metadata.num_row_groups):
         starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    return file, starts[:-1], image_columns(file.schema_arrow) or IMAGE_COLUMNS[:1]
+    return file, starts[:-1]
 
 
 @lru_cache(maxsize=4)
 def _row_group(path: str, group: int, column: str) -> Any:
     """One column of a row group: neighbours are often wanted together, and a row group is what can be read."""
-    file, _, _ = _parquet_file(path)
+    file, _ = _parquet_file(path)
     return file.read_row_group(group, columns=[column])[column].combine_chunks()

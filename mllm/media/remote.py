@@ -48,18 +48,19 @@ def data_url(content: bytes, media_type: str) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
-def data_url_bytes(url: str, max_bytes: int) -> bytes:
+def data_url_bytes(url: str, max_bytes: int, noun: str = "image") -> bytes:
     """What a base64 data URL holds; its media type isn't trusted, and any is taken.
 
-    The base64 may be the URL-safe one, without padding, wrapped over lines, or percent-encoded. Raises UserError for what
-    is no such URL or holds more than `max_bytes`.
+    The base64 may be the URL-safe one, without padding, wrapped over lines, or percent-encoded. noun: "image" or "video", for
+    messages. Raises UserError for what is no such URL or holds more than `max_bytes`.
     """
     header = _DATA_URL.match(url)
     if header is None:
-        raise UserError("an image is sent as a data URL: data:image/png;base64,…")
+        article, kind = ("an", "png") if noun == "image" else ("a", "mp4")
+        raise UserError(f"{article} {noun} is sent as a data URL: data:{noun}/{kind};base64,…")
     payload = _WHITE_SPACE.sub("", unquote(url[header.end() :])).translate(_URL_SAFE).rstrip("=")
     if len(payload) * 3 // 4 > max_bytes:
-        raise UserError(f"the image has more than {max_bytes} bytes")
+        raise UserError(f"the {noun} has more than {max_bytes} bytes")
     try:
         return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):

@@ -26,6 +26,7 @@ Decoder = Literal["pyav", "torchcodec"]
 # Demuxers by FFmpeg's names. Playlists aren't among them: they open other files and addresses; nor are raw streams, whose
 # frames have no times, nor pictures and texts, which FFmpeg would take for videos.
 FORMATS = "3gp,asf,avi,flv,gif,m4a,m4v,matroska,mj2,mov,mp4,mpeg,mpegts,mxf,nut,ogg,webm"
+DECODING_THREADS = 4  # of one video; each holds frames of its own
 # Signs of a display matrix's a, b, c, d (x' = ax + cy, y' = bx + dy), and what brings the stored picture upright.
 UPRIGHT = {
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
@@ -145,6 +146,7 @@ def _opened(content: Content) -> Iterator[tuple[Any, Any]]:
             held = "sound alone" if container.streams.audio else "no video"
             raise VideoFaultError(f"holds {held}")
         stream.thread_type = "AUTO"
+        stream.thread_count = DECODING_THREADS
         yield container, stream
 
 
@@ -199,7 +201,8 @@ def _matching(packets: Iterable[Any], table: FrameTable, indices: Sequence[int])
     """(index, decoded frame) of those of `indices`, ascending, that come out of `packets`."""
     wanted = {table.pts[index] if table.tells_order else index: index for index in indices}
     last = max(wanted)
-    for count, frame in enumerate(_decoded(packets)):
+    # What no other frame refers to needs no decoding unless it is wanted; where frames are counted, all are.
+    for count, frame in enumerate(_decoded(packets, frozenset(wanted) if table.tells_order else None)):
         time = frame.pts if table.tells_order else count
         if time in wanted and not frame.is_corrupt:
             yield wanted.pop(time), frame
@@ -207,9 +210,14 @@ def _matching(packets: Iterable[Any], table: FrameTable, indices: Sequence[int])
             return
 
 
-def _decoded(packets: Iterable[Any]) -> Iterator[Any]:
-    """The frames of `packets`; a packet that can't be decoded gives none."""
+def _decoded(packets: Iterable[Any], wanted: frozenset[int] | None = None) -> Iterator[Any]:
+    """The frames of `packets`; a packet that can't be decoded gives none.
+
+    wanted: their times; of the others, those that no frame refers to are passed over. None: all frames.
+    """
     for packet in packets:
+        if wanted is not None:
+            packet.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         frames: list[Any] = []
         with suppress(_av().error.FFmpegError):
             frames = packet.decode()

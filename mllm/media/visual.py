@@ -14,6 +14,7 @@ Size = tuple[int, int]  # (height, width) in pixels, as an image is displayed
 Fit = Literal["pad", "crop", "stretch"]
 Pooling = Literal["none", "average", "bilinear"]
 Newline = Literal["none", "row", "frame", "end"]
+TimePrompt = Literal["none", "llava_video"]
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,6 @@ class Clip:
 
 
 Media = Size | Clip
-
-
-@dataclass(frozen=True)
-class Clip:
-    """What is known of a video before a frame of it is decoded.
-
-    height, width: of its frames in pixels, as displayed. times_s: when each frame is shown, in order, from 0.
-    """
-
-    height: int
-    width: int
-    times_s: tuple[float, ...]
-
-    @property
-    def frame_count(self) -> int:
-        return len(self.times_s)
-
-    @property
-    def seconds(self) -> float:
-        """How long it is shown: the last frame as long as the others are on average; 0 for a single frame."""
-        last, steps = self.times_s[-1], self.frame_count - 1
-        return last * self.frame_count / steps if steps else 0.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +109,8 @@ class Visual:
 
     crops: its tiles, in the encoder's order. grid: (frames, rows, columns) of those tiles that together are one picture;
     a tile beyond them is an overview. token_count: image tokens in the prompt. arrangement: how features become them; None
-    where those of each tile follow those of the one before.
+    where those of each tile follow those of the one before. words: a line of the prompt behind the image tokens, such as when
+    a video's frames are shown; empty for none.
 
     Equal visuals of equal files have equal features, so that this and the file are a cache's key.
     """
@@ -139,6 +119,7 @@ class Visual:
     grid: tuple[int, int, int]
     token_count: int
     arrangement: Arrangement | None = None
+    words: str = ""
 
     @property
     def tile_count(self) -> int:
@@ -164,6 +145,14 @@ class VisualPlanner(Protocol):
 
         turns: the turn of each, by its number; all in one where it is empty.
         """
+        ...
+
+    def longest(self) -> Visual:
+        """The visual of an image with the most image tokens."""
+        ...
+
+    def longest_clip(self) -> Visual:
+        """The visual of a video of which as many frames are shown as of any."""
         ...
 
 

@@ -15,9 +15,9 @@ from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.media.planner import Planner
 from mllm.media.visual import ImageGeometry
-from mllm.model.encoders import VisionEncoder, encoder_family, encoder_geometry
+from mllm.model.encoders import VisionEncoder, encoder_family
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.planning import build_planner, has_newline
+from mllm.model.planning import build_planner, encoder_geometry, has_newline
 from mllm.model.projectors import build_projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from mllm.errors import UserError
 from mllm.media.visual import ImageGeometry
+from mllm.model.planning import encoder_geometry
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,6 @@ def encoder_family(model_type: str) -> EncoderFamily:
     if model_type not in ENCODERS:
         raise UserError(f"unknown vision encoder type {model_type!r}; choose one of: {', '.join(sorted(ENCODERS))}")
     return ENCODERS[model_type]
-
-
-def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int) -> ImageGeometry:
-    """The geometry of an encoder with a projector. Raises UserError when the shuffle doesn't fit the patch grid."""
-    try:
-        return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
-    except ValueError as error:
-        raise UserError(f"model.projector.shuffle: {error}") from None
 
 
 def layer_index(name: str) -> int:

@@ -53,6 +53,7 @@ class MultimodalLM(nn.Module):
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
+        self.tiles_together: int | None = None  # most tiles of one call of the encoder, for who trains to set
         refuse_scaled_logits(language_model.config)
 
     @property
@@ -65,10 +66,16 @@ class MultimodalLM(nn.Module):
         return self.vision_encoder.geometry(self.projector.shuffle)
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
-        """Image tokens [I, D] of all `visuals`, from their tiles [N, 3, S, S]; a frozen encoder runs without a graph."""
+        """Image tokens [I, D] of all `visuals`, from their tiles [N, 3, S, S]; a frozen encoder runs without a graph.
+
+        An encoder that is spread over ranks is called once, whatever `tiles_together` says: each call gathers its weights,
+        and a rank with more tiles would wait for calls that the others don't make.
+        """
         learns = any(p.requires_grad for p in self.vision_encoder.parameters())
+        together = None if is_partitioned(self.vision_encoder) else self.tiles_together
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            features = self.vision_encoder(tiles)
+            parts = [self.vision_encoder(part) for part in tiles.split(together or len(tiles))]
+        features = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.projector(features.to(next(self.projector.parameters()).dtype), visuals)
 
     def embed(self, batch: Batch) -> torch.Tensor:

@@ -14,6 +14,14 @@ MOST_SIDE_TILES = 6  # of LLaVA-OneVision's pinpoints
 S = TypeVar("S", bound=Settings)
 
 
+def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int) -> ImageGeometry:
+    """The geometry of an encoder with a projector. Raises UserError when the shuffle doesn't fit the patch grid."""
+    try:
+        return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
+    except ValueError as error:
+        raise UserError(f"model.projector.shuffle: {error}") from None
+
+
 def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSettings) -> Planner:
     """Raises UserError for settings that don't fit the encoder and the projector, or an unknown tiling."""
     numbers = TilingRule(_pinpoints(geometry, image), image.rule, image.max_tiles, image.map_tiles)
@@ -27,6 +35,7 @@ def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSet
         video.stride,
         video.pool_before_projector,
         video.newline,
+        video.time_prompt,
     )
     tiling = TILINGS.get(image.tiling)(geometry, numbers)
     return Planner(geometry, tiling, clips, image.several, image.several_in, image.max_image_tokens)

@@ -83,6 +83,11 @@ class LoopSettings(Settings):
     """Strength of the noise that NEFTune puts on word embeddings while training (Jain et al. 2023 tried 5 to 15). The
     default, 0, puts none.
     """
+    tiles_together: int | None = Field(default=None, ge=1)
+    """Number of image tiles and frames that go through the encoder at once, at most: fewer take less memory and more
+    calls. Without effect where ZeRO-3 or FSDP spreads the encoder over ranks, which have to call it equally often. All
+    of a micro-batch by default (null).
+    """
     save_every_steps: int | None = Field(default=None, ge=1)
     """Number of steps between checkpoints. By default there is one at the end and on a signal only."""
     save_every_minutes: float | None = Field(default=None, gt=0)

@@ -47,6 +47,21 @@ def test_the_original_llava_layout_is_named_with_its_converter(tmp_path, model_t
             read(source)
 
 
+@pytest.mark.parametrize(
+    "values,converter",
+    [
+        ({"image_aspect_ratio": "pad"}, "llava"),
+        ({"image_aspect_ratio": "anyres"}, "llava_next"),
+        ({"image_aspect_ratio": "anyres", "mm_resampler_type": "spatial_pool"}, "llava_next_video"),
+        ({"image_aspect_ratio": "anyres_max_9", "mm_spatial_pool_mode": "bilinear"}, "llava_onevision"),
+    ],
+)
+def test_each_original_layout_is_named_with_the_converter_of_its_own(tmp_path, values, converter):
+    (tmp_path / "config.json").write_text(json.dumps(ORIGINAL | values))
+    with pytest.raises(UserError, match=rf"transformers' convert_{converter}_weights_to_hf\.py makes"):
+        mllm.load(tmp_path)
+
+
 def without(*path):
     def change(config):
         inner = config

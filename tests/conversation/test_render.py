@@ -155,6 +155,15 @@ def test_image_as_words_never_becomes_an_image():
     assert p.image_token_id not in tokens.input_ids
 
 
+def test_qwen_1_5_is_what_llava_onevision_was_trained_with():
+    segments = processor("qwen_1_5", "byte_level").format.segments(conversation([("what is this", "cat")]), "", False)
+    assert "".join(IMAGE_TOKEN if s.kind == "image" else s.text for s in segments) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        f"<|im_start|>user\n{IMAGE_TOKEN}\nwhat is this<|im_end|>\n"
+        "<|im_start|>assistant\ncat<|im_end|>\n"
+    )
+
+
 def test_image_tokens_are_counted_from_the_size_alone():
     p = processor("chatml", "byte_level")
     tokens = p.render(conversation([("what is this", "cat")]), [(1000, 3)])

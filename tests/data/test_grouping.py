@@ -34,6 +34,10 @@ def mixture(tmp_path_factory):
     return Mixture(RecipeSettings(name="test", sources=tuple(sources)), 5, False)
 
 
+def image_tokens(mixture):
+    return mixture.sizes()[1] * TOKENS_PER_IMAGE
+
+
 def batches(order):
     return [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
 
@@ -45,12 +49,12 @@ def spread(mixture, order):
 
 def test_grouping_rearranges_each_phase_and_loses_nothing(mixture):
     for epoch in (0, 1):
-        order, grouped = mixture.order(epoch), group_by_length(mixture, epoch, BATCH, TOKENS_PER_IMAGE)
+        order, grouped = mixture.order(epoch), group_by_length(mixture, epoch, BATCH, image_tokens(mixture))
         assert sorted(grouped[:100]) == sorted(order[:100]) and sorted(grouped[100:]) == sorted(order[100:])
 
 
 def test_batches_are_of_one_modality_and_of_like_length(mixture):
-    grouped = group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
+    grouped = group_by_length(mixture, 0, BATCH, image_tokens(mixture))
     _, images = mixture.sizes()
     mixed = [b for b in batches(grouped) if len({bool(images[i]) for i in b}) > 1]
     # The rest of each phase is smaller than a batch of either kind, and phases meet in one batch.
@@ -59,10 +63,10 @@ def test_batches_are_of_one_modality_and_of_like_length(mixture):
 
 
 def test_grouping_depends_on_seed_and_epoch_alone_and_batches_come_in_random_order(mixture):
-    grouped = group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
+    grouped = group_by_length(mixture, 0, BATCH, image_tokens(mixture))
     random.random()
-    assert grouped == group_by_length(mixture, 0, BATCH, TOKENS_PER_IMAGE)
-    assert grouped != group_by_length(mixture, 1, BATCH, TOKENS_PER_IMAGE)
+    assert grouped == group_by_length(mixture, 0, BATCH, image_tokens(mixture))
+    assert grouped != group_by_length(mixture, 1, BATCH, image_tokens(mixture))
     chars, _ = mixture.sizes()
     means = [chars[b].mean() for b in batches(grouped)[:10]]
     assert means != sorted(means) and means != sorted(means, reverse=True)

@@ -133,7 +133,7 @@ def test_vqa_finds_its_answers_beside_the_questions(tmp_path):
         {"conversations": [{"from": "human", "value": {"deep": 1}}]},
         {"conversations": [], "image": {"a": 1}},
         {"conversations": [{"from": "human", "value": "\ud800"}]},
-        {"messages": [{"role": "user", "content": [{"type": "video"}]}], "conversations": None},
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}], "conversations": None},
     ],
 )
 @pytest.mark.parametrize("reader", ["llava", "sharegpt", "messages"])

@@ -13,111 +13,183 @@ from mllm.evaluation.benchmarks import BENCHMARKS, find_benchmark
 from mllm.evaluation.benchmarks.refcoco import read_plain_pickle
 from mllm.evaluation.controls import complete_groups
 from mllm.evaluation.medium import shown
+from tests.helpers.media_releases import MEDIA_WRITERS
 from tests.helpers.releases import WRITERS, write_json
+
+ALL_WRITERS = WRITERS | MEDIA_WRITERS
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 OFFICIAL = list(BENCHMARKS)
 
-# name: (prompt of the first item, its type, answers in item order, scores that must come out)
-CASES = {
-    "vqav2": ("Where is he looking?" + SHORT, "other", ["At table.", "Yes"], {"score": (0.3 + 1) / 2}),
-    "gqa": ("Is it overcast?" + SHORT, "verify", ["No.", "man"], {"score": 0.5}),
-    "textvqa": ("what is the brand of this camera?" + SHORT, "all", ["Dakota!"], {"score": 1.0}),
-    "textvqa_ocr": (
-        "what is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL" + SHORT,
-        "all",
-        ["dakota digital"],
-        {"score": 0.3},
+CHOICES = "\nA. One.\nB. Two.\nC. Three.\nD. Four."
+SELECT = (
+    "Select the best answer to the following multiple-choice question based on the video. Respond with only the letter "
+    "(A, B, C, or D) of the correct option.\nHow many apples are there?" + CHOICES + "\nThe best answer is:"
+)
+MEDIA_CASES = {
+    "mmmu": (" What is due?\nA. $6\nB. $7\n" + LETTER, "Accounting", ["B", "(A)", "x = 3.43"], {"score": 2 / 3}),
+    "mmstar": (
+        "Where is the bag?\nOptions: A: on a cat, B: on a book, C: 7, 8, D: no" + LETTER.removesuffix("."),
+        "math",
+        ["B", "Option A", "It is D"],
+        {"score": 2 / 3, "by_category": {"math": 1.0, "coarse perception": 0.0}},
     ),
-    "docvqa": (
-        "What is the ‘actual’ value per 1000, during the year 1975?" + SHORT,
-        "figure/diagram",
-        ["0.29"],
-        {"score": 0.75},
-    ),
-    "infovqa": ("Which social platform has heavy female audience?" + SHORT, "all", ["Pinterest"], {"score": 1.0}),
-    "stvqa": ("What is written on the bus?" + SHORT, "coco-text", ["bus"], {"score": 0.0}),
-    "chartqa": (
-        "How many food item is shown in the bar graph?" + SHORT,
-        "human",
-        ["14", "300"],
+    "realworldqa": (
+        "Where does it face?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the correct option and "
+        "nothing else.",
+        "multiple-choice",
+        ["A. Left", "3"],
         {"score": 0.5},
     ),
-    "ocrbench": (
-        "what is written in the image?",
-        "Regular Text Recognition",
-        ["It says Centre.", "$x^{2}$"],
-        {"score": 2, "accuracy": 1.0},
+    "blink": (
+        "Note: You only need to respond with A, B without providing any additional information.\nWhich one?\nSelect from "
+        "the following choices.\n(A) the second image\n(B) the third image",
+        "Art_Style",
+        ["A", "(A)", "It is (C)"],
+        {"score": (0.5 + 1) / 2, "by_task": {"Art_Style": 0.5, "Counting": 1.0}},
     ),
-    "ai2d": (
-        "What is A in the diagram?\nA. ears\nB. nose\nC. mouth\nD. face" + LETTER,
-        "all",
-        ["D. face"],
-        {"score": 1},
+    "mathvista": (
+        "How long? (Unit: cm)\nAnswer the question using a single floating-point number with one decimal place.",
+        "figure question answering",
+        ["1.21", "B", "15", "[2007, 2008]"],
+        {"score": 0.75, "by_skill": {"arithmetic reasoning": 0.75, "statistical reasoning": 2 / 3}},
     ),
-    "scienceqa": (
-        "Which of these states is farthest north?\nA. West Virginia\nB. Louisiana\nC. Arizona" + LETTER,
-        "image",
-        ["A", "C"],
-        {"score": 0.5, "image_accuracy": 1.0},
+    "mp_docvqa": (
+        "What is the name of the company?" + SHORT,
+        "2–5 pages",
+        ["ITC Limit"],
+        {"score": 9 / 11, "accuracy": 0},
     ),
-    "pope": (
-        "Is there a snowboard in the image?" + SHORT,
-        "random",
-        ["Yes", "No"] * 2 + ["No", "No"],
-        {"score": 2 / 3, "accuracy": 5 / 6, "yes_ratio": 1 / 3},
+    "videomme": (
+        SELECT,
+        "short",
+        ["C", "B", "No idea"],
+        {"score": 0.5, "by_duration": {"short": 0.5}},
     ),
-    "mme": (
-        "Is there a dog in this image?" + SHORT,
-        "existence",
-        ["Yes", "No"] * 13 + ["Yes", "Yes"],
-        {"score": 2650.0},
+    "videomme_subtitles": (
+        "This video's subtitles are listed below:\nHi there,\nthree apples in a bowl.\n" + SELECT,
+        "short",
+        ["C", "A", "A"],
+        {"score": 2 / 3, "by_duration": {"short": 1.0, "long": 0.0}},
     ),
-    "mmbench": (
-        "Which part is brown?\nA. leaf\nB. root\nC. stem" + LETTER,
-        "identity_reasoning",
-        ["B"],
-        {"score": 1.0},
+    "mvbench": (
+        "Question:What happened?\nOption:\n(A) It fell.\n(B) It rose.\n(C) Not sure\nOnly give the best option.\n",
+        "action_antonym",
+        ["(B) It rose."] * 18 + ["A", "Not sure"],
+        {"score": 0.9},
     ),
-    "mmbench_circular": (
-        "Which part is brown?\nA. leaf\nB. root\nC. stem" + LETTER,
-        "identity_reasoning",
-        ["B", "root", "B"],
-        {"score": 0.0, "questions": 1},
+    "nextqa": (
+        "what did the baby do, at last\nA. clap\nB. sit down\nC. lay on floor\nD. pick it up\nE. crawl" + LETTER,
+        "TN",
+        ["C", "B.", "B"],
+        {"score": 2 / 3, "by_group": {"temporal": 1.0, "causal": 1.0, "descriptive": 0.0}},
     ),
-    "coco_captions": (
-        "Provide a one-sentence caption for the provided image.",
-        "all",
-        ["A puppy sleeps.", "A red bike"],
-        {"rouge_l": 1.0},
-    ),
-    "coco_chair": (
-        "Please describe this image in detail.",
-        "all",
-        ["A dog and a tv and a cat.", "nothing"],
-        {"score": 1 / 3, "chair_s": 0.5, "recall": 2 / 4},
-    ),
-} | {
-    name: (
-        "Please provide the bounding box coordinate of the region this sentence describes: the lady with the blue shirt",
-        "val",
-        ["[0.2, 0.2, 0.6, 0.6]", "[20, 10, 60, 30]"],
-        {"score": 0.5},
-    )
-    for name in ("refcoco", "refcoco+", "refcocog")
 }
+
+# name: (prompt of the first item, its type, answers in item order, scores that must come out)
+CASES = (
+    {
+        "vqav2": ("Where is he looking?" + SHORT, "other", ["At table.", "Yes"], {"score": (0.3 + 1) / 2}),
+        "gqa": ("Is it overcast?" + SHORT, "verify", ["No.", "man"], {"score": 0.5}),
+        "textvqa": ("what is the brand of this camera?" + SHORT, "all", ["Dakota!"], {"score": 1.0}),
+        "textvqa_ocr": (
+            "what is the brand of this camera?\nReference OCR token: DAKOTA, DIGITAL" + SHORT,
+            "all",
+            ["dakota digital"],
+            {"score": 0.3},
+        ),
+        "docvqa": (
+            "What is the ‘actual’ value per 1000, during the year 1975?" + SHORT,
+            "figure/diagram",
+            ["0.29"],
+            {"score": 0.75},
+        ),
+        "infovqa": ("Which social platform has heavy female audience?" + SHORT, "all", ["Pinterest"], {"score": 1.0}),
+        "stvqa": ("What is written on the bus?" + SHORT, "coco-text", ["bus"], {"score": 0.0}),
+        "chartqa": (
+            "How many food item is shown in the bar graph?" + SHORT,
+            "human",
+            ["14", "300"],
+            {"score": 0.5},
+        ),
+        "ocrbench": (
+            "what is written in the image?",
+            "Regular Text Recognition",
+            ["It says Centre.", "$x^{2}$"],
+            {"score": 2, "accuracy": 1.0},
+        ),
+        "ai2d": (
+            "What is A in the diagram?\nA. ears\nB. nose\nC. mouth\nD. face" + LETTER,
+            "all",
+            ["D. face"],
+            {"score": 1},
+        ),
+        "scienceqa": (
+            "Which of these states is farthest north?\nA. West Virginia\nB. Louisiana\nC. Arizona" + LETTER,
+            "image",
+            ["A", "C"],
+            {"score": 0.5, "image_accuracy": 1.0},
+        ),
+        "pope": (
+            "Is there a snowboard in the image?" + SHORT,
+            "random",
+            ["Yes", "No"] * 2 + ["No", "No"],
+            {"score": 2 / 3, "accuracy": 5 / 6, "yes_ratio": 1 / 3},
+        ),
+        "mme": (
+            "Is there a dog in this image?" + SHORT,
+            "existence",
+            ["Yes", "No"] * 13 + ["Yes", "Yes"],
+            {"score": 2650.0},
+        ),
+        "mmbench": (
+            "Which part is brown?\nA. leaf\nB. root\nC. stem" + LETTER,
+            "identity_reasoning",
+            ["B"],
+            {"score": 1.0},
+        ),
+        "mmbench_circular": (
+            "Which part is brown?\nA. leaf\nB. root\nC. stem" + LETTER,
+            "identity_reasoning",
+            ["B", "root", "B"],
+            {"score": 0.0, "questions": 1},
+        ),
+        "coco_captions": (
+            "Provide a one-sentence caption for the provided image.",
+            "all",
+            ["A puppy sleeps.", "A red bike"],
+            {"rouge_l": 1.0},
+        ),
+        "coco_chair": (
+            "Please describe this image in detail.",
+            "all",
+            ["A dog and a tv and a cat.", "nothing"],
+            {"score": 1 / 3, "chair_s": 0.5, "recall": 2 / 4},
+        ),
+    }
+    | MEDIA_CASES
+    | {
+        name: (
+            "Please provide the bounding box coordinate of the region this sentence describes: the lady with the blue shirt",
+            "val",
+            ["[0.2, 0.2, 0.6, 0.6]", "[20, 10, 60, 30]"],
+            {"score": 0.5},
+        )
+        for name in ("refcoco", "refcoco+", "refcocog")
+    }
+)
 
 
 def test_every_official_benchmark_has_a_fixture_and_a_case():
-    assert set(OFFICIAL) == set(WRITERS) == set(CASES)
+    assert set(OFFICIAL) == set(ALL_WRITERS) == set(CASES)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_an_official_release_goes_through_reader_prompt_and_score(name, tmp_path):
     if name == "coco_captions":
         pytest.importorskip("pycocoevalcap")
-    WRITERS[name](tmp_path)
+    ALL_WRITERS[name](tmp_path)
     benchmark = find_benchmark(name)
     prompt, kind, answers, wanted = CASES[name]
     items = benchmark.items(tmp_path)
@@ -125,7 +197,8 @@ def test_an_official_release_goes_through_reader_prompt_and_score(name, tmp_path
     assert all(medium.is_there for item in items for medium in item.media)
     assert (benchmark.prompt(items[0]), items[0].type) == (prompt, kind)
     scores = benchmark.score_all(answers, items).scores
-    assert {key: scores[key] for key in wanted} == pytest.approx(wanted)
+    for key, number in wanted.items():
+        assert scores[key] == pytest.approx(number)
     assert len(benchmark.score_each(answers, items)) == len(items)
 
 
@@ -139,11 +212,11 @@ def test_a_missing_official_file_is_named_with_its_source(name, tmp_path):
 
 @pytest.mark.parametrize("name", [n for n in OFFICIAL if not n.startswith("mm")])
 def test_a_truncated_file_is_named(name, tmp_path):
-    WRITERS[name](tmp_path)
+    ALL_WRITERS[name](tmp_path)
     folder = tmp_path / find_benchmark(name).folder
-    for path in sorted(folder.rglob("*.json")):
-        text = path.read_text()
-        path.write_text(text[: len(text) // 2])
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".parquet")):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.*; get .* again from http"):
         find_benchmark(name).items(tmp_path)
 
@@ -241,7 +314,7 @@ def test_own_questions_that_are_not_right_are_named(questions, tmp_path):
         find_benchmark(str(questions({"question": "What?"}))).items(tmp_path)
     with pytest.raises(UserError, match="id '1' appears twice"):
         find_benchmark(str(questions(*[{"id": "1", "question": "q", "answer": "a"}] * 2))).items(tmp_path)
-    with pytest.raises(UserError, match="unknown benchmark 'nope'; choose one of: ai2d, chartqa"):
+    with pytest.raises(UserError, match="unknown benchmark 'nope'; choose one of: ai2d, blink, chartqa"):
         find_benchmark("nope")
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mllm.errors import UserError
-from mllm.evaluation.letters import read_option
 from mllm.evaluation.benchmarks.pope import says_yes
+from mllm.evaluation.letters import read_option
 from mllm.evaluation.metrics.chair import objects_of
 from mllm.evaluation.metrics.ece import calibration_bins
 from mllm.evaluation.metrics.iou import box_iou

@@ -16,7 +16,10 @@ from mllm.evaluation.run import evaluate_subject
 from mllm.media.data_url import file_url
 from mllm.media.decode import read_image
 from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
+from tests.helpers.media_releases import MEDIA_COPIES, MEDIA_WRITERS
 from tests.helpers.releases import WRITERS
+
+ALL_COPIES, ALL_WRITERS = COPIES | MEDIA_COPIES, WRITERS | MEDIA_WRITERS
 
 
 def asked(benchmark, items):
@@ -31,13 +34,13 @@ def grouped(items):
 
 
 def test_every_layout_has_a_copy():
-    assert set(COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
+    assert set(ALL_COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
 
 
-@pytest.mark.parametrize("name", [name for name in COPIES if not name.startswith("refcoco")])
+@pytest.mark.parametrize("name", [name for name in ALL_COPIES if not name.startswith("refcoco")])
 def test_the_hub_asks_what_the_official_files_ask(name, tmp_path):
-    WRITERS[name](tmp_path / "official")
-    COPIES[name](tmp_path / "hub")
+    ALL_WRITERS[name](tmp_path / "official")
+    ALL_COPIES[name](tmp_path / "hub")
     official, hub = find_benchmark(name), find_benchmark(f"{name}@{tmp_path / 'hub'}")
     wanted, found = official.items(tmp_path / "official"), hub.items(tmp_path)
     assert asked(hub, found) == asked(official, wanted)

@@ -85,6 +85,13 @@ def test_the_gallery_shows_answers_from_all_over_the_benchmark(tmp_path):
     assert "wrong (18 of 100 shown)" in page and "q0?" in page and "q85?" in page and "q1?" not in page
 
 
+def test_the_page_explains_the_conditions_that_are_there_and_no_others(tmp_path):
+    answers = [Answer(kind, "1", "all", "1", "q?", (), "a", ("b",), 0.0) for kind in ("model", "swapped")]
+    write_report(tmp_path / "r.html", "t", {"b": summarize(answers, 0)}, {"b": answers})
+    page = (tmp_path / "r.html").read_text()
+    assert "<i>swapped</i>: with another image.</p>" in page and "withheld" not in page and "majority" not in page
+
+
 @pytest.mark.parametrize("width", [1280, 420])
 def test_in_a_browser_nothing_overflows_and_every_number_is_in_sight(browser, tmp_path, width):
     image, words = save_image(tmp_path / "i.png"), "a/long/path/without/a/space" * 6

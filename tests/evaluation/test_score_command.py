@@ -105,3 +105,46 @@ def test_scores_of_lines_replace_neither_the_predictions_nor_a_directory(monkeyp
         code, out, err = run(monkeypatch, capsys, "--metric", "gqa", path, "--per-sample", target)
         assert (code, out) == (2, "") and said in err
     assert json.loads(path.read_text()) == GOOD[0]
+
+
+def answered(benchmark, name, answer, right, condition="model", **fields):
+    return {
+        "benchmark": benchmark,
+        "condition": condition,
+        "item_id": name,
+        "answer": answer,
+        "references": [right],
+        "score": 0.0,
+        "fields": fields,
+    }
+
+
+CHOICES = {"A": "red ball", "B": "blue cube"}
+
+
+def test_answers_of_an_evaluation_are_scored_again_by_another_rule(score):
+    lines = [
+        answered("mmmu", "validation_Art_1", "It is B.", "B", options=CHOICES),
+        answered("mmmu", "validation_Art_2", "A", "A", options=CHOICES, subject="Art"),
+        answered("mmmu", "validation_Art_1", "A", "B", condition="withheld", options=CHOICES),
+        answered("pope", "1", "yes", "yes"),
+    ]
+    found = {rule: json.loads(score(lines, "mmmu", "--parse", rule)[1]) for rule in ("lmms_eval", "vlmevalkit")}
+    assert {rule: (own["count"], own["score"], own["rule"]) for rule, own in found.items()} == {
+        "lmms_eval": (2, 1.0, "lmms_eval"),
+        "vlmevalkit": (2, 1.0, "vlmevalkit"),
+    }
+    lines[0]["answer"] = "B. by its looks it has more than the other one has"
+    own = json.loads(score(lines, "mmmu", "--parse", "vlmevalkit")[1])
+    assert own["score"] == 0.5 and own["by_rule"]["lmms_eval"] == 1.0
+    assert own["judged_differently"] == ["validation_Art_1"]
+
+
+def test_answers_of_two_benchmarks_of_a_metric_are_scored_apart(score):
+    lines = [answered(name, "1", "A", right) for name, right in (("videomme", "A"), ("videomme_subtitles", "B"))]
+    assert "say which with --benchmark" in score(lines, "videomme")[2]
+    assert json.loads(score(lines, "videomme", "--benchmark", "videomme_subtitles")[1])["score"] == 0.0
+    assert json.loads(score(lines, "videomme", "--benchmark", "videomme")[1])["score"] == 1.0
+    said = score(lines, "videomme", "--benchmark", "mmmu")[2]
+    assert "has no answers to mmmu that this metric scores, but to videomme, videomme_subtitles" in said
+    assert "has no answers that this metric scores, but to videomme" in score(lines, "mmstar")[2]

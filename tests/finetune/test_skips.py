@@ -23,6 +23,16 @@ def test_long_samples_are_refused_dropped_or_cut_and_listed(tiny_parts, recipe, 
     assert cut.keys() == dropped.keys() and "truncated" in cut.values()
 
 
+def test_too_many_image_tokens_are_refused_or_counted_as_skipped(tiny_parts, recipe, tmp_path):
+    few = {"model__image": {"tiling": "anyres", "max_image_tokens": 40}, "train__global_batch_size": 12}
+    with pytest.raises(UserError, match=r"becomes 44 image tokens, model.image.max_image_tokens is 40; set"):
+        run_here(config(tiny_parts, recipe, tmp_path / "e", **few))
+    run_here(config(tiny_parts, recipe, tmp_path / "s", **few, data__on_bad_sample="skip"))
+    run_here(config(tiny_parts, recipe, tmp_path / "d", **few, data__on_too_long="drop"))
+    skipped = listed(tmp_path / "s")
+    assert skipped == listed(tmp_path / "d") == {f"s{n}": "too_many_image_tokens" for n in range(12) if n % 4 != 3}
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(tiny_parts, recipe, tmp_path):
     with pytest.raises(
         UserError, match=r"(loss|gradient norm) is (nan|inf) at step \d+; samples: s\d+, s\d+"

@@ -22,10 +22,17 @@ def write(path, rows, split=1):
     for number in range(split):
         own = rows[number::split] if split > 1 else rows
         arrays = {
-            name: pa.array([row[name] for row in own], type=IMAGE if name == "image" else None) for name in columns
+            name: pa.array([row[name] for row in own], type=IMAGE if _is_image(name, rows) else None)
+            for name in columns
         }
         target = path if split == 1 else path.with_name(path.name.replace("00000-of", f"{number:05d}-of"))
         pq.write_table(pa.table(arrays), target)
+
+
+def _is_image(name, rows):
+    """Whether a column holds images, also where every row lacks its one."""
+    held = [row[name] for row in rows if row[name] is not None]
+    return any(isinstance(own, dict) and "bytes" in own for own in held) or (not held and name.startswith("image"))
 
 
 def write_vqav2(root):

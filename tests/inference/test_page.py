@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mllm.conversation.schema import ImagePart, Message, TextPart
+from mllm.conversation.schema import ImagePart, Message, TextPart, VideoPart
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
 from tests.helpers.serving import serving, slow
+from tests.helpers.videos import write_video
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def open_page(browser):
     assert not errors
 
 
-def answer_of(assembled, text, path):
-    message = Message(role="user", content=(ImagePart(), TextPart(text=text)))
+def answer_of(assembled, text, path, part=ImagePart()):  # noqa: B008 (a part has no state)
+    message = Message(role="user", content=(part, TextPart(text=text)))
     return generate_answers(*assembled, [Request((message,), (path,))], Decoding(max_new_tokens=6))[0].text
 
 
@@ -94,6 +95,22 @@ def test_images_are_chosen_dropped_and_removed_and_the_answers_are_the_models(
     page.screenshot(path=str(tmp_path / "page.png"))
     page.click("#reset")
     assert page.locator(".turn").count() == 0
+
+
+def test_a_video_is_chosen_shown_and_answered_as_the_model_does(assembled, port, open_page, tmp_path):
+    (tmp_path / "a.webm").write_bytes(write_video("webm", 20, codec="libvpx"))
+    page = open_page(port)
+    until(page, "document.getElementById('model').textContent === 'tiny'")
+    page.set_input_files("#file", tmp_path / "a.webm")
+    page.wait_for_selector("#waiting video")
+    page.fill("#question", "what happens?")
+    page.press("#question", "Enter")
+    until(page, "document.querySelector('#send').textContent === 'Send' && messages.length === 2")
+    assert page.locator(".user video").count() == 1 and page.locator("#waiting video").count() == 0
+    until(page, "document.querySelector('.user video').videoWidth === 80")
+    assert page.evaluate("messages[1].content") == answer_of(
+        assembled, "what happens?", tmp_path / "a.webm", VideoPart()
+    )
 
 
 def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(assembled, open_page):

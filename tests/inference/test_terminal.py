@@ -104,12 +104,12 @@ def test_ctrl_c_ends_the_answer_and_keeps_the_chat(session, typed, capsys, monke
     session.decoding = type(session.decoding)(max_new_tokens=200)
     plain_ask = session.ask
 
-    def ask(question, images, on_text, is_stopped):
+    def ask(question, images, on_text, is_stopped, videos):
         def interrupted():
             os.kill(os.getpid(), signal.SIGINT)
             return is_stopped()
 
-        return plain_ask(question, images, on_text, interrupted)
+        return plain_ask(question, images, on_text, interrupted, videos)
 
     monkeypatch.setattr(session, "ask", ask)
     before = signal.getsignal(signal.SIGINT)

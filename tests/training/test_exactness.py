@@ -26,17 +26,22 @@ STAGES, RANKS, ACCUMULATIONS = (0, 1, 2, 3), (1, 2), (1, 2)
 BAD = ["bad0", "bad1", "bad2"]
 
 
+TILED = {"model__image": {"tiling": "anyres"}}
+
+
+@pytest.mark.parametrize("layout", [{}, TILED], ids=["square", "tiled"])
 @pytest.mark.parametrize(
     "changes",
     [
         {"train__micro_batch_size": 2},
         {"data__packing": "samples"},
         {"data__packing": "shared_prefix", "data__group_by_image": False},
+        {"train__tiles_together": 2},
     ],
 )
-def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tmp_path, changes):
-    run_here(config(tiny_parts, recipe, tmp_path / "a"))
-    run_here(config(tiny_parts, recipe, tmp_path / "b", **changes))
+def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe, tmp_path, changes, layout):
+    run_here(config(tiny_parts, recipe, tmp_path / "a", **layout))
+    run_here(config(tiny_parts, recipe, tmp_path / "b", **layout, **changes))
     (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "a"), series(tmp_path / "b")
     assert ids_a == ids_b and len(ids_a) == 6
     assert loss_b == pytest.approx(loss_a, rel=1e-4)
@@ -119,9 +124,10 @@ def test_resumed_run_under_zero_equals_the_uninterrupted_one(under_zero):
     assert series(under_zero / "resumed") == series(under_zero / "2_2_1")
 
 
-def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path):
-    run_here(config(tiny_parts, recipe, tmp_path / "whole"))
-    settings = validate_settings(FinetuneSettings, config(tiny_parts, recipe, tmp_path / "parts"), "test")
+@pytest.mark.parametrize("layout", [{}, TILED], ids=["square", "tiled"])
+def test_stopped_and_resumed_run_equals_the_uninterrupted_one(tiny_parts, recipe, tmp_path, layout):
+    run_here(config(tiny_parts, recipe, tmp_path / "whole", **layout))
+    settings = validate_settings(FinetuneSettings, config(tiny_parts, recipe, tmp_path / "parts", **layout), "test")
     assert finetune(settings, stop_after=3) is None
     assert finetune(settings) == tmp_path / "parts" / "final"
     (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(tmp_path / "whole"), series(tmp_path / "parts")

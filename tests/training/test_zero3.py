@@ -22,6 +22,7 @@ from tests.helpers.tiny import save_image
 
 ANSWER_WORDS = (24, 1, 2, 1, 30, 3, 5)
 TEXT_ONLY, BROKEN = 2, 4
+TEN_TILES = {"tiling": "anyres", "pinpoints": [[48, 48]]}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
 POLICIES = {
     "full": {"language_model": "full", "vision_encoder": "full"},
@@ -37,7 +38,7 @@ def uneven(tmp_path_factory):
     """Steps of three samples, so that one of two ranks has a micro-batch without targets. Answers are of unlike length,
     one sample has no image, and that of another is broken."""
     root = tmp_path_factory.mktemp("uneven")
-    save_image(root / "red.png", (255, 0, 0))
+    save_image(root / "red.png", (255, 0, 0), (40, 40))
     (root / "broken.png").write_bytes((root / "red.png").read_bytes()[:45])
     with open(root / "samples.jsonl", "w") as file:
         for n, words in enumerate(ANSWER_WORDS):
@@ -65,10 +66,15 @@ def partitioned(tmp_path, name):
 def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one_process_does(
     tiny_parts, uneven, tmp_path
 ):
-    """Unlike numbers of chunks, no targets, no image, a broken one; every policy; saved, resumed, generating."""
+    """Unlike numbers of chunks, no targets, no image, a broken one, ten tiles beside none; every policy; saved, resumed,
+    generating."""
 
-    def values(name, policy, watched=False, **changes):
+    def values(name, policy, watched=False, tiled=False, **changes):
         own = config(tiny_parts, uneven / "samples.yaml", tmp_path / name, data__on_bad_sample="skip", **changes)
+        if tiled:
+            own["model"]["image"] = TEN_TILES
+            own["data"]["max_length_tokens"] = 300
+            own["train"]["tiles_together"] = 4
         own["train"] |= {"global_batch_size": 3, "epochs": 1, "trackers": []}
         own["trainable"] = POLICIES[policy]
         if watched:
@@ -89,17 +95,18 @@ def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one
         "qlora": ("qlora", zero3, again, None),
         "dora": ("dora", zero3, again, None),
         "bfloat16": ("full", zero3, again | {"train__dtype": "bfloat16"}, None),
+        "tiles": ("full", zero3, {"tiled": True}, 2),
     }
     runs = [
         (values(name, policy, **changes) | {"engine": {"kind": "deepspeed", "ds_config": ds_config}}, stop_after)
         for name, (policy, ds_config, changes, stop_after) in cases.items()
     ]
     launch_runs(runs, tmp_path)
-    for policy in POLICIES:
-        alone = values(f"one_{policy}", policy, watched=policy == "full")
-        finetune(validate_settings(FinetuneSettings, alone, "test"))
+    alone = [values(f"one_{policy}", policy, watched=policy == "full") for policy in POLICIES]
+    for own in (*alone, values("one_tiled", "full", tiled=True)):
+        finetune(validate_settings(FinetuneSettings, own, "test"))
     for name, (policy, *_) in cases.items():
-        here, there = tmp_path / f"one_{policy}", tmp_path / name
+        here, there = tmp_path / ("one_tiled" if name == "tiles" else f"one_{policy}"), tmp_path / name
         tolerance, weights = (0.02, 0.02) if name == "bfloat16" else (1e-5, 1e-4)
         (ids, losses, norms), (own_ids, own_losses, own_norms) = series(here), series(there)
         assert own_ids == ids and len(ids) == 3, name

@@ -109,7 +109,7 @@ class LlavaNextVideoLayout(LlavaNextLayout):
                 f"{source}: its frames are pooled by spatial_pool_mode {config.spatial_pool_mode!r}; average is read"
             )
         how = {"pooling": "average", "stride": config.spatial_pool_stride, "pool_before_projector": True}
-        return tiled(config, "anyres", fit), imported_video(source, **how)
+        return tiled(config, "anyres", fit), imported_video(source, crops=True, **how)
 
     def check(self, model: MultimodalLM) -> None:
         video = model.video_settings

@@ -57,7 +57,7 @@ class LlavaOnevisionLayout(Layout):
                 f"{source}: its vision_aspect_ratio is {config.vision_aspect_ratio!r}; anyres_max_N is read"
             )
         image = tiled(config, "anyres_max", fit, map_tiles=int(match.group(1)), **SEVERAL)
-        return image, imported_video(source, **VIDEOS)
+        return image, imported_video(source, crops=False, **VIDEOS)
 
     def check(self, model: MultimodalLM) -> None:
         check_tiles(self.title, model.image_settings, ImageSettings(fit="pad", **SEVERAL))

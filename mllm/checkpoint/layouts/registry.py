@@ -127,7 +127,7 @@ def saved_video_processor(source: Path) -> dict[str, Any]:
     nested = _read_json(source / PROCESSOR_FILE).get("video_processor")
     if isinstance(nested, dict):
         return nested
-    return _read_json(source / "video_preprocessor_config.json")
+    return _read_json(source / "video_preprocessor_config.json") or _read_json(source / "preprocessor_config.json")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -140,10 +140,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def imported_video(source: Path, **how: Any) -> VideoSettings:
-    """What videos become in an imported model: `how`, and the fit and the number of frames of its video processor."""
+def imported_video(source: Path, crops: bool, **how: Any) -> VideoSettings:
+    """What videos become in an imported model: `how`, and the fit and the number of frames of its video processor.
+
+    crops: whether the class of its video processor crops frames unless its file says otherwise.
+    """
     saved = saved_video_processor(source)
-    values: dict[str, Any] = {"sampling": "exclusive", "fit": "crop" if saved.get("do_center_crop") else "stretch"}
+    values: dict[str, Any] = {
+        "sampling": "exclusive",
+        "fit": "crop" if saved.get("do_center_crop", crops) else "stretch",
+    }
     if saved.get("num_frames"):
         values["frames"] = saved["num_frames"]
     return VideoSettings(**values, **how)

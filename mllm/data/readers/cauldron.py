@@ -5,7 +5,7 @@ from typing import Any
 
 from mllm.conversation.schema import Sample
 from mllm.data.readers.errors import BadRecordError
-from mllm.data.readers.fields import found, image_paths, place_images, placeholder_fault, with_system
+from mllm.data.readers.fields import found, media_of, place_media, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
 from mllm.data.readers.registry import READERS
 
@@ -17,7 +17,7 @@ def read_cauldron(place: str, record: dict[str, Any]) -> Iterator[Sample]:
 
     An `<image>` in a question is one of the images, where it stands. The source is the record's, or that of its first pair.
     """
-    images = image_paths(place, record)
+    media = media_of(place, record)
     pairs = record.get("texts")
     if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
         raise BadRecordError(place, f"expected `texts`, a list of user and assistant; {found(record)}")
@@ -25,12 +25,12 @@ def read_cauldron(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     if not all(isinstance(text, str) for _, text in turns):
         keys = ", ".join(sorted({str(key) for pair in pairs for key in pair}))
         raise BadRecordError(place, f"a pair of `texts` needs `user` and `assistant` (texts); found {keys}")
-    messages = place_images(place, [(role, str(text)) for role, text in turns], len(images))
+    messages = place_media(place, [(role, str(text)) for role, text in turns], media)
     source = record.get("source") or next((pair["source"] for pair in pairs if pair.get("source")), "")
     yield Sample(
         id=str(record.get("id", place)),
         messages=with_system(record, messages),
-        images=images,
+        images=media.in_order(messages),
         source=str(source),
         fault=placeholder_fault(record, messages),
     )

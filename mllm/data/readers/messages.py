@@ -1,4 +1,4 @@
-"""The project's own schema, which is TRL's and the Hub's: `messages` of `{role, content}` and `images`."""
+"""The project's own schema, which is TRL's and the Hub's: `messages` of `{role, content}`, `images` and `videos`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,13 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mllm.conversation.schema import Fault, ImagePart, Message, Part, Sample, TextPart
+from mllm.conversation.schema import Fault, ImagePart, Message, Part, Sample, TextPart, VideoPart, media_kinds
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import (
     PLACEHOLDER,
+    VIDEO_NAMES,
+    RecordMedia,
     found,
     image_paths,
-    place_images,
+    media_of,
+    place_media,
     placeholder_fault,
     with_system,
     without_nulls,
@@ -22,7 +25,12 @@ from mllm.data.readers.registry import READERS
 
 FIELDS = ("id", "messages", "images", "source", "kind")
 ROLES = ("system", "user", "assistant")
-IMAGE_PARTS = ("image", "image_url")
+SHOWN_PARTS: dict[str, type[ImagePart] | type[VideoPart]] = {
+    "image": ImagePart,
+    "image_url": ImagePart,
+    "video": VideoPart,
+    "video_url": VideoPart,
+}
 
 
 def message_samples(place: str, record: dict[str, Any]) -> Iterator[Sample]:
@@ -30,13 +38,14 @@ def message_samples(place: str, record: dict[str, Any]) -> Iterator[Sample]:
 
     What the Hub's data sets add is taken: nulls, keys that change nothing (`index`, `name`), words as a string beside
     `images` (an `<image>` in a user's string is then an image, and images without one come before the first words), images
-    named inside their parts, `prompt` and `completion` in place of `messages`.
+    named inside their parts, `prompt` and `completion` in place of `messages`. What is said of images holds for videos.
     """
     known = {name: record[name] for name in FIELDS if name in record}
     known["id"] = str(known.get("id", place))
     try:
         sample = Sample.model_validate(known)
-        if any(_needs_placing(message, sample.images) for message in record["messages"]):
+        has_videos = any(record.get(name) for name in VIDEO_NAMES) or "video" in media_kinds(sample.messages)
+        if has_videos or any(_needs_placing(message, sample.images) for message in record["messages"]):
             sample = _hub_sample(place, record)
     except ValidationError:
         sample = _hub_sample(place, record)
@@ -54,8 +63,9 @@ def _needs_placing(message: Any, images: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class _Shown:
-    """What an image part says of its image: which of `images` it is, or where it lies."""
+    """What a part says of its image or video: which of `images` or `videos` it is, or where it lies."""
 
+    part: Part
     index: Any
     image: Any
 
@@ -65,16 +75,22 @@ def _hub_sample(place: str, record: dict[str, Any]) -> Sample:
     turns = _turns(place, record)
     shown: list[_Shown] = []
     messages = [_message(place, f"messages.{number}", turn, shown) for number, turn in enumerate(turns)]
-    images, fault = image_paths(place, record), None
+    media = media_of(place, record)
+    fault = None
     if shown:
-        images = _images_of_parts(place, images, shown)
+        kinds = [(media.images, ImagePart), (media.videos, VideoPart)]
+        media = RecordMedia(
+            *(_paths_of_parts(place, paths, [s for s in shown if isinstance(s.part, kind)]) for paths, kind in kinds)
+        )
+        fault = media.fault(messages)
     elif any(isinstance(turn.get("content"), str) for turn in turns if turn["role"] == "user"):
-        messages = place_images(place, [(message.role, message.text) for message in messages], len(images))
+        messages = place_media(place, [(message.role, message.text) for message in messages], media)
         fault = placeholder_fault(record, messages)
     if any(message.role == "assistant" for message in messages[: len(record.get("prompt", ()))]):
         reason = "has an answer in its `prompt`, of which only the `completion` is meant to be learned; give it as `messages`"
         fault = Fault(kind="unread", reason=reason)
     labels = {name: str(record[name]) for name in ("source", "kind") if name in record}
+    images = media.in_order(messages)
     return Sample(id=str(record.get("id", place)), messages=tuple(messages), images=images, fault=fault, **labels)
 
 
@@ -88,7 +104,7 @@ def _turns(place: str, record: dict[str, Any]) -> list[Any]:
 
 
 def _message(place: str, where: str, turn: Any, shown: list[_Shown]) -> Message:
-    """The message of a turn; what its image parts say is added to `shown`."""
+    """The message of a turn; what its parts say of their images and videos is added to `shown`."""
     if not isinstance(turn, dict):
         raise BadRecordError(place, f"{where}: expected an object of role and content, found {type(turn).__name__}")
     role = turn.get("role")
@@ -109,19 +125,22 @@ def _part(place: str, where: str, part: Any, shown: list[_Shown]) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return TextPart(text=part["text"])
-    if kind in IMAGE_PARTS:
-        image = next((part[name] for name in ("image", "image_url", "url", "path") if part.get(name)), None)
-        shown.append(_Shown(part.get("index"), image.get("url", image) if isinstance(image, dict) else image))
-        return ImagePart()
+    if kind in SHOWN_PARTS:
+        made = SHOWN_PARTS[kind]()
+        image = next((part[name] for name in (*SHOWN_PARTS, "url", "path") if part.get(name)), None)
+        shown.append(_Shown(made, part.get("index"), image.get("url", image) if isinstance(image, dict) else image))
+        return made
     held = f"type {kind!r} with {', '.join(part)}" if isinstance(part, dict) else type(part).__name__
-    raise BadRecordError(place, f"{where}: a part is of type text, with `text`, or of type image; found {held}")
+    raise BadRecordError(
+        place, f"{where}: a part is of type text, with `text`, or of type image or video; found {held}"
+    )
 
 
-def _images_of_parts(place: str, images: tuple[str, ...], shown: list[_Shown]) -> tuple[str, ...]:
-    """The images of the parts in their order: by their number among `images`, or named by the parts themselves."""
+def _paths_of_parts(place: str, paths: tuple[str, ...], shown: list[_Shown]) -> tuple[str, ...]:
+    """The images (or the videos) of the parts in their order: by their number among `paths`, or named by the parts."""
     numbers = [part.index for part in shown]
-    if images and all(isinstance(number, int) and 0 <= number < len(images) for number in numbers):
-        return tuple(images[number] for number in numbers)
-    if len(images) != len(shown) and all(part.image for part in shown):
+    if paths and shown and all(isinstance(number, int) and 0 <= number < len(paths) for number in numbers):
+        return tuple(paths[number] for number in numbers)
+    if len(paths) != len(shown) and all(part.image for part in shown):
         return image_paths(place, {"images": [part.image for part in shown]})
-    return images
+    return paths

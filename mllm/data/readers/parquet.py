@@ -1,4 +1,4 @@
-"""Rows of a parquet file. Images held in it become references, so that reading rows reads no image."""
+"""Rows of a parquet file. Images and videos held in it become references, so that reading rows reads none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,31 +10,37 @@ import pyarrow.parquet as pq
 from mllm.data.readers.errors import OnError
 from mllm.data.readers.fields import without_nulls
 from mllm.errors import UserError
-from mllm.media.ref import IMAGE_COLUMNS, image_columns, parquet_reference
+from mllm.media.ref import MEDIA_COLUMNS, media_columns, parquet_reference
 
 ROWS_AT_ONCE = 256
 IMAGES_AT_ONCE = 16
 
 
 def read_parquet(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) pairs. Of a column of images (`image_columns`) only how many a row has is read, as far as that is stored
-    apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
+    """(place, row) pairs. Of the columns of images and videos (`media_columns`) only how many a row has is read, as far as
+    that is stored apart from their bytes; where a column that could hold bytes holds paths alone, the paths are read.
     """
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            numbered = enumerate(image_columns(file.schema_arrow))
-            held = {name: number for number, name in numbered if not _holds_no_bytes(file, name)}
-            leaves = {name: _path_leaf(file, name) for name in held}
-            # Bytes in another column would be read for nothing: references are into one, or into the numbered ones.
-            unread = {*IMAGE_COLUMNS, *held} if held else set()
-            columns = [name for name in file.schema_arrow.names if name not in unread]
-            columns += [leaf or name for name, leaf in leaves.items()]
+            columns = list(file.schema_arrow.names)
+            held: dict[str, tuple[str, int]] = {}  # column → kind of reference, number of its first
+            batch_rows = ROWS_AT_ONCE
+            for kind, names in MEDIA_COLUMNS.items():
+                own = {name: (kind, n) for n, name in enumerate(media_columns(file.schema_arrow, kind))}
+                own = {name: reference for name, reference in own.items() if not _holds_no_bytes(file, name)}
+                held |= own
+                leaves = {name: _path_leaf(file, name) for name in own}
+                batch_rows = batch_rows if all(leaves.values()) else IMAGES_AT_ONCE
+                # Bytes in another column of the kind would be read for nothing: references are into these.
+                unread = {*names, *own} if own else set()
+                columns = [name for name in columns if name not in unread]
+                columns += [leaf or name for name, leaf in leaves.items()]
             row = 0
-            for batch in file.iter_batches(ROWS_AT_ONCE if all(leaves.values()) else IMAGES_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(batch_rows, columns=columns):
                 for record in batch.to_pylist():
-                    for name, first in held.items():
+                    for name, (kind, first) in held.items():
                         count = len(record[name]) if isinstance(record[name], list) else int(record[name] is not None)
-                        record[name] = [parquet_reference(str(path), row, first + n) for n in range(count)]
+                        record[name] = [parquet_reference(str(path), row, first + n, kind) for n in range(count)]
                     yield f"{path}[{row}]", without_nulls(record)
                     row += 1
     except (OSError, pa.ArrowException) as error:

@@ -171,17 +171,28 @@ def unread_fault(record: dict[str, Any], sample: Sample) -> Fault | None:
             fault = _setting_fault(turn, OF_TURNS, " in a turn") if isinstance(turn, dict) and len(turn) > 2 else None
             if fault is not None:
                 return fault
-    if any(message.role == "user" and MEDIA_PLACEHOLDER.search(message.text) for message in sample.messages):
-        return Fault(kind="unread", reason="has a placeholder of a video or of sound, which are not read; remove it")
+    for message in sample.messages:
+        left = MEDIA_PLACEHOLDER.search(message.text) if message.role == "user" else None
+        if left is not None:
+            remedy = "name its videos `video` or `videos`" if "video" in left[0] else "sound isn't read; remove it"
+            return Fault(kind="unread", reason=f"has the placeholder {left[0].strip()} and nothing for it; {remedy}")
     if not sample.images:
         return _hidden_image_fault(record)
     return next(filter(None, map(_image_fault, sample.images)), None)
 
 
 def _field_fault(record: dict[str, Any], sample: Sample) -> Fault | None:
-    media = sorted(name for name in MEDIA_FIELDS & record.keys() if _says_something(record[name]))
-    if media:
-        return Fault(kind="unread", reason=f"has `{media[0]}`, and only images are read; remove the sample")
+    shows_video = any(part.type == "video" for message in sample.messages for part in message.content)
+    for name in sorted(MEDIA_FIELDS & record.keys()):
+        if name.startswith("video") and shows_video:
+            continue
+        if _says_something(record[name]):
+            remedy = (
+                "call its video `video`, in a format whose reader takes videos"
+                if name.startswith("video")
+                else ("sound isn't read; remove the sample")
+            )
+            return Fault(kind="unread", reason=f"has `{name}`, which isn't read; {remedy}")
     system = sample.messages[0].text if sample.messages and sample.messages[0].role == "system" else None
     for name in SYSTEM_FIELDS:
         if _says_something(record.get(name)) and record[name] != system:

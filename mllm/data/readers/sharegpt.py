@@ -5,7 +5,7 @@ from typing import Any
 
 from mllm.conversation.schema import Sample
 from mllm.data.readers.errors import BadRecordError
-from mllm.data.readers.fields import found, image_paths, place_images, placeholder_fault, with_system
+from mllm.data.readers.fields import found, media_of, place_media, placeholder_fault, with_system
 from mllm.data.readers.records import record_reader
 from mllm.data.readers.registry import READERS
 
@@ -19,19 +19,19 @@ ROLES = {"human": "user", "user": "user", "system": "system"} | dict.fromkeys(
 def read_sharegpt(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     """Samples of ShareGPT records.
 
-    The first placeholders of users' turns, as many as the sample has images, become image parts where they stand;
-    images without a placeholder come before the first user's words, and a placeholder without an image is a fault of the
-    sample. A field `system` (or `system_prompt`) is the system turn.
+    The first placeholders of users' turns, as many as the sample has images and videos, become parts where they stand;
+    what has no placeholder comes before the first user's words, and a placeholder without an image or a video is a fault of
+    the sample. A field `system` (or `system_prompt`) is the system turn.
     """
-    images = image_paths(place, record)
+    media = media_of(place, record)
     turns = record.get("conversations", record.get("messages"))
     if not isinstance(turns, list):
         raise BadRecordError(place, f"expected `conversations` or `messages` (a list of turns); {found(record)}")
-    messages = place_images(place, [_turn(place, turn) for turn in turns], len(images))
+    messages = place_media(place, [_turn(place, turn) for turn in turns], media)
     yield Sample(
         id=str(record.get("id", place)),
         messages=with_system(record, messages),
-        images=images,
+        images=media.in_order(messages),
         fault=placeholder_fault(record, messages),
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.data.readers.json_lines import parse_json
 from mllm.errors import UserError
-from mllm.media.ref import IMAGE_SUFFIXES, tar_reference
+from mllm.media.ref import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tar_reference
 
 MAX_TEXT_BYTES = 64 * 2**20
 
@@ -21,7 +21,7 @@ def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any
     """(place, record) pairs: the fields of the `json` member, the text of `txt` as `txt`, the key as `id` if none is given.
 
     The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
-    calls them; their bytes are passed over.
+    calls them, videos as `videos` and `video`; their bytes are passed over.
     """
     key, group = "", _Group(path, "")
     try:
@@ -50,14 +50,15 @@ class _Group:
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
         self.fields: dict[str, dict[str, Any]] = {}
-        self.images: list[tuple[str, str]] = []
+        self.media: list[tuple[str, str, str]] = []  # (label, "image" or "video", reference)
         self.errors: dict[str, BadRecordError] = {}
 
     def add(self, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
         label, _, kind = suffix.rpartition(".")
         kind = kind.lower()
-        if kind in IMAGE_SUFFIXES:
-            self.images.append((label, tar_reference(str(self.path), member.offset_data, member.size)))
+        if kind in IMAGE_SUFFIXES or kind in VIDEO_SUFFIXES:
+            noun = "image" if kind in IMAGE_SUFFIXES else "video"
+            self.media.append((label, noun, tar_reference(str(self.path), member.offset_data, member.size)))
         elif kind in ("json", "txt"):
             fields = self.fields.setdefault(label, {})
             try:
@@ -67,27 +68,37 @@ class _Group:
 
     def records(self, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
         """(place, record) of each sample in the group; one with a member that can't be read goes to `on_error`."""
-        texts, images = self.fields, [image for _, image in self.images]
+        texts, labels = self.fields, [label for label, _, _ in self.media]
         if len(texts) > 1 and "" not in texts:
             # An image without a label is the image of all.
-            for label in dict.fromkeys([*texts, *(label for label, _ in self.images if label)]):
-                own = [image for of, image in self.images if of in (label, "")]
+            for label in dict.fromkeys([*texts, *filter(None, labels)]):
+                own = self._held({label, ""})
                 yield from self._record(f"{self.key}.{label}", texts.get(label, {}), own, [label], on_error)
-        elif len(texts) == 1 and all(label in texts for label, _ in self.images):
+        elif len(texts) == 1 and all(label in texts for label in labels):
             (label, fields), *_ = texts.items()
-            yield from self._record(f"{self.key}.{label}".rstrip("."), fields, images, [label], on_error)
-        elif texts or images:
+            yield from self._record(
+                f"{self.key}.{label}".rstrip("."), fields, self._held(set(labels)), [label], on_error
+            )
+        elif texts or labels:
             labelled = {label: held.get("txt", held) for label, held in texts.items() if label}
-            yield from self._record(self.key, labelled | texts.get("", {}), images, list(texts), on_error)
+            held = self._held(set(labels))
+            yield from self._record(self.key, labelled | texts.get("", {}), held, list(texts), on_error)
+
+    def _held(self, labels: set[str]) -> dict[str, list[str]]:
+        """The fields of a record that shows the images and videos of `labels`."""
+        held: dict[str, list[str]] = {}
+        for noun in ("image", "video"):
+            own = [reference for label, kind, reference in self.media if kind == noun and label in labels]
+            held |= {f"{noun}s": own, noun: own} if own else {}
+        return held
 
     def _record(
-        self, key: str, fields: dict[str, Any], images: list[str], labels: list[str], on_error: OnError
+        self, key: str, fields: dict[str, Any], held: dict[str, list[str]], labels: list[str], on_error: OnError
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         error = next((self.errors[label] for label in labels if label in self.errors), None)
         if error is not None:
             on_error(error)
         else:
-            held = {"images": images, "image": images} if images else {}
             yield f"{self.path}:{key}", {"id": key} | fields | held
 
 

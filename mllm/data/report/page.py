@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.report.survey import Survey
-from mllm.errors import UserError
+from mllm.errors import ImageBudgetError, UserError
 from mllm.html import draw_histogram, write_html
-from mllm.media.data_url import thumbnail_url
+from mllm.media.data_url import frame_url, thumbnail_url
+from mllm.media.visual import Size, Visual, VisualPlanner
 
 BY = "mllm data report"
 ROWS = 25
@@ -17,11 +18,13 @@ FIRST = 4  # samples that stand at the top
 THUMBNAIL_PX = 160
 SHOWN_CHARACTERS = 600
 WORD_EDGES = (1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640)
+TILE_EDGES = (2, 3, 4, 5, 6, 7, 9, 11, 13, 17, 25)
+TOKEN_EDGES = (64, 128, 256, 512, 577, 1024, 1536, 2048, 3072, 4096, 8192)
 SIDE_EDGES = (64, 128, 224, 336, 448, 640, 1024, 2048, 4096)
 
 
-def write_page(path: Path, title: str, survey: Survey) -> None:
-    """Write the report of a survey to `path`."""
+def write_page(path: Path, title: str, survey: Survey, planner: VisualPlanner | None = None) -> None:
+    """Write the report of a survey to `path`. planner: of a model; what its images become there is shown, too."""
     parts = [f"<p>{_summary(survey)}</p>{_cards(survey.shown[:FIRST])}<div class=row>"]
     for name, counts in (("source", survey.sources), ("kind", survey.kinds), ("script", survey.scripts)):
         parts.append(f"<section><h2>by {name}</h2>{_bars(counts)}</section>")
@@ -31,12 +34,31 @@ def write_page(path: Path, title: str, survey: Survey) -> None:
     for name, index in (("height", 0), ("width", 1)):
         sizes = Counter(side[index] for side in survey.sides)
         parts.append(f"<section><h2>image {name} in px</h2>{draw_histogram(sizes, SIDE_EDGES)}</section>")
+    if planner is not None:
+        parts += _planned(survey.sides, planner)
     parts.append(f"</div>{_balance(survey)}{_overlap(survey)}")
     for name, funnel in survey.funnels.items():
         parts.append(f"<h2>losses of the synthesis</h2><p><small>{escape(name)}</small></p>{_funnel(funnel)}")
     if survey.shown[FIRST:]:
         parts.append(f"<h2>more samples</h2>{_cards(survey.shown[FIRST:])}")
     write_html(path, title, parts, BY)
+
+
+def _planned(sides: Sequence[Size], planner: VisualPlanner) -> list[str]:
+    """Tiles and image tokens of each image, as if it were alone in its sample."""
+    visuals: list[Visual] = []
+    over = 0
+    for side in sides:
+        try:
+            visuals += planner.plan([side])
+        except ImageBudgetError:
+            over += 1
+    figures = {
+        "tiles of an image": (Counter(visual.tile_count for visual in visuals), TILE_EDGES),
+        "image tokens of an image": (Counter(visual.token_count for visual in visuals), TOKEN_EDGES),
+    }
+    parts = [f"<section><h2>{name}</h2>{draw_histogram(*each)}</section>" for name, each in figures.items()]
+    return [*parts, f"<p><b>{over:,} images become more image tokens than the model allows</b></p>"] if over else parts
 
 
 def _summary(survey: Survey) -> str:
@@ -105,7 +127,8 @@ def _cards(samples: Sequence[Sample]) -> str:
 
 
 def _card(sample: Sample) -> str:
-    pictures = "".join(_thumbnail(image) for image in sample.images[:2])
+    shown = list(zip(media_kinds(sample.messages), sample.images, strict=False))[:2]
+    pictures = "".join(_thumbnail(kind, image) for kind, image in shown)
     turns = "".join(
         f"<p><b class=name>{message.role}</b> {escape(message.text[:SHOWN_CHARACTERS])}"
         f"{'…' if len(message.text) > SHOWN_CHARACTERS else ''}</p>"
@@ -114,8 +137,10 @@ def _card(sample: Sample) -> str:
     return f"<div class=card>{pictures}{turns}<small>{escape(sample.id)} · {escape(sample.kind)}</small></div>"
 
 
-def _thumbnail(image: str) -> str:
+def _thumbnail(kind: str, image: str) -> str:
+    """An image, or the frame in the middle of a video."""
     try:
-        return f"<img alt='' src='{thumbnail_url(image, THUMBNAIL_PX, 'jpeg')}'>"
+        url = (frame_url if kind == "video" else thumbnail_url)(image, THUMBNAIL_PX, "jpeg")
+        return f"<img alt='' src='{url}'>"
     except UserError as error:
         return f"<p><i>{escape(str(error))}</i></p>"

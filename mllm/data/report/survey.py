@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
@@ -91,8 +91,9 @@ class Surveyor:
         for question, answer in zip(asked, answers, strict=False):
             self._add_turn(question, answer)
         self._relate(sample, answers)
-        for image in sample.images:
-            self._measure(image)
+        for kind, image in zip(media_kinds(sample.messages), sample.images, strict=False):
+            if kind == "image":  # a video's size is known only once its packets are read
+                self._measure(image)
         # Reservoir sampling (Vitter 1985, algorithm R).
         if len(survey.shown) < SHOWN:
             survey.shown.append(sample)

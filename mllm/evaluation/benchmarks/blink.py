@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 from mllm.evaluation.benchmark import BENCHMARKS, Card, Item, TableRow, hub_layout
 from mllm.evaluation.hub import ParquetRelease
 from mllm.evaluation.letters import vlmevalkit_letter
-from mllm.evaluation.metric import METRICS, Line, mean, means_by
-from mllm.evaluation.metrics.closed import FirstLetter
+from mllm.evaluation.metric import METRICS, mean, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.release import lettered
 from mllm.evaluation.rules import Judge, RuledMetric, macro_mean
 
@@ -20,11 +20,9 @@ INSTRUCTION = "Note: You only need to respond with {} without providing any addi
 _FIRST = re.compile(r"[(\s]*([A-Z])", re.IGNORECASE)
 
 
-class BlinkLine(Line):
-    """`references` is the letter, `options` by letter; `task` is one of the 14."""
+class BlinkLine(ChoiceLine):
+    """`task` is one of the 14."""
 
-    references: FirstLetter
-    options: dict[str, str]
     task: str | None = None
 
 
@@ -66,7 +64,7 @@ class BlinkScore(RuledMetric):
 
     def notes(self, lines: Sequence[BlinkLine]) -> tuple[str, ...]:
         unread = sum(official_letter(line.prediction, line.options) is None for line in lines)
-        return (f"{unread} answers would go to the official judge, and are wrong here",) if unread else ()
+        return (f"{unread} answer(s) would go to the official judge, and are wrong here",) if unread else ()
 
 
 def _of_hub(row: TableRow) -> Sequence[Item]:

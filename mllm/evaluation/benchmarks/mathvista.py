@@ -116,7 +116,7 @@ class MathVistaScore(RuledMetric):
 
     def notes(self, lines: Sequence[MathVistaLine]) -> tuple[str, ...]:
         count = sum(extracted(line) is None for line in lines)
-        text = f"{count} of {len(lines)} answers would go to the official judge, and are read as they are here"
+        text = f"{count} of {len(lines)} answer(s) would go to the official judge, and are read as they are here"
         return (text,) if count else ()
 
 

@@ -9,18 +9,17 @@ import csv
 import sys
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AliasChoices, BeforeValidator, Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from typing_extensions import Self
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, Items, TableRow, hub_layout
 from mllm.evaluation.letters import read_option
 from mllm.evaluation.medium import shown
-from mllm.evaluation.metric import METRICS, Id, Line, Metric, Result, mean, means_by
-from mllm.evaluation.metrics.closed import spelled_as
+from mllm.evaluation.metric import METRICS, Id, Metric, Result, mean, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.release import LETTER_ANSWER, lettered_lines
 from mllm.files import write_bytes_atomically
 
@@ -32,29 +31,16 @@ _LONGEST_INDEX = 64
 ROTATION = 1_000_000
 
 
-def _lettered(options: object) -> object:
-    return dict(zip(ascii_uppercase, options, strict=False)) if isinstance(options, list) else options
-
-
-class MmBenchLine(Line):
+class MmBenchLine(ChoiceLine):
     """`options` are the row's own, in their order or by letter; rows with equal `index` mod 1e6 are one question.
 
     `group` names the question where there is no index.
     """
 
-    options: Annotated[dict[str, str], BeforeValidator(_lettered), Field(min_length=2)]
     index: int | None = None
     group: Id | None = None
     category: str | None = None
     l2_category: str | None = Field(None, validation_alias=AliasChoices("l2_category", "l2-category"))
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        try:
-            spelled = [spelled_as(self.options, reference) for reference in self.references]
-        except ValueError as error:
-            raise ValueError(f"references: {error}") from None
-        return self.model_copy(update={"references": spelled})
 
     @property
     def key(self) -> Hashable | None:

@@ -13,7 +13,8 @@ from mllm.evaluation.benchmark import BENCHMARKS, Card, Item, TableRow, hub_layo
 from mllm.evaluation.hub import ParquetRelease
 from mllm.evaluation.letters import guessed, lmms_mmmu_letter, mmmu_letter, vlmevalkit_letter
 from mllm.evaluation.medium import Medium, placed
-from mllm.evaluation.metric import METRICS, Line, mean, means_by
+from mllm.evaluation.metric import METRICS, mean, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine, Options
 from mllm.evaluation.release import LETTER_ANSWER, SHORT_ANSWER, lettered, lettered_lines, listed
 from mllm.evaluation.rules import Judge, RuledMetric
 
@@ -75,10 +76,10 @@ def is_right_open(answer: str, references: Sequence[str]) -> bool:
     )
 
 
-class MmmuLine(Line):
-    """`options` by letter, none for an open question; `subject` is one of the 30."""
+class MmmuLine(ChoiceLine):
+    """An open question has no `options`; `subject` is one of the 30."""
 
-    options: dict[str, str] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     subject: str | None = None
 
 
@@ -122,7 +123,7 @@ class MmmuScore(RuledMetric):
 
     def notes(self, lines: Sequence[MmmuLine]) -> tuple[str, ...]:
         guesses = sum(bool(line.options) and mmmu_letter(line.prediction, line.options) is None for line in lines)
-        return (f"{guesses} answers name no option by the official rule and count as a guess",) if guesses else ()
+        return (f"{guesses} answer(s) name no option by the official rule and count as a guess",) if guesses else ()
 
 
 def _answers(answer: str) -> list[str]:

@@ -12,7 +12,7 @@ from mllm.evaluation.benchmark import BENCHMARKS, Card, HubLayout, Item, TableRo
 from mllm.evaluation.hub import ParquetRelease
 from mllm.evaluation.letters import lmms_letter, vlmevalkit_letter
 from mllm.evaluation.metric import METRICS, Line, mean, means_by
-from mllm.evaluation.metrics.closed import Letter
+from mllm.evaluation.metrics.closed import Letter, Options
 from mllm.evaluation.release import options_in
 from mllm.evaluation.rules import Judge, RuledMetric, macro_mean
 
@@ -24,7 +24,7 @@ class MmStarLine(Line):
     """`references` is the letter; `options` by letter are for VLMEvalKit's rule, which reads their texts, too."""
 
     references: Letter
-    options: dict[str, str] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     category: str | None = None
     l2_category: str | None = None
 

@@ -17,8 +17,8 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item
 from mllm.evaluation.letters import vlmevalkit_letter
 from mllm.evaluation.medium import Medium
-from mllm.evaluation.metric import METRICS, Line, mean, means_by
-from mllm.evaluation.metrics.closed import FirstLetter
+from mllm.evaluation.metric import METRICS, mean, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.metrics.vqa_text import strip_punctuation
 from mllm.evaluation.release import Record, lettered
 from mllm.evaluation.rules import Judge, RuledMetric
@@ -52,11 +52,9 @@ _LISTED = re.compile(r"^([A-E])\.\s*(.+)$", re.IGNORECASE)
 _ALONE = re.compile(r"\b([A-E])\b", re.IGNORECASE)
 
 
-class MvBenchLine(Line):
-    """`references` is the letter, `options` by letter; `task` is one of the 20."""
+class MvBenchLine(ChoiceLine):
+    """`task` is one of the 20."""
 
-    references: FirstLetter
-    options: dict[str, str]
     task: str | None = None
 
 

@@ -14,19 +14,17 @@ from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item
 from mllm.evaluation.letters import guessed, lmms_mmmu_letter
 from mllm.evaluation.medium import Medium
-from mllm.evaluation.metric import METRICS, Line, MeanMetric, Result, means_by
-from mllm.evaluation.metrics.closed import FirstLetter
+from mllm.evaluation.metric import METRICS, MeanMetric, Result, means_by
+from mllm.evaluation.metrics.closed import ChoiceLine
 from mllm.evaluation.release import LETTER_ANSWER, Record, first_problem, lettered, lettered_lines
 
 GROUPS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 PREVIOUS, NEXT = "TP", "TN"
 
 
-class NextQaLine(Line):
-    """`references` is the letter, `options` by letter; `type` is CW, CH, TN, TC, DC, DL or DO."""
+class NextQaLine(ChoiceLine):
+    """`type` is CW, CH, TN, TC, DC, DL or DO."""
 
-    references: FirstLetter
-    options: dict[str, str]
     type: str | None = None
 
 
@@ -45,7 +43,7 @@ class NextQaScore(MeanMetric):
         result = super().score(lines)
         groups = [GROUPS.get((line.type or "")[:1]) for line in lines]
         guesses = sum(lmms_mmmu_letter(line.prediction, line.options) is None for line in lines)
-        notes = (f"{guesses} answers name no option and count as a guess",) if guesses else ()
+        notes = (f"{guesses} answer(s) name no option and count as a guess",) if guesses else ()
         return Result(result.scores | means_by("group", groups, result.per_line), result.per_line, notes)
 
 

@@ -12,6 +12,7 @@ from mllm.evaluation.benchmark import BENCHMARKS, Card, Item, TableRow, hub_layo
 from mllm.evaluation.hub import ParquetRelease
 from mllm.evaluation.letters import lmms_letter, vlmevalkit_letter
 from mllm.evaluation.metric import METRICS, Line, mean, means_by
+from mllm.evaluation.metrics.closed import Options
 from mllm.evaluation.release import options_in
 from mllm.evaluation.rules import Judge, RuledMetric
 
@@ -22,7 +23,7 @@ CHOICE, WORDS = "multiple-choice", "words"
 class RealWorldLine(Line):
     """`references` is a letter or a few words; `options` by letter, none where words are asked for."""
 
-    options: dict[str, str] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
 
     @property
     def letter(self) -> str | None:

@@ -97,7 +97,7 @@ class VideoMmeScore(RuledMetric):
 
     def notes(self, lines: Sequence[VideoMmeLine]) -> tuple[str, ...]:
         count = sum(first_letter(line.prediction) is None for line in lines)
-        return (f"{count} answers have no letter, and the official score leaves them out",) if count else ()
+        return (f"{count} answer(s) have no letter, and the official score leaves them out",) if count else ()
 
 
 def subtitles_of(path: Path) -> str:

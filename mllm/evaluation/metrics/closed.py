@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterable
 from string import ascii_uppercase
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from mllm.evaluation.metric import Line
+from mllm.evaluation.release import lettered
 
 FIRST_LETTERS = "ABCDE"
 
@@ -49,3 +53,25 @@ Letter = Annotated[list[str], BeforeValidator(_one_of(ascii_uppercase)), Field(m
 """Letters of options, mostly one."""
 FirstLetter = Annotated[list[str], BeforeValidator(_one_of(FIRST_LETTERS)), Field(min_length=1)]
 """Letters of up to five options."""
+
+
+def _by_letter(options: object) -> object:
+    return lettered(options) if isinstance(options, list) else options
+
+
+Options = Annotated[dict[str, str], BeforeValidator(_by_letter)]
+"""Options by letter; a list of their texts is lettered from A on."""
+
+
+class ChoiceLine(Line):
+    """`references` are letters of `options`, which are the row's own, in their order or by letter."""
+
+    options: Annotated[Options, Field(min_length=2)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            spelled = [spelled_as(self.options, reference) for reference in self.references] if self.options else None
+        except ValueError as error:
+            raise ValueError(f"references: {error}") from None
+        return self if spelled is None else self.model_copy(update={"references": spelled})

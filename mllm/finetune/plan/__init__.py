@@ -16,10 +16,19 @@ from mllm.errors import UserError
 from mllm.finetune.estimate import startable
 from mllm.finetune.flops import unit_flops
 from mllm.finetune.plan.data import DataPlan, RowFigures, plan_data
-from mllm.finetune.plan.memory import GpuMemory, StepMemory, Weights, step_memory, torch_memory, zero_memory
+from mllm.finetune.plan.memory import (
+    GpuMemory,
+    StepMemory,
+    Weights,
+    largest_of,
+    step_memory,
+    torch_memory,
+    zero_memory,
+)
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.kernels.choice import gpu_capability, planned_kernel
+from mllm.media.visual import Visual
 from mllm.model.lora import linear_layers
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.settings import ModelSettings
@@ -73,7 +82,8 @@ class HostMemory:
 class Plan:
     """A run foreseen. memory and host: an engine each, for the machine's ranks; totals: stage → ranks → bytes on a GPU.
 
-    flops are those of the whole run; hours is None when no GPU was named.
+    flops are those of the whole run; hours is None when no GPU was named. largest_image: what an image with the most image
+    tokens becomes, whether or not the recipe has one.
     """
 
     run_dir: str
@@ -90,6 +100,7 @@ class Plan:
     flops: float
     hours: float | None
     gpu_memory_bytes: float | None
+    largest_image: Visual
 
     @property
     def rows(self) -> RowFigures:
@@ -126,21 +137,27 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     on_gpu = gpu is not None or gpu_capability() is not None
     multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
-    task = InstructionTask(mixture, processor, run.data, run.train, length_multiple=multiple)
+    costs = unit_flops(model)
+    task = InstructionTask(mixture, processor, run.data, run.train, costs, multiple)
     steps = total_steps(task, run.train)
-    data = plan_data(task, steps, machine.ranks, max_samples, unit_flops(model), processor)
+    data = plan_data(task, steps, machine.ranks, max_samples, costs, processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
 
     accumulates = rows.micro_batches > 1
     loop = run.train.model_copy(update={"dtype": dtype})
     ds_config = _ds_config(run, machine.ranks, loop, on_gpu)
     stage = None if ds_config is None else zero_stage(ds_config)
+    model.tiles_together = run.train.tiles_together if stage != 3 else None  # ZeRO-3 calls the encoder once
 
     def step_in(dtype: str) -> StepMemory:
         # A 4-bit layer makes its weights anew in the backward, and autocast keeps no copy of them.
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
         kernel, device = planned_kernel(run.train.attention, dtype, on_gpu), "cuda" if on_gpu else "cpu"
-        return step_memory(model, rows.largest, dtype, run.train.gradient_checkpointing, device, kernel)
+        again = run.train.gradient_checkpointing
+        # Of images of one tile the positions tell enough.
+        is_tiled = rows.most_tiled.tiles > rows.most_tiled.images
+        shapes = dict.fromkeys((rows.largest, rows.most_tiled) if is_tiled else (rows.largest,))
+        return largest_of([step_memory(model, shape, dtype, again, device, kernel) for shape in shapes])
 
     step = step_in(dtype)
 
@@ -168,6 +185,7 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
         flops,
         flops / (gpu.peak(dtype) * machine.ranks * machine.mfu) / 3600 if gpu is not None else None,
         gpu.memory_bytes if gpu is not None else None,
+        processor.planner.longest(),
     )
 
 

@@ -23,7 +23,8 @@ BINS = 8
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens per sample, image tokens included; `bins` are (from, to, samples) of equal width."""
+    """How a number is spread, such as the tokens of samples, image tokens included; `bins` are (from, to, count) of equal
+    width."""
 
     minimum: int
     median: float
@@ -56,7 +57,8 @@ class RowFigures:
     """What a way of packing makes of an optimizer step (means over the steps looked at).
 
     fill: tokens / (rows · max_length_tokens). padding: positions without a token, of all positions of the micro-batches.
-    micro_batches: a rank's, in the longest step. largest: the micro-batch with the most positions.
+    micro_batches: a rank's, in the longest step. largest: the micro-batch with the most positions; most_tiled: with the
+    most tiles.
     """
 
     packing: Packing
@@ -67,13 +69,23 @@ class RowFigures:
     flops: float
     micro_batches: int
     largest: Shape
+    most_tiled: Shape
+
+
+@dataclass(frozen=True)
+class ImageFigures:
+    """What the images and videos read become: how many there are, tiles and image tokens of each."""
+
+    count: int
+    tiles: Lengths
+    tokens: Lengths
 
 
 @dataclass(frozen=True)
 class DataPlan:
     """steps_read of `steps` were looked at, chosen by the run's seed (the first ones of a stream).
 
-    skipped: how many of their samples can't be trained on, by kind.
+    images: None without any. skipped: how many of their samples can't be trained on, by kind.
     """
 
     samples: int
@@ -82,6 +94,7 @@ class DataPlan:
     samples_read: int
     lengths: Lengths
     packings: tuple[RowFigures, ...]
+    images: ImageFigures | None = None
     skipped: dict[str, int] = field(default_factory=dict)
 
 
@@ -107,7 +120,15 @@ def plan_data(
     epochs, rest = divmod(steps, task.steps_per_epoch)
     samples = epochs * task.mixture.epoch_length + min(rest * size, task.mixture.epoch_length)
     lengths = _lengths([example.length for example in examples])
-    return DataPlan(samples, steps, len(chosen), len(examples), lengths, figures, dict(skipped))
+    images = _image_figures([visual for example in examples for visual in example.tokens.visuals])
+    return DataPlan(samples, steps, len(chosen), len(examples), lengths, figures, images, dict(skipped))
+
+
+def _image_figures(visuals: Sequence[Visual]) -> ImageFigures | None:
+    if not visuals:
+        return None
+    tiles = _lengths([visual.tile_count for visual in visuals])
+    return ImageFigures(len(visuals), tiles, _lengths([visual.token_count for visual in visuals]))
 
 
 def _streams(task: InstructionTask) -> bool:
@@ -142,12 +163,12 @@ def _figures(
     flops = 0.0
     shapes: list[Shape] = []
     for examples in batches:
-        rows = pack(examples, packing, data.max_length_tokens, ranks)
+        rows = pack(examples, packing, data.max_length_tokens, ranks, task.tile_cost)
         rows_seen += len(rows)
         work = work_of(rows, sum(_targets(row) for row in rows))
         tokens += work.tokens
         flops += unit.of(work)
-        hands = [deal(rows, rank, ranks, loop.micro_batch_size) for rank in range(ranks)]
+        hands = [deal(rows, rank, ranks, loop.micro_batch_size, task.tile_cost) for rank in range(ranks)]
         micro_batches = max(micro_batches, len(hands[0]))
         step_shapes = [_shape(group, task.length_multiple) for hand in hands for group in hand]
         positions += sum(shape.rows * shape.length for shape in step_shapes)
@@ -162,6 +183,7 @@ def _figures(
         flops / count,
         micro_batches,
         max(shapes, key=lambda shape: (shape.rows * shape.length, shape.tiles, shape.targets)),
+        max(shapes, key=lambda shape: (shape.tiles, shape.rows * shape.length, shape.targets)),
     )
 
 

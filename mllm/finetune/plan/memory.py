@@ -4,7 +4,7 @@ B rows, T positions, N tiles, S supervised tokens, D language-model width.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,12 @@ class StepMemory:
     activations: int
     first: int
     logits: int
+
+
+def largest_of(memories: Sequence[StepMemory]) -> StepMemory:
+    """The most of each, over micro-batches of which one takes more for tokens and another for tiles."""
+    kept, first, logits = (max(m) for m in zip(*((m.activations, m.first, m.logits) for m in memories), strict=True))
+    return StepMemory(kept, first, logits)
 
 
 def step_memory(

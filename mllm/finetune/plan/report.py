@@ -65,8 +65,30 @@ def _lengths(plan: Plan) -> Group:
         f"p90 {lengths.p90}  max {lengths.maximum}"
     )
     skipped = ", ".join(f"{count} {kind}" for kind, count in sorted(data.skipped.items()))
-    lines = [title, figures, *_histogram(lengths), *([f"can't be trained on: {skipped}"] if skipped else []), ""]
+    lines = [title, figures, *_histogram(lengths), *([f"can't be trained on: {skipped}"] if skipped else [])]
+    lines += ["", *_images(plan), ""]
     return Group(*(Text(line) for line in lines))
+
+
+def _images(plan: Plan) -> list[str]:
+    """What images become: one line where all are alike."""
+    images, largest = plan.data.images, plan.largest_image
+    if images is None:
+        return ["no images"]
+    if images.tokens.minimum == images.tokens.maximum and images.tiles.minimum == images.tiles.maximum:
+        return [
+            f"images: {images.count:,}, {images.tokens.maximum:,} image tokens in {images.tiles.maximum} tile(s) each"
+        ]
+    lines = [f"images: {images.count:,}"]
+    for name, each in (("tiles", images.tiles), ("image tokens", images.tokens)):
+        lines.append(
+            f"  {name:<13} min {each.minimum:,}  median {each.median:,.0f}  mean {each.mean:,.1f}  p90 {each.p90:,}  "
+            f"max {each.maximum:,}"
+        )
+    return [
+        *lines,
+        f"  the largest image would be {largest.token_count:,} image tokens in {largest.tile_count} tile(s)",
+    ]
 
 
 def _histogram(lengths: Lengths) -> list[str]:
@@ -107,7 +129,8 @@ def _memory(plan: Plan) -> Table:
     largest = plan.rows.largest
     title = (
         f"memory in GB of each of {plan.machine.ranks} GPU(s), {plan.dtype},\n"
-        f"at the largest micro-batch: {largest.rows} × {largest.length} positions, {largest.images} image(s)"
+        f"at the largest micro-batch: {largest.rows} × {largest.length} positions, {largest.images} image(s), "
+        f"{max(largest.tiles, plan.rows.most_tiled.tiles)} tile(s)"
     )
     table = _table(title, "engine", "weights", "grads", "optimizer", "activations", "buffers", "sum", "host")
     for memory in plan.memory:

@@ -36,6 +36,7 @@ from mllm.inference.serve.protocol import (
     logprobs_of,
     usage,
 )
+from mllm.media.clip import check_frames
 from mllm.media.remote import fetch_image
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
@@ -158,7 +159,8 @@ def _page() -> tuple[str, str]:
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     assert script is not None
     digest = b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
-    sources = f"script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+    shown = "style-src 'unsafe-inline'; img-src 'self' data:; media-src data:"
+    sources = f"script-src 'sha256-{digest}'; {shown}; connect-src 'self'"
     return page, f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
@@ -199,12 +201,17 @@ class _Service:
         return error_body(404, message, "model", "model_not_found")
 
     def _job(self, body: ChatCompletionRequest, begun: float, events: _Events, loop: asyncio.AbstractEventLoop) -> Job:
-        """Decode the images and render the prompt. Raises FieldError."""
+        """Decode the images and frames of videos and render the prompt. Raises FieldError."""
         request = body.request(fetch_image if self.settings.allow_remote_images else None)
         decoding = body.decoding(self.settings.max_new_tokens)
         try:
             prompt = prompt_of(request, self.processor)
             check_context(self.model, len(prompt), decoding.max_new_tokens)
+            for shown in prompt.shown:
+                if shown.visual.frames is not None:
+                    check_frames(
+                        shown.source, shown.visual.frames
+                    )  # a damaged frame is this request's, not its batch's
         except UserError as error:
             raise FieldError("messages", str(error)) from None
 

@@ -5,18 +5,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from mllm.conversation.schema import ImagePart, Message, Part, TextPart
+from mllm.conversation.schema import ImagePart, Message, Part, TextPart, VideoPart
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, TokenLogprob
 from mllm.inference.decoding import Decoding
 from mllm.inference.request import Request
 from mllm.inference.serve.fields import Strict, UnservedFields, UnservedMessageFields
+from mllm.media.clip import ClipLimits, read_clip
 from mllm.media.decode import DecodeLimits, read_image
 from mllm.media.ref import ImageSource
 from mllm.media.remote import data_url_bytes, is_url
 
 IMAGE_LIMITS = DecodeLimits(max_bytes=20 * 2**20, max_pixels=50_000_000, max_frames=200)
-MAX_IMAGES = 16
+VIDEO_LIMITS = ClipLimits(max_bytes=40 * 2**20, max_seconds=3600.0, max_frames=250_000, max_pixels=8_500_000)
+MAX_IMAGES = 16  # videos among them
 FINISH_REASONS = {"stop": "stop", "length": "length", "cancelled": "length"}
 
 
@@ -55,9 +57,27 @@ class _ImageContent(Strict):
         return {"url": value} if isinstance(value, str) else value
 
 
+class _VideoUrl(Strict):
+    url: str
+
+
+class _VideoContent(Strict):
+    """Not of OpenAI's API: as other servers of open models take videos."""
+
+    type: Literal["video_url"]
+    video_url: _VideoUrl
+
+    @field_validator("video_url", mode="before")
+    @classmethod
+    def _string_is_the_url(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+
 class _ChatMessage(UnservedMessageFields):
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[_TextContent | _RefusalContent | _ImageContent, Field(discriminator="type")]]
+    content: list[
+        Annotated[_TextContent | _RefusalContent | _ImageContent | _VideoContent, Field(discriminator="type")]
+    ]
     refusal: str | None = None
 
     @field_validator("content", mode="before")
@@ -135,24 +155,28 @@ class ChatCompletionRequest(UnservedFields):
         )
 
     def request(self, fetch: Callable[[str], bytes] | None) -> Request:
-        """The conversation with its images, decoded once to know that they can be. Raises FieldError.
+        """The conversation with its images, decoded once to know that they can be, and its videos. Raises FieldError.
 
-        fetch: gets the bytes behind a URL; None where remote images are off.
+        fetch: gets the bytes behind an image's URL; None where remote images are off.
         """
         messages: list[Message] = []
         images: list[ImageSource] = []
         for number, message in enumerate(self.messages):
             parts: list[Part] = []
             for place, part in enumerate(message.content):
+                where = f"messages.{number}.content.{place}"
                 if isinstance(part, _ImageContent):
                     parts.append(ImagePart())
-                    images.append(_image(part.image_url.url, f"messages.{number}.content.{place}.image_url", fetch))
+                    images.append(_image(part.image_url.url, f"{where}.image_url", fetch))
+                elif isinstance(part, _VideoContent):
+                    parts.append(VideoPart())
+                    images.append(_video(part.video_url.url, f"{where}.video_url"))
                 else:
                     parts.append(TextPart(text=part.text if isinstance(part, _TextContent) else part.refusal))
             role = "system" if message.role == "developer" else message.role
             messages.append(Message(role=role, content=tuple(parts)))
         if len(images) > MAX_IMAGES:
-            raise FieldError("messages", f"{len(images)} images; at most {MAX_IMAGES} are taken")
+            raise FieldError("messages", f"{len(images)} images and videos; at most {MAX_IMAGES} are taken")
         request = Request(tuple(messages), tuple(images))
         try:
             request.check()
@@ -167,6 +191,15 @@ def _image(url: str, field: str, fetch: Callable[[str], bytes] | None) -> bytes:
     try:
         data = _image_bytes(url, fetch)
         read_image(data, IMAGE_LIMITS)
+    except UserError as error:
+        raise FieldError(field, str(error)) from None
+    return data
+
+
+def _video(url: str, field: str) -> bytes:
+    try:
+        data = data_url_bytes(url, VIDEO_LIMITS.max_bytes, "video")
+        read_clip(data, VIDEO_LIMITS)
     except UserError as error:
         raise FieldError(field, str(error)) from None
     return data

@@ -115,16 +115,22 @@ def _down(number: float, rule: Rule) -> int:
 @lru_cache(maxsize=4096)
 def _tiled(geometry: ImageGeometry, rule: Rule, size: Size, canvas: Size, map_tiles: int | None) -> Visual:
     side = geometry.image_size_px
-    rows, columns = canvas[0] // side, canvas[1] // side
     scaled = fitted_size(size, canvas)
     top, left = (canvas[0] - scaled[0]) // 2, (canvas[1] - scaled[1]) // 2
-    corners = [(row * side - top, column * side - left) for row in range(rows) for column in range(columns)]
+    corners = [(row - top, column - left) for row in range(0, canvas[0], side) for column in range(0, canvas[1], side)]
     crops = (Crop(fit="stretch"), *(Crop(scaled, corner) for corner in corners))
+    grid, arrangement = arrangement_of(geometry, rule, size, canvas, map_tiles)
+    return Visual(crops, grid, arrangement.count(grid, geometry.side), arrangement)
+
+
+def arrangement_of(
+    geometry: ImageGeometry, rule: Rule, size: Size, canvas: Size, map_tiles: int | None
+) -> tuple[tuple[int, int, int], Arrangement]:
+    """The grid of tiles of a canvas, and how their features are arranged of an image of `size` that is scaled into it."""
+    rows, columns = canvas[0] // geometry.image_size_px, canvas[1] // geometry.image_size_px
     kept = kept_of_map(size, (rows * geometry.side, columns * geometry.side), rule)
     smaller = None if map_tiles is None else _smaller(kept, map_tiles * geometry.side**2)
-    arrangement = Arrangement(overviews=1, rows=kept[0], columns=kept[1], scaled=smaller, newline="row")
-    grid = (1, rows, columns)
-    return Visual(crops, grid, arrangement.count(grid, geometry.side), arrangement)
+    return (1, rows, columns), Arrangement(1, rows=kept[0], columns=kept[1], scaled=smaller, newline="row")
 
 
 def _smaller(kept: tuple[tuple[int, int], tuple[int, int]], features: int) -> Size | None:

@@ -6,7 +6,7 @@ image in many tiles costs no more tokens than one in fewer.
 
 from dataclasses import dataclass
 
-from mllm.media.tilings.any_resolution import AnyResolution, best_size
+from mllm.media.tilings.any_resolution import AnyResolution, arrangement_of, best_size
 from mllm.media.tilings.registry import TILINGS
 from mllm.media.visual import Size, Visual
 
@@ -24,9 +24,14 @@ class AnyResolutionMax(AnyResolution):
         """The most tokens have maps just below the threshold, which images of odd shapes make: those of images that fill a
         pinpoint on one side are tried, to half a feature."""
         sizes = self.canvases
-        tried = [(self._tiled(shape, canvas), shape, canvas) for canvas in sizes for shape in self._filling(canvas)]
-        ordered = sorted(tried, key=lambda entry: -entry[0].token_count)
-        return next(visual for visual, shape, canvas in ordered if best_size(shape, sizes) == canvas)
+        tried = [(self._count(shape, canvas), shape, canvas) for canvas in sizes for shape in self._filling(canvas)]
+        ordered = sorted(tried, key=lambda entry: -entry[0])
+        shape, canvas = next((s, c) for _, s, c in ordered if best_size(s, sizes) == c)
+        return self._tiled(shape, canvas)
+
+    def _count(self, size: Size, canvas: Size) -> int:
+        grid, arrangement = arrangement_of(self.geometry, self.numbers.rule, size, canvas, self.map_tiles)
+        return arrangement.count(grid, self.geometry.side)
 
     def _filling(self, canvas: Size) -> list[Size]:
         step = max(1, self.geometry.image_size_px // (2 * self.geometry.side))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mllm.errors import UserError
+from mllm.media import video_file
 from mllm.media.clip import ClipLimits, read_clip, read_frames
 from mllm.media.decode import read_image
 from mllm.media.ref import tar_reference
@@ -36,6 +37,8 @@ CLIPS = {
     "flv": {"kind": "flv", "codec": "flv1"},
 }
 
+SOUGHT = [name for name in CLIPS if not name.startswith("avi") and name != "mpeg"]  # those are decoded from their start
+
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_the_frames_asked_for_come_in_the_order_asked_from_any_container(name):
@@ -46,6 +49,17 @@ def test_the_frames_asked_for_come_in_the_order_asked_from_any_container(name):
     assert clip.seconds == pytest.approx(COUNT / 25, abs=0.002)
     assert [number_of(frame) for frame in read_frames(video, INDICES)] == INDICES
     assert [number_of(frame) for frame in read_frames(video, range(COUNT))] == [*range(COUNT)]
+
+
+@pytest.mark.parametrize("name", SOUGHT)
+def test_decoding_begins_at_the_keyframe_before_a_frame(name, monkeypatch):
+    video = write_video(count=COUNT, **CLIPS[name])
+    read_clip(video)
+    decoded = []
+    every = video_file._decoded
+    monkeypatch.setattr(video_file, "_decoded", lambda *given: (decoded.append(f) or f for f in every(*given)))
+    read_frames(video, [COUNT - 1])
+    assert 0 < len(decoded) < COUNT - 12
 
 
 def test_times_of_a_variable_rate_are_those_of_the_frames():
@@ -157,7 +171,7 @@ def test_an_image_as_a_video_and_a_video_as_an_image_name_the_part_they_belong_t
         video = write_video(kind, 2, codec="flv1" if kind == "flv" else "libx264")
         with pytest.raises(UserError, match="is a video; show it by a part of type video"):
             read_image(video)
-    with pytest.raises(UserError, match="is a folder; show its pictures as a video by a part of type video"):
+    with pytest.raises(UserError, match="it is a folder, which a part of type video shows as frames"):
         read_image(tmp_path)
 
 
