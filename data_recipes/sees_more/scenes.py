@@ -4,7 +4,16 @@ import random
 from collections.abc import Callable
 
 from data_recipes.sees_more.drafts import Asked, Draft
-from data_recipes.sees_more.drawing import TILE_PX, Place, draw_thing, ground, png, print_words, random_place, thing_picture
+from data_recipes.sees_more.drawing import (
+    TILE_PX,
+    Place,
+    draw_thing,
+    ground,
+    png,
+    print_words,
+    random_place,
+    thing_picture,
+)
 from data_recipes.sees_more.vocabulary import INKS, WAYS, Split, Thing
 from mllm.media.visual import Size
 

@@ -22,8 +22,7 @@ PLACES = ("at the left", "at the right", "at the top", "at the bottom", "in the 
 CONSONANTS, VOWELS = "bkmrst", "aio"
 # All words of questions and answers but the made-up ones, which are spelled.
 KNOWN_WORDS = tuple(
-    "a at bottom colour comes described does first have how in is it left middle move no of or picture right same second "
-    "shape shows the top two up way what where which word yes down . ? ,".split()
+    ["a", "at", "bottom", "colour", "comes", "described", "does", "first", "have", "how", "in", "is", "it", "left", "middle", "move", "no", "of", "or", "picture", "right", "same", "second", "shape", "shows", "the", "top", "two", "up", "way", "what", "where", "which", "word", "yes", "down", ".", "?", ","]
 )
 
 

@@ -15,6 +15,7 @@ from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
 from mllm.media.ref import STORED, ImageRef, is_stored
+from mllm.media.span import SPAN, without_span
 
 LEAVES = r"^/|(^|/)\.\.(/|$)"
 
@@ -37,6 +38,9 @@ def resolve_image(root: Path, image: str, sample_id: str, place: str = "") -> Pa
 
 def locate_image(root: Path, image: str, files: Collection[str], sample_id: str, place: str = "") -> str:
     """Where `image` lies: its path below `root`, or the reference as it is, which must point into one of `files`."""
+    if without_span(image)[1] is not None:
+        reason = f"{image!r} names a part of a video, which samples can't; cut the video"
+        raise BadSampleError(sample_id, "image", reason, place)
     if not is_stored(image):
         return str(resolve_image(root, image, sample_id, place))
     if str(ImageRef.of(image).file) not in files:
@@ -74,7 +78,7 @@ class IndexedSamples(Sequence[Sample]):
         holders = pc.replace_substring_regex(flat, STORED, "")
         is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
         doubtful = pc.if_else(
-            pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, LEAVES)
+            pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, f"{LEAVES}|{SPAN}")
         )
         for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
             self[int(row)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mllm.conversation.schema import ImagePart, Part, TextPart, VideoPart
 from mllm.files import hash_files
-from mllm.media.decode import image_bytes
+from mllm.media.clip import DEFAULT_CLIP_LIMITS
 from mllm.media.ref import ImageRef, is_stored
 from mllm.media.span import without_span
 from mllm.outputs import hash_file
@@ -36,9 +36,10 @@ class Medium:
         return VideoPart() if self.is_video else ImagePart()
 
 
-def shown(image: Path | str | None) -> tuple[Medium, ...]:
-    """The one image of a question, or nothing."""
-    return () if image is None else (Medium(str(image)),)
+def shown(image: Path | str | None, video: Path | str | None = None) -> tuple[Medium, ...]:
+    """The image and then the video of a question, as far as there are any."""
+    pairs = ((image, False), (video, True))
+    return tuple(Medium(str(source), is_video) for source, is_video in pairs if source is not None)
 
 
 def placed(text: str, images: Mapping[str, Medium]) -> tuple[str, tuple[Medium, ...], tuple[int, ...]]:
@@ -63,7 +64,7 @@ def source_hash(source: str) -> str:
     """
     whole, span = without_span(source)
     if is_stored(whole):
-        found = hashlib.sha256(image_bytes(whole)).hexdigest()
+        found = hashlib.sha256(ImageRef.of(whole).read(DEFAULT_CLIP_LIMITS.max_bytes)).hexdigest()
     else:
         path = Path(whole)
         found = hash_files(sorted(path.iterdir())) if path.is_dir() else hash_file(path)

@@ -22,8 +22,9 @@ from mllm.settings import ExpandedPath, Settings, load_settings
 DEFAULT_METRIC = "exact_match"
 PACKAGE = "package:"
 YAML = (".yaml", ".yml")
-# Where others keep the image; a question asked without it would be asked blind.
+# Where others keep the image or the video; a question asked without it would be asked blind.
 OTHER_IMAGE_KEYS = ("images", "image_path", "image_file", "img", "img_path", "picture", "file_name")
+OTHER_VIDEO_KEYS = ("videos", "video_path", "video_file", "video_url")
 
 
 def _not_blank(text: str) -> str:
@@ -55,6 +56,7 @@ class _Question(BaseModel):
 
     id: Annotated[Words, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
     image: Words | None = None
+    video: Words | None = None
     question: Words
     references: Annotated[list[Annotated[Any, AfterValidator(_said)]], BeforeValidator(_one_or_more)] = Field(
         validation_alias=AliasChoices("references", "answers", "answer"), min_length=1
@@ -66,7 +68,7 @@ class _Question(BaseModel):
 class QuestionFile(Settings):
     """How a file of questions is read, asked and scored: `--benchmarks FILE.yaml`.
 
-    `id` and `image` are texts with columns in braces, such as `{number}.png`; `{index}` counts the rows from 0.
+    `id`, `image` and `video` are texts with columns in braces, such as `{number}.png`; `{index}` counts the rows from 0.
     """
 
     file: str
@@ -86,8 +88,10 @@ class QuestionFile(Settings):
     """The question's id (default: its column `id`, or the row's number from 1)."""
     image: str | None = None
     """The image's file (default: its column `image`)."""
+    video: str | None = None
+    """The video's file, or the folder of its frames (default: its column `video`); it is shown behind the image."""
     image_root: str = "."
-    """Where images lie, in the folder."""
+    """Where images and videos lie, in the folder."""
     types: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     """The answers of each type of question (default: the column `type`, or one type, `all`)."""
     prompt: str = Field(default="{question}", pattern=r"\{question\}")
@@ -105,13 +109,13 @@ class QuestionFile(Settings):
 class UserFile(Benchmark):
     """`FILE.jsonl`, `FILE.jsonl:METRIC` or `FILE.yaml` (see `QuestionFile`).
 
-    A line has question, answer(s), and if it has one, image (beside the file).
+    A line has question, answer(s), and if it has them, image and video (beside the file).
     """
 
     card = Card(
         title="your own questions",
         questions="one a line",
-        files=("{id, image, question, answer or references, type, fields of the metric}",),
+        files=("{id, image, video, question, answer or references, type, fields of the metric}",),
         source="you",
         size="yours",
         licence="yours",
@@ -194,24 +198,27 @@ class UserFile(Benchmark):
 
     def _question(self, index: int, record: Mapping[str, Any]) -> _Question:
         """Raises KeyError, IndexError or ValueError for a column that the record hasn't, ValidationError for no question."""
-        texts = {"id": self.settings.id, "image": self.settings.image}
+        texts = {name: getattr(self.settings, name) for name in ("id", "image", "video")}
         known = {"index": index, **record}
         own = {name: text.format_map(known) for name, text in texts.items() if text is not None}
         return _Question.model_validate({**record, **own})
 
     def _item(self, name: str, line: _Question, where: str, image_root: Path) -> Item:
         extra = (line.model_extra or {}) | ({} if line.options is None else {"options": line.options})
-        other = next((key for key in OTHER_IMAGE_KEYS if extra.get(key)), None)
-        if line.image is None and other is not None:
-            raise UserError(f"{where}: {other}: the image of a question is read from the key image, one a question")
-        image = None if line.image is None else image_root / line.image
+        for kind, given, keys in (("image", line.image, OTHER_IMAGE_KEYS), ("video", line.video, OTHER_VIDEO_KEYS)):
+            other = next((key for key in keys if extra.get(key)), None)
+            if given is None and other is not None:
+                reason = f"the {kind} of a question is read from the key {kind}, one a question"
+                raise UserError(f"{where}: {other}: {reason}")
+        image, video = (None if name is None else image_root / name for name in (line.image, line.video))
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
         references = line.references
         if self._wants_text:
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        return Item(name, shown(image), line.question, words, kind, line.image or name, fields)
+        group = "\n".join(filter(None, (line.image, line.video))) or name
+        return Item(name, shown(image, video), line.question, words, kind, group, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types

@@ -154,7 +154,7 @@ _recent = _Recent()
 
 
 def _known(ref: ImageRef, limits: ClipLimits) -> _Known:
-    identity = ref.identity()
+    identity = replace(ref, span_ms=None).identity()  # a part's packets are those of the whole
     known = _recent.get(identity)
     if known is None:
         content = _content(ref, limits)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mllm.errors import UserError
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip, read_frames
 from mllm.media.decode import image_bytes, read_image
 from mllm.media.ref import ImageRef
@@ -29,11 +30,15 @@ def file_url(image: Path | str) -> str:
 def video_url(video: Path | str) -> str:
     """Write a video file as it is; its media type is told by the end of its name, and is MP4's where that tells none.
 
-    Raises UserError like `read_clip`, and for a folder of frames, which is no file.
+    Raises UserError like `read_clip`, and for a folder of frames or a part of a video, which are no files.
     """
     read_clip(video)
     kind, _ = guess_type(str(video))
-    content = ImageRef.of(video, "video").read(DEFAULT_CLIP_LIMITS.max_bytes)
+    ref = ImageRef.of(video, "video")
+    if ref.is_folder or ref.span_ms is not None:
+        what = "a folder of frames" if ref.is_folder else "a part of a video"
+        raise UserError(f"video {ref.name} is {what}, and only a video file can be sent; write it as one")
+    content = ref.read(DEFAULT_CLIP_LIMITS.max_bytes)
     return data_url(content, kind if kind is not None and kind.startswith("video/") else "video/mp4")
 
 

@@ -5,7 +5,8 @@
 
 import re
 
-_SPAN = re.compile(r"^span:([0-9]+):([0-9]+):")
+SPAN = r"^span:([0-9]+):([0-9]+):"  # for pyarrow, too
+_SPAN = re.compile(SPAN)
 
 
 def span_reference(video: str, start_s: float, stop_s: float) -> str:

@@ -201,7 +201,8 @@ def _matching(packets: Iterable[Any], table: FrameTable, indices: Sequence[int])
     """(index, decoded frame) of those of `indices`, ascending, that come out of `packets`."""
     wanted = {table.pts[index] if table.tells_order else index: index for index in indices}
     last = max(wanted)
-    for count, frame in enumerate(_decoded(packets)):
+    # What no other frame refers to needs no decoding unless it is wanted; where frames are counted, all are.
+    for count, frame in enumerate(_decoded(packets, frozenset(wanted) if table.tells_order else None)):
         time = frame.pts if table.tells_order else count
         if time in wanted and not frame.is_corrupt:
             yield wanted.pop(time), frame
@@ -209,9 +210,14 @@ def _matching(packets: Iterable[Any], table: FrameTable, indices: Sequence[int])
             return
 
 
-def _decoded(packets: Iterable[Any]) -> Iterator[Any]:
-    """The frames of `packets`; a packet that can't be decoded gives none."""
+def _decoded(packets: Iterable[Any], wanted: frozenset[int] | None = None) -> Iterator[Any]:
+    """The frames of `packets`; a packet that can't be decoded gives none.
+
+    wanted: their times; of the others, those that no frame refers to are passed over. None: all frames.
+    """
     for packet in packets:
+        if wanted is not None:
+            packet.stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         frames: list[Any] = []
         with suppress(_av().error.FFmpegError):
             frames = packet.decode()

@@ -21,10 +21,12 @@ from mllm.evaluation.subjects.endpoint import content_of
 from mllm.evaluation.subjects.local import LocalModel
 from mllm.inference.request import prompt_of
 from mllm.media.decode import read_image
+from mllm.media.remote import data_url_bytes
 from mllm.media.span import span_reference, without_span
 from tests.helpers.media_releases import MEDIA_WRITERS, save_video
 from tests.helpers.releases import save_image
 from tests.helpers.tiny import tiny_settings
+from tests.helpers.videos import write_frames, write_video
 
 RED, GREEN = (255, 0, 0), (0, 128, 0)
 
@@ -138,7 +140,7 @@ def test_questions_that_show_the_same_go_to_one_rank():
     assert sum(map(len, shares)) == 16 and not any(seen[i] & seen[j] for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_an_endpoint_gets_images_among_the_words_and_refuses_videos(tmp_path):
+def test_an_endpoint_gets_images_and_videos_among_the_words(tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         save_image(path)
@@ -146,8 +148,43 @@ def test_an_endpoint_gets_images_among_the_words_and_refuses_videos(tmp_path):
     content = content_of(question)
     assert [part["type"] for part in content] == ["image_url", "text", "image_url", "text"]
     assert [part["text"] for part in content if part["type"] == "text"] == ["left or ", "right?"]
-    with pytest.raises(UserError, match=r"a\.mp4: an endpoint is asked about images alone"):
-        content_of(Question("what?", (Medium("a.mp4", is_video=True),), 8))
+    video = tmp_path / "a.mp4"
+    video.write_bytes(write_video("mp4", 4))
+    shown_part, words = content_of(Question("what?", (Medium(str(video), is_video=True),), 8))
+    assert (shown_part["type"], words["text"]) == ("video_url", "what?")
+    assert data_url_bytes(shown_part["video_url"]["url"], 10**6) == video.read_bytes()
+    for source, what in (
+        (str(write_frames(tmp_path / "frames", 2)), "a folder of frames"),
+        (span_reference(str(video), 0, 1), "a part of a video"),
+    ):
+        with pytest.raises(UserError, match=f"is {what}, and only a video file can be sent"):
+            content_of(Question("what?", (Medium(source, is_video=True),), 8))
+
+
+def test_own_questions_show_their_videos(tmp_path, tiny_parts):
+    (tmp_path / "a.mp4").write_bytes(write_video("mp4", 4))
+    save_image(tmp_path / "b.png")
+    lines = [
+        {"question": "what?", "answer": "it", "video": "a.mp4"},
+        {"question": "alike?", "answer": "no", "video": "a.mp4", "image": "b.png"},
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = find_benchmark(str(tmp_path / "own.jsonl"))
+    items = benchmark.items(tmp_path)
+    requests = [question.request() for question in questions_of(benchmark, items, "model", seed=0)]
+    assert [[part.type for part in r.messages[0].content] for r in requests] == [
+        ["video", "text"],
+        ["image", "video", "text"],
+    ]
+    assert [item.group for item in items] == ["a.mp4", "b.png\na.mp4"]
+    model, processor = build(tiny_settings(tiny_parts))
+    replies = {}
+    questions = questions_of(benchmark, items, "model", seed=0)
+    LocalModel(model.eval(), processor, 2, {}).answer(questions, replies.update)
+    assert set(replies) == set(questions)
+    (tmp_path / "own.jsonl").write_text(json.dumps({"question": "what?", "answer": "it", "video_path": "a.mp4"}))
+    with pytest.raises(UserError, match="video_path: the video of a question is read from the key video"):
+        benchmark.items(tmp_path)
 
 
 def test_what_is_missing_is_counted_by_kind_and_its_questions_may_be_left_out(tmp_path):

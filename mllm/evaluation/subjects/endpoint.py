@@ -13,7 +13,7 @@ from mllm.conversation.schema import TextPart
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.evaluation.medium import Medium
-from mllm.media.data_url import file_url
+from mllm.media.data_url import file_url, video_url
 
 logger = logging.getLogger(__name__)
 
@@ -112,17 +112,19 @@ class Endpoint:
 
 
 def content_of(question: Question) -> list[dict[str, Any]]:
-    """The parts of the user's message, images as data URLs where they stand. Raises UserError for a video."""
+    """The parts of the user's message, images and videos as data URLs where they stand.
+
+    A video is a part of type `video_url`, which isn't OpenAI's API: servers of open models take it. Raises UserError for
+    what can't be read, and for a video that is no file of its own.
+    """
     media = iter(question.media)
     return [
-        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _image_part(next(media))
+        {"type": "text", "text": part.text} if isinstance(part, TextPart) else _shown_part(next(media))
         for part in question.content
     ]
 
 
-def _image_part(medium: Medium) -> dict[str, Any]:
+def _shown_part(medium: Medium) -> dict[str, Any]:
     if medium.is_video:
-        raise UserError(
-            f"{medium.source}: an endpoint is asked about images alone; evaluate a model of yours on videos"
-        )
+        return {"type": "video_url", "video_url": {"url": video_url(medium.source)}}
     return {"type": "image_url", "image_url": {"url": file_url(medium.source)}}

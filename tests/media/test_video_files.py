@@ -57,7 +57,7 @@ def test_decoding_begins_at_the_keyframe_before_a_frame(name, monkeypatch):
     read_clip(video)
     decoded = []
     every = video_file._decoded
-    monkeypatch.setattr(video_file, "_decoded", lambda packets: (decoded.append(f) or f for f in every(packets)))
+    monkeypatch.setattr(video_file, "_decoded", lambda *given: (decoded.append(f) or f for f in every(*given)))
     read_frames(video, [COUNT - 1])
     assert 0 < len(decoded) < COUNT - 12
 

@@ -163,9 +163,18 @@ def test_validation_opens_each_video_and_names_the_line_of_a_bad_one(data):
 
 
 def test_a_video_outside_the_image_root_is_refused(data):
-    (data / "t.jsonl").write_text(json.dumps({"id": "t"} | chat(TYPED, videos=["../a.mp4"])))
-    with pytest.raises(UserError, match="leaves the image root"):
-        Mixture(recipe_of(data / "t.jsonl", data / "frames"), 0, False)
+    for path, said in (
+        ("../a.mp4", "leaves the image root"),
+        ("/etc/passwd", "leaves the image root"),
+        ("tar:0:9:/etc/passwd", "lies in another file"),
+        ("parquet-video:0:0:/etc/passwd", "lies in another file"),
+        ("span:0:9:/etc/passwd", "names a part of a video, which samples can't"),
+    ):
+        (data / "t.jsonl").write_text(json.dumps({"id": "t"} | chat(TYPED, videos=[path])))
+        with pytest.raises(UserError, match=said):
+            Mixture(recipe_of(data / "t.jsonl", data / "frames"), 0, False)
+        with pytest.raises(UserError, match=said):
+            Mixture(recipe_of(data / "t.jsonl", "."), 0, False)
 
 
 def test_tokens_of_samples_with_videos_are_not_counted_ahead(data, tiny_parts):
