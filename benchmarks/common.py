@@ -81,7 +81,15 @@ CLIP_L14_336 = {  # 24 × 24 = 576 image tokens
     "image_size": 336,
     "patch_size": 14,
 }
-SHAPES = {"smollm2_135m": (SMOLLM2_135M, CLIP_B16), "llama_1b": (LLAMA_1B, CLIP_L14_336)}
+LOSSES_AGREE = {"float32": 1e-5, "autocast": 5e-3}  # relative, by the precision of matrix products
+SHAPES = {
+    "smollm2_135m": (SMOLLM2_135M, CLIP_B16),
+    "llama_1b": (LLAMA_1B, CLIP_L14_336),
+    "tiny": (  # to try a script
+        SMOLLM2_135M | {"num_hidden_layers": 2, "vocab_size": 2048},
+        CLIP_B16 | {"num_hidden_layers": 3, "image_size": 64},
+    ),
+}
 SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>"]
 
 

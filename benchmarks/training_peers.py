@@ -1,6 +1,7 @@
-"""One training run in several ways: ours by packing, and `LlavaForConditionalGeneration` under Hugging Face's Trainer.
+"""One training run in several ways: ours by packing, and transformers' LLaVA of the same layout under its Trainer.
 
-All start from the same weights and see the same samples in the same steps; the losses are printed to show it.
+All start from the same weights and see the same samples in the same steps: their losses have to agree before anything is
+timed. Images are squares (`LlavaForConditionalGeneration`) or, with `tiling: anyres`, tiles (`LlavaNext…`).
 """
 
 import argparse
@@ -13,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import SHAPES, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
+from common import LOSSES_AGREE, SHAPES, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
 from contenders import Contender, serve
 from PIL import Image
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
 from mllm.batch import IGNORE_INDEX
@@ -34,6 +35,7 @@ from mllm.processor import Processor
 OURS = {"ours": "shared_prefix", "ours, samples packed": "samples", "ours, a row a sample": "none"}
 PEER = "transformers + Trainer"
 WARM_UP = 2  # untimed steps of a round: until the second both sides still ask the kernel for memory
+IMAGE = {"fit": "crop"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -46,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2_135m", help="of language model and encoder")
     parser.add_argument("--layers", type=int, help="of the language model; all that its shape has")
     parser.add_argument("--only", nargs="*", help="run these contenders alone")
+    parser.set_defaults(image=IMAGE, part=None)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -74,16 +77,24 @@ def _race(script: str, options: argparse.Namespace, root: Path, names: list[str]
     common = [part for key in passed for part in (f"--{key.replace('_', '-')}", str(getattr(options, key)))]
     contenders = {}
     for number, name in enumerate(names):
-        worker = ["--worker", name, "--root", str(root), *common]
+        worker = [*([options.part] if options.part else []), "--worker", name, "--root", str(root), *common]
         contenders[name] = Contender(script, worker, root / f"{number}.log")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name, contender in contenders.items():
             found[name].append(contender.run())
             print(f"{name}: {json.dumps(found[name][-1])}", flush=True)
+        _check_losses(found, LOSSES_AGREE[options.dtype])
     for contender in contenders.values():
         contender.close()
     return found
+
+
+def _check_losses(found: dict[str, list[dict[str, Any]]], within: float) -> None:
+    """Raise SystemExit unless the first step's loss, with weights that are still the same, is one for all."""
+    first = {name: rounds[0]["losses"][0] for name, rounds in found.items()}
+    if max(first.values()) - min(first.values()) > within * min(first.values()):
+        raise SystemExit(f"the losses of the first step differ by more than {within:g}: {first}")
 
 
 def _report(options: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> None:
@@ -111,7 +122,7 @@ def _settings(options: argparse.Namespace, trainable: dict[str, str]) -> Finetun
         options.root / "data" / "recipe.yaml",
         options.root / "run",
         trainable=trainable,
-        model={"image": {"fit": "crop"}},
+        model={"image": options.image},
         data={"packing": packing, "group_by_image": True, "max_length_tokens": options.row},
         train={"global_batch_size": options.global_batch, "dtype": options.dtype},
     )
@@ -158,9 +169,13 @@ class _Samples(Dataset):
         example = self.examples[index]
         tokens = example.tokens
         labels = [i if s else IGNORE_INDEX for i, s in zip(tokens.input_ids, tokens.supervised, strict=True)]
+        entry = {"input_ids": tokens.input_ids, "labels": labels}
         with Image.open(example.images[0]) as image:
-            pixels = self.processor.pixels(image.convert("RGB"))
-        return {"input_ids": tokens.input_ids, "labels": labels, "pixel_values": pixels}
+            tiles = self.processor.preparer.tiles(image.convert("RGB"), tokens.visuals[0].crops)
+            size = (image.height, image.width)
+        if tokens.visuals[0].arrangement is None:
+            return entry | {"pixel_values": tiles[0]}
+        return entry | {"pixel_values": torch.stack(tiles), "image_sizes": size}
 
 
 def _padded(entries: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -170,7 +185,12 @@ def _padded(entries: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return torch.tensor([[*entry[name], *[value] * (longest - len(entry[name]))] for entry in entries])
 
     lengths = torch.tensor([[len(entry["input_ids"])] for entry in entries])
-    return {
+    sizes = (
+        {"image_sizes": torch.tensor([entry["image_sizes"] for entry in entries])}
+        if "image_sizes" in entries[0]
+        else {}
+    )
+    return sizes | {
         "input_ids": filled("input_ids", 0),
         "labels": filled("labels", IGNORE_INDEX),
         "attention_mask": (torch.arange(longest)[None] < lengths).long(),
@@ -207,7 +227,7 @@ def _peer(settings: FinetuneSettings, options: argparse.Namespace) -> Callable[[
     samples = _Samples(task, processor, WARM_UP + options.steps)
     # Its best attention where it is installed; else transformers chooses.
     flash = "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else None
-    llava = LlavaForConditionalGeneration.from_pretrained(
+    llava = AutoModelForImageTextToText.from_pretrained(
         options.root / "peer", dtype=torch.float32, attn_implementation=flash
     )
     llava.model.vision_tower.requires_grad_(False)

@@ -92,11 +92,22 @@ def read_words(path: Path) -> list[str]:
     return words
 
 
+def ordered_words(path: Path, seed: int, source: str) -> list[str]:
+    """The words of a file in the order in which a source takes them; the first are asked about. Raises as `read_words`."""
+    words = read_words(path)
+    seeded_random(seed, source, "order").shuffle(words)
+    return words
+
+
+def heldout_font(word: str, seed: int, source: str) -> str:
+    """The font in which a source never trains a word."""
+    return seeded_random(seed, source, "font", word).choice(FONTS)
+
+
 def load_rendered_words(config: RenderedWordsSource, seed: int) -> LoadedWords:
     """Draw the renders of both splits, the words in turn; each word's held-out font is not among its training fonts."""
-    words = read_words(config.path)
-    seeded_random(seed, config.name, "order").shuffle(words)
-    fonts = {word: seeded_random(seed, config.name, "font", word).choice(FONTS) for word in words}
+    words = ordered_words(config.path, seed, config.name)
+    fonts = {word: heldout_font(word, seed, config.name) for word in words}
     asked = words[: config.asked_words]
     train_count = max(config.caption_count, config.reading_count, config.clip_pair_count)
     loaded = LoadedWords(config, [], [], frozenset(asked))
@@ -126,8 +137,7 @@ def font_folder() -> Path:
 
 
 @cache
-def font_of(name: str, size_px: int) -> ImageFont.FreeTypeFont:
-    """The font at a size. Raises UserError where matplotlib lacks it."""
+def _font(name: str, size_px: int) -> ImageFont.FreeTypeFont:
     path = font_folder() / f"{name}.ttf"
     if not path.is_file():
         raise UserError(f"font {path} does not exist; install a current matplotlib")
@@ -136,14 +146,14 @@ def font_of(name: str, size_px: int) -> ImageFont.FreeTypeFont:
 
 def fit_font(word: str, name: str, width_px: float, height_px: float) -> ImageFont.FreeTypeFont:
     """The largest whole font size at which the ink of `word` is no wider and no taller than given."""
-    left, top, right, bottom = font_of(name, 100).getbbox(word)
+    left, top, right, bottom = _font(name, 100).getbbox(word)
     size = max(1, int(100 * min(width_px / (right - left), height_px / (bottom - top))) + 1)
     while size > 1:
-        left, top, right, bottom = font_of(name, size).getbbox(word)
+        left, top, right, bottom = _font(name, size).getbbox(word)
         if right - left <= width_px and bottom - top <= height_px:
             break
         size -= 1
-    return font_of(name, size)
+    return _font(name, size)
 
 
 def render_word(word: str, font_name: str, image_size_px: int, rng: random.Random) -> bytes:

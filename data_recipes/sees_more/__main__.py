@@ -1,4 +1,4 @@
-"""Write the data and the language model: `python -m data_recipes.sees_more`."""
+"""Write the data: `python -m data_recipes.sees_more`."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parent / "data.yaml"
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m data_recipes.sees_more",
-        description="Write training data, held-out questions and a small language model of random weights.",
+        description="Write training data and held-out questions.",
         epilog="example:\n  python -m data_recipes.sees_more --set output=runs/sees_more/data",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -30,12 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     configure_logging()
 
     from data_recipes.sees_more.generate import generate
-    from data_recipes.sees_more.language_model import write_language_model
     from data_recipes.sees_more.settings import GeneratorSettings
 
-    config = load_settings(GeneratorSettings, options.config, options.overrides)
-    report = generate(config)
-    write_language_model(config.language_model, config.seed)
+    report = generate(load_settings(GeneratorSettings, options.config, options.overrides))
     print(f"data hash {report['data_hash']}")
 
 

@@ -23,32 +23,26 @@ REPORT_NAME = "report.json"
 def generate(config: GeneratorSettings) -> dict[str, Any]:
     """Write `config.output` whole or not at all; returns the report, which is also in `report.json`.
 
-    The directory holds `media/`, `in_words.jsonl`, a file of samples for each kind of scene, and `heldout/KIND.jsonl` with
-    questions; paths in them are relative to it (in heldout/, to that folder). An earlier run's directory is replaced. Raises
-    UserError where it holds anything else.
+    The directory holds `media/`, a file of samples for each kind of scene, `KIND.jsonl`, and `heldout/KIND.jsonl` with
+    questions; paths in them are relative to the file's folder. An earlier run's directory is replaced. Raises UserError where
+    it holds anything else.
     """
     check_directory(config.output, BY)
-    train, heldout = splits(config.seed, config.heldout_words, config.heldout_things)
+    train, heldout = splits(config.seed, config.heldout_things)
     with atomic_directory(config.output, BY) as root:
         store = MediaStore(root)
-        files: dict[str, list[dict[str, Any]]] = {"in_words.jsonl": []}
+        files: dict[str, list[dict[str, Any]]] = {}
         for kind in tqdm(SCENES, desc="drawing", unit="kind", disable=None):
             files[f"{kind}.jsonl"] = [
                 sample.model_dump(mode="json")
-                for draft in draw(kind, train, config.drawn, config.seed)
+                for draft in draw(kind, train, config.trained, config.seed)
                 for sample in draft.samples(store.add(draft.media))
-            ]
-            files["in_words.jsonl"] += [
-                sample.model_dump(mode="json")
-                for draft in draw(kind, train, config.told, config.seed + 1)
-                for sample in draft.samples_in_words()
             ]
             files[f"heldout/{kind}.jsonl"] = [
                 line
                 for draft in draw(kind, heldout, config.asked, config.seed)
                 for line in draft.questions(tuple(f"../{file}" for file in store.add(draft.media)))
             ]
-        files = {name: rows for name, rows in files.items() if rows}
         for name, rows in files.items():
             write_lines(root / name, rows)
         report = {

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from mllm.clients.openai import MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
+from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS
 from mllm.launch import launched_rank
 from mllm.settings import expanded_benchmark, expanded_path
 
@@ -78,6 +79,15 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Number of questions that are answered together (default: %(default)s).",
     )
+    parser.add_argument(
+        "--conditions",
+        type=conditions,
+        default=CONDITIONS,
+        metavar="NAMES",
+        help="What is shown with the questions, with commas between: their own images and videos (model), none (withheld), "
+        "another question's (swapped), the first of several alone (single), or a video's frames in another order "
+        "(shuffled). model,withheld,swapped by default.",
+    )
     add_dtype(parser)
     parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
     parser.add_argument(
@@ -131,6 +141,15 @@ def temperature(text: str) -> float | None:
     return value
 
 
+def conditions(text: str) -> tuple[str, ...]:
+    """Parse names of conditions; argparse shows the ArgumentTypeError as one line."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = next((name for name in names if name not in ALL_CONDITIONS), None)
+    if unknown is not None or not names:
+        raise argparse.ArgumentTypeError(f"{unknown or 'nothing'!r}; choose from {', '.join(ALL_CONDITIONS)}")
+    return names
+
+
 def run(options: argparse.Namespace) -> None:
     """Raises UserError when model or benchmarks are missing, unknown or not on disk."""
     options.model = one_of(options, "model")
@@ -151,7 +170,14 @@ def run(options: argparse.Namespace) -> None:
     for name in names:
         find_benchmark(name)
     setup = Setup(
-        names, options.data, _output(options), options.limit, options.seed, options.on_missing, options.choice_by
+        names,
+        options.data,
+        _output(options),
+        options.limit,
+        options.seed,
+        options.on_missing,
+        options.choice_by,
+        options.conditions,
     )
     outcome = evaluate_subject(setup, _subject(options))
     if launched_rank() == 0:

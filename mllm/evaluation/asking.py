@@ -31,7 +31,8 @@ class Question:
 
     prompt: the user's words. media: images and videos, in order. max_new_tokens: the length of a greedy answer at most.
     options: if there are any, the answer is the likeliest of them. places: before which character of the prompt each
-    medium stands; all stand before the words unless said.
+    medium stands; all stand before the words unless said. order_seed: a seed of the order in which frames of videos are
+    shown; None: as they follow each other.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Question:
     max_new_tokens: int
     options: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
+    order_seed: int | None = None
 
     @property
     def content(self) -> tuple[Part, ...]:
@@ -98,6 +100,8 @@ class AnswerLog:
     def key(self, question: Question) -> str:
         """SHA-256 of model, words, media, and how the answer is found."""
         what = [self._identity, question.prompt, self._shown(question), question.max_new_tokens, question.options]
+        if question.order_seed is not None:
+            what.append(question.order_seed)
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def _shown(self, question: Question) -> Any:

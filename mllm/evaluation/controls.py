@@ -1,12 +1,15 @@
 """Which items are asked, and with whose images and videos: seeded, so that two runs ask the same.
 
-Beside the question with its own there are blind controls: without any, and with another item's.
+Beside the question with its own there are blind controls: without any, and with another item's. What several images or the
+order of frames add is told by two more: the first image alone, and frames in another order.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
+from zlib import crc32
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item
 from mllm.evaluation.medium import Medium
 
-CONDITIONS = ("model", "withheld", "swapped")
+ORDERS = 8  # of frames; clips in one order are answered together
 
 
 def questions_of(
@@ -23,8 +26,11 @@ def questions_of(
 ) -> list[Question]:
     """What is asked under `model` (the item's media), `withheld` (none) or `swapped` (another item's in their places).
 
-    by_likelihood: where an item has options, the answer is the likeliest of them.
+    Further conditions are `single` (the first of the item's media alone) and `shuffled` (the frames of its videos in another
+    order). by_likelihood: where an item has options, the answer is the likeliest of them. Raises UserError where a condition
+    would change nothing, for want of a second medium or of a video.
     """
+    _check_condition(benchmark, items, condition)
     media: Sequence[tuple[Medium, ...]] = [item.media for item in items]
     if condition == "withheld":
         media = [()] * len(items)
@@ -34,16 +40,35 @@ def questions_of(
             item.id: _in_place(other, item) for item, other in zip(seen, swap_partners(seen, seed), strict=True)
         }
         media = [partners.get(item.id, ()) for item in items]
-    return [
+    elif condition == "single":
+        media = [item.media[:1] for item in items]
+    asked = [
         Question(
             benchmark.prompt(item),
             own,
             benchmark.max_new_tokens,
             options_of(item) if by_likelihood else (),
-            item.places if own else (),
+            item.places[: len(own)],
         )
         for item, own in zip(items, media, strict=True)
     ]
+    if condition != "shuffled":
+        return asked
+    return [replace(question, order_seed=_order_seed(item, seed)) for question, item in zip(asked, items, strict=True)]
+
+
+def _check_condition(benchmark: Benchmark, items: Sequence[Item], condition: str) -> None:
+    if condition == "single" and not any(len(item.media) > 1 for item in items):
+        raise UserError(f"{benchmark.folder}: single: no question shows more than one image; leave the condition out")
+    if condition == "shuffled" and not any(medium.is_video for item in items for medium in item.media):
+        raise UserError(f"{benchmark.folder}: shuffled: no question shows a video; leave the condition out")
+
+
+def _order_seed(item: Item, seed: int) -> int | None:
+    """One of a few seeds; None for an item without a video, whose question stays what it is."""
+    if not any(medium.is_video for medium in item.media):
+        return None
+    return crc32(f"{seed}:{item.id}".encode()) % ORDERS
 
 
 def _in_place(other: Item, item: Item) -> tuple[Medium, ...]:

@@ -9,7 +9,8 @@ from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.controls import CONDITIONS, complete_groups, options_of, questions_of, stratified_sample
+from mllm.evaluation.conditions import CONDITIONS
+from mllm.evaluation.controls import complete_groups, options_of, questions_of, stratified_sample
 from mllm.evaluation.medium import Medium
 
 NAMED_MEDIA = 3

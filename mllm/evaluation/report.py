@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.conditions import FURTHER_CONDITIONS
 from mllm.evaluation.medium import Medium
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
@@ -20,11 +21,19 @@ THUMBNAIL_PX = 96
 PICTURES = 4
 LABELS = {True: "right", False: "wrong", None: "answers"}
 LABEL_PX, PLOT_PX, ROW_PX, MARGIN_PX = 76, 370, 18, 24
-COLOURS = {"model": "#2d5c9a", "withheld": "#b3372f", "swapped": "#c98a2b", "majority": "#777"}
+COLOURS = {
+    "model": "#2d5c9a",
+    "withheld": "#b3372f",
+    "swapped": "#c98a2b",
+    "single": "#3d8a57",
+    "shuffled": "#7a4fa3",
+    "majority": "#777",
+}
 MAX_TYPES = 24
 EXPLAINED = {
     "withheld": "the same questions without the image",
     "swapped": "with another image",
+    **FURTHER_CONDITIONS,
     "majority": "the commonest training answer to each question",
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mllm.checkpoint.load import AUTO
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Subject, answer_all
-from mllm.evaluation.controls import CONDITIONS
+from mllm.evaluation.conditions import CONDITIONS
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import launched_ranks

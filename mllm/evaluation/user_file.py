@@ -14,7 +14,7 @@ from mllm.data.readers.messages import message_samples
 from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Card, Item, MajorityAnswer
-from mllm.evaluation.medium import shown
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.metric import METRICS, Line
 from mllm.evaluation.release import first_problem
 from mllm.settings import ExpandedPath, Settings, load_settings
@@ -23,7 +23,7 @@ DEFAULT_METRIC = "exact_match"
 PACKAGE = "package:"
 YAML = (".yaml", ".yml")
 # Where others keep the image or the video; a question asked without it would be asked blind.
-OTHER_IMAGE_KEYS = ("images", "image_path", "image_file", "img", "img_path", "picture", "file_name")
+OTHER_IMAGE_KEYS = ("image_path", "image_file", "img", "img_path", "picture", "file_name")
 OTHER_VIDEO_KEYS = ("videos", "video_path", "video_file", "video_url")
 
 
@@ -56,6 +56,7 @@ class _Question(BaseModel):
 
     id: Annotated[Words, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
     image: Words | None = None
+    images: list[Words] = []
     video: Words | None = None
     question: Words
     references: Annotated[list[Annotated[Any, AfterValidator(_said)]], BeforeValidator(_one_or_more)] = Field(
@@ -109,13 +110,13 @@ class QuestionFile(Settings):
 class UserFile(Benchmark):
     """`FILE.jsonl`, `FILE.jsonl:METRIC` or `FILE.yaml` (see `QuestionFile`).
 
-    A line has question, answer(s), and if it has them, image and video (beside the file).
+    A line has question, answer(s), and if it has them, image or several images, and a video (beside the file).
     """
 
     card = Card(
         title="your own questions",
         questions="one a line",
-        files=("{id, image, video, question, answer or references, type, fields of the metric}",),
+        files=("{id, image or images, video, question, answer or references, type, fields of the metric}",),
         source="you",
         size="yours",
         licence="yours",
@@ -205,20 +206,22 @@ class UserFile(Benchmark):
 
     def _item(self, name: str, line: _Question, where: str, image_root: Path) -> Item:
         extra = (line.model_extra or {}) | ({} if line.options is None else {"options": line.options})
-        for kind, given, keys in (("image", line.image, OTHER_IMAGE_KEYS), ("video", line.video, OTHER_VIDEO_KEYS)):
+        for kind, keys in (("image", OTHER_IMAGE_KEYS), ("video", OTHER_VIDEO_KEYS)):
             other = next((key for key in keys if extra.get(key)), None)
-            if given is None and other is not None:
-                reason = f"the {kind} of a question is read from the key {kind}, one a question"
-                raise UserError(f"{where}: {other}: {reason}")
-        image, video = (None if name is None else image_root / name for name in (line.image, line.video))
+            given = line.video if kind == "video" else line.image or line.images
+            if not given and other is not None:
+                several = ", several from images" if kind == "image" else ", one a question"
+                raise UserError(f"{where}: {other}: the {kind} of a question is read from the key {kind}{several}")
+        if line.image and line.images:
+            raise UserError(f"{where}: a question has an `image` or several `images`; keep one of the keys")
+        media = _media(line, image_root)
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
         references = line.references
         if self._wants_text:
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        group = "\n".join(filter(None, (line.image, line.video))) or name
-        return Item(name, shown(image, video), line.question, words, kind, group, fields)
+        return Item(name, media, line.question, words, kind, _group(line) or name, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types
@@ -246,6 +249,17 @@ class UserFile(Benchmark):
         """Whether the metric's references are texts, of which a number in the file is one."""
         kind: type[Line] = METRICS.get(self.metric).line
         return kind.model_fields["references"].annotation == list[str]
+
+
+def _media(line: _Question, root: Path) -> tuple[Medium, ...]:
+    """The images of a question and then its video, as far as there are any."""
+    images = tuple(Medium(str(root / image)) for image in (line.images or filter(None, [line.image])))
+    return images if line.video is None else (*images, Medium(str(root / line.video), is_video=True))
+
+
+def _group(line: _Question) -> str:
+    """What questions about the same have in common; empty where nothing is shown."""
+    return "\n".join(filter(None, (line.image, *line.images, line.video)))
 
 
 def _single_turns(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -45,9 +45,12 @@ class BenchmarkSettings(Settings):
     """Number of steps between evaluations; the end has one, too."""
     limit: int | None = Field(default=None, ge=1)
     """Number of questions of each benchmark. The benchmark's own number by default."""
-    conditions: tuple[Literal["model", "withheld", "swapped"], ...] = Field(default=("model",), min_length=1)
-    """What is shown with a question: its own image (`model`, the default), none (`withheld`) or another's (`swapped`).
-    The latter two are metrics `benchmark/NAME/CONDITION`.
+    conditions: tuple[Literal["model", "withheld", "swapped", "single", "shuffled"], ...] = Field(
+        default=("model",), min_length=1
+    )
+    """What is shown with a question: its own images and videos (`model`, the default), none (`withheld`), another's
+    (`swapped`), the first of several alone (`single`), or the frames of a video in another order (`shuffled`). All but the
+    first are metrics `benchmark/NAME/CONDITION`.
     """
     batch_size: int = Field(default=32, ge=1)
     """Number of questions that are answered together. 32 by default."""

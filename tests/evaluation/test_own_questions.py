@@ -54,7 +54,9 @@ BAD = [
     ({"image": ""}, "image: it is empty"),
     ({"image": ["a.png"]}, "image"),
     ({"image": 5}, "image"),
-    ({"images": ["a.png"]}, "images: the image of a question is read from the key image"),
+    ({"images": "a.png"}, "images"),
+    ({"images": ["a.png", ""]}, "images.1: it is empty"),
+    ({"image": "a.png", "images": ["a.png", "b.png"]}, "an `image` or several `images`; keep one"),
     ({"image_path": "a.png"}, "image_path: the image of a question"),
     ({"id": ""}, "id: it is empty"),
     ({"id": 1.5}, "id"),
@@ -97,6 +99,19 @@ def test_what_a_metric_cannot_score_is_named_by_its_line(items_of, metric, chang
         items_of(GOOD | good, GOOD | change, metric=metric)
     with pytest.raises(UserError, match="ece scores probabilities"):
         items_of(GOOD, metric="ece")
+
+
+def test_a_question_shows_an_image_several_in_their_order_or_a_video(items_of, tmp_path):
+    _, items = items_of(
+        GOOD | {"image": "a.png"}, GOOD | {"images": ["b.png", "a.png"]}, GOOD | {"video": "clip"}, GOOD
+    )
+    assert [[(medium.source, medium.is_video) for medium in item.media] for item in items] == [
+        [(f"{tmp_path}/a.png", False)],
+        [(f"{tmp_path}/b.png", False), (f"{tmp_path}/a.png", False)],
+        [(f"{tmp_path}/clip", True)],
+        [],
+    ]
+    assert len({item.group for item in items}) == 4
 
 
 def test_nothing_is_opened_or_asked_before_every_line_can_be_scored(items_of, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from mllm.evaluation.asking import Reply, answer_all
 from mllm.evaluation.benchmark import Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import questions_of, stratified_sample, swap_partners
-from mllm.evaluation.medium import shown
+from mllm.evaluation.medium import Medium, shown
 from mllm.evaluation.plan import plan_run
 from mllm.evaluation.scoring import score_answers, summarize
 from mllm.evaluation.statistics import bootstrap_interval
@@ -74,6 +75,31 @@ def test_a_sample_is_drawn_from_all_items_and_keeps_those_of_an_image_together(i
 def test_swapped_items_never_keep_their_image_or_answer(items):
     for item, partner in zip(items, swap_partners(items, seed=0), strict=True):
         assert partner.group != item.group and partner.references != item.references
+
+
+def shown_together(name, *media):
+    return Item(name, media, "which?", ("a",), "all", name)
+
+
+def test_the_first_of_several_images_is_shown_alone_in_its_place():
+    benchmark, pair = find_benchmark("clipart"), (Medium("a.png"), Medium("b.png"))
+    several = replace(shown_together("several", *pair), question="of two", places=(2, 5))
+    alone, one = questions_of(benchmark, [several, shown_together("one", pair[0])], "single", seed=0)
+    assert alone.media == pair[:1] and alone.places == (2,) and one.media == pair[:1]
+    with pytest.raises(UserError, match="single: no question shows more than one image"):
+        questions_of(benchmark, [shown_together("one", pair[0])], "single", seed=0)
+
+
+def test_shuffled_frames_are_asked_of_videos_alone_by_a_seed_of_the_question():
+    benchmark = find_benchmark("clipart")
+    clips = [shown_together(f"{n}", Medium(f"{n}.mp4", is_video=True)) for n in range(30)]
+    picture = shown_together("picture", Medium("a.png"))
+    asked = questions_of(benchmark, [*clips, picture], "shuffled", seed=0)
+    assert asked == questions_of(benchmark, [*clips, picture], "shuffled", seed=0)
+    assert [question.media for question in asked] == [item.media for item in (*clips, picture)]
+    assert asked[-1].order_seed is None and len({question.order_seed for question in asked[:-1]}) > 4
+    with pytest.raises(UserError, match="shuffled: no question shows a video"):
+        questions_of(benchmark, [picture], "shuffled", seed=0)
 
 
 def test_equal_requests_are_asked_once_and_answers_are_those_of_asking_all(items):

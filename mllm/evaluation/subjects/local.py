@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
 from mllm.inference.likelihood import score_answers
+from mllm.media.shuffled import ShuffledFrames
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
@@ -37,21 +39,22 @@ class LocalModel:
 
     def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         for chunk in _chunks(questions):
+            processor = _ordering(self._processor, chunk[0].order_seed)
             if chunk[0].options:
-                self._choose(chunk, on_replies)
+                self._choose(chunk, processor, on_replies)
             else:
-                self._generate(chunk, on_replies)
+                self._generate(chunk, processor, on_replies)
 
-    def _generate(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+    def _generate(self, questions: Sequence[Question], processor: Processor, on_replies: OnReplies) -> None:
         decodings = [Decoding(max_new_tokens=question.max_new_tokens, logprobs=True) for question in questions]
         requests = [question.request() for question in questions]
 
         def report(done: Mapping[int, Answer]) -> None:
             on_replies({questions[index]: _reply(answer) for index, answer in done.items()})
 
-        generate_answers(self._model, self._processor, requests, decodings, self._batch_size, report)
+        generate_answers(self._model, processor, requests, decodings, self._batch_size, report)
 
-    def _choose(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
+    def _choose(self, questions: Sequence[Question], processor: Processor, on_replies: OnReplies) -> None:
         pairs = [(question, option) for question in questions for option in question.options]
         requests = {question: question.request() for question in questions}
         found: dict[Question, dict[str, float]] = {question: {} for question in questions}
@@ -65,7 +68,16 @@ class LocalModel:
             on_replies({q: _likeliest(q, own) for q, own in touched.items() if len(own) == len(set(q.options))})
 
         asked = [requests[question] for question, _ in pairs]
-        score_answers(self._model, self._processor, asked, [o for _, o in pairs], self._batch_size, report)
+        score_answers(self._model, processor, asked, [o for _, o in pairs], self._batch_size, report)
+
+
+def _ordering(processor: Processor, order_seed: int | None) -> Processor:
+    """The processor, or one like it that shows frames of videos in another order."""
+    if order_seed is None:
+        return processor
+    other = copy(processor)
+    other.planner = ShuffledFrames(processor.planner, order_seed)
+    return other
 
 
 def _reply(answer: Answer) -> Reply:
@@ -91,10 +103,11 @@ def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
     by_media: dict[tuple[Medium, ...], list[Question]] = {}
     for question in questions:
         by_media.setdefault(question.media, []).append(question)
-    kinds: dict[tuple[bool, int], list[Question]] = {}
+    kinds: dict[tuple[bool, int, int | None], list[Question]] = {}
     for own in by_media.values():
         for question in own:
-            kinds.setdefault((bool(question.options), question.max_new_tokens), []).append(question)
+            kind = (bool(question.options), question.max_new_tokens, question.order_seed)
+            kinds.setdefault(kind, []).append(question)
     for chosen in kinds.values():
         for start in range(0, len(chosen), CHUNK_QUESTIONS):
             yield chosen[start : start + CHUNK_QUESTIONS]

@@ -1,0 +1,134 @@
+"""The benchmark of seeing more: drawn alike from a seed, asked rightly, and held out what training never shows."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mllm
+from data_recipes.sees_more.drawing import TILE_PX
+from data_recipes.sees_more.generate import draw, generate
+from data_recipes.sees_more.scenes import SCENES
+from data_recipes.sees_more.settings import GeneratorSettings, SceneCounts
+from data_recipes.sees_more.vocabulary import COLORS, SHAPES, WAYS, WORD_COUNT, splits
+from mllm.finetune.run import finetune
+from mllm.finetune.settings import FinetuneSettings
+from mllm.settings import load_settings
+from tests.helpers.runs import config, run_here
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "train" / "configs"
+TRAIN, HELD_OUT = splits(0, heldout_things=6)
+
+
+def few(**counts: int) -> SceneCounts:
+    return SceneCounts(**(dict.fromkeys(SCENES, 2) | counts))
+
+
+def settings(output: Path, seed: int = 0) -> GeneratorSettings:
+    return GeneratorSettings(output=output, seed=seed, trained=few(), asked=few())
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+
+
+def ink(data: bytes) -> np.ndarray:
+    """(row, column) of the middle of what is drawn."""
+    drawn = pixels(data)
+    return np.argwhere((drawn != drawn[0, 0]).any(axis=2)).mean(axis=0)
+
+
+def test_the_same_seed_writes_the_same_and_another_seed_another(tmp_path):
+    hashes = [generate(settings(tmp_path / "data", seed))["data_hash"] for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_no_thing_and_no_look_is_in_both_splits_but_each_colour_shape_and_word_is():
+    assert not set(TRAIN.own) & set(HELD_OUT.own) and not set(TRAIN.looks) & set(HELD_OUT.looks)
+    for split in (TRAIN, HELD_OUT):
+        assert {thing.color for thing in (*split.own, *split.others)} == set(COLORS)
+        assert {thing.shape for thing in (*split.own, *split.others)} == set(SHAPES)
+        assert len({look.word for look in split.looks}) == WORD_COUNT
+
+
+@pytest.mark.parametrize("kind", SCENES)
+def test_every_scene_that_is_asked_about_shows_what_training_never_does(kind):
+    trained, asked = (draw(kind, split, few(**{kind: 60}), 0) for split in (TRAIN, HELD_OUT))
+    hidden = {own.name for own in (*HELD_OUT.own, *HELD_OUT.looks)}
+    assert not any(hidden & set(draft.shows) for draft in trained)
+    assert all(hidden & set(draft.shows) for draft in asked)
+    assert not {m for d in trained for m in d.media} & {m for d in asked for m in d.media}
+
+
+def test_a_shape_moves_the_way_that_is_answered():
+    for draft in draw("moving", TRAIN, few(moving=40), 0):
+        (frames,) = draft.media
+        down, right = ink(frames[-1]) - ink(frames[0])
+        way = WAYS[int(right > 0)] if abs(right) > abs(down) else WAYS[2 + int(down > 0)]
+        assert draft.asked[0].answer == way
+
+
+def test_the_shape_of_the_first_frame_comes_first_and_the_question_doesnt_tell_which():
+    named_first = 0
+    for draft in draw("in_order", TRAIN, few(in_order=60), 0):
+        (frames,), (asked,) = draft.media, draft.asked
+        assert draft.shows[0].split()[1] == asked.answer != draft.shows[1].split()[1]
+        assert frames[0] == frames[1] != frames[-1]
+        named_first += asked.question.index(asked.answer) < asked.question.index(" or ")
+    assert 15 < named_first < 45
+
+
+def test_answers_about_pairs_follow_from_what_the_pictures_show():
+    for draft in draw("several", TRAIN, few(several=40), 0):
+        first, second = (name.split() for name in draft.shows)
+        for asked in draft.asked:
+            place = 0 if asked.type.endswith("color") else 1
+            if asked.type.startswith("same"):
+                assert asked.answer == ("yes" if first[place] == second[place] else "no")
+            else:
+                shown, other = (first, second) if asked.answer == "the first" else (second, first)
+                words = asked.question.rstrip("?").split()
+                assert shown[place] in words and other[place] not in words
+
+
+@pytest.mark.parametrize("kind", ["small_shape", "small_print"])
+def test_what_is_small_is_a_tile_at_most_and_the_square_shows_a_third_of_its_pixels_on_a_side(kind):
+    for draft in draw(kind, HELD_OUT, few(**{kind: 20}), 0):
+        drawn = pixels(draft.media[0])
+        assert max(drawn.shape[:2]) == 3 * TILE_PX
+        different = np.argwhere((drawn != np.median(drawn, axis=(0, 1))).any(axis=2))
+        assert (np.ptp(different, axis=0) < (TILE_PX if kind == "small_print" else 21)).all()
+
+
+def test_the_runs_of_small_things_are_alike_but_for_the_tiling():
+    square, tiles = (
+        load_settings(FinetuneSettings, str(CONFIGS / f"sees_more_{name}.yaml")) for name in ("square", "tiles")
+    )
+    assert tiles.model.image.tiling == "grid"
+    model = square.model.model_copy(update={"image": tiles.model.image})
+    assert square.model_copy(update={"run_dir": tiles.run_dir, "model": model}) == tiles
+
+
+@pytest.mark.slow
+def test_every_run_trains_and_is_scored_under_its_conditions(tiny_parts, tmp_path, monkeypatch):
+    """One step a run from a tiny model in the demo's place, as `docs/measurements/sees_more.md` has them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_recipes").symlink_to(ROOT / "data_recipes")
+    generate(settings(tmp_path / "runs" / "sees_more" / "data"))
+    start = config(tiny_parts, "data_recipes/sees_more/clips.yaml", "runs/demo/stage2")
+    run_here(start | {"train": {"global_batch_size": 4, "max_steps": 1}})
+    for name in ("square", "tiles", "clips"):
+        changes = ["train.max_steps=1", "train.global_batch_size=4", "train.trackers=[]", "engine.ds_config=null"]
+        finetune(load_settings(FinetuneSettings, str(CONFIGS / f"sees_more_{name}.yaml"), changes))
+    for name, kind, conditions in (
+        ("tiles", "small_print", ("model", "withheld", "swapped")),
+        ("clips", "several", ("model", "single")),
+        ("clips", "in_order", ("model", "shuffled")),
+    ):
+        file = f"runs/sees_more/data/heldout/{kind}.jsonl"
+        outcome = mllm.evaluate(f"runs/sees_more/{name}", file, conditions=conditions)
+        questions = len(Path(file).read_text().splitlines())
+        assert len(outcome.answers[file]) == questions * len(conditions)
