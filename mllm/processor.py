@@ -99,8 +99,8 @@ class Processor:
 
     def measures(self, messages: Sequence[Message]) -> bool:
         """Whether files of a conversation have to be opened before it is rendered: their size decides what they become."""
-        shown = [part.type for message in messages for part in message.content if part.type != "text"]
-        return bool(shown) and (self.planner.depends_on_size or "video" in shown)
+        kinds = media_kinds(messages)
+        return "video" in kinds or (bool(kinds) and self.planner.depends_on_size)
 
     def read_sizes(
         self, messages: Sequence[Message], sources: Sequence[ImageSource], opens_all: bool = True

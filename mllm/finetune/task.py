@@ -6,6 +6,7 @@ else. Several ranks lay out what was counted before (`mllm.data.counts`), and ea
 """
 
 import math
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,17 +119,18 @@ class InstructionTask:
 
         if self._counts is None:
             ids, examples = self._usable(step, render, skips)
-            groups = self._dealt(examples, rank, world_size)
+            groups, layout = self._dealt(examples, rank, world_size)
         else:
             ids, outlines = self._usable(step, self._outline, skips)
-            groups = _rendered(self._dealt(outlines, rank, world_size), render)
+            dealt, layout = self._dealt(outlines, rank, world_size)
+            groups = _rendered(dealt, render)
         ahead = deque(
             self._decoder.start(((image.path, image.visual) for row in group for image in shown_images(row)), refused)
             for group in groups
         )
         # A group's decoder is let go with it: what it holds is in the batch by then.
         micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
-        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)))
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
 
     def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
         """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
@@ -157,9 +159,10 @@ class InstructionTask:
         assert self._counts is not None
         return self._counts.outline(index, self.data.max_length_tokens, self.data.on_too_long)
 
-    def _dealt(self, examples: list[E], rank: int, world_size: int) -> list[list[Row[E]]]:
+    def _dealt(self, examples: list[E], rank: int, world_size: int) -> tuple[list[list[Row[E]]], int]:
+        """The rank's micro-batches, and the number of the whole step's layout."""
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size, self.tile_cost)
-        return deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost)
+        return deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost), layout_number(rows)
 
     def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode, self.length_multiple)
@@ -182,6 +185,12 @@ def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]
         return PlacedSegment(examples[counted.index], segment.start, segment.stop, segment.parent)
 
     return [[Row(tuple(filled(segment) for segment in row.segments)) for row in group] for group in groups]
+
+
+def layout_number(rows: Sequence[Row[E]]) -> int:
+    """A number below 2³² that tells which tokens of which samples stand in which of `rows`, and in how many tiles."""
+    told = [[(s.example.sample_id, s.start, s.stop, s.tiles) for s in row.segments] for row in rows]
+    return zlib.crc32(repr(told).encode())
 
 
 def work_of(rows: Sequence[Row], targets: int) -> Work:

@@ -220,7 +220,8 @@ class Trainer:
         """
         started = time.monotonic()
         own = [(m.target_count, m.token_count, m.flops) for m in window.micro_batches]
-        counts = self.engine.sum_on_device(self._numbers([float(sum(values)) for values in zip(*own, strict=True)]))
+        own_sums = [float(sum(values)) for values in zip(*own, strict=True)]
+        counts = self.engine.sum_on_device(self._numbers([*own_sums, float(window.layout)]))
         scale = (1.0 / counts[0].clamp(min=1.0)).float()
         sums = {"loss": self._numbers([0.0])}
         for micro_batch in feed:
@@ -231,10 +232,11 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value.detach().double().reshape(1)
         self.gradients.check()
         rate = lr_scale(step, self.total, self.optim)
-        targets, tokens, flops, *totals = torch.cat(
+        targets, tokens, flops, laid_out, *totals = torch.cat(
             [counts, self.engine.sum_on_device(torch.cat([*sums.values()]))]
         ).tolist()
         self.skipped.update({sample_id: (kind, reason) for sample_id, kind, reason in window.skipped})
+        self._check_alike(laid_out, step, window)
         self._check_learns(targets, step, window)
         means = {name: total * (1.0 / targets) for name, total in zip(sums, totals, strict=True)}
         self._check_finite("loss", means["loss"], step, window)
@@ -253,6 +255,14 @@ class Trainer:
             "skipped_samples": len(self.skipped),
             "sample_ids": list(window.sample_ids),
         }
+
+    def _check_alike(self, laid_out: float, step: int, window: StepWindow) -> None:
+        """Raise UserError where another rank laid the step out unlike this one: samples would be missing, or come twice."""
+        if laid_out != window.layout * self.engine.world_size:
+            raise UserError(
+                f"step {step + 1}: the ranks have laid out its samples unlike each other; all of them have to see the same "
+                "files of images, whose sizes decide about rows"
+            )
 
     def _check_learns(self, targets: float, step: int, window: StepWindow) -> None:
         """Raise UserError on all ranks when the step's samples leave nothing to learn."""

@@ -44,12 +44,14 @@ class StepWindow:
     """All that one rank does in one optimizer step.
 
     `sample_ids` are those of the whole global batch, the same on every rank; every rank has the same number of
-    micro-batches. `skipped` lists (sample id, kind, reason) of samples this rank could not use.
+    micro-batches. `skipped` lists (sample id, kind, reason) of samples this rank could not use. `layout`: a number below
+    2³², equal on ranks that laid the step out alike, as they have to.
     """
 
     sample_ids: tuple[str, ...]
     micro_batches: Sequence[MicroBatch]
     skipped: Sequence[tuple[str, str, str]] = field(default_factory=tuple)
+    layout: int = 0
 
 
 @dataclass(frozen=True)

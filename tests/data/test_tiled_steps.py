@@ -29,14 +29,13 @@ from tests.helpers.tiny import save_image, tiny_settings
 SIZES = {"small": (16, 16), "wide": (60, 16), "high": (16, 40), "large": (40, 40)}
 
 
-def record(name, images, words="what is this", kinds=None):
-    shown = [{"type": kind} for kind in kinds or ["image"] * len(images)]
-    turns = [{"role": "user", "content": [*shown, {"type": "text", "text": words}]}]
-    return {
-        "id": name,
-        "images": images,
-        "messages": [*turns, {"role": "assistant", "content": "yes " * (len(name) + 1)}],
-    }
+def record(name, files, words="what is this", kinds=None):
+    """A sample of a question about `files`, which are images unless `kinds` says otherwise."""
+    kinds = kinds or ["image"] * len(files)
+    content = [*({"type": kind} for kind in kinds), {"type": "text", "text": words}]
+    answer = {"role": "assistant", "content": "yes " * (len(name) + 1)}
+    lists = {f"{kind}s": [file for file, own in zip(files, kinds, strict=True) if own == kind] for kind in set(kinds)}
+    return {"id": name, "images": [], "messages": [{"role": "user", "content": content}, answer]} | lists
 
 
 def mixture_of(root, records):
@@ -68,7 +67,7 @@ def test_ranks_share_a_steps_tiles_targets_and_tokens_whatever_their_number(tiny
     for ranks in (1, 2, 3):
         windows = [task_of(mixture, processor, packing=packing).window(0, rank, ranks) for rank in range(ranks)]
         assert len({len(window.micro_batches) for window in windows}) == 1
-        assert len({window.sample_ids for window in windows}) == 1
+        assert len({(window.sample_ids, window.layout) for window in windows}) == 1
         real = [m for window in windows for m in window.micro_batches if m.target_count]
         tiles = sorted(tile.sum().item() for m in real if m.inputs.tiles is not None for tile in m.inputs.tiles)
         seen.add((sum(m.target_count for m in real), tuple(tiles) if packing == "none" else ()))
@@ -86,6 +85,22 @@ def test_an_image_outside_the_root_is_not_opened_to_be_measured(tiny_parts, imag
     ((name, kind, reason),) = task.window(0, 0, 1).skipped
     assert (name, kind) == ("bad", "image") and "leaves the image root" in reason
     assert opened == [str(images / "root" / "own.png")]
+
+
+def test_a_rank_that_cannot_measure_an_image_is_told_by_its_layout(tiny_parts, images, monkeypatch):
+    mixture = mixture_of(images, [record("a", ["small.png"]), record("b", ["large.png"])])
+    processor = load_processor(tiled_settings(tiny_parts, "grid"))
+    task = task_of(mixture, processor, on_bad_sample="skip")
+    whole = task.window(0, 0, 2)
+
+    def fail(source):
+        raise UserError("the disk is away")
+
+    monkeypatch.setattr(
+        "mllm.processor.read_image_size", lambda source: fail(source) if "large" in source else (16, 16)
+    )
+    without = task.window(0, 1, 2)
+    assert whole.layout != without.layout and [kind for _, kind, _ in without.skipped] == ["image"]
 
 
 def test_counts_on_the_disk_are_for_what_no_file_decides(tiny_parts, images, index_cache):

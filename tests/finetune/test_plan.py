@@ -1,15 +1,18 @@
 """What `mllm plan` foresees is what a run then does."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from mllm.cli import build_parser
 from mllm.data.dataset import Mixture
-from mllm.data.recipe import load_recipe
+from mllm.data.recipe import RecipeSettings, load_recipe
 from mllm.errors import UserError
 from mllm.finetune.plan import Machine, plan_runs
 from mllm.finetune.plan.memory import LiveBytes, StepMemory, Weights, zero_memory
+from mllm.finetune.plan.report import plan_report
 from mllm.finetune.run import finetune, start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
@@ -17,10 +20,12 @@ from mllm.model.trainable import apply_policy
 from mllm.settings import dump_yaml, validate_settings
 from mllm.training.build_engine import start_engine
 from tests.helpers.runs import config, second_stage
+from tests.helpers.tiny import save_image
 
 pytestmark = pytest.mark.slow
 
 ALL = 10_000
+TILED = {"model__image": {"tiling": "anyres"}}
 
 
 def settings(values):
@@ -31,10 +36,15 @@ def planned(run, **machine):
     return plan_runs([run], Machine(**machine), ALL)[0]
 
 
+@pytest.mark.parametrize("layout", [{}, TILED], ids=["square", "tiled"])
 @pytest.mark.parametrize("packing", ["none", "samples", "shared_prefix"])
-def test_planned_steps_samples_and_tokens_are_those_of_the_run(tiny_parts, recipe, tmp_path, packing):
-    run = settings(config(tiny_parts, recipe, tmp_path / "run", data__packing=packing, train__epochs=1))
+def test_planned_steps_samples_and_tokens_are_those_of_the_run(tiny_parts, recipe, tmp_path, packing, layout):
+    run = settings(config(tiny_parts, recipe, tmp_path / "run", data__packing=packing, train__epochs=1, **layout))
     plan = planned(run)
+    assert plan.data.images.count == 9 and plan.data.images.tokens.maximum == (44 if layout else 16)
+    assert plan.data.images.tiles.minimum == (3 if layout else 1) and plan.largest_image.tile_count == (
+        5 if layout else 1
+    )
     finetune(run)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert plan.data.steps == len(lines) == 3
@@ -75,6 +85,8 @@ def live_bytes_of(run, kernel="segments"):
         {"data__packing": "shared_prefix"},
         {"data__packing": "none", "train__micro_batch_size": 4},
         {"trainable__language_model": "lora", "trainable__lora": {"rank": 4, "alpha": 8}},
+        {"data__packing": "samples", **TILED},
+        {"train__tiles_together": 2, "trainable__vision_encoder": "frozen", "train__micro_batch_size": 4, **TILED},
     ],
 )
 def test_planned_memory_is_what_the_steps_allocate(tiny_parts, recipe, tmp_path, changes):
@@ -102,8 +114,11 @@ def test_planned_parameters_are_those_of_the_model(tiny_parts, recipe, tmp_path,
     assert planned(run).parts == tuple(apply_policy(model, run.trainable))
 
 
-def test_a_run_that_begins_with_the_model_of_an_earlier_one_is_planned_before_either(tiny_parts, recipe, tmp_path):
-    first = settings(config(tiny_parts, recipe, tmp_path / "one"))
+@pytest.mark.parametrize("layout", [{}, TILED], ids=["square", "tiled"])
+def test_a_run_that_begins_with_the_model_of_an_earlier_one_is_planned_before_either(
+    tiny_parts, recipe, tmp_path, layout
+):
+    first = settings(config(tiny_parts, recipe, tmp_path / "one", **layout))
     second = second_stage(tiny_parts, recipe, tmp_path)
     before = plan_runs([first, second], Machine(), ALL)
     finetune(first)
@@ -218,3 +233,18 @@ def test_the_command_prints_tables_or_json(tiny_parts, recipe, tmp_path, capsys)
             assert json.loads(out)[0]["data"]["steps"] == 6
         else:
             assert "6 steps over 24 samples" in out and "ZeRO-3" in out
+            assert "images: 9, 16 image tokens in 1 tile(s) each" in out
+
+
+def test_the_tiles_and_image_tokens_of_unlike_images_are_told(tiny_parts, recipe, tmp_path):
+    save_image(recipe.parent / "wide.png", size=(60, 16))
+    lines = (recipe.parent / "samples.jsonl").read_text().replace("blue.png", "wide.png")
+    (tmp_path / "samples.jsonl").write_text(lines)
+    source = {"path": str(tmp_path / "samples.jsonl"), "image_root": str(recipe.parent)}
+    (tmp_path / "r.yaml").write_text(dump_yaml(RecipeSettings(name="r", sources=(source,))))
+    run = settings(config(tiny_parts, tmp_path / "r.yaml", tmp_path / "run", **TILED))
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_report(planned(run)))
+    out = console.file.getvalue()
+    assert "tiles         min 3  median 3  mean 3.3  p90 4  max 4" in out
+    assert "the largest image would be 88 image tokens in 5 tile(s)" in out

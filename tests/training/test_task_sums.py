@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mllm.errors import UserError
 from mllm.training.build_engine import start_engine
 from mllm.training.callbacks import Callback, MetricsFile
 from mllm.training.loop import Trainer
@@ -117,6 +118,15 @@ def test_an_average_of_weights_goes_on_with_the_run(tmp_path):
     whole = train(tmp_path / "whole", "torch")
     begun = train(tmp_path / "parts", "torch", stop_after=2)
     assert not torch.equal(begun, whole) and torch.equal(train(tmp_path / "parts", "torch"), whole)
+
+
+def test_a_rank_that_laid_a_step_out_unlike_the_others_stops_the_run(tmp_path):
+    optim, loop = OptimizerSettings(lr=0.25), LoopSettings()
+    engine = start_engine(EngineSettings(kind="torch"), optim, loop)(Shift())
+    own = engine.sum_on_device
+    engine.sum_on_device = lambda numbers: own(numbers) + 1  # as of a rank with other numbers
+    with pytest.raises(UserError, match=r"step 1: the ranks have laid out its samples unlike each other"):
+        Trainer(Positions(), engine, optim, loop, tmp_path, write_model).run()
 
 
 @pytest.mark.slow

@@ -154,7 +154,9 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
         dtype = "bfloat16" if weights.quantized and dtype == "autocast" else dtype
         kernel, device = planned_kernel(run.train.attention, dtype, on_gpu), "cuda" if on_gpu else "cpu"
         again = run.train.gradient_checkpointing
-        shapes = dict.fromkeys((rows.largest, rows.most_tiled))
+        # Of images of one tile the positions tell enough.
+        is_tiled = rows.most_tiled.tiles > rows.most_tiled.images
+        shapes = dict.fromkeys((rows.largest, rows.most_tiled) if is_tiled else (rows.largest,))
         return largest_of([step_memory(model, shape, dtype, again, device, kernel) for shape in shapes])
 
     step = step_in(dtype)
