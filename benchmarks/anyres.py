@@ -176,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
     training = training_arguments(parts.add_parser("train"))
-    training.set_defaults(image=TILES)
+    training.set_defaults(image=TILES, subcommand=("train",))
     training.add_argument("--images", type=int, default=40)
     training.add_argument("--questions", type=int, default=5, help="conversations an image")
     training.add_argument("--words", type=int, nargs=2, default=(30, 110), help="shortest and longest conversation")

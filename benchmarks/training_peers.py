@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--shape", choices=SHAPES, default="smollm2_135m", help="of language model and encoder")
     parser.add_argument("--layers", type=int, help="of the language model; all that its shape has")
     parser.add_argument("--only", nargs="*", help="run these contenders alone")
-    parser.set_defaults(image=IMAGE, part=None)
+    parser.set_defaults(image=IMAGE, subcommand=())
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -77,7 +77,7 @@ def _race(script: str, options: argparse.Namespace, root: Path, names: list[str]
     common = [part for key in passed for part in (f"--{key.replace('_', '-')}", str(getattr(options, key)))]
     contenders = {}
     for number, name in enumerate(names):
-        worker = [*([options.part] if options.part else []), "--worker", name, "--root", str(root), *common]
+        worker = [*options.subcommand, "--worker", name, "--root", str(root), *common]
         contenders[name] = Contender(script, worker, root / f"{number}.log")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(options.rounds):
