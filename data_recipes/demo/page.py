@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
+from mllm.evaluation.medium import Medium
 from mllm.evaluation.report import answer_card, draw_intervals, score_table
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
@@ -133,9 +135,12 @@ def _scores(path: Path) -> dict[str, list[Score]]:
 def _answers(path: Path) -> list[tuple[str, Answer]]:
     """Every answer with the name of its benchmark."""
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        (record.pop("benchmark"), Answer(**record | {"references": tuple(record["references"])})) for record in records
-    ]
+    return [(record.pop("benchmark"), _answer(record)) for record in records]
+
+
+def _answer(record: dict[str, Any]) -> Answer:
+    media = tuple(Medium(**medium) for medium in record["media"])
+    return Answer(**record | {"references": tuple(record["references"]), "media": media})
 
 
 def _chat_card(chat: Chat) -> str:

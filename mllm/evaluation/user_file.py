@@ -110,7 +110,7 @@ class QuestionFile(Settings):
 class UserFile(Benchmark):
     """`FILE.jsonl`, `FILE.jsonl:METRIC` or `FILE.yaml` (see `QuestionFile`).
 
-    A line has question, answer(s), and what is shown with it: image, or several `images`, and video (beside the file).
+    A line has question, answer(s), and if it has them, image or several images, and a video (beside the file).
     """
 
     card = Card(
@@ -206,26 +206,22 @@ class UserFile(Benchmark):
 
     def _item(self, name: str, line: _Question, where: str, image_root: Path) -> Item:
         extra = (line.model_extra or {}) | ({} if line.options is None else {"options": line.options})
-        if line.image is not None and line.images:
-            raise UserError(f"{where}: a question has an image or several `images`; keep one of the keys")
-        images = line.images or list(filter(None, [line.image]))
-        videos = list(filter(None, [line.video]))
-        for kind, given, keys in (("image", images, OTHER_IMAGE_KEYS), ("video", videos, OTHER_VIDEO_KEYS)):
+        for kind, keys in (("image", OTHER_IMAGE_KEYS), ("video", OTHER_VIDEO_KEYS)):
             other = next((key for key in keys if extra.get(key)), None)
+            given = line.video if kind == "video" else line.image or line.images
             if not given and other is not None:
                 several = ", several from images" if kind == "image" else ", one a question"
-                reason = f"the {kind} of a question is read from the key {kind}{several}"
-                raise UserError(f"{where}: {other}: {reason}")
+                raise UserError(f"{where}: {other}: the {kind} of a question is read from the key {kind}{several}")
+        if line.image and line.images:
+            raise UserError(f"{where}: a question has an `image` or several `images`; keep one of the keys")
+        media = _media(line, image_root)
         words = tuple(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in line.references)
         references = line.references
         if self._wants_text:
             references = [json.dumps(r) if isinstance(r, int | float) else r for r in references]
         kind = self._type(line, words[0], where)
         fields = extra | {"references": references, "type": kind}
-        media = [Medium(str(image_root / image)) for image in images]
-        media += [Medium(str(image_root / video), is_video=True) for video in videos]
-        group = "\n".join([*images, *videos]) or name
-        return Item(name, tuple(media), line.question, words, kind, group, fields)
+        return Item(name, media, line.question, words, kind, _group(line) or name, fields)
 
     def _type(self, line: _Question, answer: str, where: str) -> str:
         types = self.settings.types
@@ -253,6 +249,17 @@ class UserFile(Benchmark):
         """Whether the metric's references are texts, of which a number in the file is one."""
         kind: type[Line] = METRICS.get(self.metric).line
         return kind.model_fields["references"].annotation == list[str]
+
+
+def _media(line: _Question, root: Path) -> tuple[Medium, ...]:
+    """The images of a question and then its video, as far as there are any."""
+    images = tuple(Medium(str(root / image)) for image in (line.images or filter(None, [line.image])))
+    return images if line.video is None else (*images, Medium(str(root / line.video), is_video=True))
+
+
+def _group(line: _Question) -> str:
+    """What questions about the same have in common; empty where nothing is shown."""
+    return "\n".join(filter(None, (line.image, *line.images, line.video)))
 
 
 def _single_turns(place: str, record: dict[str, Any]) -> Iterator[tuple[str, str]]:

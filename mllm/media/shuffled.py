@@ -21,6 +21,12 @@ class ShuffledFrames:
     def plan(self, media: Sequence[Media], turns: Sequence[int] = ()) -> tuple[Visual, ...]:
         return tuple(shuffled(visual, self.seed) for visual in self.planner.plan(media, turns))
 
+    def longest(self) -> Visual:
+        return self.planner.longest()
+
+    def longest_clip(self) -> Visual:
+        return self.planner.longest_clip()
+
 
 def shuffled(visual: Visual, seed: int) -> Visual:
     """The same frames in an order drawn from `seed` that isn't theirs; what is no video, or shows one frame alone, stays."""

@@ -70,7 +70,7 @@ class ImageSettings(Settings):
     max_tiles: int | None = Field(default=None, ge=1)
     """Most tiles of one image, overviews not counted. The default, null, leaves it to the pinpoints, and is 12 for `grid`."""
     map_tiles: int = Field(default=9, ge=1)
-    """`anyres_max` scales a map of more features than so many tiles have. 9 by default."""
+    """Number of tiles: `anyres_max` scales a map of more features than so many tiles have. 9 by default."""
     several: Literal["tile", "share", "square"] = "tile"
     """What images become of which there are more than one: each is tiled as if alone (`tile`, the default), they share
     `max_tiles` (`share`; InternVL), or each becomes one square (`square`; LLaVA-OneVision).

@@ -42,9 +42,13 @@ def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks
     broken.write_bytes(b"no image")
     seen = []
     real = processor.read_fitted_tiles
-    monkeypatch.setattr(
-        processor, "read_fitted_tiles", lambda *image: seen.append(threading.current_thread().name) or real(*image)
-    )
+
+    def noted(path, visual):
+        if path == whole:
+            seen.append(threading.current_thread().name)
+        return real(path, visual)
+
+    monkeypatch.setattr(processor, "read_fitted_tiles", noted)
     (visual,) = processor.planner.plan([(12, 20)])
     decode = ImageDecoder(processor, 2).start((path, visual) for path in (whole, str(broken), whole))
     assert torch.equal(decode(whole, visual)[0], decode(whole, visual)[0])

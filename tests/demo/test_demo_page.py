@@ -27,7 +27,12 @@ def run(tmp_path):
         ]
         lines += [
             {"benchmark": name, "condition": c, "item_id": str(n), "type": "yes_no", "group": "g"}
-            | {"question": f"{name} {c} {n}?", "image": image, "answer": "<b>red</b>", "references": ["red"]}
+            | {
+                "question": f"{name} {c} {n}?",
+                "media": [{"source": image}],
+                "answer": "<b>red</b>",
+                "references": ["red"],
+            }
             | {"score": float(n % 2), "logprob": None}
             for c in CONDITIONS
             for n in range(20)

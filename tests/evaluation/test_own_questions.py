@@ -56,7 +56,7 @@ BAD = [
     ({"image": 5}, "image"),
     ({"images": "a.png"}, "images"),
     ({"images": ["a.png", ""]}, "images.1: it is empty"),
-    ({"image": "a.png", "images": ["b.png"]}, "an image or several `images`; keep one"),
+    ({"image": "a.png", "images": ["a.png", "b.png"]}, "an `image` or several `images`; keep one"),
     ({"image_path": "a.png"}, "image_path: the image of a question"),
     ({"id": ""}, "id: it is empty"),
     ({"id": 1.5}, "id"),

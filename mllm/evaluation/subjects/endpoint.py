@@ -115,7 +115,7 @@ def content_of(question: Question) -> list[dict[str, Any]]:
     """The parts of the user's message, images and videos as data URLs where they stand.
 
     A video is a part of type `video_url`, which isn't OpenAI's API: servers of open models take it. Raises UserError for
-    what can't be read, for a video that is no file of its own, and for frames in another order.
+    what can't be read, for a video that is no file of its own, and for one whose frames are to be shown in another order.
     """
     if question.order_seed is not None:
         raise UserError("an endpoint takes videos as they are; ask it without the condition shuffled")
