@@ -12,6 +12,7 @@ from data_recipes.sees_more.drafts import Draft, Frames
 from data_recipes.sees_more.scenes import SCENES
 from data_recipes.sees_more.settings import GeneratorSettings, SceneCounts
 from data_recipes.sees_more.vocabulary import Split, splits
+from mllm.data.writers import record_of
 from mllm.files import atomic_directory, write_json_atomically
 from mllm.outputs import check_directory
 from mllm.synthesis.prompts import seeded_random
@@ -34,7 +35,7 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
         files: dict[str, list[dict[str, Any]]] = {}
         for kind in tqdm(SCENES, desc="drawing", unit="kind", disable=None):
             files[f"{kind}.jsonl"] = [
-                sample.model_dump(mode="json")
+                record_of(sample)
                 for draft in draw(kind, train, config.trained, config.seed)
                 for sample in draft.samples(store.add(draft.media))
             ]

@@ -89,10 +89,10 @@ class JsonLinesWriter(_TextWriter):
     between, closing = "\n", "\n"
 
     def _record(self, sample: Sample) -> dict[str, Any]:
-        return _record_of(sample)
+        return record_of(sample)
 
 
-def _record_of(sample: Sample) -> dict[str, Any]:
+def record_of(sample: Sample) -> dict[str, Any]:
     """A sample in the schema of the Hub: images and videos in a list of their own each."""
     record = sample.model_dump(mode="json")
     media = media_of(sample)
@@ -158,7 +158,7 @@ class ParquetWriter(SampleWriter):
         self._held_bytes = 0
 
     def _write(self, sample: Sample, located: Located) -> None:
-        row = _record_of(sample)
+        row = record_of(sample)
         if self._embed:
             media = media_of(sample)
             for name, noun, paths in (("images", "image", media.images), ("videos", "video", media.videos)):
