@@ -139,7 +139,8 @@ def check_module(words, line):
         return check_mllm(arguments, line)
     if module == "pytest":
         return None
-    assert (ROOT / module.replace(".", "/") / "__main__.py").is_file(), f"{line.place}: no module {module}"
+    path = ROOT / module.replace(".", "/")
+    assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file(), f"{line.place}: no module {module}"
     return None
 
 

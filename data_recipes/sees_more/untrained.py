@@ -2,19 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import mllm
-from data_recipes.sees_more.generate import BY
 from mllm.commands.arguments import add_dtype
 from mllm.commands.shared import run_command
-from mllm.errors import UserError
 from mllm.evaluation.results import print_scores
 from mllm.model.planning import build_planner
 from mllm.model.settings import ImageSettings, VideoSettings
 
 TILINGS = {"square": ImageSettings(), "tiles": ImageSettings(tiling="grid", max_tiles=9)}
-KINDS = ("small_shape", "small_print")
+BENCHMARKS = ("small_shape", "small_print")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,14 +30,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     add_dtype(parser)
     options = parser.parse_args(arguments)
-    files = [f"{options.data}/heldout/{kind}.jsonl" for kind in KINDS]
-    if not Path(files[0]).is_file():
-        raise UserError(f"{files[0]} does not exist; run `{BY}` first")
     model, processor = mllm.load(options.model, dtype=options.dtype)
     for name, image in TILINGS.items():
         processor.planner = build_planner(processor.geometry, image, VideoSettings())
         print(name)
-        print_scores(mllm.evaluate((model, processor), files, conditions=("model",)).scores)
+        print_scores(mllm.evaluate((model, processor), BENCHMARKS, options.data, conditions=("model",)).scores)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,6 @@ def test_every_run_trains_and_is_scored_under_its_conditions(tiny_parts, tmp_pat
         ("clips", "several", ("model", "single")),
         ("clips", "in_order", ("model", "shuffled")),
     ):
-        file = f"runs/sees_more/data/heldout/{kind}.jsonl"
-        outcome = mllm.evaluate(f"runs/sees_more/{name}", file, conditions=conditions)
-        questions = len(Path(file).read_text().splitlines())
-        assert len(outcome.answers[file]) == questions * len(conditions)
+        outcome = mllm.evaluate(f"runs/sees_more/{name}", kind, conditions=conditions)
+        questions = len(Path(f"runs/sees_more/data/heldout/{kind}.jsonl").read_text().splitlines())
+        assert len(outcome.answers[kind]) == questions * len(conditions)
