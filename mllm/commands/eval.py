@@ -82,11 +82,11 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--conditions",
         type=conditions,
-        default=CONDITIONS,
+        default=",".join(CONDITIONS),
         metavar="NAMES",
         help="What is shown with the questions, with commas between: their own images and videos (model), none (withheld), "
         "another question's (swapped), the first of several alone (single), or a video's frames in another order "
-        "(shuffled). model,withheld,swapped by default.",
+        "(shuffled) (default: %(default)s).",
     )
     add_dtype(parser)
     parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
