@@ -45,9 +45,9 @@ class ClipPlan:
 
     def __post_init__(self) -> None:
         """Raises UserError for what a class token has no place in, and for pooling that leaves nothing."""
-        arranges = self.pooling != "none" or self.newline == "row"
+        arranges = self.pooling != "none" or self.newline != "none"
         if self.geometry.keep_class_token and arranges:
-            raise UserError("a pooled map of a frame has no place for a class token; set class_token: drop")
+            raise UserError("a frame pooled or with newlines has no place for a class token; set class_token: drop")
         if self.pooling == "average" and self.stride > self.geometry.side:
             raise UserError(
                 f"model.video.stride {self.stride} is more than a frame's {self.geometry.side} features on a side"

@@ -88,7 +88,12 @@ def test_settings_of_tiles_that_do_not_fit_the_encoder_are_refused_in_a_line(tin
 
 
 @pytest.mark.parametrize(
-    "image,video", [({"tiling": "anyres"}, {}), ({}, {"newline": "row"}), ({}, {"pooling": "bilinear"})]
+    "image,video",
+    [
+        ({"tiling": "anyres"}, {}),
+        *(({}, {"newline": name}) for name in ("row", "frame", "end")),
+        ({}, {"pooling": "bilinear"}),
+    ],
 )
 def test_a_class_token_has_no_place_in_a_map(tiny_parts, image, video):
     settings = settings_of(tiny_parts, image, video)
