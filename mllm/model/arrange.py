@@ -18,10 +18,7 @@ def arranged(features: torch.Tensor, visual: Visual, newline: torch.Tensor | Non
     if plan is None:
         return features.flatten(0, 1)
     overviews, maps = features[: plan.overviews].flatten(0, 1), features[plan.overviews :]
-    if plan.newline in ("none", "end") and plan.pooling == "none" and plan.rows is None:
-        lines = maps.flatten(0, 1)
-    else:
-        lines = _lines(_joined(maps, visual), plan, newline)
+    lines = _lines(_joined(maps, visual, plan), plan, newline)
     parts = [overviews, lines] if plan.overviews else [lines]
     if plan.newline == "end":
         parts.append(_row(newline, features)[None])
@@ -34,10 +31,8 @@ def pooled_before(features: torch.Tensor, plan: Arrangement) -> torch.Tensor:
     return _pooled(features.view(len(features), side, side, -1), plan).flatten(1, 2)
 
 
-def _joined(maps: torch.Tensor, visual: Visual) -> torch.Tensor:
+def _joined(maps: torch.Tensor, visual: Visual, plan: Arrangement) -> torch.Tensor:
     """[t, K, D] → [frames, rows, columns, D]: the features of each frame's tiles side by side, pooled."""
-    plan = visual.arrangement
-    assert plan is not None
     frames, rows, columns = visual.grid
     side = int(maps.shape[1] ** 0.5)
     squares = maps.view(frames, rows, columns, side, side, -1).transpose(2, 3)

@@ -84,7 +84,10 @@ class Projector(nn.Module):
         """
         if all(visual.arrangement is None for visual in visuals):
             return self._with_newline_in_step(features.flatten(0, 1), visuals)
-        own = features.split([visual.tile_count for visual in visuals])
+        return self._lined_up(features.split([visual.tile_count for visual in visuals]), visuals)
+
+    def _lined_up(self, own: Sequence[torch.Tensor], visuals: Sequence[Visual]) -> torch.Tensor:
+        """[t, K, D] of each visual's tiles, K its own → [image tokens, D]."""
         lines = [arranged(each, visual, self.image_newline) for each, visual in zip(own, visuals, strict=True)]
         return self._with_newline_in_step(torch.cat(lines), visuals)
 
@@ -113,11 +116,8 @@ class Projector(nn.Module):
             plan = visual.arrangement
             own.append(pooled_before(each, plan) if plan is not None and plan.pools_before else each)
         projected = self.transform(torch.cat([each.flatten(0, 1) for each in own])[None])[0]
-        lines = []
         parts = projected.split([each.shape[0] * each.shape[1] for each in own])
-        for part, each, visual in zip(parts, own, visuals, strict=True):
-            lines.append(arranged(part.view(*each.shape[:2], -1), visual, self.image_newline))
-        return self._with_newline_in_step(torch.cat(lines), visuals)
+        return self._lined_up([p.view(*each.shape[:2], -1) for p, each in zip(parts, own, strict=True)], visuals)
 
     @torch.no_grad()
     def calibrate(self, features: torch.Tensor, embeddings: torch.Tensor) -> None:

@@ -54,7 +54,7 @@ class AnyResolution(Tiling):
 
     def longest(self) -> Visual:
         """Of images of each pinpoint's own size, which fill their map."""
-        return max((self._tiled(size, size) for size in self.canvases), key=_tokens)
+        return max((self._tiled(size, size) for size in self.canvases), key=lambda visual: visual.token_count)
 
     @property
     def canvases(self) -> tuple[Size, ...]:
@@ -141,7 +141,3 @@ def _smaller(kept: tuple[tuple[int, int], tuple[int, int]], features: int) -> Si
 
 
 SLACK = 1.1
-
-
-def _tokens(visual: Visual) -> int:
-    return visual.token_count
