@@ -11,7 +11,13 @@ from mllm.model.families import ENCODERS
 SIDE, PATCH = 16, 4
 LAYERS = 3
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-SIZES = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "image_size": SIDE, "patch_size": PATCH}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": PATCH,
+}
 MLP = {"intermediate_size": 64}
 # What a tiny configuration of each family says: its model_type, and what isn't in SIZES.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
