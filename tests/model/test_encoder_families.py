@@ -1,4 +1,4 @@
-"""Every family of encoders: features are transformers' own hidden states, at two sizes, and a model of it lives through all."""
+"""Every family of encoders: features are transformers' hidden states, at two sizes, and a model of it lives through all."""
 
 import json
 
@@ -198,7 +198,7 @@ def test_what_no_encoder_can_take_is_refused_in_a_line(encoders, tiny_parts, tmp
         build(fixed)
     with pytest.raises(UserError, match="image_size_px is 3, less than a patch of the encoder"):
         build(settings_of(encoders("clip"), tiny_parts, image_size_px=3))
-    with pytest.raises(UserError, match="image_size is .16, 32.; tiles are squares"):
+    with pytest.raises(UserError, match=r"image_size is .16, 32.; tiles are squares"):
         vision = tiny_config("internvit", image_size=[16, 32])
         ENCODERS["internvl_vision"].sizes_px(vision, -1)
     with pytest.raises(UserError, match="class_token: keep, but aimv2_vision_model has none"):
@@ -233,3 +233,13 @@ def test_settings_say_where_an_encoder_comes_from_once(tiny_parts):
     ):
         with pytest.raises(UserError, match=line):
             validate_settings(ModelSettings, values, "test")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_heights_of_layers_count_down_to_what_stands_behind_them(encoders, name):
+    encoder = encoder_of(encoders(name), feature_layer=-1)
+    heights = {n: encoder.height_of(f"model.{n}") for n, _ in encoder.model.named_parameters()}
+    assert {heights[n] for n in heights if encoder.layer_of(n) >= 0} == {1, 2, 3}
+    outside = {n: height for n, height in heights.items() if encoder.layer_of(n) < 0}
+    behind = {n for n, height in outside.items() if height == 0}
+    assert set(outside.values()) <= {0, LAYERS + 1} and all("norm" in n or n.startswith("head.") for n in behind)
