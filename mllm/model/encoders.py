@@ -47,7 +47,7 @@ class VisionEncoder(nn.Module):
         self.image_size_px, _ = input_size_px(model.config, feature_layer, image_size_px)
         if class_token == "keep" and not self.family.has_class_token:
             raise UserError(f"class_token: keep, but {model.config.model_type} has none; use drop")
-        self.family.pass_over(model, self.used_layers)
+        self.family.prepare(model, self.used_layers)
         self.family.compute_positions(model, self.image_size_px)
 
     @property

@@ -38,7 +38,7 @@ MADE = {
 
 
 def save_timm(root, name):
-    """A directory as timm's hub has them: weights without the wrapper's prefix, with a head, and mean and std in config.json."""
+    """A directory as on timm's hub: weights with a head and without the wrapper's prefix, mean and std in config.json."""
     architecture, made_with, side, *_ = MADE[name]
     torch.manual_seed(0)
     model = timm.create_model(architecture, pretrained=False, num_classes=10, **made_with)
@@ -57,7 +57,9 @@ def save_timm(root, name):
         "pretrained_cfg": {"input_size": [3, side, side], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
     }
     (directory / "config.json").write_text(json.dumps(config))
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, directory / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: t.contiguous() for n, t in model.state_dict().items()}, directory / "model.safetensors", {"format": "pt"}
+    )
     return str(directory)
 
 
@@ -123,8 +125,10 @@ def test_just_the_parameters_that_are_not_unused_get_a_gradient(encoders, name):
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_model_with_an_encoder_of_timm_trains_is_saved_loaded_and_planned(encoders, tiny_parts, samples, tmp_path, name):
-    _, _, side, other, layer, _ = MADE[name]
+def test_a_model_with_an_encoder_of_timm_trains_is_saved_loaded_and_planned(
+    encoders, tiny_parts, samples, tmp_path, name
+):
+    _, _, _, other, layer, _ = MADE[name]
     settings = settings_of(encoders(name), tiny_parts, image_size_px=other, feature_layer=layer)
     model, processor = build(settings)
     assert processor.preparer.mean == (0.5, 0.4, 0.3) and processor.preparer.std == (0.2, 0.3, 0.4)
@@ -145,6 +149,12 @@ def test_a_model_with_an_encoder_of_timm_trains_is_saved_loaded_and_planned(enco
     with torch.inference_mode():
         assert torch.equal(loaded.logits(batch), model.eval().logits(batch))
     assert layout_of_model(str(tmp_path / "model"))[0] == processor.geometry
+    half, _ = mllm.load(tmp_path / "model", dtype="bfloat16")
+    with torch.inference_mode():
+        tiles = batch.normalized_tiles()
+        expected, found = (each.eval().vision_encoder(tiles).float() for each in (model, half))
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert all(b.dtype != torch.bfloat16 for b in half.vision_encoder.buffers())
 
 
 @pytest.mark.parametrize("name", MADE)

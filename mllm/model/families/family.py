@@ -118,7 +118,7 @@ class EncoderFamily:
         asked = {"interpolate_pos_encoding": True} if resized and self.other_sizes == "asked" else {}
         return model(tiles, output_hidden_states=True, **asked).hidden_states[feature_layer]
 
-    def pass_over(self, model: nn.Module, used_layers: int) -> None:
+    def prepare(self, model: nn.Module, used_layers: int) -> None:
         """Have layers behind the features compute nothing; their parameters stay for whoever shares the checkpoint."""
         for layer in list(model.get_submodule(self.layers).children())[used_layers:]:
             layer.forward = _pass_on

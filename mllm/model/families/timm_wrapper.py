@@ -6,9 +6,9 @@ T tiles, P patches, V width of a stage.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -82,8 +82,11 @@ class TimmFamily(EncoderFamily):
         )
         return found.flatten(2).transpose(1, 2)
 
-    def pass_over(self, model: nn.Module, used_layers: int) -> None:
-        """Do nothing: `hidden_state` stops at the layer by itself."""
+    def prepare(self, model: nn.Module, used_layers: int) -> None:
+        """Let modules take weights in 16 bits beside their buffers. `hidden_state` stops at the layer by itself."""
+        for module in model.modules():
+            if module._parameters and module._buffers:
+                module.forward = partial(_with_buffers_cast, module, module.forward)
 
     def layer_of(self, config: Any, name: str) -> int:
         prefix = f"timm_model.{_described(config).blocks}."
@@ -114,6 +117,20 @@ class TimmFamily(EncoderFamily):
 
     def steady_modules(self, model: nn.Module) -> Iterable[nn.Module]:
         return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _with_buffers_cast(module: Any, forward: Callable[..., torch.Tensor], *inputs: Any, **named: Any) -> torch.Tensor:
+    """Compute with buffers in the dtype of the module's weights, which torch asks for; they themselves stay in float32.
+
+    Such are the statistics of a batch norm, and the zeros that EVA has for a bias of keys.
+    """
+    dtype = next((p.dtype for p in module._parameters.values() if p is not None), torch.float32)
+    kept = {n: b for n, b in module._buffers.items() if b is not None and b.is_floating_point() and b.dtype != dtype}
+    try:
+        module._buffers.update({name: buffer.to(dtype) for name, buffer in kept.items()})
+        return forward(*inputs, **named)
+    finally:
+        module._buffers.update(kept)
 
 
 def _stage(config: Any, feature_layer: int) -> Stage:
