@@ -7,6 +7,7 @@ from typing import Any
 from mllm.media.visual import ImageGeometry, VisualPlanner
 from mllm.model.planning import build_planner, encoder_geometry, overlaid
 from mllm.model.settings import ImageSettings, ModelSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 OUR_KEYS = ("class_token", "projector", "image", "vision_config")
 Layout = tuple[ImageGeometry, VisualPlanner]
@@ -29,7 +30,7 @@ def layout_of_settings(settings: ModelSettings) -> Layout:
         require_directory(path, "model.vision_encoder.path")
         vision = vision_config(path)
         sizes = vision.image_size, vision.patch_size
-    geometry = encoder_geometry(*sizes, settings.vision_encoder.class_token, settings.projector.shuffle)
+    geometry = projected(encoder_geometry(*sizes, settings.vision_encoder.class_token), settings.projector)
     return geometry, build_planner(geometry, settings.image, settings.video)
 
 
@@ -48,7 +49,7 @@ def layout_of_model(path: str, image: ImageSettings | None = None, video: VideoS
 
         _, processor = load(path, image=image, video=video)
         return processor.geometry, processor.planner
-    geometry = encoder_geometry(*sizes, config["class_token"], ProjectorSettings(**config["projector"]).shuffle)
+    geometry = projected(encoder_geometry(*sizes, config["class_token"]), ProjectorSettings(**config["projector"]))
     images = overlaid(ImageSettings(**config["image"]), image)
     return geometry, build_planner(geometry, images, overlaid(VideoSettings(**config.get("video", {})), video))
 

@@ -86,7 +86,7 @@ def begin(
     def make_projector() -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = build_projector(settings.projector, vision.width, text_width, parts.has_newline)
+            made = build_projector(settings.projector, vision.width, text_width, parts.geometry, parts.has_newline)
         if calibrate is not None:
             encoder = VisionEncoder(
                 load_vision_model(encoder_path, torch.float32), vision.feature_layer, vision.class_token

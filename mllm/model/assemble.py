@@ -20,6 +20,7 @@ from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import build_planner, encoder_geometry, has_newline
 from mllm.model.projectors import build_projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Parts:
 
     @property
     def geometry(self) -> ImageGeometry:
-        """Say how many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
+        """Say how many tokens an image becomes. Raises UserError when the projector doesn't fit the patch grid."""
         vision = self.vision_config
-        return encoder_geometry(vision.image_size, vision.patch_size, self.class_token, self.projector.shuffle)
+        return projected(encoder_geometry(vision.image_size, vision.patch_size, self.class_token), self.projector)
 
     @property
     def planner(self) -> Planner:
@@ -67,7 +68,7 @@ def assemble(
         vision = VisionEncoder(family.model(parts.vision_config), parts.feature_layer, parts.class_token)
         language_model = _language_model(parts.text_config)
         text_width = language_model.get_input_embeddings().embedding_dim
-        projector = build_projector(parts.projector, vision.width, text_width, parts.has_newline)
+        projector = build_projector(parts.projector, vision.width, text_width, parts.geometry, parts.has_newline)
     return MultimodalLM(
         vision,
         projector,
