@@ -19,36 +19,46 @@ def layout_of_settings(settings: ModelSettings) -> Layout:
     Raises UserError for a missing encoder or model, and for settings that don't fit it.
     """
     if settings.init_from is not None:
-        return layout_of_model(settings.init_from, settings.image, settings.video)
+        return layout_of_model(settings.init_from, settings.image, settings.video, settings.image_size_px)
     assert settings.vision_encoder is not None
-    path = settings.vision_encoder.path
+    encoder, path = settings.vision_encoder, settings.encoder_path
     config = _read_config(Path(path).expanduser())
     sizes = _sizes_px(config.get("vision_config", config))
-    if sizes is None:
+    if sizes is None or encoder.image_size_px is not None:
         from mllm.checkpoint.parts import require_directory, vision_config
+        from mllm.model.encoders import input_size_px
 
         require_directory(path, "model.vision_encoder.path")
-        vision = vision_config(path)
-        sizes = vision.image_size, vision.patch_size
-    geometry = projected(encoder_geometry(*sizes, settings.vision_encoder.class_token), settings.projector)
+        sizes = input_size_px(vision_config(path), encoder.feature_layer, encoder.image_size_px)
+    geometry = projected(encoder_geometry(*sizes, encoder.class_token), settings.projector)
     return geometry, build_planner(geometry, settings.image, settings.video)
 
 
-def layout_of_model(path: str, image: ImageSettings | None = None, video: VideoSettings | None = None) -> Layout:
+def layout_of_model(
+    path: str,
+    image: ImageSettings | None = None,
+    video: VideoSettings | None = None,
+    image_size_px: int | None = None,
+) -> Layout:
     """Geometry and planner of a model directory, or of the directory of a finished run.
 
-    A model that isn't ours is loaded for it. What is set in `image` and `video` replaces what is saved. Raises UserError
-    where there is no whole model.
+    A model that isn't ours is loaded for it. What is set in `image` and `video`, and image_size_px, replace what is saved.
+    Raises UserError where there is no whole model.
     """
     directory = Path(path).expanduser()
     directory = directory / "final" if (directory / "final").is_dir() else directory
     config = _read_config(directory)
-    sizes = _sizes_px(config.get("vision_config"))
-    if sizes is None or not all(key in config for key in OUR_KEYS):
+    if not all(key in config for key in OUR_KEYS):
         from mllm.checkpoint.load import load
 
         _, processor = load(path, image=image, video=video)
         return processor.geometry, processor.planner
+    sizes, side = _sizes_px(config["vision_config"]), image_size_px or config.get("image_size_px")
+    if sizes is None or side is not None:
+        from mllm.checkpoint.ours import parts_of
+
+        parts = parts_of(config, image, video, image_size_px)
+        return parts.geometry, parts.planner
     geometry = projected(encoder_geometry(*sizes, config["class_token"]), ProjectorSettings(**config["projector"]))
     images = overlaid(ImageSettings(**config["image"]), image)
     return geometry, build_planner(geometry, images, overlaid(VideoSettings(**config.get("video", {})), video))

@@ -21,7 +21,7 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.media.visual import Fit
 from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
-from mllm.model.encoders import encoder_family
+from mllm.model.families import encoder_family
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import overlaid
 from mllm.model.projectors import NEWLINE
@@ -222,6 +222,11 @@ def _check_projector(source: Path, config: Any) -> None:
         raise UserError(
             f"{source}: vision_feature_select_strategy is default, which leaves a patch out where the encoder has no "
             f"class token ({config.vision_config.model_type}); such a model can't be read"
+        )
+    if family.registers(config.vision_config):
+        raise UserError(
+            f"{source}: its encoder ({family.title}) has registers, which this layout shows to the language model among "
+            "the patches; such a model can't be read"
         )
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from mllm.checkpoint.layouts.registry import refuse_encoders
 from mllm.errors import UserError
-from mllm.model.encoders import layer_index
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import refuse_tiles
 from mllm.processor import Processor
@@ -43,6 +43,7 @@ def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
     projector is one of LLaVA's is `layout_config`'s to check.
     """
     refuse_tiles(model.image_settings, model.video_settings, "llama.cpp's LLaVA projector")
+    refuse_encoders(model, "llama.cpp's LLaVA projector")
     gguf = _gguf()
     encoder = model.vision_encoder
     config = encoder.model.config
@@ -95,7 +96,7 @@ def mmproj_tensors(model: MultimodalLM) -> dict[str, np.ndarray]:
     tensors = {
         _name(name): parameter
         for name, parameter in encoder.model.named_parameters()
-        if id(parameter) not in unused and layer_index(name) < encoder.used_layers
+        if id(parameter) not in unused and encoder.layer_of(name) < encoder.used_layers
     }
     for name, tensor in model.projector.folded_state().items():
         layer, _, kind = name.partition(".")

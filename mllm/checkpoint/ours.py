@@ -22,7 +22,7 @@ from mllm.files import atomic_directory, hash_files
 from mllm.kernels.choice import Kernel
 from mllm.media.prepare import ImagePreparer
 from mllm.model.assemble import Parts, assemble, fit_embeddings, parameters_on_meta, saved_shapes
-from mllm.model.encoders import encoder_family
+from mllm.model.families import encoder_family
 from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import changed, overlaid
@@ -37,7 +37,7 @@ CONFIG_KEYS = (
     *("prompt_format", "image_token_id", "feature_layer", "class_token"),
     *("projector", "image", "vision_config", "text_config"),
 )
-PART_KEYS = {"vision_config": ("model_type", "image_size", "patch_size"), "text_config": ("model_type",)}
+PARTS = ("vision_config", "text_config")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -66,6 +66,8 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "vision_config": model.vision_encoder.model.config.to_dict(),
         "text_config": model.language_model.config.to_dict(),
     }
+    if model.vision_encoder.is_resized:
+        config["image_size_px"] = model.vision_encoder.image_size_px
     if video := changed(model.video_settings):
         config["video"] = video
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -125,8 +127,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if config.get("version") != VERSION:
         raise UserError(f"{path} has format version {config.get('version')}; this mllm reads version {VERSION}")
     missing = [key for key in CONFIG_KEYS if key not in config]
-    for part, keys in PART_KEYS.items():
-        missing += [f"{part}.{key}" for key in keys if part in config and key not in config[part]]
+    missing += [f"{part}.model_type" for part in PARTS if part in config and "model_type" not in config[part]]
+    if not missing:
+        vision = config["vision_config"]
+        keys = encoder_family(vision["model_type"]).config_keys
+        missing += [f"vision_config.{key}" for key in keys if key not in vision]
     if missing:
         raise UserError(f"{path / 'config.json'} lacks {', '.join(missing)}; it isn't whole: copy the directory again")
     return config
@@ -157,18 +162,19 @@ def begin(
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
     video: VideoSettings | None = None,
+    image_size_px: int | None = None,
 ) -> Beginning:
     """Begin what `load` loads: nothing but configurations is read. A newline that images newly need is drawn from `seed`.
 
     adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).
-    attention_kernel, neftune_alpha: as `MultimodalLM` takes them.
+    attention_kernel, neftune_alpha: as `MultimodalLM` takes them. image_size_px: side of tiles in place of the saved one.
     """
     path = Path(path)
     config = read_config(path)
-    processor = read_processor(path, prompt_format, image, video)
+    processor = read_processor(path, prompt_format, image, video, image_size_px)
     saved = saved_adapters(config)
     merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
-    parts = parts_of(config, image, video)
+    parts = parts_of(config, image, video, image_size_px)
     model = assemble(parts, processor.image_token_id, attention_kernel, neftune_alpha)
     new = {NEWLINE} if parts.has_newline and not parts_of(config).has_newline else set()
     with parameters_on_meta():
@@ -200,8 +206,14 @@ def stored_origin(path: Path, merged: Mapping[str, Any] | None = None) -> Origin
     return stored
 
 
-def parts_of(config: dict[str, Any], image: ImageSettings | None = None, video: VideoSettings | None = None) -> Parts:
-    """Read what a `config.json` of ours says that the model is made of; what `image` and `video` set replaces that."""
+def parts_of(
+    config: dict[str, Any],
+    image: ImageSettings | None = None,
+    video: VideoSettings | None = None,
+    image_size_px: int | None = None,
+) -> Parts:
+    """Read what a `config.json` of ours says that the model is made of; what `image` and `video` set replaces that, and so
+    does image_size_px, the side of tiles."""
     vision_config = dict(config["vision_config"])
     return Parts(
         vision_config=encoder_family(vision_config["model_type"]).config.from_dict(vision_config),
@@ -211,6 +223,7 @@ def parts_of(config: dict[str, Any], image: ImageSettings | None = None, video: 
         text_config=AutoConfig.for_model(**config["text_config"]),
         image=overlaid(ImageSettings(**config["image"]), image),
         video=overlaid(VideoSettings(**config.get("video", {})), video),
+        image_size_px=image_size_px or config.get("image_size_px"),
     )
 
 
@@ -231,11 +244,12 @@ def read_processor(
     prompt_format: str | None = None,
     image: ImageSettings | None = None,
     video: VideoSettings | None = None,
+    image_size_px: int | None = None,
 ) -> Processor:
-    """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `load`."""
+    """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `begin`."""
     config = read_config(path)
-    parts, format_name = parts_of(config, image, video), prompt_format or config["prompt_format"]
-    preparer = _preparer(path, parts.image)
+    parts, format_name = parts_of(config, image, video, image_size_px), prompt_format or config["prompt_format"]
+    preparer = _preparer(path, parts)
     return Processor(load_tokenizer(str(path)), format_name, parts.geometry, preparer, read_day(path), parts.planner)
 
 
@@ -248,10 +262,11 @@ def read_day(path: Path) -> date | None:
         raise UserError(f"{path / 'config.json'}: prompt_day is {day!r}; expected a day such as 2026-01-31") from None
 
 
-def _preparer(path: Path, image: ImageSettings) -> ImagePreparer:
+def _preparer(path: Path, parts: Parts) -> ImagePreparer:
     try:
         values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
-        return ImagePreparer(values["image_size_px"], tuple(values["mean"]), tuple(values["std"]), image.fit)
+        side = parts.geometry.image_size_px
+        return ImagePreparer(side, tuple(values["mean"]), tuple(values["std"]), parts.image.fit)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again"

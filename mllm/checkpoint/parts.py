@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
@@ -23,8 +24,16 @@ from mllm.checkpoint.origin import Held, Origin, Selection, StoredWeights, part_
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import Fit
-from mllm.model.encoders import encoder_family
+from mllm.model.families import Statistics, encoder_family
 
+# How names begin in files, and how the same names begin in a part: files of timm know nothing of its wrapper.
+PREFIXES = (
+    *(
+        (prefix, "")
+        for prefix in ("", "vision_model.", "language_model.", "model.", "model.vision_tower.", "vision_tower.")
+    ),
+    ("", "timm_model."),
+)
 LONGEST_REASON = 200  # characters; transformers lists every model type that it knows
 # Never a pickle: what isn't listed is not downloaded.
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -71,28 +80,38 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def vision_config(path: str) -> Any:
-    """Read the vision half's configuration of a CLIP or SigLIP checkpoint, or a vision-only one."""
+    """Read the vision half's configuration of a checkpoint with other parts, or a vision-only one.
+
+    Raises UserError where there is none, or it is of no family that is known.
+    """
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"vision encoder {path!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    except ImportError:
+        # A configuration of timm is read with the names of its classes, which timm has.
+        raise UserError(f"vision encoder {path!r} is one of timm; run pip install 'mllm[timm]'") from None
     config = getattr(config, "vision_config", config)
-    if config.model_type == "bit":
-        raise UserError(
-            f"vision encoder {path!r} is a ResNet; features come from the layers of a ViT: train one with model.layout "
-            "clip or siglip of train/contrastive.py"
-        )
+    try:
+        encoder_family(config.model_type)
+    except UserError as error:
+        raise UserError(f"vision encoder {path!r}: {error}") from None
     return config
 
 
-def load_vision_model(path: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the vision half of a CLIP or SigLIP checkpoint, or a vision-only one."""
+def load_vision_model(path: str, dtype: torch.dtype, image_size_px: int | None = None) -> PreTrainedModel:
+    """Load the vision half of a checkpoint with other parts, or a vision-only one, for tiles of that size."""
     vision = vision_config(path)
     family = encoder_family(vision.model_type)
-    check_described(path, vision, lambda: family.model(vision))
+    check_described(path, vision, lambda: family.build(vision, image_size_px))
     try:
         model, report = family.model.from_pretrained(
-            path, config=vision, dtype=dtype, use_safetensors=True, output_loading_info=True
+            path,
+            config=family.config_for(vision, image_size_px),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            key_mapping=dict(family.renamed) or None,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"vision encoder {path!r} could not be loaded: {first_line(error)}") from None
@@ -114,13 +133,33 @@ def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTra
     return language_model
 
 
-def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
-    """Build pixel preparation with the mean and standard deviation that the encoder was trained with."""
+def load_preparer(path: str, image_size_px: int, fit: Fit, config: Any = None) -> ImagePreparer:
+    """Build pixel preparation with the mean and standard deviation that the encoder was trained with.
+
+    config: the encoder's, where it may say them itself. Raises UserError where nothing says them.
+    """
+    said = None if config is None else encoder_family(config.model_type).statistics(config)
+    mean, std = said or _processor_statistics(path)
+    return ImagePreparer(image_size_px, mean, std, fit)
+
+
+def _processor_statistics(path: str) -> Statistics:
+    """Read mean and standard deviation of the three channels from a directory's image processor."""
     try:
-        processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+        values = AutoImageProcessor.from_pretrained(path, backend="pil").to_dict()
+    except ImportError:
+        # The classes of some processors, such as DINOv3's, are there with torchvision alone; their files say the same.
+        values, _ = ImageProcessingMixin.get_image_processor_dict(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no image processor found ({error}); it holds the encoder's mean and std") from None
-    return ImagePreparer(image_size_px, tuple(processor.image_mean), tuple(processor.image_std), fit)
+    mean, std = values.get("image_mean"), values.get("image_std")
+    sizes = [len(numbers) if isinstance(numbers, list | tuple) else 0 for numbers in (mean, std)]
+    if sizes != [3, 3] or values.get("do_normalize") is False:
+        raise UserError(
+            f"{path}: its image processor has no mean and std of three channels, by which the encoder's pixels are "
+            "normalized; write image_mean and image_std into its preprocessor_config.json"
+        )
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
 def part_origin(path: str, shapes: Mapping[str, torch.Size], load: Callable[[], PreTrainedModel]) -> Origin:
@@ -134,9 +173,10 @@ def part_origin(path: str, shapes: Mapping[str, torch.Size], load: Callable[[], 
     except UserError:
         files = []
     origin = StoredWeights(files)
-    for prefix in ("", "vision_model.", "language_model.", "model."):
-        if all(origin.shapes.get(prefix + name) == shape for name, shape in shapes.items()):
-            return Selection({name: (origin, prefix + name) for name in shapes})
+    for there, here in PREFIXES:
+        names = {name: there + name.removeprefix(here) for name in shapes}
+        if all(origin.shapes.get(names[name]) == shape for name, shape in shapes.items()):
+            return Selection({name: (origin, found) for name, found in names.items()})
     return Held(load().state_dict())
 
 

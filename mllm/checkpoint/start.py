@@ -25,7 +25,7 @@ from mllm.kernels.choice import Kernel
 from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
 from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.projectors import Projector, build_projector
+from mllm.model.projectors import Projector
 from mllm.model.settings import ModelSettings
 from mllm.processor import Processor
 
@@ -58,6 +58,7 @@ def begin_model(
         attention_kernel=attention_kernel,
         neftune_alpha=neftune_alpha,
         video=settings.video,
+        image_size_px=settings.image_size_px,
     )
 
 
@@ -74,8 +75,8 @@ def begin(
     """
     processor = load_processor(settings)
     parts = _parts_of(settings)
-    assert settings.vision_encoder is not None and settings.language_model is not None
-    encoder_path, words_path = settings.vision_encoder.path, settings.language_model.path
+    assert settings.language_model is not None
+    encoder_path, words_path = settings.encoder_path, settings.language_model.path
     model = assemble(parts, processor.image_token_id, attention_kernel, neftune_alpha)
     vision, language_model = model.vision_encoder, model.language_model
     stored = {"encoder": saved_shapes(vision.model), "words": saved_shapes(language_model)}
@@ -86,11 +87,10 @@ def begin(
     def make_projector() -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = build_projector(settings.projector, vision.width, text_width, parts.geometry, parts.has_newline)
+            made = parts.new_projector(vision.width, text_width)
         if calibrate is not None:
-            encoder = VisionEncoder(
-                load_vision_model(encoder_path, torch.float32), vision.feature_layer, vision.class_token
-            )
+            seeing = load_vision_model(encoder_path, torch.float32, parts.image_size_px)
+            encoder = VisionEncoder(seeing, vision.feature_layer, vision.class_token, parts.image_size_px).eval()
             calibrate(made, encoder, contents.of(words, words_shape), processor)
         return made.state_dict()
 
@@ -100,7 +100,9 @@ def begin(
         contents.origin = joined(
             {
                 "vision_encoder.model.": part_origin(
-                    encoder_path, stored["encoder"], lambda: load_vision_model(encoder_path, torch.float32)
+                    encoder_path,
+                    stored["encoder"],
+                    lambda: load_vision_model(encoder_path, torch.float32, parts.image_size_px),
                 ),
                 "projector.": Made(saved_shapes(model.projector), make_projector),
                 "language_model.": _words_origin(words_path, stored["words"]),
@@ -125,12 +127,15 @@ def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
 def load_processor(settings: ModelSettings) -> Processor:
     """Build the processor that a run with these settings trains with, without loading any weights."""
     if settings.init_from is not None:
-        return ours.read_processor(Path(settings.init_from), settings.prompt_format, settings.image, settings.video)
+        return ours.read_processor(
+            Path(settings.init_from), settings.prompt_format, settings.image, settings.video, settings.image_size_px
+        )
     if settings.vision_encoder is None or settings.language_model is None:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
-    require_directory(settings.vision_encoder.path, "model.vision_encoder.path")
+    require_directory(settings.encoder_path, "model.vision_encoder.path")
     parts = _parts_of(settings)
-    preparer = load_preparer(settings.vision_encoder.path, parts.geometry.image_size_px, settings.image.fit)
+    side = parts.geometry.image_size_px
+    preparer = load_preparer(settings.encoder_path, side, settings.image.fit, parts.vision_config)
     tokenizer = load_tokenizer(settings.language_model.path)
     return Processor(tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner)
 
@@ -139,13 +144,14 @@ def _parts_of(settings: ModelSettings) -> Parts:
     assert settings.vision_encoder is not None
     encoder = settings.vision_encoder
     return Parts(
-        vision_config=vision_config(encoder.path),
+        vision_config=vision_config(settings.encoder_path),
         feature_layer=encoder.feature_layer,
         class_token=encoder.class_token,
         projector=settings.projector,
         text_config=text_config(settings),
         image=settings.image,
         video=settings.video,
+        image_size_px=encoder.image_size_px,
     )
 
 

@@ -68,8 +68,8 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     Parts are walked in the order of their definition; a layer has an input gradient from the first that learns on.
     Dense models: every linear layer is taken to see every token.
     """
-    encoder, language_model = model.vision_encoder, model.language_model
-    vision, vision_learns = _linear_flops(encoder, False, {id(p) for p in encoder.unused_parameters()})
+    language_model = model.language_model
+    vision, vision_learns = _encoder_flops(model.vision_encoder)
     projector_learns = vision_learns or any(p.requires_grad for p in model.projector.parameters())
     head = language_model.get_output_embeddings()
     words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
@@ -78,10 +78,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return UnitFlops(
-        tile=vision * _encoder_tokens(encoder)
-        + _conv_flops(encoder)
-        + _encoder_attention_flops(encoder, vision_learns)
-        + _projector_flops(model.projector, vision_learns),
+        tile=vision + _projector_flops(model.projector, vision_learns),
         token=layers,
         attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
         target=_linear(head, language_learns),
@@ -154,21 +151,29 @@ def _conv_backward_flops(given: Any, inputs: Any, weight: Any, *more: Any, **_: 
     return once * sum(more[-1][:2])
 
 
+def _encoder_flops(encoder: VisionEncoder) -> tuple[float, bool]:
+    """FLOPs of a tile, and whether the gradient reaches what comes behind the encoder."""
+    counted = encoder.forward_flops()
+    if counted is not None:
+        learns = any(parameter.requires_grad for parameter in encoder.parameters())
+        # Where all of it learns: of the gradient of its inputs and of its weights, each as much.
+        return counted * (3 if learns else 1), learns
+    layers, learns = _linear_flops(encoder, False, {id(p) for p in encoder.unused_parameters()})
+    return layers * _encoder_tokens(encoder) + _conv_flops(encoder) + _encoder_attention_flops(encoder, learns), learns
+
+
 def _encoder_tokens(encoder: VisionEncoder) -> int:
-    config = encoder.model.config
-    return (config.image_size // config.patch_size) ** 2 + encoder.family.has_class_token
+    return (encoder.image_size_px // encoder.patch_size_px) ** 2 + encoder.prefix_tokens
 
 
 def _encoder_attention_flops(encoder: VisionEncoder, learns: bool) -> float:
-    config = encoder.model.config
-    used = encoder.feature_layer if encoder.feature_layer >= 0 else config.num_hidden_layers + 1 + encoder.feature_layer
-    return used * _encoder_tokens(encoder) ** 2 * _attention_flops(config.hidden_size, learns)
+    width = encoder.width
+    return encoder.used_layers * _encoder_tokens(encoder) ** 2 * _attention_flops(width, learns)
 
 
 def _conv_flops(encoder: VisionEncoder) -> float:
     """The patch embedding: pixels have no gradient, its weight may."""
-    config = encoder.model.config
-    patches = (config.image_size // config.patch_size) ** 2
+    patches = (encoder.image_size_px // encoder.patch_size_px) ** 2
     return sum(
         2.0
         * m.in_channels

@@ -15,10 +15,11 @@ from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.media.planner import Planner
 from mllm.media.visual import ImageGeometry
-from mllm.model.encoders import VisionEncoder, encoder_family
+from mllm.model.encoders import VisionEncoder, input_size_px
+from mllm.model.families import encoder_family
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import build_planner, encoder_geometry, has_newline
-from mllm.model.projectors import build_projector
+from mllm.model.projectors import Projector, Sizes, build_projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
 
@@ -27,7 +28,7 @@ from mllm.model.tile_tokens import projected
 class Parts:
     """What a model is made of. Every format on disk, and the settings of a run, are read into this.
 
-    feature_layer, class_token: as `VisionEncoderSettings` has them.
+    feature_layer, class_token, image_size_px: as `VisionEncoderSettings` has them.
     """
 
     vision_config: PreTrainedConfig
@@ -37,12 +38,13 @@ class Parts:
     text_config: PreTrainedConfig
     image: ImageSettings
     video: VideoSettings = field(default_factory=VideoSettings)
+    image_size_px: int | None = None
 
     @property
     def geometry(self) -> ImageGeometry:
         """Say how many tokens an image becomes. Raises UserError when the projector doesn't fit the patch grid."""
-        vision = self.vision_config
-        return projected(encoder_geometry(vision.image_size, vision.patch_size, self.class_token), self.projector)
+        sizes = input_size_px(self.vision_config, self.feature_layer, self.image_size_px)
+        return projected(encoder_geometry(*sizes, self.class_token), self.projector)
 
     @property
     def planner(self) -> Planner:
@@ -53,6 +55,12 @@ class Parts:
     def has_newline(self) -> bool:
         """Whether the projector learns a newline."""
         return has_newline(self.image, self.video)
+
+    def new_projector(self, vision_width: int, text_width: int) -> Projector:
+        """Build the projector from features of `vision_width` to tokens of `text_width`, with random weights."""
+        trained, patch = encoder_family(self.vision_config.model_type).sizes_px(self.vision_config, self.feature_layer)
+        sizes = Sizes(vision_width, text_width, self.geometry, trained // patch)
+        return build_projector(self.projector, sizes, self.has_newline)
 
 
 def assemble(
@@ -65,10 +73,11 @@ def assemble(
     """
     family = encoder_family(parts.vision_config.model_type)
     with parameters_on_meta(), no_init_weights():
-        vision = VisionEncoder(family.model(parts.vision_config), parts.feature_layer, parts.class_token)
+        seeing = family.build(parts.vision_config, parts.image_size_px)
+        vision = VisionEncoder(seeing, parts.feature_layer, parts.class_token, parts.image_size_px)
         language_model = _language_model(parts.text_config)
         text_width = language_model.get_input_embeddings().embedding_dim
-        projector = build_projector(parts.projector, vision.width, text_width, parts.geometry, parts.has_newline)
+        projector = parts.new_projector(vision.width, text_width)
     return MultimodalLM(
         vision,
         projector,

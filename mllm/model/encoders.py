@@ -1,94 +1,72 @@
-"""Vision encoders: CLIP and SigLIP through transformers' classes.
+"""The vision encoder: features of one layer of a model of transformers, of whichever family (`mllm/model/families/`).
 
 T tiles, S side in pixels, P patches (plus the class token if kept), V vision width.
 """
 
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.errors import UserError
 from mllm.media.visual import ImageGeometry
+from mllm.model.families import encoder_family
 from mllm.model.planning import encoder_geometry
 
 
-@dataclass(frozen=True)
-class EncoderFamily:
-    """A transformers class, its configuration, and whether a class token stands first among its features."""
+def input_size_px(config: Any, feature_layer: int, image_size_px: int | None = None) -> tuple[int, int]:
+    """Return the side of the tiles that an encoder of this configuration gets, and of a patch of its features.
 
-    model: type[PreTrainedModel]
-    config: type[PreTrainedConfig]
-    has_class_token: bool
-
-
-ENCODERS: dict[str, EncoderFamily] = {
-    "clip_vision_model": EncoderFamily(CLIPVisionModel, CLIPVisionConfig, has_class_token=True),
-    "siglip_vision_model": EncoderFamily(SiglipVisionModel, SiglipVisionConfig, has_class_token=False),
-}
-
-
-@cache
-def _last_hidden_state_is_normalized(family: EncoderFamily) -> bool:
-    """Whether the last of `hidden_states` is behind the last norm: SigLIP's is in some releases of transformers."""
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    # On meta nothing is computed, and no random number is drawn that a run would draw.
-    with torch.device("meta"), torch.no_grad():
-        model = family.model(family.config(**sizes, image_size=4, patch_size=4))
-        output = model(torch.zeros(1, 3, 4, 4), output_hidden_states=True)
-    return output.hidden_states[-1] is output.last_hidden_state
-
-
-def encoder_family(model_type: str) -> EncoderFamily:
-    if model_type not in ENCODERS:
-        raise UserError(f"unknown vision encoder type {model_type!r}; choose one of: {', '.join(sorted(ENCODERS))}")
-    return ENCODERS[model_type]
-
-
-def layer_index(name: str) -> int:
-    """The layer that a parameter of this name is in, counted from 0; -1 for one that stands outside the layers."""
-    parts = name.split(".")
-    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1
-
-
-def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return hidden_states
+    image_size_px: the side, None for the one that it was trained at. Raises UserError for one that it can't take.
+    """
+    family = encoder_family(config.model_type)
+    trained, patch = family.sizes_px(config, feature_layer)
+    family.check_size(config, feature_layer, image_size_px or trained)
+    return image_size_px or trained, patch
 
 
 class VisionEncoder(nn.Module):
     """Features of one hidden layer: tiles [T, 3, S, S] → [T, P, V].
 
     feature_layer indexes hidden states as transformers returns them (-2 in LLaVA-1.5). Layers behind it compute nothing.
+    image_size_px: side of the tiles, None for the one that the model was trained at; at another one the positions are
+    interpolated as the family's own code does. The weights stay those of the trained size.
     """
 
-    def __init__(self, model: PreTrainedModel, feature_layer: int, class_token: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, feature_layer: int, class_token: str, image_size_px: int | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.feature_layer = feature_layer
         self.class_token = class_token
         self.family = encoder_family(model.config.model_type)
-        layers = model.config.num_hidden_layers
-        if not -(layers + 1) <= feature_layer <= layers:
-            raise UserError(f"feature_layer {feature_layer}: the encoder has hidden states {-(layers + 1)} to {layers}")
+        self.used_layers = self.family.used_layers(model.config, feature_layer)
+        self.trained_size_px, self.patch_size_px = self.family.sizes_px(model.config, feature_layer)
+        self.image_size_px, _ = input_size_px(model.config, feature_layer, image_size_px)
         if class_token == "keep" and not self.family.has_class_token:
             raise UserError(f"class_token: keep, but {model.config.model_type} has none; use drop")
-        # Their parameters stay for whoever the checkpoint is shared with.
-        for layer in model.encoder.layers[self.used_layers :]:
-            layer.forward = _pass_on
+        self.family.pass_over(model, self.used_layers)
+        self.family.compute_positions(model, self.image_size_px)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
 
     @property
     def width(self) -> int:
-        return self.model.config.hidden_size
+        return self.family.width(self.model.config, self.feature_layer)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether tiles are of another size than the model was trained at."""
+        return self.image_size_px != self.trained_size_px
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens stand in front of the patches: the class token and registers."""
+        return self.family.prefix_tokens(self.model.config)
 
     @property
     def drops_class_token(self) -> bool:
@@ -96,39 +74,57 @@ class VisionEncoder(nn.Module):
         return self.family.has_class_token and self.class_token == "drop"
 
     def geometry(self, shuffle: int) -> ImageGeometry:
-        config = self.model.config
-        return encoder_geometry(config.image_size, config.patch_size, self.class_token, shuffle)
+        return encoder_geometry(self.image_size_px, self.patch_size_px, self.class_token, shuffle)
 
-    @property
-    def used_layers(self) -> int:
-        """How many of its layers the features pass through."""
-        layers = self.model.config.num_hidden_layers
-        return self.feature_layer if self.feature_layer >= 0 else layers + 1 + self.feature_layer
+    def layer_of(self, name: str) -> int:
+        """The layer that a parameter of the model is in, counted from 0; -1 for one that stands outside the layers."""
+        return self.family.layer_of(self.model.config, name)
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters behind the feature layer: they take no part in the forward's result."""
-        used = self.used_layers
-        unused: list[nn.Parameter] = []
-        norm_is_used = self._norm_is_used(used)
-        for name, parameter in self.model.named_parameters():
-            parts = name.split(".")
-            behind = layer_index(name) >= used
-            head = "head" in parts or ("post_layernorm" in parts and not norm_is_used)
-            if behind or head:
-                unused.append(parameter)
-        return unused
+        """Parameters that take no part in the forward's result: behind the feature layer, or for masked patches."""
+        config = self.model.config
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if self.family.is_unused(config, name, self.used_layers)
+        ]
 
-    def _norm_is_used(self, used_layers: int) -> bool:
-        """Whether the features are those behind the last norm."""
-        is_last = used_layers == self.model.config.num_hidden_layers
-        return is_last and not self.family.has_class_token and _last_hidden_state_is_normalized(self.family)
+    def parameters_below(self, layer: int) -> list[nn.Parameter]:
+        """Parameters of layers below `layer`, and of what is in front of all layers."""
+        config = self.model.config
+        return [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if self.layer_of(name) < layer and not self.family.is_behind(config, name)
+        ]
+
+    def train(self, mode: bool = True) -> "VisionEncoder":
+        """Set training mode, but for what would make features hang on more than the tile.
+
+        A frozen encoder computes as in evaluation, without dropout. So do batch norms, which would normalize a tile by
+        others of its micro-batch, and DINOv3's positions, which would be scaled at random.
+        """
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.model.eval()
+        for module in self.family.steady_modules(self.model):
+            module.eval()
+        return self
+
+    def forward_flops(self) -> float | None:
+        """FLOPs of a tile's way forward; None where they follow from the shapes of layers and the number of tokens."""
+        return self.family.forward_flops(self.model.config, self.feature_layer, self.image_size_px)
+
+    def recompute_activations(self) -> None:
+        """Have layers keep only their inputs and recompute the rest in the backward."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        output = self.model(tiles.to(self.dtype), output_hidden_states=True)
-        features = output.hidden_states[self.feature_layer]
-        if self.drops_class_token:
-            return features[:, 1:]
-        return features
+        features = self.family.hidden_state(self.model, tiles.to(self.dtype), self.feature_layer, self.is_resized)
+        prefix = self.prefix_tokens
+        if self.family.has_class_token and not self.drops_class_token:
+            return features if prefix == 1 else torch.cat([features[:, :1], features[:, prefix:]], 1)
+        return features[:, prefix:] if prefix else features
 
     @property
     def dtype(self) -> torch.dtype:

@@ -229,4 +229,4 @@ def checkpoint_activations(model: MultimodalLM) -> None:
     model.language_model.set_attn_implementation(PACKED)
     model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     if any(parameter.requires_grad for parameter in model.vision_encoder.parameters()):
-        model.vision_encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.vision_encoder.recompute_activations()

@@ -11,11 +11,18 @@ from mllm.settings import PathText, Settings
 class VisionEncoderSettings(Settings):
     """The vision encoder, and which of its features are used."""
 
-    path: PathText
-    """A directory or hub id of a CLIP or SigLIP, or a model directory of ours, whose encoder is taken."""
+    path: PathText | None = None
+    """A directory or hub id of an encoder, alone or with what it was trained with: CLIP, MetaCLIP 2, SigLIP, SigLIP 2 of a
+    fixed size, DINOv2, DINOv3, AIMv2, InternViT, MLCD, or one of timm. Needed unless `init_from` brings one.
+    """
     feature_layer: int = -2
-    """Index of the hidden states that are used, as transformers returns them: 0 is the embeddings, -1 the last layer.
-    The default, -2, is LLaVA-1.5's.
+    """Index of the hidden states that are used, as transformers returns them: 0 is the embeddings, -1 the last layer;
+    timm's have no embeddings, so that 0 is the first block or stage. The default, -2, is LLaVA-1.5's.
+    """
+    image_size_px: int | None = Field(default=None, ge=1)
+    """Side of the square tiles that the encoder gets, in pixels. At another side than it was trained at its positions are
+    interpolated as its own code does. The default, null, is the side that it was trained at; under `init_from`, the side
+    that was saved.
     """
     class_token: Literal["drop", "keep"] = "drop"
     """What becomes of the encoder's class token: `drop` (the default), or `keep`, which hands it on as one more image
@@ -129,7 +136,7 @@ class ModelSettings(Settings):
     the language model.
     """
     vision_encoder: VisionEncoderSettings | None = None
-    """The vision encoder. Needed unless `init_from` is given."""
+    """The vision encoder. Needed unless `init_from` is given, under which its `image_size_px` alone may be set."""
     projector: ProjectorSettings = ProjectorSettings()
     """The projector. Ignored where `init_from` brings one."""
     language_model: LanguageModelSettings | None = None
@@ -145,12 +152,27 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSettings":
-        parts = [self.vision_encoder, self.language_model]
-        if self.init_from and any(parts):
-            raise ValueError("init_from already brings the encoder and the language model; remove one or the other")
-        if not self.init_from and not all(parts):
-            raise ValueError("needs vision_encoder and language_model, or init_from (a saved model)")
+        encoder = self.vision_encoder
+        resized_alone = encoder is None or encoder.model_fields_set <= {"image_size_px"}
+        if self.init_from and (self.language_model or not resized_alone):
+            raise ValueError(
+                "init_from already brings the encoder and the language model; remove one or the other (of vision_encoder, "
+                "image_size_px may stay)"
+            )
+        if not self.init_from and not (encoder and encoder.path and self.language_model):
+            raise ValueError("needs vision_encoder (with its path) and language_model, or init_from (a saved model)")
         return self
+
+    @property
+    def encoder_path(self) -> str:
+        """The directory or hub id of the vision encoder, of a model that is put together from parts."""
+        assert self.vision_encoder is not None and self.vision_encoder.path is not None
+        return self.vision_encoder.path
+
+    @property
+    def image_size_px(self) -> int | None:
+        """The side of tiles that is asked for; None leaves it as it was trained or saved."""
+        return self.vision_encoder.image_size_px if self.vision_encoder is not None else None
 
 
 class LoraSettings(Settings):

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.model.encoders import layer_index
 from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantized_layers import quantized_size
@@ -82,10 +81,7 @@ def _check_first_layer(model: MultimodalLM, policy: TrainableSettings) -> None:
 def _early_parameters(model: MultimodalLM, policy: TrainableSettings) -> list[nn.Parameter]:
     """List the parameters of the encoder below the first layer that learns."""
     first = policy.vision_encoder_from_layer
-    if first is None:
-        return []
-    named = model.vision_encoder.model.named_parameters()
-    return [parameter for name, parameter in named if layer_index(name) < first and "post_layernorm" not in name]
+    return [] if first is None else model.vision_encoder.parameters_below(first)
 
 
 def count_parameters(model: MultimodalLM, policy: TrainableSettings | None = None) -> list[PartCount]:

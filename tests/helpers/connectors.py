@@ -2,7 +2,7 @@
 
 from mllm.media.visual import ImageGeometry
 from mllm.model.planning import encoder_geometry
-from mllm.model.projectors import Projector, build_projector
+from mllm.model.projectors import Projector, Sizes, build_projector
 from mllm.model.settings import ProjectorSettings
 from mllm.model.tile_tokens import projected
 
@@ -21,7 +21,8 @@ CONNECTORS = {
 def connector(kind: str, vision_width: int, text_width: int, image_size_px: int = 16, **settings) -> Projector:
     """A projector behind an encoder with patches of 4 pixels."""
     own = ProjectorSettings(kind=kind, **settings)
-    return build_projector(own, vision_width, text_width, geometry_of(image_size_px, 4, kind, **settings))
+    geometry = geometry_of(image_size_px, 4, kind, **settings)
+    return build_projector(own, Sizes(vision_width, text_width, geometry, geometry.grid))
 
 
 def geometry_of(image_size_px: int, patch_size_px: int, kind: str, **settings) -> ImageGeometry:

@@ -26,6 +26,8 @@ from mllm.settings import Settings
 logger = logging.getLogger(__name__)
 
 VIDEO_TOKEN = "<video>"
+# What is exported, and held against transformers and llama.cpp.
+EXPORTED = ("clip_vision_model", "siglip_vision_model")
 PROCESSOR_FILE = "processor_config.json"
 
 
@@ -84,6 +86,21 @@ def layout_of(model: MultimodalLM) -> Layout:
         f"transformers' LLaVA layouts have no images of model.image.tiling {model.image_settings.tiling}; "
         "keep our layout (--layout mllm)"
     )
+
+
+def refuse_encoders(model: MultimodalLM, layout: str) -> None:
+    """Raise UserError for encoders that `layout` isn't written of: others than CLIP and SigLIP, or of another input size."""
+    encoder = model.vision_encoder
+    if encoder.config.model_type not in EXPORTED:
+        raise UserError(
+            f"{layout} is written of CLIP and SigLIP, and this model's encoder is {encoder.family.title}; keep our layout "
+            "(--layout mllm)"
+        )
+    if encoder.is_resized:
+        raise UserError(
+            f"{layout} shows tiles of the size that the encoder was trained at ({encoder.trained_size_px} px), and this "
+            f"model's are of {encoder.image_size_px}; keep our layout (--layout mllm)"
+        )
 
 
 def pixel_values(processor: Processor) -> dict[str, Any]:

@@ -22,13 +22,15 @@ class Sizes:
     """What a projector is built for.
 
     vision_width, text_width: V of the features that it takes, and D of the tokens that it gives. geometry: of encoder and
-    projector. depth: number of linear layers, where a projector has any number. hidden_width: of what it computes in
-    between, where that is free; None: its own default.
+    projector. trained_grid: patches along a side of a tile of the size that the encoder was trained at. depth: number of
+    linear layers, where a projector has any number. hidden_width: of what it computes in between, where that is free; None:
+    its own default.
     """
 
     vision_width: int
     text_width: int
     geometry: ImageGeometry
+    trained_grid: int
     depth: int = 2
     hidden_width: int | None = None
 
@@ -37,6 +39,16 @@ def as_maps(features: torch.Tensor) -> torch.Tensor:
     """[T, P, V] of square tiles → [T, √P, √P, V], a view."""
     side = int(features.shape[1] ** 0.5)
     return features.unflatten(1, (side, side))
+
+
+def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
+    """[n, D] of a square grid of positions → [side², D] of another, bicubic and in float32."""
+    own = int(len(table) ** 0.5)
+    if own == side:
+        return table
+    maps = table.float().view(1, own, own, -1).permute(0, 3, 1, 2)
+    scaled = nn.functional.interpolate(maps, (side, side), mode="bicubic")
+    return scaled.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
 
 
 def pixel_shuffle(features: torch.Tensor, factor: int) -> torch.Tensor:

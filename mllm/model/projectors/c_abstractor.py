@@ -6,7 +6,7 @@ T tiles, P patches, K = side² tokens of a tile, V vision width, C width of the 
 import torch
 from torch import nn
 
-from mllm.model.projectors.base import PROJECTORS, Projector, Sizes, as_maps
+from mllm.model.projectors.base import PROJECTORS, Projector, Sizes, as_maps, resized_positions
 
 BLOCKS = 3
 WIDTH = 1024
@@ -65,13 +65,14 @@ class CAbstractor(Projector):
     """Learned positions on the features, three RegNet blocks, an average pool to side × side, three more, two layers.
 
     Honeybee takes the encoder's last layer (`feature_layer: -1`). Its table of positions also has a row for the class
-    token, which is dropped there behind it, and here before.
+    token, which is dropped there behind it, and here before. The table is of the size that the encoder was trained at, and
+    interpolated for tiles of another, as the encoder's own is.
     """
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.side, width = sizes.geometry.side, sizes.hidden_width or WIDTH
-        self.positions = nn.Parameter(torch.empty(sizes.geometry.grid**2, sizes.vision_width))
+        self.grid, self.side, width = sizes.geometry.grid, sizes.geometry.side, sizes.hidden_width or WIDTH
+        self.positions = nn.Parameter(torch.empty(sizes.trained_grid**2, sizes.vision_width))
         self.before = _stage(sizes.vision_width, width)
         self.after = _stage(width, width)
         self.linear_1 = nn.Linear(width, sizes.text_width)
@@ -79,7 +80,7 @@ class CAbstractor(Projector):
         nn.init.trunc_normal_(self.positions, std=INIT_STD)
 
     def transform(self, features: torch.Tensor) -> torch.Tensor:
-        maps = self.before(as_maps(features + self.positions))
+        maps = self.before(as_maps(features + resized_positions(self.positions, self.grid)))
         pooled = nn.functional.adaptive_avg_pool2d(maps.permute(0, 3, 1, 2), self.side).permute(0, 2, 3, 1)
         return self.linear_2(nn.functional.silu(self.linear_1(self.after(pooled).flatten(1, 2))))
 

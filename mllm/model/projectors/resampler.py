@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.model.projectors.base import PROJECTORS, Projector, Sizes
+from mllm.model.projectors.base import PROJECTORS, Projector, Sizes, resized_positions
 
 HEAD_WIDTH = 128
 INIT_STD = 0.02
@@ -32,15 +32,6 @@ def sine_cosine_positions(width: int, side: int) -> torch.Tensor:
     along = torch.cat([angles.sin(), angles.cos()], dim=1)
     columns, rows = along[None].expand(side, -1, -1), along[:, None].expand(-1, side, -1)
     return torch.cat([columns, rows], dim=2).flatten(0, 1).float()
-
-
-def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
-    """[K, D] of a square grid → [side², D] of another, bicubic."""
-    own = int(len(table) ** 0.5)
-    if own == side:
-        return table
-    maps = table.view(1, own, own, -1).permute(0, 3, 1, 2)
-    return nn.functional.interpolate(maps, (side, side), mode="bicubic").permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class QueryAttention(nn.Module):

@@ -1,5 +1,7 @@
 """Honeybee's C-Abstractor: its sizes, plain convolutions as a reference, and tokens that stay in their places."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -22,7 +24,7 @@ def test_the_parameters_are_those_of_its_blocks_positions_and_two_layers(vision_
     given = {} if hidden is None else {"hidden_width": hidden}
     geometry = geometry_of(side, 14, "c_abstractor", **given)
     with torch.device("meta"):
-        ours = CAbstractor(Sizes(vision_width, 4096, geometry, hidden_width=hidden))
+        ours = CAbstractor(Sizes(vision_width, 4096, geometry, side // 14, hidden_width=hidden))
     width = hidden or 1024
     blocks = block_count(vision_width, width) + 5 * block_count(width, width)
     expected = (side // 14) ** 2 * vision_width + blocks + (width + 1) * 4096 + (4096 + 1) * 4096
@@ -74,6 +76,18 @@ def test_it_is_the_published_convolutions(hidden_width):
     expected = reference(ours, features)
     assert expected.shape == (2, 9, 32) and len(ours.before) == len(ours.after) == 3
     assert torch.allclose(ours.project(features), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_positions_of_the_trained_grid_are_interpolated_for_tiles_of_another_size():
+    torch.manual_seed(0)
+    small = connector("c_abstractor", 20, 32, 16, tokens=4, hidden_width=24)
+    large = CAbstractor(replace(small.sizes, geometry=geometry_of(32, 4, "c_abstractor", tokens=4)))
+    large.load_state_dict(small.state_dict())
+    features = torch.randn(2, 64, 20)
+    table = small.positions.detach().T.view(1, 20, 4, 4)
+    expected = F.interpolate(table, (8, 8), mode="bicubic", align_corners=False)[0].flatten(1).T
+    small.grid, small.positions.data = 8, expected
+    assert torch.allclose(large.project(features), small.project(features), atol=1e-5)
 
 
 @pytest.mark.parametrize("row,column", [(0, 0), (0, 7), (7, 0), (7, 7)])

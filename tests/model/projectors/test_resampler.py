@@ -8,14 +8,15 @@ from torch import nn
 
 from mllm.errors import UserError
 from mllm.model.projectors import Sizes
-from mllm.model.projectors.resampler import Resampler, heads_of, resized_positions, sine_cosine_positions
+from mllm.model.projectors.base import resized_positions
+from mllm.model.projectors.resampler import Resampler, heads_of, sine_cosine_positions
 from tests.helpers.connectors import connector, geometry_of, parameter_count
 
 
 @pytest.fixture(scope="module")
 def qwen_vl():
     with torch.device("meta"):
-        return Resampler(Sizes(1664, 4096, geometry_of(448, 14, "resampler")))
+        return Resampler(Sizes(1664, 4096, geometry_of(448, 14, "resampler"), 16))
 
 
 def test_qwen_vls_sizes_have_as_many_parameters_as_were_counted(qwen_vl):
