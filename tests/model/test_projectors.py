@@ -80,6 +80,17 @@ def test_a_tile_becomes_as_many_tokens_as_every_plan_says(tiny_parts, tmp_path, 
     assert written == {"kind": kind, "shuffle": 1, "calibration_images": 0} | CONNECTORS[kind]
 
 
+@pytest.mark.parametrize("kind", CONNECTORS)
+def test_what_was_saved_goes_on_with_larger_tiles(tiny_parts, tmp_path, kind):
+    model, processor = build(tiny_settings(tiny_parts, kind=kind, **CONNECTORS[kind]))
+    checkpoint.save(tmp_path / "saved", model, processor)
+    larger, seeing = checkpoint.begin(tmp_path / "saved", image_size_px=32).filled()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in larger.state_dict().items())
+    count = larger.projector.project(torch.randn(2, 64, 32)).shape[1]
+    per_tile = CONNECTORS[kind].get("tokens", 64 // CONNECTORS[kind].get("shuffle", 1) ** 2)
+    assert count == per_tile == larger.geometry.tokens_per_tile == seeing.planner.plan([(9, 9)])[0].token_count
+
+
 @pytest.mark.parametrize(
     "policy", [{"vision_encoder": "full", "language_model": "full"}, {"language_model": "lora"}, {}]
 )
