@@ -78,7 +78,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return UnitFlops(
-        tile=vision + _projector_flops(model.projector, vision_learns),
+        tile=vision + projector_flops(model.projector, vision_learns),
         token=layers,
         attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
         target=_linear(head, language_learns),
@@ -110,7 +110,7 @@ def _attention_flops(width: int, reached: bool) -> float:
     return 2 * 2.0 * width * (3 if reached else 1)
 
 
-def _projector_flops(projector: Projector, reached: bool) -> float:
+def projector_flops(projector: Projector, reached: bool) -> float:
     """FLOPs of a tile: what torch counts for the second of two that go through an empty copy.
 
     Projectors differ in how many positions each of their layers sees. What is computed once for all tiles, such as the
