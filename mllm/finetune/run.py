@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine, Fill
 from mllm.training.gpus import device_peak_flops
 from mllm.training.loop import Trainer
-from mllm.training.optimizer import first_component, part_rate
+from mllm.training.optimizer import PartOf, Rated, first_component, part_rate
 from mllm.training.resume import latest_checkpoint
 from mllm.training.run import begin_run, complete, recorders
 
@@ -80,7 +80,8 @@ def finetune(
     beginning = _begin_learning(settings, mixture, first_that_works(kernels, words))
     model, processor = beginning.model, beginning.processor
 
-    engine = wrap(model.train(), filling(beginning), parts_by_name(model))
+    part_of = parts_by_name(model, settings.optim.layer_decay_vision_encoder)
+    engine = wrap(model.train(), filling(beginning), part_of)
     _use_one_day(processor, run_dir, engine)
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[model.attention_kernel])
 
@@ -108,6 +109,8 @@ def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel
         checkpoint_activations(model)
     rates = {part: part_rate(settings.optim, part) for part in PARTS}
     logger.info("what learns:\n%s", policy_table(counts, rates))
+    if (decay := settings.optim.layer_decay_vision_encoder) != 1.0:
+        logger.info("a layer of the encoder learns at %g of the rate of the one behind it", decay)
     return beginning
 
 
@@ -197,11 +200,23 @@ def filling(beginning: Beginning) -> Fill:
     return fill_there
 
 
-def parts_by_name(model: MultimodalLM) -> Callable[[str], str]:
-    """The part that a parameter is rated by: token_embeddings, or the first component of its name."""
+def parts_by_name(model: MultimodalLM, layer_decay: float = 1.0) -> PartOf:
+    """The part that a parameter is rated by: token_embeddings, or the first component of its name.
+
+    layer_decay: `optim.layer_decay_vision_encoder`, which makes of the encoder's rate that of each of its layers.
+    """
     embeddings = {id(parameter) for parameter in token_embeddings(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in embeddings}
-    return lambda name: "token_embeddings" if name in names else first_component(name)
+    prefix = "vision_encoder."
+
+    def part_of(name: str) -> Rated:
+        if name in names:
+            return Rated("token_embeddings")
+        if name.startswith(prefix):
+            return Rated("vision_encoder", layer_decay ** model.vision_encoder.height_of(name.removeprefix(prefix)))
+        return first_component(name)
+
+    return part_of
 
 
 def watchers(context: RunContext) -> list[Callback]:

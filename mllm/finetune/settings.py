@@ -85,6 +85,15 @@ class FinetuneSettings(Settings):
     """Scores on benchmarks while the model trains. None by default."""
 
     @model_validator(mode="after")
+    def _layers_that_learn(self) -> "FinetuneSettings":
+        if self.optim.layer_decay_vision_encoder != 1.0 and self.trainable.vision_encoder == "frozen":
+            raise ValueError(
+                f"optim.layer_decay_vision_encoder is {self.optim.layer_decay_vision_encoder}, but the encoder doesn't "
+                "learn: that takes trainable.vision_encoder: full or lora"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_of_embeddings_that_learn(self) -> "FinetuneSettings":
         learn = self.trainable.language_model == "full" and self.trainable.token_embeddings == "full"
         for name in ("lr_token_embeddings", "weight_decay_token_embeddings"):

@@ -80,6 +80,17 @@ class VisionEncoder(nn.Module):
         """The layer that a parameter of the model is in, counted from 0; -1 for one that stands outside the layers."""
         return self.family.layer_of(self.model.config, name)
 
+    def height_of(self, name: str) -> int:
+        """How many layers of those that are used stand behind a parameter, its own with them; one more in front of all.
+
+        name: within this module. 0 for what stands behind all layers.
+        """
+        name = name.removeprefix("model.")
+        if self.family.is_behind(self.model.config, name):
+            return 0
+        layer = self.layer_of(name)
+        return self.used_layers - layer if layer < self.used_layers else 0
+
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters that take no part in the forward's result: behind the feature layer, or for masked patches."""
         config = self.model.config

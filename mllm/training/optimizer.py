@@ -1,7 +1,7 @@
 """Parameter groups with a learning rate and weight decay per part, and the optimizer over them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -9,7 +9,15 @@ from torch import nn
 from mllm.errors import UserError
 from mllm.training.settings import OptimizerSettings
 
-PartOf = Callable[[str], str]
+
+class Rated(NamedTuple):
+    """The part that a parameter belongs to, and what the part's learning rate is multiplied by for it."""
+
+    part: str
+    factor: float = 1.0
+
+
+PartOf = Callable[[str], Rated]
 BITSANDBYTES_CLASSES = {
     "adamw_8bit": "AdamW8bit",
     "paged_adamw": "PagedAdamW",
@@ -23,8 +31,8 @@ def part_rate(settings: OptimizerSettings, part: str) -> tuple[float, float]:
     return settings.lr if lr is None else lr, settings.weight_decay if decay is None else decay
 
 
-def first_component(name: str) -> str:
-    return name.partition(".")[0]
+def first_component(name: str) -> Rated:
+    return Rated(name.partition(".")[0])
 
 
 def parameter_groups(
@@ -32,17 +40,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters grouped by learning rate and weight decay, which vectors and scalars don't get.
 
-    part_of: the part that a parameter belongs to, by its name, for `part_rate`. Each group carries `base_lr`, which the
-    schedule scales.
+    part_of: the part that a parameter belongs to, by its name, for `part_rate`, and its share of that rate. Each group
+    carries `base_lr`, which the schedule scales.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr, decay = part_rate(settings, part_of(name))
+        part, factor = part_of(name)
+        lr, decay = part_rate(settings, part)
         # Under ZeRO-3 a partitioned parameter is flat here; ds_shape keeps its real shape.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        groups.setdefault((lr, decay if dimensions > 1 else 0.0), []).append(parameter)
+        groups.setdefault((lr * factor, decay if dimensions > 1 else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()

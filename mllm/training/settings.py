@@ -21,6 +21,11 @@ class OptimizerSettings(Settings):
     """Learning rate of the projector. `lr` by default."""
     lr_vision_encoder: float | None = Field(default=None, gt=0)
     """Learning rate of the vision encoder. `lr` by default."""
+    layer_decay_vision_encoder: float = Field(default=1.0, gt=0, le=1)
+    """Factor from one layer of the vision encoder to the one in front of it: of L layers, layer l (from 0) learns at its
+    rate times factor^(L-l), embeddings at that of a layer in front of the first. The default, 1.0, is the same rate for
+    all; BEiT and Qwen-VL take less.
+    """
     lr_token_embeddings: float | None = Field(default=None, gt=0)
     """Learning rate of the language model's input and output embeddings. `lr` by default."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -8,6 +8,8 @@ from mllm.errors import UserError
 from mllm.finetune.run import finetune, parts_by_name, start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.model.encoders import VisionEncoder
+from mllm.model.settings import TrainableSettings
+from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
 from mllm.training import build_engine
 from mllm.training.optimizer import build_optimizer, parameter_groups, part_rate
@@ -73,6 +75,36 @@ def test_each_part_has_its_own_learning_rate_and_weight_decay(tiny_parts, recipe
     assert found["language_model.model.norm.weight"] == (1e-3, 0.0)
     assert found["projector.linear_1.weight"] == (1e-3, 0.0)
     assert {lr_decay for name, lr_decay in found.items() if name.startswith("vision")} == {(1e-3, 0.2), (1e-3, 0.0)}
+
+
+def test_each_layer_of_the_encoder_learns_slower_than_the_one_behind_it(tiny_parts, recipe, tmp_path):
+    model, _ = start_model(settings(config(tiny_parts, recipe, tmp_path)))
+    apply_policy(model, TrainableSettings(vision_encoder="full", language_model="full"))
+    optim = OptimizerSettings(lr=1e-3, lr_vision_encoder=1e-4, weight_decay=0.1, layer_decay_vision_encoder=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, optim, parts_by_name(model, optim.layer_decay_vision_encoder))
+    found = {names[id(p)]: g["base_lr"] for g in groups for p in g["params"]}
+    # Two of its three layers are in front of the features, which are those of layer -2.
+    used = model.vision_encoder.used_layers
+    expected = {f"encoder.layers.{layer}.": 1e-4 * 0.5 ** (used - layer) for layer in range(used)}
+    expected |= {"embeddings.": 1e-4 * 0.5 ** (used + 1), "pre_layrnorm.": 1e-4 * 0.5 ** (used + 1)}
+    for name, rate in found.items():
+        inner = name.removeprefix("vision_encoder.model.")
+        of = next((r for prefix, r in expected.items() if inner != name and inner.startswith(prefix)), 1e-3)
+        assert rate == pytest.approx(of), name
+    assert set(expected.values()) < set(found.values()) and used == 2
+    plain = {
+        names[id(p)]: g["base_lr"] for g in parameter_groups(model, optim, parts_by_name(model)) for p in g["params"]
+    }
+    assert {rate for name, rate in plain.items() if name.startswith("vision_encoder.")} == {1e-4}
+
+
+def test_a_layer_decay_of_an_encoder_that_is_frozen_is_a_contradiction(tiny_parts, recipe, tmp_path):
+    values = with_policy(
+        tiny_parts, recipe, tmp_path, {"language_model": "lora"}, optim__layer_decay_vision_encoder=0.9
+    )
+    with pytest.raises(UserError, match=r"optim.layer_decay_vision_encoder is 0.9, but the encoder doesn't learn"):
+        settings(values)
 
 
 def test_rates_of_embeddings_that_are_frozen_are_a_contradiction(tiny_parts, recipe, tmp_path):

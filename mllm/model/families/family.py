@@ -173,6 +173,7 @@ def transformers_class(name: str) -> Any:
 def _last_hidden_state_is_normalized(family: EncoderFamily) -> bool:
     """Whether the last of `hidden_states` is behind the last norm: SigLIP's is in some releases of transformers."""
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes["use_mean_pooling"] = False  # InternViT has the norm without it alone
     # On meta nothing is computed, and no random number is drawn that a run would draw.
     with torch.device("meta"), torch.no_grad():
         model = family.model(family.config(**sizes, image_size=4, patch_size=4))
