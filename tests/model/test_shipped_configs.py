@@ -167,6 +167,7 @@ def test_the_stages_of_qwen_vl_see_larger_tiles_through_the_same_queries_on_a_ti
     assert [planner_of(f"qwen_vl_7b_stage{number}").geometry.grid for number in (1, 2, 3)] == [16, 32, 32]
     learns = [(s.trainable.vision_encoder, s.trainable.projector, s.trainable.language_model) for s in stages]
     assert learns == [("full", "full", "frozen"), ("full", "full", "full"), ("frozen", "full", "full")]
+    assert [s.optim.layer_decay_vision_encoder for s in stages] == [0.95, 0.95, 1.0]
     first = stages[0].model
     assert first.vision_encoder is not None and first.vision_encoder.feature_layer == -1
     settings = tiny_settings(tiny_parts, "clip", first.prompt_format, kind=first.projector.kind, tokens=9)
