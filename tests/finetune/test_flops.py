@@ -37,8 +37,9 @@ def product_flops(into, a, b, *_, **__):
 
 
 def grouped_flops(given, inputs, weight, *more, **_):
-    """Of both gradients of a convolution that learns and whose inputs do."""
-    return 2 * 2 * given[0] * given[1] * given[2] * given[3] * weight[1] * weight[2] * weight[3]
+    """Of the gradients that are asked for: of a convolution's inputs, which pixels have none of, and of its weight."""
+    asked = more[-1]
+    return (asked[0] + asked[1]) * 2 * given[0] * given[1] * given[2] * given[3] * weight[1] * weight[2] * weight[3]
 
 
 # torch's table lacks the product that adds in place, and the groups of a convolution's gradient.
@@ -64,12 +65,8 @@ def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, kind,
     batch = collate(pack([render_example(sample, processor, 400)], "none", 400), processor, fail)
     # Attention as plain products, so that the counter sees all of it: full squares, whatever the mask hides.
     model.attention_kernel = "mask"
-    with (
-        sdpa_kernel(SDPBackend.MATH),
-        FlopCounterMode(
-            display=False, custom_mapping=IN_PLACE | (GROUPED if kind == "c_abstractor" else {})
-        ) as counter,
-    ):
+    own = IN_PLACE | (GROUPED if kind == "c_abstractor" else {})
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
         model.train()(batch).backward()
     tokens = batch.input_ids.numel()
     counted = unit_flops(model).of(Work(1, tokens, tokens**2, batch.target_count))
