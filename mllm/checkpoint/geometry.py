@@ -7,6 +7,7 @@ from typing import Any
 from mllm.media.visual import ImageGeometry, VisualPlanner
 from mllm.model.planning import build_planner, encoder_geometry, overlaid
 from mllm.model.settings import ImageSettings, ModelSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 OUR_KEYS = ("class_token", "projector", "image", "vision_config")
 Layout = tuple[ImageGeometry, VisualPlanner]
@@ -29,7 +30,7 @@ def layout_of_settings(settings: ModelSettings) -> Layout:
 
         require_directory(path, "model.vision_encoder.path")
         sizes = input_size_px(vision_config(path), encoder.feature_layer, encoder.image_size_px)
-    geometry = encoder_geometry(*sizes, encoder.class_token, settings.projector.shuffle)
+    geometry = projected(encoder_geometry(*sizes, encoder.class_token), settings.projector)
     return geometry, build_planner(geometry, settings.image, settings.video)
 
 
@@ -58,7 +59,7 @@ def layout_of_model(
 
         parts = parts_of(config, image, video, image_size_px)
         return parts.geometry, parts.planner
-    geometry = encoder_geometry(*sizes, config["class_token"], ProjectorSettings(**config["projector"]).shuffle)
+    geometry = projected(encoder_geometry(*sizes, config["class_token"]), ProjectorSettings(**config["projector"]))
     images = overlaid(ImageSettings(**config["image"]), image)
     return geometry, build_planner(geometry, images, overlaid(VideoSettings(**config.get("video", {})), video))
 

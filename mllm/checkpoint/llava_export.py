@@ -17,6 +17,7 @@ from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.model.lora import merge_lora
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.tile_tokens import OWN_NUMBER
 from mllm.processor import Processor
 
 
@@ -45,11 +46,12 @@ def layout_config(
     layout: Layout, model: MultimodalLM, processor: Processor, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedConfig:
     """Build the configuration of `model` in a layout, for prompts of `tokenizer`. Raises UserError for what it can't say."""
-    if model.projector_settings.kind != "mlp2x_gelu" or model.projector_settings.shuffle != 1:
+    projector = model.projector_settings
+    if projector.kind != "mlp2x_gelu" or projector.shuffle != 1:
+        merges = "" if projector.kind in OWN_NUMBER else f" with shuffle {projector.shuffle}"
         raise UserError(
-            f"{layout.title} has a two-layer projector without pixel shuffle; this model has "
-            f"{model.projector_settings.kind} with shuffle {model.projector_settings.shuffle}: train with "
-            "model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
+            f"{layout.title} has a two-layer projector without pixel shuffle; this model has {projector.kind}{merges}: "
+            "train with model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
         )
     refuse_encoders(model, layout.title)
     layout.check(model)

@@ -60,7 +60,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "image_token_id": processor.image_token_id,
         "feature_layer": model.vision_encoder.feature_layer,
         "class_token": model.vision_encoder.class_token,
-        "projector": model.projector_settings.model_dump(mode="json"),
+        "projector": changed(model.projector_settings, always=("kind", "shuffle", "calibration_images")),
         "image": changed(model.image_settings, always=("fit",)),
         "adapters": model.adapters,
         "vision_config": model.vision_encoder.model.config.to_dict(),

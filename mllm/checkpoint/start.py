@@ -25,7 +25,7 @@ from mllm.kernels.choice import Kernel
 from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
 from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.projectors import Projector, build_projector
+from mllm.model.projectors import Projector
 from mllm.model.settings import ModelSettings
 from mllm.processor import Processor
 
@@ -87,7 +87,7 @@ def begin(
     def make_projector() -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = build_projector(settings.projector, vision.width, text_width, parts.has_newline)
+            made = parts.new_projector(vision.width, text_width)
         if calibrate is not None:
             seeing = load_vision_model(encoder_path, torch.float32, parts.image_size_px)
             encoder = VisionEncoder(seeing, vision.feature_layer, vision.class_token, parts.image_size_px).eval()

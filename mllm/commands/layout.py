@@ -85,7 +85,7 @@ def _layout(options: argparse.Namespace) -> None:
             f"{width}×{height}",
             str(visual.tile_count),
             _by(visual.grid[1:]),
-            _by(_kept(visual, geometry.side)),
+            _by(_kept(visual, geometry.side)) if geometry.has_places else "–",
         ]
         tokens = [str(visual.token_count), *([str(sum(v.token_count for v in together))] if several else [])]
         table.add_row(*cells, *tokens)

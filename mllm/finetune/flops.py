@@ -6,13 +6,19 @@ frozen language model); image tokens count as tokens; recomputation, padding, no
 nothing. Attention counts only the pairs that the mask lets see each other: half a square for a causal sequence.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.projectors import Projector
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     """
     language_model = model.language_model
     vision, vision_learns = _encoder_flops(model.vision_encoder)
-    projector, projector_learns = _linear_flops(model.projector, vision_learns, set())
+    projector_learns = vision_learns or any(p.requires_grad for p in model.projector.parameters())
     head = language_model.get_output_embeddings()
     words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
     layers, language_learns = _linear_flops(language_model, words_learn, {id(p) for p in head.parameters()})
@@ -72,7 +78,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return UnitFlops(
-        tile=vision + projector * model.geometry.tokens_per_tile,
+        tile=vision + projector_flops(model.projector, vision_learns),
         token=layers,
         attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
         target=_linear(head, language_learns),
@@ -102,6 +108,47 @@ def _linear(layer: nn.Module, reached: bool) -> float:
 def _attention_flops(width: int, reached: bool) -> float:
     """Per pair and layer: a product for the scores, one for the values, and two in the backward of each."""
     return 2 * 2.0 * width * (3 if reached else 1)
+
+
+def projector_flops(projector: Projector, reached: bool) -> float:
+    """FLOPs of a tile: what torch counts for the second of two that go through an empty copy.
+
+    Projectors differ in how many positions each of their layers sees. What is computed once for all tiles, such as the
+    queries of a resampler, counts nothing.
+    """
+    learns = {name: parameter.requires_grad for name, parameter in projector.named_parameters()}
+    with torch.device("meta"):
+        copy = type(projector)(projector.sizes)
+    for name, parameter in copy.named_parameters():
+        parameter.requires_grad_(learns[name])
+    one, two = (_counted(copy, tiles, reached) for tiles in (1, 2))
+    return two - one
+
+
+def _counted(projector: Projector, tiles: int, reached: bool) -> float:
+    geometry = projector.sizes.geometry
+    features = torch.zeros(
+        tiles,
+        geometry.grid**2 + geometry.keep_class_token,
+        projector.sizes.vision_width,
+        device="meta",
+        requires_grad=reached,
+    )
+    own = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
+        tokens = projector.project(features)
+        if tokens.requires_grad:
+            tokens.sum().backward()
+    return float(counter.get_total_flops())
+
+
+def _conv_backward_flops(given: Any, inputs: Any, weight: Any, *more: Any, **_: Any) -> int:
+    """As much for the gradient of the inputs, and of the weight, as forward; torch's own table forgets groups.
+
+    given: the shape of the output's gradient; the last of `more`: which gradients are asked for.
+    """
+    once = 2 * math.prod(given) * math.prod(weight[1:])
+    return once * sum(more[-1][:2])
 
 
 def _encoder_flops(encoder: VisionEncoder) -> tuple[float, bool]:

@@ -44,10 +44,21 @@ class ClipPlan:
     time_prompt: TimePrompt = "none"
 
     def __post_init__(self) -> None:
-        """Raises UserError for what a class token has no place in, and for pooling that leaves nothing."""
+        """Raises UserError for what a class token or a resampler's tokens have no place in, for pooling that leaves nothing,
+        and for pooling in front of layers that don't work place by place."""
         arranges = self.pooling != "none" or self.newline != "none"
         if self.geometry.keep_class_token and arranges:
             raise UserError("a frame pooled or with newlines has no place for a class token; set class_token: drop")
+        if not self.geometry.has_places and (self.pooling != "none" or self.newline == "row"):
+            raise UserError(
+                "model.video: pooling and newline: row need image tokens of known places, and a resampler's have none; leave "
+                "them out, or take another model.projector.kind"
+            )
+        if self.geometry.pooled_side is not None and self.pooling != "none" and self.pool_before_projector:
+            raise UserError(
+                "model.video.pool_before_projector: this projector (model.projector.kind) pools a whole grid of patches "
+                "itself; set it to false"
+            )
         if self.pooling == "average" and self.stride > self.geometry.side:
             raise UserError(
                 f"model.video.stride {self.stride} is more than a frame's {self.geometry.side} features on a side"

@@ -161,13 +161,16 @@ class ImageGeometry:
     """The encoder's and projector's share in the count; saved with the model.
 
     image_size_px: side of the encoder's square input; patch_size_px: side of a patch; keep_class_token: whether the
-    class token is handed on; shuffle: the projector merges shuffle × shuffle patches into one token.
+    class token is handed on; shuffle: the projector merges shuffle × shuffle patches into one token; pooled_side: or it gives
+    as many tokens along a side, whatever the patches are; has_places: whether each token is of one place in its tile.
     """
 
     image_size_px: int
     patch_size_px: int
     keep_class_token: bool = False
     shuffle: int = 1
+    pooled_side: int | None = None
+    has_places: bool = True
 
     def __post_init__(self) -> None:
         if self.grid % self.shuffle:
@@ -183,7 +186,7 @@ class ImageGeometry:
     @property
     def side(self) -> int:
         """Features along one side of a tile behind the projector."""
-        return self.grid // self.shuffle
+        return self.pooled_side or self.grid // self.shuffle
 
     @property
     def tokens_per_tile(self) -> int:

@@ -45,7 +45,7 @@ def _lines(joined: torch.Tensor, plan: Arrangement, newline: torch.Tensor | None
     if plan.rows is not None and plan.columns is not None:
         joined = joined[:, slice(*plan.rows), slice(*plan.columns)]
     if plan.scaled is not None:
-        joined = _scaled(joined, plan.scaled)
+        joined = scaled(joined, plan.scaled)
     if plan.newline == "row":
         row = _row(newline, joined).expand(*joined.shape[:2], 1, -1)
         return torch.cat([joined, row], dim=2).flatten(0, 2)
@@ -65,9 +65,9 @@ def _pooled(maps: torch.Tensor, plan: Arrangement) -> torch.Tensor:
     """[frames, rows, columns, D] pooled."""
     if plan.pooling == "average":
         return nn.functional.avg_pool2d(maps.permute(0, 3, 1, 2), plan.stride).permute(0, 2, 3, 1)
-    return _scaled(maps, plan.pooled_size((maps.shape[1], maps.shape[2])))
+    return scaled(maps, plan.pooled_size((maps.shape[1], maps.shape[2])))
 
 
-def _scaled(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def scaled(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """[frames, rows, columns, D] → [frames, *size, D], bilinear, without antialiasing."""
     return nn.functional.interpolate(maps.permute(0, 3, 1, 2), size, mode="bilinear").permute(0, 2, 3, 1)

@@ -19,8 +19,9 @@ from mllm.model.encoders import VisionEncoder, input_size_px
 from mllm.model.families import encoder_family
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import build_planner, encoder_geometry, has_newline
-from mllm.model.projectors import build_projector
+from mllm.model.projectors import Projector, Sizes, build_projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class Parts:
 
     @property
     def geometry(self) -> ImageGeometry:
-        """Say how many tokens an image becomes. Raises UserError when the pixel shuffle doesn't fit the patch grid."""
+        """Say how many tokens an image becomes. Raises UserError when the projector doesn't fit the patch grid."""
         sizes = input_size_px(self.vision_config, self.feature_layer, self.image_size_px)
-        return encoder_geometry(*sizes, self.class_token, self.projector.shuffle)
+        return projected(encoder_geometry(*sizes, self.class_token), self.projector)
 
     @property
     def planner(self) -> Planner:
@@ -54,6 +55,12 @@ class Parts:
     def has_newline(self) -> bool:
         """Whether the projector learns a newline."""
         return has_newline(self.image, self.video)
+
+    def new_projector(self, vision_width: int, text_width: int) -> Projector:
+        """Build the projector from features of `vision_width` to tokens of `text_width`, with random weights."""
+        trained, patch = encoder_family(self.vision_config.model_type).sizes_px(self.vision_config, self.feature_layer)
+        sizes = Sizes(vision_width, text_width, self.geometry, trained // patch)
+        return build_projector(self.projector, sizes, self.has_newline)
 
 
 def assemble(
@@ -70,7 +77,7 @@ def assemble(
         vision = VisionEncoder(seeing, parts.feature_layer, parts.class_token, parts.image_size_px)
         language_model = _language_model(parts.text_config)
         text_width = language_model.get_input_embeddings().embedding_dim
-        projector = build_projector(parts.projector, vision.width, text_width, parts.has_newline)
+        projector = parts.new_projector(vision.width, text_width)
     return MultimodalLM(
         vision,
         projector,

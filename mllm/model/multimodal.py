@@ -20,6 +20,7 @@ from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 
 class MultimodalLM(nn.Module):
@@ -63,7 +64,7 @@ class MultimodalLM(nn.Module):
     @property
     def geometry(self) -> ImageGeometry:
         """What encoder and projector make of a tile."""
-        return self.vision_encoder.geometry(self.projector.shuffle)
+        return projected(self.vision_encoder.geometry(1), self.projector_settings)
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """Image tokens [I, D] of all `visuals`, from their tiles [N, 3, S, S]; a frozen encoder runs without a graph.

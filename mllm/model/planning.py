@@ -14,8 +14,8 @@ MOST_SIDE_TILES = 6  # of LLaVA-OneVision's pinpoints
 S = TypeVar("S", bound=Settings)
 
 
-def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int) -> ImageGeometry:
-    """The geometry of an encoder with a projector. Raises UserError when the shuffle doesn't fit the patch grid."""
+def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int = 1) -> ImageGeometry:
+    """The geometry of an encoder, and of a pixel shuffle. Raises UserError when that doesn't fit the patch grid."""
     try:
         return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
     except ValueError as error:

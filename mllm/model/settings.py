@@ -34,11 +34,20 @@ class ProjectorSettings(Settings):
     """The projector, from image features to the language model's embeddings."""
 
     kind: str = "mlp2x_gelu"
-    """Name of the projector, such as `linear`, or `mlp2x_gelu`, which is the default and LLaVA-1.5's. An unknown name
-    lists them.
+    """Name of the projector: `linear`; `mlp2x_gelu`, which is the default and LLaVA-1.5's, or any other `mlpNx_gelu`;
+    `norm_mlp2x_gelu` (InternVL's, with a LayerNorm in front); `average_pool` and `bilinear_pool`; `resampler` (Qwen-VL's);
+    `c_abstractor` (Honeybee's).
     """
     shuffle: int = Field(default=1, ge=1)
-    """Side of the square of patches that become one image token: 2 merges 2×2 patches. The default, 1, merges none."""
+    """Side of the square of patches that become one image token: 2 merges 2×2 patches. The default, 1, merges none. For
+    projectors that have no `tokens`.
+    """
+    tokens: int | None = Field(default=None, ge=1)
+    """Number of image tokens of a tile, a square number, of `average_pool`, `bilinear_pool`, `c_abstractor` and
+    `resampler`. The default, null, is a quarter of the patches for the pools, 144 for `c_abstractor`, 256 for `resampler`.
+    """
+    hidden_width: int | None = Field(default=None, ge=4)
+    """Width of the blocks of `c_abstractor`. The default, null, is 1024, which is Honeybee's."""
     calibration_images: int = Field(default=0, ge=0)
     """Number of training images that set the scale which a new projector starts from. The default, 0, leaves its
     random weights as they are, as LLaVA did.

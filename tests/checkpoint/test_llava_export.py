@@ -13,6 +13,7 @@ from mllm.checkpoint.llava_export import export_llava
 from mllm.checkpoint.start import build
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
+from tests.helpers.connectors import CONNECTORS
 from tests.helpers.tiny import tiny_settings
 
 
@@ -88,10 +89,16 @@ def test_an_exported_model_comes_back_with_equal_logits(tiny_parts, tmp_path, en
     assert torch.allclose(*logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"kind": "linear"}, {"shuffle": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [{"kind": "linear"}, {"shuffle": 2}, *({"kind": k, **CONNECTORS[k]} for k in CONNECTORS if "mlp2x" not in k)],
+)
 def test_what_the_layout_cannot_say_is_refused(tiny_parts, tmp_path, change):
     base = settings(tiny_parts, "clip", "chatml", "crop")
     model, processor = build(base.model_copy(update={"projector": base.projector.model_copy(update=change)}))
-    with pytest.raises(UserError, match=r"two-layer projector .* train with model\.projector\.kind=mlp2x_gelu"):
+    has = change.get("kind", "mlp2x_gelu with shuffle 2")
+    with pytest.raises(
+        UserError, match=rf"two-layer projector .* has {has}.*: train with model\.projector\.kind=mlp2x_gelu"
+    ):
         export_llava(model, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -90,7 +90,12 @@ def test_the_projector_file_gives_our_image_tokens(tiny_parts, tmp_path, caplog,
 
 
 @pytest.mark.parametrize(
-    "change,words", [({"fit": "crop"}, "pads images to a square"), ({"shuffle": 2}, "pixel shuffle")]
+    "change,words",
+    [
+        ({"fit": "crop"}, "pads images to a square"),
+        ({"shuffle": 2}, "pixel shuffle"),
+        ({"kind": "resampler", "tokens": 9}, "this model has resampler: train with"),
+    ],
 )
 def test_what_llama_cpp_does_in_another_way_is_refused(tiny_parts, tmp_path, change, words):
     mllm.save(tmp_path / "ours", *make(tiny_parts, "clip", **change))

@@ -33,9 +33,10 @@ def config_of(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(values))
 
-    def write(encoder="clip", **image):
+    def write(encoder="clip", projector=None, **image):
         path = tmp_path / "config.yaml"
         model = {"vision_encoder": {"path": str(tmp_path / encoder)}, "language_model": {"path": "lm"}, "image": image}
+        model["projector"] = projector or {}
         path.write_text(
             yaml.safe_dump({"run_dir": "run", "model": model, "data": {"recipe": "r.yaml"}, "optim": {"lr": 1e-3}})
         )
@@ -73,6 +74,13 @@ def test_an_image_is_measured_as_it_is_displayed_and_the_table_tells_what_is_kep
     table, _ = command("data", "layout", config, tmp_path / "turned.jpg", "--images", 2)
     (row,) = [line for line in table.splitlines() if "turned.jpg" in line]
     assert [cell.strip() for cell in row.split("│")[2:-1]] == ["480×640", "5", "2×2", "48×36", "2352", "4704"]
+
+
+def test_tokens_without_places_are_counted_and_none_is_said_to_be_kept(config_of):
+    config = config_of(projector={"kind": "resampler", "tokens": 64}, tiling="grid")
+    assert [line["tokens"] for line in lines(config, "--size", "336x336", "672x336")] == [64, 3 * 64]
+    table = command("data", "layout", config, "--size", "672x336")[0]
+    assert re.search(r"672×336 .* 3 .* 1×2 .* – .* 192 ", table)
 
 
 def test_a_saved_model_is_laid_out_as_it_was_saved(tiny_parts, tmp_path):

@@ -13,6 +13,7 @@ from mllm.data.packing import pack
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs, unit_flops
 from mllm.model.settings import TrainableSettings
 from mllm.model.trainable import apply_policy
+from tests.helpers.connectors import CONNECTORS
 from tests.helpers.tiny import save_image, tiny_settings
 
 POLICIES = {
@@ -35,8 +36,15 @@ def product_flops(into, a, b, *_, **__):
     return 2 * a[0] * a[1] * b[1]
 
 
-# torch's table lacks the product that adds in place.
+def grouped_flops(given, inputs, weight, *more, **_):
+    """Of the gradients that are asked for: of a convolution's inputs, which pixels have none of, and of its weight."""
+    asked = more[-1]
+    return (asked[0] + asked[1]) * 2 * given[0] * given[1] * given[2] * given[3] * weight[1] * weight[2] * weight[3]
+
+
+# torch's table lacks the product that adds in place, and the groups of a convolution's gradient.
 IN_PLACE = {torch.ops.aten.addmm_: product_flops}
+GROUPED = {torch.ops.aten.convolution_backward: grouped_flops}
 
 
 def fail(error):
@@ -44,9 +52,11 @@ def fail(error):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("encoder", ["clip", "siglip"])
-def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, policy):
-    model, processor = build(tiny_settings(tiny_parts, encoder))
+@pytest.mark.parametrize(
+    "encoder,kind", [("clip", "mlp2x_gelu"), *(("siglip", kind) for kind in CONNECTORS if kind != "mlp3x_gelu")]
+)
+def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, kind, policy):
+    model, processor = build(tiny_settings(tiny_parts, encoder, kind=kind, **CONNECTORS[kind]))
     # transformers also computes SigLIP's pooling head, whose output isn't used and which counts nothing: have none.
     for module in model.vision_encoder.modules():
         if hasattr(module, "use_head"):
@@ -55,11 +65,21 @@ def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, polic
     batch = collate(pack([render_example(sample, processor, 400)], "none", 400), processor, fail)
     # Attention as plain products, so that the counter sees all of it: full squares, whatever the mask hides.
     model.attention_kernel = "mask"
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
+    own = IN_PLACE | (GROUPED if kind == "c_abstractor" else {})
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
         model.train()(batch).backward()
     tokens = batch.input_ids.numel()
     counted = unit_flops(model).of(Work(1, tokens, tokens**2, batch.target_count))
-    assert counted == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    assert counted + once_flops(model) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+
+
+def once_flops(model):
+    """What a resampler computes of its queries, once for all tiles."""
+    if model.projector_settings.kind != "resampler":
+        return 0
+    query = model.projector.attention.query
+    learns = query.weight.requires_grad
+    return 2 * model.geometry.tokens_per_tile * query.in_features * query.out_features * (1 + 2 * learns)
 
 
 def test_layers_behind_the_feature_layer_and_their_heads_count_nothing(tiny_parts):

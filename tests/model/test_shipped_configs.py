@@ -14,7 +14,10 @@ from mllm.media.planner import Planner
 from mllm.media.tilings import Tiling
 from mllm.media.visual import Clip, Size
 from mllm.model.planning import build_planner, encoder_geometry, overlaid
-from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings
+from mllm.model.projectors.base import resized_positions
+from mllm.model.projectors.resampler import sine_cosine_positions
+from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings, VisionEncoderSettings
+from mllm.model.tile_tokens import projected
 from mllm.resources import find_ds_config
 from mllm.settings import load_settings
 from tests.helpers.tiny import tiny_settings
@@ -31,6 +34,7 @@ ENCODERS = {
     "openai/clip-vit-large-patch14-336": (336, 14),
     "google/siglip-so400m-patch14-384": (384, 14),
     "google/siglip2-so400m-patch16-512": (512, 16),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": (224, 14),
 }
 
 
@@ -53,8 +57,10 @@ def planner_of(name: str) -> Planner:
     image, video = ImageSettings(), VideoSettings()
     for stage in stages:
         image, video = overlaid(image, stage.image), overlaid(video, stage.video)
-    shuffle = stages[0].projector.shuffle
-    return build_planner(encoder_geometry(*ENCODERS[encoder_of(stages)], "drop", shuffle), image, video)
+    trained, patch = ENCODERS[encoder_of(stages)]
+    side = next((stage.image_size_px for stage in reversed(stages) if stage.image_size_px), trained)
+    geometry = projected(encoder_geometry(side, patch, "drop"), stages[0].projector)
+    return build_planner(geometry, image, video)
 
 
 @cache
@@ -106,6 +112,8 @@ def test_no_two_configs_write_to_one_directory() -> None:
         ("grid_1b_stage2", [(512, 512)], [256]),
         ("grid_1b_stage1", [(1536, 2048)], [13 * 256]),
         ("grid_1b_stage2", [(1536, 2048)] * 2, [7 * 256] * 2),
+        # Qwen-VL: 256 queries at 224 px and at 448.
+        *((f"qwen_vl_7b_stage{number}", [(480, 640), (9, 9)], [256, 256]) for number in (1, 2, 3)),
     ],
 )
 def test_a_config_plans_the_tokens_that_were_published(name: str, media: list[Size | Clip], counts: list[int]) -> None:
@@ -149,6 +157,36 @@ def test_the_stages_of_llava_onevision_follow_each_other_on_a_tiny_model(tiny_pa
     rows = 2 * processor.geometry.side  # of a map of 2 × 2 tiles
     assert counts[0] == [whole] * 2 and counts[3] == [whole + 1] * 2
     assert counts[1] == counts[2] == [whole + rows**2 + rows] * 2
+
+
+def test_the_stages_of_qwen_vl_see_larger_tiles_through_the_same_queries_on_a_tiny_model(
+    tiny_parts: Path, tmp_path: Path
+) -> None:
+    stages = [CONFIGS[f"qwen_vl_7b_stage{number}"] for number in (1, 2, 3)]
+    assert chain(stages[2].model) == [stage.model for stage in stages]
+    assert [planner_of(f"qwen_vl_7b_stage{number}").geometry.grid for number in (1, 2, 3)] == [16, 32, 32]
+    learns = [(s.trainable.vision_encoder, s.trainable.projector, s.trainable.language_model) for s in stages]
+    assert learns == [("full", "full", "frozen"), ("full", "full", "full"), ("frozen", "full", "full")]
+    assert [s.optim.layer_decay_vision_encoder for s in stages] == [0.95, 0.95, 1.0]
+    first = stages[0].model
+    assert first.vision_encoder is not None and first.vision_encoder.feature_layer == -1
+    settings = tiny_settings(tiny_parts, "clip", first.prompt_format, kind=first.projector.kind, tokens=9)
+    tables: list[torch.Tensor] = []
+    for number, stage in enumerate(stages):
+        if number:
+            # 4 × 4 patches of 16 px stand for 16 × 16 of 224, 8 × 8 of 32 px for 32 × 32 of 448.
+            shrunk = stage.model.image_size_px and stage.model.image_size_px // 14
+            changes = {"init_from": str(tmp_path / str(number - 1)), "vision_encoder": None}
+            if shrunk:
+                changes["vision_encoder"] = VisionEncoderSettings(image_size_px=shrunk)
+            settings = stage.model.model_copy(update=changes)
+        model, processor = begin_model(settings, {}, seed=number).filled()
+        assert [v.token_count for v in processor.planner.plan([(32, 32), (9, 9)])] == [9, 9]
+        assert processor.geometry.image_size_px == (16 if number == 0 else 32)
+        tables.append(model.projector.attention.key_positions)  # type: ignore[union-attr]
+        save(tmp_path / str(number), model, processor)
+    assert [len(table) for table in tables] == [16, 64, 64]
+    assert torch.equal(tables[1], resized_positions(sine_cosine_positions(32, 3), 8))
 
 
 def test_the_pages_table_of_costs_is_what_the_configs_plan() -> None:

@@ -20,8 +20,9 @@ from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
 from mllm.model.multimodal import checkpoint_activations
 from mllm.model.projectors import pixel_shuffle
-from mllm.model.settings import LoraSettings, TrainableSettings
+from mllm.model.settings import ImageSettings, LoraSettings, TrainableSettings, VideoSettings
 from mllm.model.trainable import apply_policy
+from tests.helpers.connectors import CONNECTORS
 from tests.helpers.layouts import LAYOUTS, make_up_clips, tiled_settings
 from tests.helpers.tiny import save_image, tiny_settings
 
@@ -177,6 +178,29 @@ def test_tiles_and_frames_packed_have_the_loss_and_gradients_of_each_sample_alon
     assert_alike(grads_p, grads_a)
 
 
+@pytest.mark.parametrize("layout", ["anyres", "anyres_max", "grid", "square"])
+@pytest.mark.parametrize("kind", ["norm_mlp2x_gelu", "average_pool", "bilinear_pool", "c_abstractor", "resampler"])
+def test_every_projector_teaches_from_tiles_and_frames_packed_what_each_sample_teaches_alone(
+    tiny_parts, mixed, kind, layout
+):
+    settings = tiled_settings(tiny_parts, layout, kind=kind, **CONNECTORS[kind])
+    if kind == "resampler":
+        # Its tokens are of no places: they can be told apart by frames, and not pooled or cut.
+        video = VideoSettings(frames=3, newline="end" if layout == "anyres" else "frame")
+        image = ImageSettings() if layout.startswith("anyres") else settings.image
+        settings = settings.model_copy(update={"image": image, "video": video})
+    elif kind != "norm_mlp2x_gelu":
+        video = settings.video.model_copy(update={"pool_before_projector": False})
+        settings = settings.model_copy(update={"video": video})
+    model, processor = build(settings)
+    apply_policy(model, TrainableSettings(**POLICIES["full"]))
+    packed = batch_of(mixed, processor, "shared_prefix")
+    loss_a, grads_a = loss_and_gradients(model, [batch_of([s], processor, "none") for s in mixed])
+    loss_p, grads_p = loss_and_gradients(model, [packed])
+    assert loss_p == pytest.approx(loss_a, rel=1e-5)
+    assert_alike(grads_p, grads_a)
+
+
 @pytest.mark.parametrize(
     "way", ["stage1", "lora", "checkpointing", "chunks", "float32 pixels", "shuffle", "two batches"]
 )
@@ -212,9 +236,11 @@ def test_an_opening_is_shared_by_those_alone_whose_image_became_the_same(tiled, 
     assert [[s.parent for s in row.segments] for row in rows] in ([[-1, 0, 0, -1]], [[-1, -1, 1, 1]])
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_answers_about_images_of_unlike_tiles_at_batch_1_equal_batch_n(tiled, images, layout):
-    model, processor = tiled(layout)
+@pytest.mark.parametrize(
+    "layout,kind", [*((layout, "mlp2x_gelu") for layout in LAYOUTS), ("grid", "resampler"), ("anyres", "c_abstractor")]
+)
+def test_answers_about_images_of_unlike_tiles_at_batch_1_equal_batch_n(tiled, images, layout, kind):
+    model, processor = tiled(layout, kind=kind, **CONNECTORS[kind])
     shown = [images[:1], images[1:3], images[2:3], images[:1], []]
     requests = [Request((ask("what is this " * (n + 1), *own),), tuple(own)) for n, own in enumerate(shown)]
     together = generate_batch(model, processor, requests, max_new_tokens=6)

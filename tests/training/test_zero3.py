@@ -24,6 +24,10 @@ ANSWER_WORDS = (24, 1, 2, 1, 30, 3, 5)
 TEXT_ONLY, BROKEN = 2, 4
 TEN_TILES = {"tiling": "anyres", "pinpoints": [[48, 48]]}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
+PROJECTORS = {
+    "resampler": {"kind": "resampler", "tokens": 9, "calibration_images": 1},
+    "c_abstractor": {"kind": "c_abstractor", "tokens": 9, "hidden_width": 16},
+}
 POLICIES = {
     "full": {"language_model": "full", "vision_encoder": "full"},
     "stage1": {"projector": "full"},
@@ -66,11 +70,13 @@ def partitioned(tmp_path, name):
 def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one_process_does(
     tiny_parts, uneven, tmp_path
 ):
-    """Unlike numbers of chunks, no targets, no image, a broken one, ten tiles beside none; every policy; saved, resumed,
-    generating."""
+    """Unlike numbers of chunks, no targets, no image, a broken one, ten tiles beside none; every policy; projectors with
+    weights outside of layers; saved, resumed, generating."""
 
-    def values(name, policy, watched=False, tiled=False, **changes):
+    def values(name, policy, watched=False, tiled=False, projector=None, **changes):
         own = config(tiny_parts, uneven / "samples.yaml", tmp_path / name, data__on_bad_sample="skip", **changes)
+        if projector:
+            own["model"]["projector"] = PROJECTORS[projector]
         if tiled:
             own["model"]["image"] = TEN_TILES
             own["data"]["max_length_tokens"] = 300
@@ -96,6 +102,7 @@ def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one
         "dora": ("dora", zero3, again, None),
         "bfloat16": ("full", zero3, again | {"train__dtype": "bfloat16"}, None),
         "tiles": ("full", zero3, {"tiled": True}, 2),
+        **{name: ("full", zero3, {"projector": name}, None) for name in PROJECTORS},
     }
     runs = [
         (values(name, policy, **changes) | {"engine": {"kind": "deepspeed", "ds_config": ds_config}}, stop_after)
@@ -103,10 +110,12 @@ def test_a_rank_without_targets_or_images_never_hangs_zero_3_which_trains_as_one
     ]
     launch_runs(runs, tmp_path)
     alone = [values(f"one_{policy}", policy, watched=policy == "full") for policy in POLICIES]
-    for own in (*alone, values("one_tiled", "full", tiled=True)):
+    others = [values("one_tiles", "full", tiled=True)]
+    others += [values(f"one_{name}", "full", projector=name) for name in PROJECTORS]
+    for own in (*alone, *others):
         finetune(validate_settings(FinetuneSettings, own, "test"))
     for name, (policy, *_) in cases.items():
-        here, there = tmp_path / ("one_tiled" if name == "tiles" else f"one_{policy}"), tmp_path / name
+        here, there = tmp_path / f"one_{name if name in ('tiles', *PROJECTORS) else policy}", tmp_path / name
         tolerance, weights = (0.02, 0.02) if name == "bfloat16" else (1e-5, 1e-4)
         (ids, losses, norms), (own_ids, own_losses, own_norms) = series(here), series(there)
         assert own_ids == ids and len(ids) == 3, name

@@ -27,10 +27,16 @@ class AnyResolution(Tiling):
     has_newline = True
 
     def __post_init__(self) -> None:
-        """Raises UserError for pinpoints that can't be cut into tiles, or none, or a class token, which has no place."""
+        """Raises UserError for pinpoints that can't be cut into tiles, or none, and for tokens that have no place in a map: a
+        class token, and a resampler's."""
         side, pinpoints = self.geometry.image_size_px, self.numbers.pinpoints
         if self.geometry.keep_class_token:
             raise UserError("a map of tiles has no place for a class token; set model.vision_encoder.class_token: drop")
+        if not self.geometry.has_places:
+            raise UserError(
+                "a map of tiles needs image tokens of known places, and a resampler's have none; set model.image.tiling to "
+                "grid or square, or take another model.projector.kind"
+            )
         wrong = next((p for p in pinpoints if min(p) < side or p[0] % side or p[1] % side), None)
         if wrong is not None:
             raise UserError(

@@ -1,24 +1,54 @@
-"""Projectors: vision features to the language model's embedding space.
+"""What all projectors do: standardize features, project each tile, arrange what belongs to an image.
 
 T tiles, P patches, K features of a tile behind the projector, V vision width, D language-model width.
 """
 
-import re
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mllm.errors import UserError
-from mllm.media.visual import Visual
+from mllm.media.visual import ImageGeometry, Visual
 from mllm.model.arrange import arranged, pooled_before
-from mllm.model.settings import ProjectorSettings
 from mllm.registry import Registry
 
 PROJECTORS: Registry[type["Projector"]] = Registry("projector")
 NEWLINE = "projector.image_newline"  # its name in a model
-MLP_NAME = re.compile(r"mlp([1-9])x_gelu")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a projector is built for.
+
+    vision_width, text_width: V of the features that it takes, and D of the tokens that it gives. geometry: of encoder and
+    projector. trained_grid: patches along a side of a tile of the size that the encoder was trained at. depth: number of
+    linear layers, where a projector has any number. hidden_width: of what it computes in between, where that is free; None:
+    its own default.
+    """
+
+    vision_width: int
+    text_width: int
+    geometry: ImageGeometry
+    trained_grid: int
+    depth: int = 2
+    hidden_width: int | None = None
+
+
+def as_maps(features: torch.Tensor) -> torch.Tensor:
+    """[T, P, V] of square tiles → [T, √P, √P, V], a view."""
+    side = int(features.shape[1] ** 0.5)
+    return features.unflatten(1, (side, side))
+
+
+def resized_positions(table: torch.Tensor, side: int) -> torch.Tensor:
+    """[n, D] of a square grid of positions → [side², D] of another, bicubic and in float32."""
+    own = int(len(table) ** 0.5)
+    if own == side:
+        return table
+    maps = table.float().view(1, own, own, -1).permute(0, 3, 1, 2)
+    scaled = nn.functional.interpolate(maps, (side, side), mode="bicubic")
+    return scaled.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
 
 
 def pixel_shuffle(features: torch.Tensor, factor: int) -> torch.Tensor:
@@ -35,7 +65,7 @@ def pixel_shuffle(features: torch.Tensor, factor: int) -> torch.Tensor:
 class Projector(nn.Module):
     """Encoder features of tiles to image tokens: `project` each tile, then `arrange` what belongs to an image.
 
-    To project is standardization → pixel shuffle → the subclass's layers (`transform`).
+    To project is standardization → pixel shuffle (by `geometry.shuffle`) → the subclass's layers (`transform`).
 
     The standardization is fixed, channel by channel, and the identity until `calibrate` sets it: LLaVA's projector.
     `image_newline`, [D], is learned where tiles or frames are told apart by it (`add_newline`), and None elsewhere.
@@ -45,36 +75,36 @@ class Projector(nn.Module):
     feature_std: torch.Tensor
     image_newline: nn.Parameter | None
 
-    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
+    def __init__(self, sizes: Sizes) -> None:
         super().__init__()
-        self.depth = depth
-        self.shuffle = shuffle
-        self.shuffled_width = vision_width * shuffle**2
-        self.register_buffer("feature_mean", torch.zeros(vision_width))
-        self.register_buffer("feature_std", torch.ones(vision_width))
+        self.sizes = sizes
+        self.shuffled_width = sizes.vision_width * sizes.geometry.shuffle**2
+        self.register_buffer("feature_mean", torch.zeros(sizes.vision_width))
+        self.register_buffer("feature_std", torch.ones(sizes.vision_width))
         self.register_parameter("image_newline", None)
 
-    def add_newline(self, text_width: int) -> None:
+    def add_newline(self) -> None:
         """Have a newline that learns, of random numbers at the scale 1/√D, as in LLaVA-NeXT."""
-        self.image_newline = nn.Parameter(torch.randn(text_width) / text_width**0.5)
+        width = self.sizes.text_width
+        self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
 
     def transform(self, features: torch.Tensor) -> torch.Tensor:
-        """[T, K, V · shuffle²] → [T, K, D]."""
+        """[T, P / shuffle², V · shuffle²] → [T, K, D]."""
         raise NotImplementedError
 
     @property
     def last_layer(self) -> nn.Linear:
         """The layer that gives image tokens."""
-        return cast(nn.Linear, self.get_submodule(f"linear_{self.depth}"))
+        raise NotImplementedError
 
     def standardize(self, features: torch.Tensor) -> torch.Tensor:
-        """[T, P, V] → [T, K, V · shuffle²]: what the layers take."""
+        """[T, P, V] → [T, P / shuffle², V · shuffle²]: what the layers take."""
         # Mean and deviation are in float32 whatever the weights are in.
         standardized = ((features - self.feature_mean) / self.feature_std).to(features.dtype)
-        return pixel_shuffle(standardized, self.shuffle)
+        return pixel_shuffle(standardized, self.sizes.geometry.shuffle)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
-        """[T, P, V] → [T, K, D], K = P / shuffle²: as many features for every tile."""
+        """[T, P, V] → [T, K, D], K = `geometry.tokens_per_tile`: as many features for every tile."""
         return self.transform(self.standardize(features))
 
     def arrange(self, features: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
@@ -110,7 +140,10 @@ class Projector(nn.Module):
         return self._forward_pooled(self.standardize(features), visuals)
 
     def _forward_pooled(self, standardized: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
-        """The same where frames are pooled in front of the layers, which then see unlike numbers of features of tiles."""
+        """The same where frames are pooled in front of the layers, which then see unlike numbers of features of tiles.
+
+        The planner refuses such frames to projectors whose layers don't work place by place.
+        """
         own = []
         for each, visual in zip(standardized.split([v.tile_count for v in visuals]), visuals, strict=True):
             plan = visual.arrangement
@@ -133,9 +166,13 @@ class Projector(nn.Module):
         tokens = self.project(features).flatten(0, 1)
         common = tokens.mean(0)
         scale = embeddings.float().square().mean().sqrt() / (tokens - common).square().mean().sqrt().clamp(min=1e-6)
-        last = self.last_layer
-        last.weight.mul_(scale)
-        last.bias.copy_((last.bias - common) * scale)
+        self.lower(common)
+        for parameter in self.last_layer.parameters():
+            parameter.mul_(scale)
+
+    def lower(self, common: torch.Tensor) -> None:
+        """Have all image tokens less by `common`, [D]."""
+        self.last_layer.bias.sub_(common)
 
     def folded_state(self) -> dict[str, torch.Tensor]:
         """The layers' weights with the standardization folded into the first, for a projector that has none.
@@ -145,48 +182,3 @@ class Projector(nn.Module):
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("feature_")}
         weight = state["linear_1.weight"] / self.feature_std
         return state | {"linear_1.weight": weight, "linear_1.bias": state["linear_1.bias"] - weight @ self.feature_mean}
-
-
-@PROJECTORS.register("linear")
-class LinearProjector(Projector):
-    """One linear layer, as in the first LLaVA (Liu et al. 2023)."""
-
-    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 1) -> None:
-        super().__init__(vision_width, text_width, shuffle, depth)
-        self.linear_1 = nn.Linear(self.shuffled_width, text_width)
-
-    def transform(self, features: torch.Tensor) -> torch.Tensor:
-        return self.linear_1(features)
-
-
-@PROJECTORS.register("mlp_gelu")
-class MlpProjector(Projector):
-    """`depth` linear layers with GELU between them; depth 2 is LLaVA-1.5's (Liu et al. 2024)."""
-
-    def __init__(self, vision_width: int, text_width: int, shuffle: int, depth: int = 2) -> None:
-        super().__init__(vision_width, text_width, shuffle, depth)
-        for index in range(1, depth + 1):
-            setattr(self, f"linear_{index}", nn.Linear(self.shuffled_width if index == 1 else text_width, text_width))
-
-    def transform(self, features: torch.Tensor) -> torch.Tensor:
-        hidden = self.get_submodule("linear_1")(features)
-        for index in range(2, self.depth + 1):
-            hidden = getattr(self, f"linear_{index}")(nn.functional.gelu(hidden))
-        return hidden
-
-
-def build_projector(
-    settings: ProjectorSettings, vision_width: int, text_width: int, has_newline: bool = False
-) -> Projector:
-    """`linear`, or `mlpNx_gelu` for N linear layers, with a newline or without. Raises UserError that lists the choices."""
-    match = MLP_NAME.fullmatch(settings.kind)
-    name, depth = ("mlp_gelu", int(match.group(1))) if match else (settings.kind, 1)
-    if name not in PROJECTORS or settings.kind == "mlp_gelu":
-        choices = ", ".join(n for n in PROJECTORS if n != "mlp_gelu")
-        raise UserError(
-            f"unknown projector {settings.kind!r}; choose one of: {choices}, mlp2x_gelu (any mlpNx_gelu, N 1–9)"
-        )
-    projector = PROJECTORS.get(name)(vision_width, text_width, settings.shuffle, depth)
-    if has_newline:
-        projector.add_newline(text_width)
-    return projector
