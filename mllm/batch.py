@@ -1,4 +1,7 @@
-"""What collation produces and the model consumes. B rows, T tokens, N tiles, S side of the encoder's input in pixels."""
+"""What collation produces and the model consumes.
+
+B rows, T tokens, N tiles, C channels (three for each encoder), S side of the encoder's input in pixels.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -118,8 +121,8 @@ class Batch:
     Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
     target_ids: int64 [targets], where a hidden state has to predict a token, and which.
 
-    tiles: [N, 3, S, S], those of all images in order, or None when the batch holds no image: float32 as the encoder takes
-    them, or uint8, which `pixel_statistics`, float32 [2, 3] (mean and standard deviation of each channel), then turns into
+    tiles: [N, C, S, S], those of all images in order, or None when the batch holds no image: float32 as the encoder takes
+    them, or uint8, which `pixel_statistics`, float32 [2, C] (mean and standard deviation of each channel), then turns into
     that. visuals, image_owners: for each image, what it became and the sample it belongs to.
     """
 
@@ -141,7 +144,7 @@ class Batch:
         return len(self.target_ids)
 
     def normalized_tiles(self) -> torch.Tensor | None:
-        """float32 [N, 3, S, S] as the encoder takes them.
+        """float32 [N, C, S, S] as the encoder takes them.
 
         From uint8 by the steps of `ImagePreparer`, each rounded to float32 as there: the same numbers to the last bit.
         """

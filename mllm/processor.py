@@ -94,7 +94,7 @@ class Processor:
         return bool(self._opening)
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """float32 [3, S, S] of the whole of an RGB image."""
+        """float32 [C, S, S] of the whole of an RGB image, C channels: three for each encoder."""
         return self.preparer(image)
 
     def measures(self, messages: Sequence[Message]) -> bool:
@@ -117,11 +117,11 @@ class Processor:
         ]
 
     def read_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
-        """float32 [3, S, S] of each tile of an image or video. Raises UserError for one that can't be read."""
+        """float32 [C, S, S] of each tile of an image or video. Raises UserError for one that can't be read."""
         return _cut(source, visual, self.preparer.tiles)
 
     def read_fitted_tiles(self, source: ImageSource, visual: Visual) -> list[torch.Tensor]:
-        """uint8 [3, S, S] of each tile of an image or video: `Batch.normalized_tiles` makes `read_tiles` of them."""
+        """uint8 [C, S, S] of each tile of an image or video: `Batch.normalized_tiles` makes `read_tiles` of them."""
         return _cut(source, visual, self.preparer.fitted_tiles)
 
     @cached_property

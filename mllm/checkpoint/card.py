@@ -22,11 +22,14 @@ _USE = {
 
 def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: str) -> str:
     """Write README.md for the model loaded from `path`: parts, data, recipe and scores, as far as they are on disk."""
-    language_model, encoder = model.language_model.config, model.vision_encoder
+    language_model, encoders = model.language_model.config, model.vision_encoder.encoders
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     parts = [
-        f"- vision encoder: {encoder.config.model_type}, {encoder.image_size_px} px in patches of "
-        f"{encoder.patch_size_px}, layer {encoder.feature_layer}",
+        *(
+            f"- vision encoder: {encoder.config.model_type}, {encoder.image_size_px} px in patches of "
+            f"{encoder.patch_size_px}, layer {encoder.feature_layer}"
+            for encoder in encoders
+        ),
         f"- projector: {model.projector_settings.kind}; an image is {_image_tokens(model, processor)}",
         f"- language model: {language_model.model_type}, width {language_model.hidden_size}, "
         f"{language_model.num_hidden_layers} layers",

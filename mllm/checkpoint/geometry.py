@@ -24,13 +24,22 @@ def layout_of_settings(settings: ModelSettings) -> Layout:
     encoder, path = settings.vision_encoder, settings.encoder_path
     config = _read_config(Path(path).expanduser())
     sizes = _sizes_px(config.get("vision_config", config))
-    if sizes is None or encoder.image_size_px is not None:
+    if sizes is None or encoder.image_size_px is not None or encoder.second is not None:
         from mllm.checkpoint.parts import require_directory, vision_config
-        from mllm.model.encoders import input_size_px
+        from mllm.checkpoint.start import second_encoder
+        from mllm.model.fused_encoder import tile_geometry
 
         require_directory(path, "model.vision_encoder.path")
-        sizes = input_size_px(vision_config(path), encoder.feature_layer, encoder.image_size_px)
-    geometry = projected(encoder_geometry(*sizes, encoder.class_token), settings.projector)
+        seen = tile_geometry(
+            vision_config(path),
+            encoder.feature_layer,
+            encoder.class_token,
+            encoder.image_size_px,
+            second_encoder(encoder),
+        )
+    else:
+        seen = encoder_geometry(*sizes, encoder.class_token)
+    geometry = projected(seen, settings.projector)
     return geometry, build_planner(geometry, settings.image, settings.video)
 
 
@@ -54,7 +63,7 @@ def layout_of_model(
         _, processor = load(path, image=image, video=video)
         return processor.geometry, processor.planner
     sizes, side = _sizes_px(config["vision_config"]), image_size_px or config.get("image_size_px")
-    if sizes is None or side is not None:
+    if sizes is None or side is not None or "second_encoder" in config:
         from mllm.checkpoint.ours import parts_of
 
         parts = parts_of(config, image, video, image_size_px)

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from mllm.checkpoint.layouts import Layout, layout_of
-from mllm.checkpoint.layouts.registry import refuse_encoders, select_strategy
+from mllm.checkpoint.layouts.registry import only_encoder, select_strategy
 from mllm.checkpoint.llava import names_there
 from mllm.checkpoint.ours import tied_weights
 from mllm.errors import UserError
@@ -53,9 +53,8 @@ def layout_config(
             f"{layout.title} has a two-layer projector without pixel shuffle; this model has {projector.kind}{merges}: "
             "train with model.projector.kind=mlp2x_gelu model.projector.shuffle=1, or keep our layout (--layout mllm)"
         )
-    refuse_encoders(model, layout.title)
+    encoder, ids = only_encoder(model, layout.title), special_ids(processor)
     layout.check(model)
-    encoder, ids = model.vision_encoder, special_ids(processor)
     rows = max(model.language_model.get_input_embeddings().num_embeddings, len(tokenizer))
     config: PreTrainedConfig = layout.model.config_class(
         vision_config=encoder.model.config.to_dict(),

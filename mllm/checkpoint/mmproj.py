@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mllm.checkpoint.layouts.registry import refuse_encoders
+from mllm.checkpoint.layouts.registry import only_encoder
 from mllm.errors import UserError
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import refuse_tiles
@@ -43,9 +43,8 @@ def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
     projector is one of LLaVA's is `layout_config`'s to check.
     """
     refuse_tiles(model.image_settings, model.video_settings, "llama.cpp's LLaVA projector")
-    refuse_encoders(model, "llama.cpp's LLaVA projector")
+    encoder = only_encoder(model, "llama.cpp's LLaVA projector")
     gguf = _gguf()
-    encoder = model.vision_encoder
     config = encoder.model.config
     if processor.preparer.fit != "pad":
         raise UserError(
@@ -91,7 +90,7 @@ def write_mmproj(file: Path, model: MultimodalLM, processor: Processor) -> None:
 
 def mmproj_tensors(model: MultimodalLM) -> dict[str, np.ndarray]:
     """Return weights under llama.cpp's names: those of the encoder that the features pass through, and the projector's."""
-    encoder = model.vision_encoder
+    (encoder,) = model.vision_encoder.encoders
     unused = {id(parameter) for parameter in encoder.unused_parameters()}
     tensors = {
         _name(name): parameter

@@ -23,6 +23,7 @@ from mllm.kernels.choice import Kernel
 from mllm.media.prepare import ImagePreparer
 from mllm.model.assemble import Parts, assemble, fit_embeddings, parameters_on_meta, saved_shapes
 from mllm.model.families import encoder_family
+from mllm.model.fused_encoder import FusedEncoder, SecondEncoder
 from mllm.model.lora import add_lora
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.planning import changed, overlaid
@@ -51,6 +52,7 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
     """Write the files of a model directory into `directory`, which is made."""
     directory.mkdir(parents=True, exist_ok=True)
     dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+    encoder = model.vision_encoder.encoders[0]
     config = {
         "model_type": MODEL_TYPE,
         "version": VERSION,
@@ -58,16 +60,18 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         "prompt_format": processor.format_name,
         "prompt_day": processor.day.isoformat() if processor.day else None,
         "image_token_id": processor.image_token_id,
-        "feature_layer": model.vision_encoder.feature_layer,
-        "class_token": model.vision_encoder.class_token,
+        "feature_layer": encoder.feature_layer,
+        "class_token": encoder.class_token,
         "projector": changed(model.projector_settings, always=("kind", "shuffle", "calibration_images")),
         "image": changed(model.image_settings, always=("fit",)),
         "adapters": model.adapters,
-        "vision_config": model.vision_encoder.model.config.to_dict(),
+        "vision_config": encoder.config.to_dict(),
         "text_config": model.language_model.config.to_dict(),
     }
-    if model.vision_encoder.is_resized:
-        config["image_size_px"] = model.vision_encoder.image_size_px
+    if encoder.is_resized:
+        config["image_size_px"] = encoder.image_size_px
+    if isinstance(model.vision_encoder, FusedEncoder):
+        config["second_encoder"] = model.vision_encoder.described.saved()
     if video := changed(model.video_settings):
         config["video"] = video
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -224,6 +228,7 @@ def parts_of(
         image=overlaid(ImageSettings(**config["image"]), image),
         video=overlaid(VideoSettings(**config.get("video", {})), video),
         image_size_px=image_size_px or config.get("image_size_px"),
+        second=SecondEncoder.of(config["second_encoder"]) if "second_encoder" in config else None,
     )
 
 

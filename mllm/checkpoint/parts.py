@@ -1,6 +1,7 @@
 """Parts of a model as transformers saves them: where they lie, whether they are whole, and what is read of them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,25 @@ def load_language_model(path: str, dtype: torch.dtype = torch.float32) -> PreTra
     return language_model
 
 
-def load_preparer(path: str, image_size_px: int, fit: Fit, config: Any = None) -> ImagePreparer:
-    """Build pixel preparation with the mean and standard deviation that the encoder was trained with.
+def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
+    """Build pixel preparation with the mean and standard deviation of a directory's image processor.
 
-    config: the encoder's, where it may say them itself. Raises UserError where nothing says them.
+    Raises UserError where it has none.
     """
-    said = None if config is None else encoder_family(config.model_type).statistics(config)
-    mean, std = said or _processor_statistics(path)
-    return ImagePreparer(image_size_px, mean, std, fit)
+    return ImagePreparer(image_size_px, *_processor_statistics(path), fit)
+
+
+def encoders_preparer(paths: Sequence[str], configs: Sequence[Any], image_size_px: int, fit: Fit) -> ImagePreparer:
+    """Build pixel preparation with the mean and deviation that each encoder of a model was trained with.
+
+    configs: the encoders', which may say them. Raises UserError where nothing says them.
+    """
+    said = [
+        encoder_family(config.model_type).statistics(config) or _processor_statistics(path)
+        for path, config in zip(paths, configs, strict=True)
+    ]
+    means, stds = (tuple(chain.from_iterable(numbers)) for numbers in zip(*said, strict=True))
+    return ImagePreparer(image_size_px, means, stds, fit)
 
 
 def _processor_statistics(path: str) -> Statistics:

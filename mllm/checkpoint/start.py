@@ -1,6 +1,7 @@
 """What a run begins with, before any weight is read: nothing but configurations and tokenizers."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from mllm.checkpoint import ours
 from mllm.checkpoint.fill import Beginning, Contents, row_std
 from mllm.checkpoint.origin import Held, Made, Origin, beneath, joined
 from mllm.checkpoint.parts import (
+    encoders_preparer,
     first_line,
     load_language_model,
-    load_preparer,
     load_tokenizer,
     load_vision_model,
     part_origin,
@@ -22,15 +23,16 @@ from mllm.checkpoint.parts import (
 )
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
-from mllm.model.assemble import Parts, assemble, fit_embeddings, saved_shapes
+from mllm.model.assemble import Parts, assemble, fit_embeddings, fused, saved_shapes
 from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder, SecondEncoder
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector
-from mllm.model.settings import ModelSettings
+from mllm.model.settings import ModelSettings, VisionEncoderSettings
 from mllm.processor import Processor
 
 # Sets the scale of a new projector, given the encoder with its weights, word embeddings [K, D] and the processor.
-Calibrate = Callable[[Projector, VisionEncoder, torch.Tensor, Processor], None]
+Calibrate = Callable[[Projector, VisionEncoder | FusedEncoder, torch.Tensor, Processor], None]
 
 
 def begin_model(
@@ -76,10 +78,10 @@ def begin(
     processor = load_processor(settings)
     parts = _parts_of(settings)
     assert settings.language_model is not None
-    encoder_path, words_path = settings.encoder_path, settings.language_model.path
+    words_path = settings.language_model.path
     model = assemble(parts, processor.image_token_id, attention_kernel, neftune_alpha)
     vision, language_model = model.vision_encoder, model.language_model
-    stored = {"encoder": saved_shapes(vision.model), "words": saved_shapes(language_model)}
+    words_shapes = saved_shapes(language_model)
     text_width = language_model.get_input_embeddings().embedding_dim
     longer = fit_embeddings(language_model, processor.tokenizer)
     words, words_shape = _word_embeddings(model)
@@ -89,8 +91,8 @@ def begin(
             torch.manual_seed(seed)
             made = parts.new_projector(vision.width, text_width)
         if calibrate is not None:
-            seeing = load_vision_model(encoder_path, torch.float32, parts.image_size_px)
-            encoder = VisionEncoder(seeing, vision.feature_layer, vision.class_token, parts.image_size_px).eval()
+            paths = iter(settings.encoder_paths)
+            encoder = fused(parts, lambda _, side: load_vision_model(next(paths), torch.float32, side)).eval()
             calibrate(made, encoder, contents.of(words, words_shape), processor)
         return made.state_dict()
 
@@ -99,13 +101,9 @@ def begin(
     def open_contents() -> Contents:
         contents.origin = joined(
             {
-                "vision_encoder.model.": part_origin(
-                    encoder_path,
-                    stored["encoder"],
-                    lambda: load_vision_model(encoder_path, torch.float32, parts.image_size_px),
-                ),
+                **_encoder_origins(settings, vision),
                 "projector.": Made(saved_shapes(model.projector), make_projector),
-                "language_model.": _words_origin(words_path, stored["words"]),
+                "language_model.": _words_origin(words_path, words_shapes),
             }
         )
         return contents
@@ -134,8 +132,8 @@ def load_processor(settings: ModelSettings) -> Processor:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
     require_directory(settings.encoder_path, "model.vision_encoder.path")
     parts = _parts_of(settings)
-    side = parts.geometry.image_size_px
-    preparer = load_preparer(settings.encoder_path, side, settings.image.fit, parts.vision_config)
+    configs = [parts.vision_config, *([parts.second.config] if parts.second else [])]
+    preparer = encoders_preparer(settings.encoder_paths, configs, parts.geometry.image_size_px, settings.image.fit)
     tokenizer = load_tokenizer(settings.language_model.path)
     return Processor(tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner)
 
@@ -152,7 +150,17 @@ def _parts_of(settings: ModelSettings) -> Parts:
         image=settings.image,
         video=settings.video,
         image_size_px=encoder.image_size_px,
+        second=second_encoder(encoder),
     )
+
+
+def second_encoder(settings: VisionEncoderSettings) -> SecondEncoder | None:
+    """Read the configuration of the encoder beside the first; None where there is none."""
+    second = settings.second
+    if second is None:
+        return None
+    require_directory(second.path, "model.vision_encoder.second.path")
+    return SecondEncoder(vision_config(second.path), second.feature_layer, second.fusion)
 
 
 def text_config(settings: ModelSettings) -> PreTrainedConfig:
@@ -176,6 +184,21 @@ def text_config(settings: ModelSettings) -> PreTrainedConfig:
 
 def _text_config_of_ours(path: Path) -> PreTrainedConfig:
     return ours.parts_of(ours.read_config(path)).text_config
+
+
+def _encoder_origins(settings: ModelSettings, vision: VisionEncoder | FusedEncoder) -> dict[str, Origin]:
+    """Map how the names of an encoder's weights begin in the model → where they come from."""
+    prefixes: tuple[str, ...] = ("vision_encoder.model.",)
+    if isinstance(vision, FusedEncoder):
+        prefixes = ("vision_encoder.first.model.", "vision_encoder.second.model.")
+    return {
+        prefix: part_origin(
+            path,
+            saved_shapes(encoder.model),
+            partial(load_vision_model, path, torch.float32, encoder.image_size_px),
+        )
+        for prefix, path, encoder in zip(prefixes, settings.encoder_paths, vision.encoders, strict=True)
+    }
 
 
 def _words_origin(path: str, shapes: Mapping[str, torch.Size]) -> Origin:

@@ -18,7 +18,7 @@ from mllm.media.visual import Visual
 from mllm.processor import Processor
 
 OnBadSample = Callable[[BadSampleError], None]
-# The tiles [3, S, S] of an image, float32 as the encoder takes them or uint8 before they are normalized.
+# The tiles [C, S, S] of an image, float32 as the encoder takes them or uint8 before they are normalized.
 Decode = Callable[[str, Visual], list[torch.Tensor]]
 FEWEST_WORKERS, MOST_WORKERS = 2, 8
 
@@ -151,11 +151,13 @@ def _decode_images(shown: Sequence[ShownImage], decode: Decode, tiles: list[torc
 
 
 def _stacked(tiles: Sequence[torch.Tensor | None], processor: Processor) -> torch.Tensor | None:
-    """[N, 3, S, S] with zeros for None; None without images."""
+    """[N, C, S, S] with zeros for None; None without images."""
     if not tiles:
         return None
     side = processor.geometry.image_size_px
-    blank = torch.zeros(3, side, side, dtype=next((tile.dtype for tile in tiles if tile is not None), None))
+    blank = torch.zeros(
+        processor.preparer.channels, side, side, dtype=next((tile.dtype for tile in tiles if tile is not None), None)
+    )
     return torch.stack([blank if tile is None else tile for tile in tiles])
 
 

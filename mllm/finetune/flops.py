@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector
 
@@ -129,7 +130,7 @@ def _counted(projector: Projector, tiles: int, reached: bool) -> float:
     geometry = projector.sizes.geometry
     features = torch.zeros(
         tiles,
-        geometry.grid**2 + geometry.keep_class_token,
+        geometry.features_per_tile,
         projector.sizes.vision_width,
         device="meta",
         requires_grad=reached,
@@ -151,8 +152,14 @@ def _conv_backward_flops(given: Any, inputs: Any, weight: Any, *more: Any, **_: 
     return once * sum(more[-1][:2])
 
 
-def _encoder_flops(encoder: VisionEncoder) -> tuple[float, bool]:
-    """FLOPs of a tile, and whether the gradient reaches what comes behind the encoder."""
+def _encoder_flops(vision: VisionEncoder | FusedEncoder) -> tuple[float, bool]:
+    """FLOPs of a tile, and whether the gradient reaches what comes behind the encoder, or one of two."""
+    each = [_one_encoders_flops(encoder) for encoder in vision.encoders]
+    return sum(flops for flops, _ in each), any(learns for _, learns in each)
+
+
+def _one_encoders_flops(encoder: VisionEncoder) -> tuple[float, bool]:
+    """FLOPs of a tile, and whether the encoder hands a gradient on."""
     counted = encoder.forward_flops()
     if counted is not None:
         learns = any(parameter.requires_grad for parameter in encoder.parameters())

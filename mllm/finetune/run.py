@@ -33,6 +33,7 @@ from mllm.kernels.lean_layers import use_lean_layers
 from mllm.media.decode import read_image
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.multimodal import MultimodalLM, checkpoint_activations
 from mllm.model.projectors import Projector
 from mllm.model.trainable import PARTS, apply_policy, policy_table, token_embeddings, wanted_adapters
@@ -123,7 +124,9 @@ def build_beginning(
     """
     count = settings.model.projector.calibration_images
 
-    def calibrate(projector: Projector, encoder: VisionEncoder, embeddings: torch.Tensor, processor: Processor) -> None:
+    def calibrate(
+        projector: Projector, encoder: VisionEncoder | FusedEncoder, embeddings: torch.Tensor, processor: Processor
+    ) -> None:
         if mixture is not None and count:
             calibrate_projector(projector, encoder, embeddings, processor, mixture, count)
 
@@ -145,7 +148,7 @@ def build_beginning(
 @torch.no_grad()
 def calibrate_projector(
     projector: Projector,
-    encoder: VisionEncoder,
+    encoder: VisionEncoder | FusedEncoder,
     embeddings: torch.Tensor,
     processor: Processor,
     mixture: Mixture,

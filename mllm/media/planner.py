@@ -49,6 +49,11 @@ class ClipPlan:
         arranges = self.pooling != "none" or self.newline != "none"
         if self.geometry.keep_class_token and arranges:
             raise UserError("a frame pooled or with newlines has no place for a class token; set class_token: drop")
+        if self.geometry.features_per_patch > 1 and arranges:
+            raise UserError(
+                "model.video: a frame pooled or with newlines has no place for interleaved features of two encoders; set "
+                "model.vision_encoder.second.fusion: width"
+            )
         if not self.geometry.has_places and (self.pooling != "none" or self.newline == "row"):
             raise UserError(
                 "model.video: pooling and newline: row need image tokens of known places, and a resampler's have none; leave "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mllm.media.visual import Crop, Fit, Size
+from mllm.media.visual import WHOLE, Crop, Fit, Size
 
 RESAMPLE = Image.Resampling.BICUBIC
 MAX_PADDED_SIDE_PX = 8192
@@ -15,40 +15,47 @@ MAX_PADDED_SIDE_PX = 8192
 
 @dataclass(frozen=True)
 class ImagePreparer:
-    """Makes [3, S, S] float32 pixels, S = `image_size_px`; `mean` and `std` per RGB channel in 0–1.
+    """Makes [C, S, S] float32 pixels, S = `image_size_px`; `mean` and `std` per channel in 0–1.
+
+    Channels are RGB, three for each encoder that sees the image: they share its scaling and cutting, and each has its own
+    mean, deviation and colour around a padded image.
 
     The arithmetic is that of transformers' Pillow-backed CLIP and SigLIP image processors (bicubic resize in 8 bit,
     then rescale, then normalize), so that an exported model sees equal pixels.
     """
 
     image_size_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     fit: Fit = "pad"
 
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """float32 [3, S, S] of the whole of `image`: mode RGB, any size."""
-        return self._normalized(self._to_square(image))
+        """float32 [C, S, S] of the whole of `image`: mode RGB, any size."""
+        return self.tiles(image, [WHOLE])[0]
 
     def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
-        """float32 [3, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
+        """float32 [C, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
         return [self._normalized(square) for square in self._squares(image, crops)]
 
     def fitted_tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
-        """uint8 [3, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
-        squares = (np.asarray(square).transpose(2, 0, 1) for square in self._squares(image, crops))
-        return [torch.from_numpy(np.ascontiguousarray(square)) for square in squares]
+        """uint8 [C, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
+        return [torch.from_numpy(square) for square in self._squares(image, crops)]
 
-    def _normalized(self, square: Image.Image) -> torch.Tensor:
-        scaled = np.asarray(square, dtype=np.float32) * np.float32(1 / 255)
-        array = (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    def _normalized(self, square: np.ndarray) -> torch.Tensor:
+        scaled = square.astype(np.float32) * np.float32(1 / 255)
+        mean, std = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
+        return torch.from_numpy((scaled - mean) / std)
 
-    def _squares(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[Image.Image]:
+    def _squares(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
+        """uint8 [C, S, S] of each of `crops`."""
         scaled: dict[Size, Image.Image] = {}
         for crop in crops:
             if crop.scaled is None:
-                yield self._to_square(image, crop.fit)
+                yield self._whole(image, crop.fit or self.fit)
                 continue
             if crop.scaled not in scaled:
                 height, width = crop.scaled
@@ -56,14 +63,24 @@ class ImagePreparer:
             top, left = crop.corner
             square = Image.new("RGB", (self.image_size_px,) * 2)
             square.paste(scaled[crop.scaled], (-left, -top))
-            yield square
+            yield self._for_each([square])
 
-    def _to_square(self, image: Image.Image, fit: Fit | None = None) -> Image.Image:
-        size, fit = self.image_size_px, fit or self.fit
+    def _whole(self, image: Image.Image, fit: Fit) -> np.ndarray:
+        if fit != "pad":
+            return self._for_each([self._to_square(image, fit)])
+        colours = [self.mean[first : first + 3] for first in range(0, self.channels, 3)]
+        size = (self.image_size_px,) * 2
+        return self._for_each([pad_to_square(image, colour).resize(size, RESAMPLE) for colour in colours])
+
+    def _for_each(self, squares: Sequence[Image.Image]) -> np.ndarray:
+        """uint8 [C, S, S] of one square for all encoders, or of one for each."""
+        planes = [np.asarray(square).transpose(2, 0, 1) for square in squares]
+        return np.concatenate(planes * (self.channels // (3 * len(squares))))
+
+    def _to_square(self, image: Image.Image, fit: Fit) -> Image.Image:
+        size = self.image_size_px
         if fit == "stretch":
             return image.resize((size, size), RESAMPLE)
-        if fit == "pad":
-            return pad_to_square(image, self.mean).resize((size, size), RESAMPLE)
         width, height = image.size
         short, long = min(width, height), max(width, height)
         scaled_long = max(size, int(size * long / short))
@@ -81,11 +98,11 @@ def _middle(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _colour(mean: tuple[float, float, float]) -> tuple[int, ...]:
+def _colour(mean: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(m * 255) for m in mean)
 
 
-def pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """Centre `image` on a square of the encoder's mean colour, as LLaVA-1.5 does in stage 2."""
     width, height = image.size
     if width == height:

@@ -162,7 +162,8 @@ class ImageGeometry:
 
     image_size_px: side of the encoder's square input; patch_size_px: side of a patch; keep_class_token: whether the
     class token is handed on; shuffle: the projector merges shuffle × shuffle patches into one token; pooled_side: or it gives
-    as many tokens along a side, whatever the patches are; has_places: whether each token is of one place in its tile.
+    as many tokens along a side, whatever the patches are; has_places: whether each token is of one place in its tile;
+    features_per_patch: how many features of a patch follow each other.
     """
 
     image_size_px: int
@@ -171,6 +172,7 @@ class ImageGeometry:
     shuffle: int = 1
     pooled_side: int | None = None
     has_places: bool = True
+    features_per_patch: int = 1
 
     def __post_init__(self) -> None:
         if self.grid % self.shuffle:
@@ -189,9 +191,14 @@ class ImageGeometry:
         return self.pooled_side or self.grid // self.shuffle
 
     @property
+    def features_per_tile(self) -> int:
+        """Features that the encoder gives for one tile."""
+        return self.features_per_patch * self.grid**2 + int(self.keep_class_token)
+
+    @property
     def tokens_per_tile(self) -> int:
         """Features that the projector gives for one tile."""
-        return self.side**2 + int(self.keep_class_token)
+        return self.features_per_patch * self.side**2 + int(self.keep_class_token)
 
 
 @dataclass(frozen=True)

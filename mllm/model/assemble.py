@@ -1,6 +1,6 @@
 """Assembling a model from its parts: every module in its place, and no contents yet."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,11 @@ from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.media.planner import Planner
 from mllm.media.visual import ImageGeometry
-from mllm.model.encoders import VisionEncoder, input_size_px
+from mllm.model.encoders import VisionEncoder
 from mllm.model.families import encoder_family
+from mllm.model.fused_encoder import FusedEncoder, SecondEncoder, tile_geometry
 from mllm.model.multimodal import MultimodalLM
-from mllm.model.planning import build_planner, encoder_geometry, has_newline
+from mllm.model.planning import build_planner, has_newline
 from mllm.model.projectors import Projector, Sizes, build_projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
@@ -28,7 +29,7 @@ from mllm.model.tile_tokens import projected
 class Parts:
     """What a model is made of. Every format on disk, and the settings of a run, are read into this.
 
-    feature_layer, class_token, image_size_px: as `VisionEncoderSettings` has them.
+    feature_layer, class_token, image_size_px: as `VisionEncoderSettings` has them. second: the encoder beside it, if any.
     """
 
     vision_config: PreTrainedConfig
@@ -39,12 +40,15 @@ class Parts:
     image: ImageSettings
     video: VideoSettings = field(default_factory=VideoSettings)
     image_size_px: int | None = None
+    second: SecondEncoder | None = None
 
     @property
     def geometry(self) -> ImageGeometry:
         """Say how many tokens an image becomes. Raises UserError when the projector doesn't fit the patch grid."""
-        sizes = input_size_px(self.vision_config, self.feature_layer, self.image_size_px)
-        return projected(encoder_geometry(*sizes, self.class_token), self.projector)
+        encoder = tile_geometry(
+            self.vision_config, self.feature_layer, self.class_token, self.image_size_px, self.second
+        )
+        return projected(encoder, self.projector)
 
     @property
     def planner(self) -> Planner:
@@ -71,10 +75,8 @@ def assemble(
     They are on the meta device; buffers have theirs (`parameters_on_meta`). attention_kernel, neftune_alpha:
     as `MultimodalLM` takes them. Raises UserError for a part that there is no class for.
     """
-    family = encoder_family(parts.vision_config.model_type)
     with parameters_on_meta(), no_init_weights():
-        seeing = family.build(parts.vision_config, parts.image_size_px)
-        vision = VisionEncoder(seeing, parts.feature_layer, parts.class_token, parts.image_size_px)
+        vision = fused(parts, lambda config, side: encoder_family(config.model_type).build(config, side))
         language_model = _language_model(parts.text_config)
         text_width = language_model.get_input_embeddings().embedding_dim
         projector = parts.new_projector(vision.width, text_width)
@@ -89,6 +91,17 @@ def assemble(
         attention_kernel=attention_kernel,
         neftune_alpha=neftune_alpha,
     )
+
+
+def fused(parts: Parts, see: Callable[[Any, int], PreTrainedModel]) -> VisionEncoder | FusedEncoder:
+    """Build the encoder, or both of two, of models that `see` makes of their configuration and the side of tiles."""
+    side = parts.geometry.image_size_px
+    model = see(parts.vision_config, side)
+    first = VisionEncoder(model, parts.feature_layer, parts.class_token, side)
+    if parts.second is None:
+        return first
+    model = see(parts.second.config, side)
+    return FusedEncoder(first, VisionEncoder(model, parts.second.feature_layer, "drop", side), parts.second.fusion)
 
 
 def _language_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -34,6 +34,8 @@ class VisionEncoder(nn.Module):
     interpolated as the family's own code does. The weights stay those of the trained size.
     """
 
+    channels = 3  # of the tiles
+
     def __init__(
         self, model: PreTrainedModel, feature_layer: int, class_token: str, image_size_px: int | None = None
     ) -> None:
@@ -67,6 +69,15 @@ class VisionEncoder(nn.Module):
     def prefix_tokens(self) -> int:
         """How many tokens stand in front of the patches: the class token and registers."""
         return self.family.prefix_tokens(self.model.config)
+
+    @property
+    def encoders(self) -> tuple["VisionEncoder", ...]:
+        """This one, as a `FusedEncoder` has two."""
+        return (self,)
+
+    @property
+    def has_class_token(self) -> bool:
+        return self.family.has_class_token
 
     @property
     def drops_class_token(self) -> bool:

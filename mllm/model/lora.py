@@ -2,12 +2,12 @@
 
 import logging
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from mllm.errors import UserError
+from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantized_layers import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
 from mllm.model.settings import LoraSettings
@@ -21,9 +21,12 @@ logger = logging.getLogger(__name__)
 SETTINGS_OF_PART = {"language_model": "lora", "vision_encoder": "vision_encoder_lora"}
 
 
-def adapted_module(model: MultimodalLM, part: str) -> PreTrainedModel:
-    """Return the transformers module of a part, whose inner names `targets` speak of."""
-    return model.language_model if part == "language_model" else model.vision_encoder.model
+def adapted_module(model: MultimodalLM, part: str) -> Any:
+    """Return the transformers module of a part, whose inner names `targets` speak of; of two encoders, what holds both."""
+    if part == "language_model":
+        return model.language_model
+    encoder = model.vision_encoder
+    return encoder.model if isinstance(encoder, VisionEncoder) else encoder
 
 
 def linear_layers(model: MultimodalLM, part: str) -> list[str]:

@@ -18,6 +18,7 @@ from mllm.kernels.loss import supervised_loss_sum
 from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
@@ -31,7 +32,7 @@ class MultimodalLM(nn.Module):
 
     def __init__(
         self,
-        vision_encoder: VisionEncoder,
+        vision_encoder: VisionEncoder | FusedEncoder,
         projector: Projector,
         language_model: PreTrainedModel,
         projector_settings: ProjectorSettings,
@@ -67,7 +68,7 @@ class MultimodalLM(nn.Module):
         return projected(self.vision_encoder.geometry(1), self.projector_settings)
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
-        """Image tokens [I, D] of all `visuals`, from their tiles [N, 3, S, S]; a frozen encoder runs without a graph.
+        """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S]; a frozen encoder runs without a graph.
 
         An encoder that is spread over ranks is called once, whatever `tiles_together` says: each call gathers its weights,
         and a rank with more tiles would wait for calls that the others don't make.
@@ -95,7 +96,7 @@ class MultimodalLM(nn.Module):
             return embeddings
         square = Square(self.geometry)
         side = square.geometry.image_size_px
-        blank = torch.zeros(1, 3, side, side, device=embeddings.device)
+        blank = torch.zeros(1, self.vision_encoder.channels, side, side, device=embeddings.device)
         return embeddings + 0.0 * self.encode_images(blank, (square.visual,)).sum().to(embeddings.dtype)
 
     def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:

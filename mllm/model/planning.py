@@ -14,10 +14,15 @@ MOST_SIDE_TILES = 6  # of LLaVA-OneVision's pinpoints
 S = TypeVar("S", bound=Settings)
 
 
-def encoder_geometry(image_size_px: int, patch_size_px: int, class_token: str, shuffle: int = 1) -> ImageGeometry:
+def encoder_geometry(
+    image_size_px: int, patch_size_px: int, class_token: str, shuffle: int = 1, features_per_patch: int = 1
+) -> ImageGeometry:
     """The geometry of an encoder, and of a pixel shuffle. Raises UserError when that doesn't fit the patch grid."""
+    keeps = class_token == "keep"
     try:
-        return ImageGeometry(image_size_px, patch_size_px, class_token == "keep", shuffle)
+        return ImageGeometry(
+            image_size_px, patch_size_px, keeps, shuffle, None, features_per_patch == 1, features_per_patch
+        )
     except ValueError as error:
         raise UserError(f"model.projector.shuffle: {error}") from None
 

@@ -8,6 +8,19 @@ from mllm.media.visual import Fit
 from mllm.settings import PathText, Settings
 
 
+class SecondEncoderSettings(Settings):
+    """An encoder that sees the tiles of another one beside it."""
+
+    path: PathText
+    """A directory or hub id of an encoder, as for the first."""
+    feature_layer: int = -2
+    """Index of the hidden states that are used. -2 by default."""
+    fusion: Literal["width", "interleaved"] = "width"
+    """How the features of a patch come together: side by side, as wide as both (`width`, the default; Prismatic), or one
+    after the other, twice as many (`interleaved`; MMVP).
+    """
+
+
 class VisionEncoderSettings(Settings):
     """The vision encoder, and which of its features are used."""
 
@@ -23,6 +36,10 @@ class VisionEncoderSettings(Settings):
     """Side of the square tiles that the encoder gets, in pixels. At another side than it was trained at its positions are
     interpolated as its own code does. The default, null, is the side that it was trained at; under `init_from`, the side
     that was saved.
+    """
+    second: SecondEncoderSettings | None = None
+    """Another encoder that sees the same tiles, of the same side, with its own mean, standard deviation and colour around a
+    padded image. Both have to make the same grid of patches of a tile. None by default.
     """
     class_token: Literal["drop", "keep"] = "drop"
     """What becomes of the encoder's class token: `drop` (the default), or `keep`, which hands it on as one more image
@@ -168,6 +185,12 @@ class ModelSettings(Settings):
         """The directory or hub id of the vision encoder, of a model that is put together from parts."""
         assert self.vision_encoder is not None and self.vision_encoder.path is not None
         return self.vision_encoder.path
+
+    @property
+    def encoder_paths(self) -> tuple[str, ...]:
+        """The same of the first encoder, and of the one beside it if there is one."""
+        second = self.vision_encoder.second if self.vision_encoder is not None else None
+        return (self.encoder_path,) if second is None else (self.encoder_path, second.path)
 
     @property
     def image_size_px(self) -> int | None:

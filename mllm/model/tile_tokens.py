@@ -50,6 +50,11 @@ def projected(encoder: ImageGeometry, projector: ProjectorSettings) -> ImageGeom
             f"model.projector.hidden_width is {projector.hidden_width}, but {projector.kind} has no blocks; it goes with "
             "kind: c_abstractor"
         )
+    if encoder.features_per_patch > 1 and (projector.kind in OWN_NUMBER or projector.shuffle != 1):
+        raise UserError(
+            f"model.vision_encoder.second.fusion is interleaved, which goes with a token for each feature: {projector.kind} "
+            f"with shuffle {projector.shuffle} merges patches; set fusion: width"
+        )
     if projector.kind in OWN_NUMBER:
         return _of_own_number(encoder, projector, OWN_NUMBER[projector.kind])
     if projector.tokens is not None:

@@ -58,7 +58,7 @@ class LlavaLayout(Layout):
             patch_size=processor.geometry.patch_size_px,
             vision_feature_select_strategy=select_strategy(model),
             image_token=IMAGE_TOKEN,
-            num_additional_image_tokens=int(model.vision_encoder.family.has_class_token),
+            num_additional_image_tokens=int(model.vision_encoder.has_class_token),
             chat_template=chat_template(processor),
         ).save_pretrained(directory)
 

@@ -88,7 +88,7 @@ class LlavaNextLayout(Layout):
             "patch_size": processor.geometry.patch_size_px,
             "vision_feature_select_strategy": select_strategy(model),
             "image_token": IMAGE_TOKEN,
-            "num_additional_image_tokens": int(model.vision_encoder.family.has_class_token),
+            "num_additional_image_tokens": int(model.vision_encoder.has_class_token),
         }
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mllm.checkpoint.chat_template import chat_template
 from mllm.errors import UserError
 from mllm.media.visual import Fit
+from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.settings import ImageSettings, VideoSettings
 from mllm.processor import Processor, add_special_tokens
@@ -88,9 +89,14 @@ def layout_of(model: MultimodalLM) -> Layout:
     )
 
 
-def refuse_encoders(model: MultimodalLM, layout: str) -> None:
-    """Raise UserError for encoders that `layout` isn't written of: others than CLIP and SigLIP, or of another input size."""
-    encoder = model.vision_encoder
+def only_encoder(model: MultimodalLM, layout: str) -> VisionEncoder:
+    """Return the encoder, if `layout` can say it: a CLIP or SigLIP, alone, of the size that it was trained at.
+
+    Raises UserError for another.
+    """
+    encoder, *others = model.vision_encoder.encoders
+    if others:
+        raise UserError(f"{layout} has one encoder, and this model fuses two; keep our layout (--layout mllm)")
     if encoder.config.model_type not in EXPORTED:
         raise UserError(
             f"{layout} is written of CLIP and SigLIP, and this model's encoder is {encoder.family.title}; keep our layout "
@@ -101,6 +107,7 @@ def refuse_encoders(model: MultimodalLM, layout: str) -> None:
             f"{layout} shows tiles of the size that the encoder was trained at ({encoder.trained_size_px} px), and this "
             f"model's are of {encoder.image_size_px}; keep our layout (--layout mllm)"
         )
+    return encoder
 
 
 def pixel_values(processor: Processor) -> dict[str, Any]:

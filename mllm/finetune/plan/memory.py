@@ -154,8 +154,8 @@ def _bounds(shape: Shape) -> SegmentBounds:
     return SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
 
 
-def _batch(shape: Shape, side: int) -> Batch:
-    """A batch of `shape` without contents, with tiles of `side` × `side` pixels."""
+def _batch(shape: Shape, channels: int, side: int) -> Batch:
+    """A batch of `shape` without contents, with tiles of `channels` and of `side` × `side` pixels."""
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
     image_tokens = sum(visual.token_count for visual in shape.visuals)
     return Batch(
@@ -167,7 +167,7 @@ def _batch(shape: Shape, side: int) -> Batch:
         image_places=torch.zeros(image_tokens, dtype=torch.int64),
         target_places=ids[0, :0],
         target_ids=ids[0, :0],
-        tiles=torch.zeros(shape.tiles, 3, side, side) if shape.visuals else None,
+        tiles=torch.zeros(shape.tiles, channels, side, side) if shape.visuals else None,
         visuals=shape.visuals,
         image_owners=("",) * shape.images,
     )
@@ -204,7 +204,7 @@ def _peak_over_weights(
 
 def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
     """The loss of a micro-batch of `shape`, through the model's own parts."""
-    embeddings = model.embed(_batch(shape, model.geometry.image_size_px))
+    embeddings = model.embed(_batch(shape, model.vision_encoder.channels, model.geometry.image_size_px))
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),

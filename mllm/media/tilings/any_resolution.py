@@ -32,6 +32,11 @@ class AnyResolution(Tiling):
         side, pinpoints = self.geometry.image_size_px, self.numbers.pinpoints
         if self.geometry.keep_class_token:
             raise UserError("a map of tiles has no place for a class token; set model.vision_encoder.class_token: drop")
+        if self.geometry.features_per_patch > 1:
+            raise UserError(
+                "a map of tiles has no place for interleaved features of two encoders; set "
+                "model.vision_encoder.second.fusion: width"
+            )
         if not self.geometry.has_places:
             raise UserError(
                 "a map of tiles needs image tokens of known places, and a resampler's have none; set model.image.tiling to "
