@@ -44,7 +44,6 @@ class VisionEncoder(nn.Module):
         self.feature_layer = feature_layer
         self.class_token = class_token
         self.family = encoder_family(model.config.model_type)
-        self.used_layers = self.family.used_layers(model.config, feature_layer)
         self.trained_size_px, self.patch_size_px = self.family.sizes_px(model.config, feature_layer)
         self.image_size_px, _ = input_size_px(model.config, feature_layer, image_size_px)
         if class_token == "keep" and not self.family.has_class_token:
@@ -59,6 +58,11 @@ class VisionEncoder(nn.Module):
     @property
     def width(self) -> int:
         return self.family.width(self.model.config, self.feature_layer)
+
+    @property
+    def used_layers(self) -> int:
+        """How many of its layers the features pass through."""
+        return self.family.used_layers(self.model.config, self.feature_layer)
 
     @property
     def is_resized(self) -> bool:

@@ -11,9 +11,10 @@ from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs, unit_flops
-from mllm.model.settings import TrainableSettings
+from mllm.model.settings import TrainableSettings, VisionEncoderSettings
 from mllm.model.trainable import apply_policy
 from tests.helpers.connectors import CONNECTORS
+from tests.helpers.encoders import save_tiny_encoder
 from tests.helpers.tiny import save_image, tiny_settings
 
 POLICIES = {
@@ -56,7 +57,18 @@ def fail(error):
     "encoder,kind", [("clip", "mlp2x_gelu"), *(("siglip", kind) for kind in CONNECTORS if kind != "mlp3x_gelu")]
 )
 def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, kind, policy):
-    model, processor = build(tiny_settings(tiny_parts, encoder, kind=kind, **CONNECTORS[kind]))
+    check_formula(tiny_settings(tiny_parts, encoder, kind=kind, **CONNECTORS[kind]), sample, policy)
+
+
+@pytest.mark.parametrize("policy", ["projector", "everything"])
+@pytest.mark.parametrize("family", ["mlcd", "aimv2_native", "dinov2_with_registers", "dinov3", "internvit"])
+def test_it_counts_prefix_tokens_and_tiles_of_another_size(tiny_parts, tmp_path, sample, family, policy):
+    encoder = VisionEncoderSettings(path=save_tiny_encoder(tmp_path, family), image_size_px=24)
+    check_formula(tiny_settings(tiny_parts).model_copy(update={"vision_encoder": encoder}), sample, policy)
+
+
+def check_formula(settings, sample, policy):
+    model, processor = build(settings)
     # transformers also computes SigLIP's pooling head, whose output isn't used and which counts nothing: have none.
     for module in model.vision_encoder.modules():
         if hasattr(module, "use_head"):
@@ -65,7 +77,7 @@ def test_the_formula_counts_what_torch_counts(tiny_parts, sample, encoder, kind,
     batch = collate(pack([render_example(sample, processor, 400)], "none", 400), processor, fail)
     # Attention as plain products, so that the counter sees all of it: full squares, whatever the mask hides.
     model.attention_kernel = "mask"
-    own = IN_PLACE | (GROUPED if kind == "c_abstractor" else {})
+    own = IN_PLACE | (GROUPED if settings.projector.kind == "c_abstractor" else {})
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=own) as counter:
         model.train()(batch).backward()
     tokens = batch.input_ids.numel()

@@ -77,9 +77,8 @@ class TimmFamily(EncoderFamily):
 
     def hidden_state(self, model: Any, tiles: torch.Tensor, feature_layer: int, resized: bool) -> torch.Tensor:
         index = feature_layer % len(_described(model.config).stages)
-        (found,) = model.timm_model.forward_intermediates(
-            tiles, indices=[index], stop_early=True, intermediates_only=True
-        )
+        # Through the wrapper, which engines gather the weights of.
+        (found,) = model(tiles, output_hidden_states=[index], do_pooling=False, stop_early=True).hidden_states
         return found.flatten(2).transpose(1, 2)
 
     def prepare(self, model: nn.Module, used_layers: int) -> None:
