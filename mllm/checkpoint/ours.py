@@ -270,8 +270,8 @@ def read_day(path: Path) -> date | None:
 def _preparer(path: Path, parts: Parts) -> ImagePreparer:
     try:
         values = json.loads((path / "preprocessor_config.json").read_text(encoding="utf-8"))
-        side = parts.geometry.image_size_px
-        return ImagePreparer(side, tuple(values["mean"]), tuple(values["std"]), parts.image.fit)
+        side, *others = parts.sides_px
+        return ImagePreparer(side, tuple(values["mean"]), tuple(values["std"]), parts.image.fit, tuple(others))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}/preprocessor_config.json is missing or broken ({error!r}); copy the directory again"

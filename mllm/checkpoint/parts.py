@@ -142,17 +142,20 @@ def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
     return ImagePreparer(image_size_px, *_processor_statistics(path), fit)
 
 
-def encoders_preparer(paths: Sequence[str], configs: Sequence[Any], image_size_px: int, fit: Fit) -> ImagePreparer:
+def encoders_preparer(
+    paths: Sequence[str], configs: Sequence[Any], sides_px: tuple[int, ...], fit: Fit
+) -> ImagePreparer:
     """Build pixel preparation with the mean and deviation that each encoder of a model was trained with.
 
-    configs: the encoders', which may say them. Raises UserError where nothing says them.
+    configs: the encoders', which may say them. sides_px: of what each sees of a tile. Raises UserError where nothing says
+    them.
     """
     said = [
         encoder_family(config.model_type).statistics(config) or _processor_statistics(path)
         for path, config in zip(paths, configs, strict=True)
     ]
     means, stds = (tuple(chain.from_iterable(numbers)) for numbers in zip(*said, strict=True))
-    return ImagePreparer(image_size_px, means, stds, fit)
+    return ImagePreparer(sides_px[0], means, stds, fit, sides_px[1:])
 
 
 def _processor_statistics(path: str) -> Statistics:

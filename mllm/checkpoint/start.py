@@ -133,7 +133,7 @@ def load_processor(settings: ModelSettings) -> Processor:
     require_directory(settings.encoder_path, "model.vision_encoder.path")
     parts = _parts_of(settings)
     configs = [parts.vision_config, *([parts.second.config] if parts.second else [])]
-    preparer = encoders_preparer(settings.encoder_paths, configs, parts.geometry.image_size_px, settings.image.fit)
+    preparer = encoders_preparer(settings.encoder_paths, configs, parts.sides_px, settings.image.fit)
     tokenizer = load_tokenizer(settings.language_model.path)
     return Processor(tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner)
 
@@ -160,7 +160,7 @@ def second_encoder(settings: VisionEncoderSettings) -> SecondEncoder | None:
     if second is None:
         return None
     require_directory(second.path, "model.vision_encoder.second.path")
-    return SecondEncoder(vision_config(second.path), second.feature_layer, second.fusion)
+    return SecondEncoder(vision_config(second.path), second.feature_layer, second.fusion, second.image_size_px)
 
 
 def text_config(settings: ModelSettings) -> PreTrainedConfig:

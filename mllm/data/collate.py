@@ -154,7 +154,7 @@ def _stacked(tiles: Sequence[torch.Tensor | None], processor: Processor) -> torc
     """[N, C, S, S] with zeros for None; None without images."""
     if not tiles:
         return None
-    side = processor.geometry.image_size_px
+    side = processor.preparer.side_px
     blank = torch.zeros(
         processor.preparer.channels, side, side, dtype=next((tile.dtype for tile in tiles if tile is not None), None)
     )

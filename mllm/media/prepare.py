@@ -17,8 +17,9 @@ MAX_PADDED_SIDE_PX = 8192
 class ImagePreparer:
     """Makes [C, S, S] float32 pixels, S = `image_size_px`; `mean` and `std` per channel in 0–1.
 
-    Channels are RGB, three for each encoder that sees the image: they share its scaling and cutting, and each has its own
-    mean, deviation and colour around a padded image.
+    Channels are RGB, three for each encoder that sees the image, with its own mean, deviation and colour around a padded
+    image. other_sizes_px: of the encoders but the first. S is then the largest, and what a smaller one sees is in the upper
+    left of its channels; a tile that is cut out is scaled to it.
 
     The arithmetic is that of transformers' Pillow-backed CLIP and SigLIP image processors (bicubic resize in 8 bit,
     then rescale, then normalize), so that an exported model sees equal pixels.
@@ -28,10 +29,16 @@ class ImagePreparer:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fit: Fit = "pad"
+    other_sizes_px: tuple[int, ...] = ()
 
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    @property
+    def side_px(self) -> int:
+        """S"""
+        return max(self.image_size_px, *self.other_sizes_px, 0)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """float32 [C, S, S] of the whole of `image`: mode RGB, any size."""
@@ -39,23 +46,28 @@ class ImagePreparer:
 
     def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
         """float32 [C, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
-        return [self._normalized(square) for square in self._squares(image, crops)]
+        return [self._normalized(planes) for planes in self._planes(image, crops)]
 
     def fitted_tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
         """uint8 [C, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
-        return [torch.from_numpy(square) for square in self._squares(image, crops)]
+        return [torch.from_numpy(planes) for planes in self._planes(image, crops)]
 
-    def _normalized(self, square: np.ndarray) -> torch.Tensor:
-        scaled = square.astype(np.float32) * np.float32(1 / 255)
+    def _normalized(self, planes: np.ndarray) -> torch.Tensor:
+        scaled = planes.astype(np.float32) * np.float32(1 / 255)
         mean, std = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
         return torch.from_numpy((scaled - mean) / std)
 
-    def _squares(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
+    def _planes(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
         """uint8 [C, S, S] of each of `crops`."""
+        sides = (self.image_size_px, *self.other_sizes_px)
+        colours = [self.mean[first : first + 3] for first in range(0, self.channels, 3)]
         scaled: dict[Size, Image.Image] = {}
         for crop in crops:
             if crop.scaled is None:
-                yield self._whole(image, crop.fit or self.fit)
+                fit = crop.fit or self.fit
+                yield self._stacked(
+                    [_to_square(image, side, fit, colour) for side, colour in zip(sides, colours, strict=True)]
+                )
                 continue
             if crop.scaled not in scaled:
                 height, width = crop.scaled
@@ -63,33 +75,31 @@ class ImagePreparer:
             top, left = crop.corner
             square = Image.new("RGB", (self.image_size_px,) * 2)
             square.paste(scaled[crop.scaled], (-left, -top))
-            yield self._for_each([square])
+            yield self._stacked([_to_square(square, side, "stretch", ()) for side in sides])
 
-    def _whole(self, image: Image.Image, fit: Fit) -> np.ndarray:
-        if fit != "pad":
-            return self._for_each([self._to_square(image, fit)])
-        colours = [self.mean[first : first + 3] for first in range(0, self.channels, 3)]
-        size = (self.image_size_px,) * 2
-        return self._for_each([pad_to_square(image, colour).resize(size, RESAMPLE) for colour in colours])
+    def _stacked(self, squares: Sequence[Image.Image]) -> np.ndarray:
+        """uint8 [C, S, S] of a square for each encoder."""
+        planes = np.zeros((self.channels, self.side_px, self.side_px), np.uint8)
+        for first, square in enumerate(squares):
+            planes[3 * first : 3 * first + 3, : square.height, : square.width] = np.asarray(square).transpose(2, 0, 1)
+        return planes
 
-    def _for_each(self, squares: Sequence[Image.Image]) -> np.ndarray:
-        """uint8 [C, S, S] of one square for all encoders, or of one for each."""
-        planes = [np.asarray(square).transpose(2, 0, 1) for square in squares]
-        return np.concatenate(planes * (self.channels // (3 * len(squares))))
 
-    def _to_square(self, image: Image.Image, fit: Fit) -> Image.Image:
-        size = self.image_size_px
-        if fit == "stretch":
-            return image.resize((size, size), RESAMPLE)
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        scaled_long = max(size, int(size * long / short))
-        scaled = (scaled_long, size) if width > height else (size, scaled_long)
-        # Cropping the source first keeps a 1×10000 image from being scaled to 640,000 pixels of length.
-        image = image.resize(scaled, RESAMPLE) if scaled_long <= 64 * size else _middle(image, short)
-        if min(image.size) != size:
-            image = image.resize((size, size), RESAMPLE)
-        return _middle(image, size)
+def _to_square(image: Image.Image, size: int, fit: Fit, colour: Sequence[float]) -> Image.Image:
+    """`image` as size × size pixels; colour: around one that is padded."""
+    if fit == "stretch":
+        return image if image.size == (size, size) else image.resize((size, size), RESAMPLE)
+    if fit == "pad":
+        return pad_to_square(image, colour).resize((size, size), RESAMPLE)
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    scaled_long = max(size, int(size * long / short))
+    scaled = (scaled_long, size) if width > height else (size, scaled_long)
+    # Cropping the source first keeps a 1×10000 image from being scaled to 640,000 pixels of length.
+    image = image.resize(scaled, RESAMPLE) if scaled_long <= 64 * size else _middle(image, short)
+    if min(image.size) != size:
+        image = image.resize((size, size), RESAMPLE)
+    return _middle(image, size)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:

@@ -51,6 +51,12 @@ class Parts:
         return projected(encoder, self.projector)
 
     @property
+    def sides_px(self) -> tuple[int, ...]:
+        """The side of what each encoder sees of a tile."""
+        side = self.geometry.image_size_px
+        return (side,) if self.second is None else (side, self.second.image_size_px or side)
+
+    @property
     def planner(self) -> Planner:
         """The planner of images and videos. Raises UserError when their settings don't fit encoder and projector."""
         return build_planner(self.geometry, self.image, self.video)
@@ -100,6 +106,7 @@ def fused(parts: Parts, see: Callable[[Any, int], PreTrainedModel]) -> VisionEnc
     first = VisionEncoder(model, parts.feature_layer, parts.class_token, side)
     if parts.second is None:
         return first
+    side = parts.second.image_size_px or side
     model = see(parts.second.config, side)
     return FusedEncoder(first, VisionEncoder(model, parts.second.feature_layer, "drop", side), parts.second.fusion)
 

@@ -65,6 +65,11 @@ class VisionEncoder(nn.Module):
         return self.family.used_layers(self.model.config, self.feature_layer)
 
     @property
+    def tile_side_px(self) -> int:
+        """Side of the tiles: what a `FusedEncoder` gets has the larger of two."""
+        return self.image_size_px
+
+    @property
     def is_resized(self) -> bool:
         """Whether tiles are of another size than the model was trained at."""
         return self.image_size_px != self.trained_size_px

@@ -23,23 +23,25 @@ CHANNELS = 3  # of one encoder's tiles
 
 @dataclass(frozen=True)
 class SecondEncoder:
-    """The configuration of the second encoder; feature_layer and fusion as `SecondEncoderSettings` has them."""
+    """The configuration of the second encoder; the others as `SecondEncoderSettings` has them."""
 
     config: Any
     feature_layer: int
     fusion: Fusion
+    image_size_px: int | None = None
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> "SecondEncoder":
         """Read what `saved` gives."""
         config = encoder_family(saved["vision_config"]["model_type"]).config.from_dict(dict(saved["vision_config"]))
-        return cls(config, saved["feature_layer"], saved["fusion"])
+        return cls(config, saved["feature_layer"], saved["fusion"], saved.get("image_size_px"))
 
     def saved(self) -> dict[str, Any]:
         """Return what a model's directory says of it."""
         return {
             "feature_layer": self.feature_layer,
             "fusion": self.fusion,
+            "image_size_px": self.image_size_px,
             "vision_config": self.config.to_dict(),
         }
 
@@ -52,16 +54,17 @@ class SecondEncoder:
 def check_grids(first: Any, sizes_px: tuple[int, int], second: SecondEncoder) -> None:
     """Raise UserError unless both encoders make the same grid of patches of a tile.
 
-    first: configuration of the first encoder. sizes_px: side of tiles, which both get, and of the first encoder's patches.
+    first: configuration of the first encoder. sizes_px: side of what it sees of a tile, and of its patches.
     """
     side, patch = sizes_px
-    _, other = input_size_px(second.config, second.feature_layer, side)
-    grids = side // patch, side // other
+    other_side, other_patch = input_size_px(second.config, second.feature_layer, second.image_size_px or side)
+    grids = side // patch, other_side // other_patch
     if grids[0] != grids[1]:
         names = (encoder_family(first.model_type).title, encoder_family(second.config.model_type).title)
         raise UserError(
-            f"model.vision_encoder.second: tiles of {side} px are {grids[0]}×{grids[0]} patches of {names[0]} and "
-            f"{grids[1]}×{grids[1]} of {names[1]}; take encoders of one patch size, or another image_size_px"
+            f"model.vision_encoder.second: a tile is {grids[0]}×{grids[0]} patches of {names[0]} ({side} px) and "
+            f"{grids[1]}×{grids[1]} of {names[1]} ({other_side} px); take encoders of one patch size, or give one another "
+            "image_size_px"
         )
 
 
@@ -83,7 +86,8 @@ def tile_geometry(
 class FusedEncoder(nn.Module):
     """Features of two encoders, patch by patch: tiles [T, 6, S, S], three channels for each, → [T, P, V + W].
 
-    Each sees pixels with its own mean, deviation and colour around a padded image. `width` puts the features of a patch side
+    Each sees pixels with its own mean, deviation and colour around a padded image; that of a smaller side in the upper left
+    of its channels. `width` puts the features of a patch side
     by side. `interleaved` lets them follow each other, [T, 2P, V + W], where the half that is the other's is zeros: the
     first layer of a projector is then one for each of the two, and what is behind it is shared.
     """
@@ -98,7 +102,8 @@ class FusedEncoder(nn.Module):
             raise UserError("the class token has no place among the patches of two encoders; use class_token: drop")
         self.first, self.second = first, second
         self.fusion: Fusion = fusion
-        self.described = SecondEncoder(second.config, second.feature_layer, fusion)
+        own = None if second.image_size_px == first.image_size_px else second.image_size_px
+        self.described = SecondEncoder(second.config, second.feature_layer, fusion, own)
         check_grids(first.config, (first.image_size_px, first.patch_size_px), self.described)
 
     @property
@@ -108,6 +113,10 @@ class FusedEncoder(nn.Module):
     @property
     def image_size_px(self) -> int:
         return self.first.image_size_px
+
+    @property
+    def tile_side_px(self) -> int:
+        return max(encoder.image_size_px for encoder in self.encoders)
 
     @property
     def width(self) -> int:
@@ -139,7 +148,10 @@ class FusedEncoder(nn.Module):
             encoder.recompute_activations()
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        first, second = self.first(tiles[:, :CHANNELS]), self.second(tiles[:, CHANNELS:])
+        first, second = (
+            encoder(own[..., : encoder.image_size_px, : encoder.image_size_px])
+            for encoder, own in zip(self.encoders, tiles.split(CHANNELS, 1), strict=True)
+        )
         if self.fusion == "width":
             return torch.cat([first, second], -1)
         both = pad(first, (0, self.second.width)), pad(second, (self.first.width, 0))

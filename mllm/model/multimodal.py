@@ -94,8 +94,7 @@ class MultimodalLM(nn.Module):
         takes_all_ranks = self.training or is_partitioned(self.vision_encoder)
         if not takes_all_ranks:
             return embeddings
-        square = Square(self.geometry)
-        side = square.geometry.image_size_px
+        square, side = Square(self.geometry), self.vision_encoder.tile_side_px
         blank = torch.zeros(1, self.vision_encoder.channels, side, side, device=embeddings.device)
         return embeddings + 0.0 * self.encode_images(blank, (square.visual,)).sum().to(embeddings.dtype)
 

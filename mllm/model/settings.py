@@ -15,6 +15,8 @@ class SecondEncoderSettings(Settings):
     """A directory or hub id of an encoder, as for the first."""
     feature_layer: int = -2
     """Index of the hidden states that are used. -2 by default."""
+    image_size_px: int | None = Field(default=None, ge=1)
+    """Side of the square that it sees of a tile, in pixels. The default, null, is the first encoder's side."""
     fusion: Literal["width", "interleaved"] = "width"
     """How the features of a patch come together: side by side, as wide as both (`width`, the default; Prismatic), or one
     after the other, twice as many (`interleaved`; MMVP).
@@ -38,8 +40,8 @@ class VisionEncoderSettings(Settings):
     that was saved.
     """
     second: SecondEncoderSettings | None = None
-    """Another encoder that sees the same tiles, of the same side, with its own mean, standard deviation and colour around a
-    padded image. Both have to make the same grid of patches of a tile. None by default.
+    """Another encoder that sees the same tiles, with its own mean, standard deviation and colour around a padded image.
+    Both have to make the same grid of patches of a tile. None by default.
     """
     class_token: Literal["drop", "keep"] = "drop"
     """What becomes of the encoder's class token: `drop` (the default), or `keep`, which hands it on as one more image

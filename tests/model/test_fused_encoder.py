@@ -77,6 +77,32 @@ def test_widths_add_and_each_half_is_its_encoder_alone_on_pixels_of_its_own(pair
     assert torch.equal(found, torch.cat(halves, -1))
 
 
+@pytest.mark.parametrize("sides", [(16, 32), (32, 16)], ids=str)
+@pytest.mark.parametrize("tiling", ["square", "grid"])
+def test_encoders_of_unlike_sides_see_a_tile_each_at_its_own(tiny_parts, samples, tmp_path, picture, sides, tiling):
+    first, second = sides
+    both = (
+        save_tiny_encoder(tmp_path, "dinov2_with_registers", image_size=first, patch_size=first // 4),
+        save_tiny_encoder(tmp_path, "siglip", image_size=second, patch_size=second // 4),
+    )
+    image = {"tiling": tiling, "max_tiles": 2}
+    model, processor = build(settings_of(both, tiny_parts, image=image, second={"image_size_px": second}))
+    tiles = processor.pixels(picture)[None]
+    assert tiles.shape == (1, 6, 32, 32) and model.geometry.image_size_px == first
+    own = [load_preparer(path, side, "pad")(picture)[None] for path, side in zip(both, sides, strict=True)]
+    with torch.inference_mode():
+        halves = [alone(path)(pixels) for path, pixels in zip(both, own, strict=True)]
+        assert torch.equal(model.eval().vision_encoder(tiles), torch.cat(halves, -1))
+    batch = batch_of(samples, processor, "samples", max_length=800)
+    checkpoint.save(tmp_path / "model", model, processor)
+    loaded, reader = mllm.load(tmp_path / "model")
+    assert reader.preparer == processor.preparer and reader.geometry == processor.geometry
+    with torch.inference_mode():
+        assert torch.equal(loaded.logits(batch), model.logits(batch))
+        words_alone = batch_of(samples[2:3], processor, "samples")
+        assert words_alone.tiles is None and model.train()(words_alone).isfinite()
+
+
 def test_interleaved_features_follow_each_other_and_the_other_half_is_zeros(pair, tiny_parts, picture):
     model, processor = build(settings_of(pair, tiny_parts, "interleaved"))
     tiles = processor.pixels(picture)[None]
@@ -185,7 +211,10 @@ def settings_values(path):
 def test_what_two_encoders_cannot_be_is_refused_in_a_line(pair, tiny_parts, tmp_path):
     coarse = save_tiny_encoder(tmp_path, "siglip", patch_size=8)
     cases = [
-        (settings_of((pair[0], coarse), tiny_parts), r"4×4 patches of DINOv2 with registers and 2×2 of SigLIP; take"),
+        (
+            settings_of((pair[0], coarse), tiny_parts),
+            r"4×4 patches of DINOv2 with registers .16 px. and 2×2 of SigLIP .16 px.; take",
+        ),
         (settings_of(pair, tiny_parts, class_token="keep"), "class token has no place among the patches of two"),
         (settings_of(pair, tiny_parts, "interleaved", projector={"shuffle": 2}), "set fusion: width"),
         (settings_of(pair, tiny_parts, second={"feature_layer": 9}), "feature_layer 9: the encoder has hidden states"),

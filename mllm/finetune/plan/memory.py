@@ -204,7 +204,7 @@ def _peak_over_weights(
 
 def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
     """The loss of a micro-batch of `shape`, through the model's own parts."""
-    embeddings = model.embed(_batch(shape, model.vision_encoder.channels, model.geometry.image_size_px))
+    embeddings = model.embed(_batch(shape, model.vision_encoder.channels, model.vision_encoder.tile_side_px))
     hidden = model.language_model.get_decoder()(
         inputs_embeds=embeddings,
         position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
