@@ -52,6 +52,7 @@ OURS: dict[str, str] = {
     "mm_vision_select_layer": "model.vision_encoder.feature_layer",
     "mm_vision_select_feature": "model.vision_encoder.class_token",
     "vision_feature_layer": "model.vision_encoder.feature_layer",
+    "force_image_size": "model.vision_encoder.image_size_px",
     "vision_feature_select_strategy": "model.vision_encoder.class_token",
     "pretrain_mm_mlp_adapter": "model.init_from (the final/ of the stage before)",
     "adapter_name_or_path": "model.init_from",

@@ -162,11 +162,13 @@ def _processor_statistics(path: str) -> Statistics:
     """Read mean and standard deviation of the three channels from a directory's image processor."""
     try:
         values = AutoImageProcessor.from_pretrained(path, backend="pil").to_dict()
-    except ImportError:
+    except (OSError, ValueError, ImportError) as error:
         # The classes of some processors, such as DINOv3's, are there with torchvision alone; their files say the same.
-        values, _ = ImageProcessingMixin.get_image_processor_dict(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no image processor found ({error}); it holds the encoder's mean and std") from None
+        values = _written_processor(path)
+        if not {"image_mean", "image_std"} <= values.keys():
+            raise UserError(
+                f"{path}: no image processor found ({error}); it holds the encoder's mean and std"
+            ) from None
     mean, std = values.get("image_mean"), values.get("image_std")
     sizes = [len(numbers) if isinstance(numbers, list | tuple) else 0 for numbers in (mean, std)]
     if sizes != [3, 3] or values.get("do_normalize") is False:
@@ -175,6 +177,14 @@ def _processor_statistics(path: str) -> Statistics:
             "normalized; write image_mean and image_std into its preprocessor_config.json"
         )
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _written_processor(path: str) -> dict[str, Any]:
+    """Read what a directory's files say of its image processor; empty where there are none."""
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(path)[0]
+    except (OSError, ValueError):
+        return {}
 
 
 def part_origin(path: str, shapes: Mapping[str, torch.Size], load: Callable[[], PreTrainedModel]) -> Origin:

@@ -214,6 +214,14 @@ def test_naflex_is_refused_by_name_with_what_to_take(tmp_path):
         vision_config(str(tmp_path))
 
 
+@pytest.mark.parametrize("kind", ["DINOv3ViTImageProcessor", "BitImageProcessor", "GotOcr2ImageProcessor"])
+def test_mean_and_deviation_are_read_of_processors_whose_class_may_be_missing(tmp_path, kind):
+    processor = {"image_processor_type": kind, "image_mean": MEAN, "image_std": STD}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    preparer = load_preparer(str(tmp_path), SIDE, "pad")
+    assert (preparer.mean, preparer.std) == (tuple(MEAN), tuple(STD))
+
+
 @pytest.mark.parametrize("change", [{"image_mean": None}, {"do_normalize": False}, {"image_std": [0.5]}], ids=str)
 def test_an_image_processor_without_mean_and_std_is_one_line(encoders, tmp_path, change):
     directory = save_tiny_encoder(tmp_path, "clip")
