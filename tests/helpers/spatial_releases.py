@@ -224,7 +224,7 @@ SPATIAL_CASES = {
     "naturalbench": (
         "Is it a dog?Please answer Yes or No.",
         "yes_no",
-        ["Yes", "No", "no", "YES"] + ["Yes"] * 4 + ["A", "It is a B", "b", "B"],
+        ["Yes", "No", "no", "YES"] + ["Yes"] * 4 + ["A", "It is a B", "b", "A"],
         {"score": 1 / 3, "Q_Acc": (1 + 0 + 0.5) / 3, "I_Acc": (1 + 0 + 0.5) / 3, "Acc": (4 + 2 + 3) / 12},
     ),
 }
