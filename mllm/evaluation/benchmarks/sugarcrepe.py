@@ -29,7 +29,10 @@ class SugarCrepeLine(FitLine):
 
 @METRICS.register("sugarcrepe")
 class SugarCrepeScore(Metric):
-    """The share of pairs whose true caption fits strictly better, the mean over files. A line scores as its pair."""
+    """The share of pairs whose true caption has the strictly greater number, the mean over files.
+
+    `prediction` is a number, such as a log-probability. A line scores as its pair.
+    """
 
     line = SugarCrepeLine
     right_at = None

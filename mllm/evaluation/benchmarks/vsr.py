@@ -35,7 +35,7 @@ def read_truth(answer: str) -> bool | None:
 
 @METRICS.register("vsr")
 class VsrScore(MeanMetric):
-    """Accuracy, also by relation. An answer without any of the words is wrong."""
+    """Accuracy, also by relation. An answer that says neither true nor false is wrong."""
 
     line = VsrLine
     by = ("relation",)

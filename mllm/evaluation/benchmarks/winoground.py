@@ -39,7 +39,10 @@ def _scores(fits: Mapping[tuple[int, int], float]) -> dict[str, float]:
 
 @METRICS.register("winoground")
 class WinogroundScore(Metric):
-    """Shares of examples whose captions, images or both are told apart; `score` is both. A line scores as its example."""
+    """Shares of examples whose captions, images or both are told apart; `score` is both.
+
+    `prediction` is a number, such as a log-probability. A line scores as its example.
+    """
 
     line = WinogroundLine
     right_at = None
