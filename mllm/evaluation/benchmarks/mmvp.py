@@ -54,7 +54,7 @@ def read_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def lmms_letter(answer: str) -> str:
-    """lmms-eval's reading of this benchmark, in which "bag" ends in no letter, and "a dog" is A; "" where it finds none."""
+    """lmms-eval's reading of this benchmark, to which "It is a cat" says A and "bag" B; "" where it finds none."""
     text = answer.strip()
     found = next((found for form in _LMMS_FORMS if (found := form.search(text))), None)
     first = text[:1].upper()
