@@ -24,9 +24,9 @@ REPORT_NAME = "report.json"
 def generate(config: GeneratorSettings) -> dict[str, Any]:
     """Write `config.output` whole or not at all; returns the report, which is also in `report.json`.
 
-    The directory holds `media/`, a file of samples for each kind of scene, `KIND.jsonl`, and `heldout/KIND.jsonl` with
-    questions; paths in them are relative to the file's folder. An earlier run's directory is replaced. Raises UserError where
-    it holds anything else.
+    The directory holds `media/`, a file of samples for each kind of scene that is counted, `KIND.jsonl`, and
+    `heldout/KIND.jsonl` with questions; paths in them are relative to the file's folder. An earlier run's directory is
+    replaced. Raises UserError where it holds anything else.
     """
     check_directory(config.output, BY)
     train, heldout = splits(config.seed, config.heldout_things)
@@ -44,6 +44,7 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
                 for draft in draw(kind, heldout, config.asked, config.seed)
                 for line in draft.questions(tuple(f"../{file}" for file in store.add(draft.media)))
             ]
+        files = {name: rows for name, rows in files.items() if rows}
         for name, rows in files.items():
             write_lines(root / name, rows)
         report = {
