@@ -3,9 +3,11 @@
 Each oracle follows the publisher's own bookkeeping (lists in file order, counts of pairs) and shares no code with the metric.
 """
 
+import json
 import random
 import re
 from collections import Counter, defaultdict
+from types import MappingProxyType
 
 import pytest
 
@@ -13,12 +15,13 @@ from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question, Reply, answer_all
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.benchmarks.mmvp import lmms_letter, read_letter
 from mllm.evaluation.benchmarks.naturalbench import read_answer
 from mllm.evaluation.benchmarks.vsr import read_truth
 from mllm.evaluation.controls import questions_of
 from mllm.evaluation.medium import shown
-from mllm.evaluation.plan import plan_run
+from mllm.evaluation.plan import Setup, plan_run
+from mllm.evaluation.predictions import score_file
+from mllm.evaluation.run import evaluate_subject
 from mllm.evaluation.scoring import score_answers
 from mllm.evaluation.subjects.endpoint import Endpoint
 from mllm.evaluation.subjects.local import LocalModel
@@ -170,22 +173,6 @@ def test_mmvp_counts_neighbours_and_the_four_swapped_labels_are_corrected_or_tak
     assert (scores["score"], scores["accuracy"]) == pytest.approx((sum(pairs) / 150, sum(graded) / 300))
 
 
-def test_letters_of_mmvp_are_read_by_two_rules():
-    options = {"A": "Open", "B": "Closed"}
-    cases = {
-        "a": ("A", "A"),
-        "(b)": ("B", "B"),
-        "B. Closed": ("B", "B"),
-        "(b) Closed": ("B", "B"),
-        "They are closed": ("B", ""),
-        "The answer is (a).": ("A", "A"),
-        "It is a closed one": ("B", "A"),
-        "(a) or (b)": (None, "A"),
-        "": (None, ""),
-    }
-    assert {text: (read_letter(text, options), lmms_letter(text)) for text in cases} == cases
-
-
 def official_naturalbench(said, kinds):
     """Li et al.'s four numbers over answers in the order q0i0, q0i1, q1i0, q1i1 of each sample."""
 
@@ -311,6 +298,29 @@ def test_fits_are_log_probabilities_of_the_answer_however_multiple_choice_is_ans
         )
         assert [float(answer.answer) for answer in answers] == pytest.approx([wanted[n] for n in range(12)], rel=1e-4)
         assert official["score"] == official["group"]
+
+
+class Sure:
+    """A model under test that is as sure of every answer as its prompt is long."""
+
+    identity = MappingProxyType({"model_sha256": "s"})
+
+    def answer(self, questions, on_replies):
+        on_replies({q: Reply((q.options or ("A",))[0], -1.0 / len(q.prompt + str(q.media))) for q in questions})
+
+
+def test_answers_of_an_evaluation_are_scored_again_from_their_file_and_say_what_was_measured(tmp_path):
+    names = ("winoground", "sugarcrepe_caption", "mmvp", "naturalbench", "whatsup", "vsr")
+    for name in names:
+        SPATIAL_WRITERS[name](tmp_path)
+    outcome = evaluate_subject(Setup(names, tmp_path, tmp_path / "out"), lambda: (Sure(), "sure", []))
+    for name in names:
+        metric = find_benchmark(name).metric
+        again = score_file(metric, tmp_path / "out" / "answers.jsonl")
+        assert again["score"] == outcome.official[name]["model"]["score"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["decoding"]["measured"] == ["winoground", "sugarcrepe_caption"]
+    assert "Official number (winoground)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_without_the_image_every_image_score_is_a_tie_and_lost(tmp_path):

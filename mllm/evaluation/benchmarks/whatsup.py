@@ -177,7 +177,9 @@ class WhatsUpPhotos(Benchmark):
                 options, letter = in_turn.options(captions, subset, place)
                 fields = {"subset": subset, "preposition": place}
                 file = self._image(data / self.folder, subset, str(image))
-                found.append(_item(f"{subset}-{number}", file, f"{subset.split('_')[0]}/{image}", fields, options, letter))
+                found.append(
+                    _item(f"{subset}-{number}", file, f"{subset.split('_')[0]}/{image}", fields, options, letter)
+                )
         return found
 
     def _image(self, root: Path, subset: str, image: str) -> Path:
