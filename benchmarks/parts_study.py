@@ -125,7 +125,7 @@ def main(arguments: Sequence[str]) -> None:
             shutil.rmtree(place / "run", ignore_errors=True)
     results = [json.loads(file.read_text()) for file in sorted(options.output.glob("runs/*/*/result.json"))]
     if not results:
-        raise UserError("no choice of parts could be run: " + "; ".join(refused.values()))
+        raise UserError("no choice of parts could be run: " + "; ".join(dict.fromkeys(refused.values())))
     rows = rows_of(results)
     write_json_atomically(options.output / "parts_study.json", {"machine": machine(), "rows": rows, "refused": refused})
     print(machine())

@@ -73,7 +73,7 @@ class SugarCrepe(FitBenchmark):
     card = Card(
         title="SugarCrepe, by P(yes)",
         questions="7,511 pairs of captions in seven files",
-        files=(*(f"{kind}.json" for kind in KINDS), "val2017/*.jpg (or coco/val2017)"),
+        files=(*(f"{kind}.json" for kind in KINDS), "val2017/*.jpg"),
         source="https://github.com/RAIVNLab/sugar-crepe (data/; images are COCO's val2017)",
         size="2 MB of text, 0.8 GB of images",
         licence="MIT; images by their Flickr terms",

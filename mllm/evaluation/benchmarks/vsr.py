@@ -70,7 +70,7 @@ class Vsr(Benchmark):
     card = Card(
         title="VSR, random test",
         questions="2,195 about 1,874 photos, 61 relations",
-        files=("splits/random/test.jsonl", "images/*.jpg (or coco/train2017 and coco/val2017)"),
+        files=("splits/random/test.jsonl", "images/*.jpg"),
         source="https://github.com/cambridgeltl/visual-spatial-reasoning (data/)",
         size="1 MB of text, 1 GB of COCO images (those that are used)",
         licence="Apache-2.0; images by their Flickr terms",

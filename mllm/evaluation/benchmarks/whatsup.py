@@ -162,7 +162,7 @@ class WhatsUpPhotos(Benchmark):
     card = Card(
         title="What'sUp, photos of COCO and Visual Genome",
         questions="two captions to a photo, in four files",
-        files=(*PHOTOS.values(), "val2017/*.jpg (or coco/val2017)", "vg_images/*.jpg"),
+        files=(*PHOTOS.values(), "val2017/*.jpg", "vg_images/*.jpg"),
         source=WhatsUp.card.source,
         size="0.8 GB of COCO's val2017, and some photos of Visual Genome",
         licence=WhatsUp.card.licence,

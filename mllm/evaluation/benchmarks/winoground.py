@@ -82,7 +82,7 @@ class Winoground(FitBenchmark):
     card = Card(
         title="Winoground, by P(yes)",
         questions="400 examples of two images and two captions",
-        files=("examples.jsonl or data/examples.jsonl", "images/ex_{id}_img_{n}.png beside it"),
+        files=("examples.jsonl", "images/ex_{id}_img_{n}.png"),
         source="https://huggingface.co/datasets/facebook/winoground (gated; unpack images.zip)",
         size="0.4 GB",
         licence="Meta's research licence",
