@@ -12,6 +12,7 @@ import torch
 from mllm.checkpoint.load import load, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.evaluation.medium import Medium
@@ -129,6 +130,8 @@ def load_local(source: str, dtype: str, batch_size: int, device: str | None = No
         "prompt_format": processor.format_name,
         "dtype": dtype,
     }
+    if processor.box_format != DEFAULT_BOX_FORMAT:
+        identity["box_format"] = processor.box_format
     return LocalModel(model, processor, batch_size, identity), path
 
 
