@@ -201,7 +201,8 @@ class Benchmark:
     suffix: what the prompt adds to a question. max_new_tokens: the length of an answer at most. default_limit: how many
     items are asked unless the user says (None: all). needs_whole_groups: a score needs every item of a group, so that a
     sample completes the groups it touches. default_data: DATA, unless the user says; None for one that has to be named.
-    hub: the data sets of the hub that hold it.
+    hub: the data sets of the hub that hold it. answers_with_places: whether answers are read in the box format of the model
+    under test, where that is known, before they are scored.
     """
 
     card: Card
@@ -214,6 +215,7 @@ class Benchmark:
     needs_whole_groups: bool = False
     default_data: Path | None = None
     hub: tuple[HubLayout, ...] = ()
+    answers_with_places: bool = False
 
     def items(self, data: Path) -> list[Item]:
         """Every item, in file order. Raises UserError when files are missing or not as released."""

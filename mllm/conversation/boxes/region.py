@@ -46,6 +46,14 @@ class Region(BaseModel):
         return list(zip(self.numbers[::2], self.numbers[1::2], strict=True))
 
     @property
+    def outline(self) -> tuple[Point, ...]:
+        """(x, y) of all corners around it: four, or the point itself."""
+        if self.box is None:
+            return tuple(self.points)
+        left, top, right, bottom = self.box
+        return (left, top), (right, top), (right, bottom), (left, bottom)
+
+    @property
     def bounds(self) -> Corners:
         """Left, top, right and bottom of all of it."""
         xs, ys = self.numbers[::2], self.numbers[1::2]

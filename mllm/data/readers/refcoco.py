@@ -13,13 +13,14 @@ from mllm.data.readers.fields import asked_about_images, found, image_paths
 from mllm.data.readers.records import record_reader
 from mllm.data.readers.registry import READERS
 
+QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: "  # LLaVA-1.5's
 IMAGE_FIELDS = ("image", "images", "file_name", "image_path")
 
 
 @READERS.register("refcoco")
 @record_reader
 def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
-    """A sample for each expression: where is it? The answer is its box.
+    """A sample for each expression, asked for as LLaVA-1.5's training data and the benchmarks do. The answer is its box.
 
     Expressions stand as `sentences` (texts, or objects with `raw` or `sent`) or `sentence`; `bbox` is COCO's
     [x, y, width, height].
@@ -34,7 +35,7 @@ def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     name = str(record.get("ref_id", record.get("id", place)))
     boxes = BoxesPart(boxes=(Region(box=coco_box(place, record.get("bbox"))),), unit="pixels")
     for number, sentence in enumerate(sentences):
-        messages = answered_by(boxes, asked_about_images(len(images), f"Where in the image is this: {sentence}", ""))
+        messages = answered_by(boxes, asked_about_images(len(images), QUESTION + sentence, ""))
         yield Sample(id=f"{name}/{number}", messages=messages, images=images, kind="refer")
 
 
