@@ -73,7 +73,7 @@ def chat_once(
 
 
 def _drawn(session: ChatSession, picture: Path | None) -> Path | None:
-    """The picture that was written of the last answer's places; None where it has none, or where that fails, which is said."""
+    """The picture that was written of the last answer's places; None where it has none, or that fails, which is said."""
     if session.places is None or picture is None:
         return None
     try:
@@ -127,12 +127,13 @@ def chat_script(
     shown = [open_image(image) for image in images], [open_video(video) for video in videos]
     for number, question in enumerate(questions):
         text = read_stdin() if question == "-" else question
+        own_images, own_videos = shown if number == 0 else ([], [])
         if as_json:
-            chat_as_json(session, text, *(shown if number == 0 else ((), ())), picture=picture)
+            chat_as_json(session, text, own_images, own_videos, picture)
             continue
         if len(questions) > 1:
             print(f"you> {text}")
-        chat_once(session, text, *(shown if number == 0 else ((), ())), picture=picture)
+        chat_once(session, text, own_images, own_videos, picture)
         if session.last is not None and session.last.finish_reason == "cancelled":
             raise KeyboardInterrupt
 
