@@ -6,12 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
+from mllm.conversation.boxes.scanning import NUMBER
 from mllm.evaluation.metric import METRICS, Metric, Result, mean
 from mllm.evaluation.metrics.box_text import read_box
 from mllm.evaluation.metrics.iou import Convention, IouLine, check_size, comparable, is_outside
 
-_NUMBER = r"([-+]?(?:\d+(?:\.\d*)?|\.\d+))"
-_POINT = re.compile(rf"[\[(]\s*{_NUMBER}\s*,\s*{_NUMBER}\s*[\])]")
+_POINT = re.compile(rf"[\[(]\s*({NUMBER})\s*,\s*({NUMBER})\s*[\])]")
 Point = tuple[float, float]
 
 
