@@ -160,7 +160,12 @@ CASES = (
             "in the sentence: Two young guys with shaggy hair look in a yard .",
             "val",
             ["[0, 0, 0.2, 0.8]", "[0.2, 0.2, 0.6, 0.6]", "[0, 0, 0.8, 0.8]", "on their heads"],
-            {"score": 0.5, "merged_boxes": 0.5, "without_box": 1, "by_category": {"people": 0.5, "bodyparts": 0.5}},
+            {
+                "score": 0.5,
+                "merged_boxes": 0.5,
+                "without_box": 1,
+                "by_category": {"people": 0.5, "bodyparts": 0.5, "other": 0.5},
+            },
         ),
         "coco_captions": (
             "Provide a one-sentence caption for the provided image.",
