@@ -1,39 +1,21 @@
 """Generate the demo's data: `python -m data_recipes.demo`."""
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from mllm.commands.shared import add_overrides, configure_logging, run_command
-from mllm.settings import expanded, load_settings
-
-CONFIG = Path(__file__).parent / "data.yaml"
+from data_recipes.generator_command import run_generator
+from mllm.commands.shared import run_command
+from mllm.settings import load_settings
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_recipes.demo",
-        description="Generate the demo's training data and held-out questions.",
-        epilog="example:\n  python -m data_recipes.demo --set output=runs/demo/data",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "config",
-        nargs="?",
-        type=expanded,
-        default=str(CONFIG),
-        metavar="CONFIG",
-        help="Settings of the generator (default: the demo's, data_recipes/demo/data.yaml).",
-    )
-    add_overrides(parser)
-    options = parser.parse_args(arguments)
-    configure_logging()
-
+def _write(config: str, overrides: list[str]) -> str:
     from data_recipes.demo.generate import generate
     from data_recipes.demo.settings import GeneratorSettings
 
-    report = generate(load_settings(GeneratorSettings, options.config, options.overrides))
-    print(f"data hash {report.data_hash}")
+    return generate(load_settings(GeneratorSettings, config, overrides)).data_hash
+
+
+def main(arguments: Sequence[str]) -> None:
+    run_generator(arguments, "demo", "Generate the demo's training data and held-out questions.", _write)
 
 
 if __name__ == "__main__":

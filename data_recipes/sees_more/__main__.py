@@ -1,39 +1,21 @@
 """Write the data: `python -m data_recipes.sees_more`."""
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from mllm.commands.shared import add_overrides, configure_logging, run_command
-from mllm.settings import expanded, load_settings
-
-CONFIG = Path(__file__).parent / "data.yaml"
+from data_recipes.generator_command import run_generator
+from mllm.commands.shared import run_command
+from mllm.settings import load_settings
 
 
-def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_recipes.sees_more",
-        description="Write training data and held-out questions.",
-        epilog="example:\n  python -m data_recipes.sees_more --set output=runs/sees_more/data",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "config",
-        nargs="?",
-        type=expanded,
-        default=str(CONFIG),
-        metavar="CONFIG",
-        help="Settings of the generator (default: data_recipes/sees_more/data.yaml).",
-    )
-    add_overrides(parser)
-    options = parser.parse_args(arguments)
-    configure_logging()
-
+def _write(config: str, overrides: list[str]) -> str:
     from data_recipes.sees_more.generate import generate
     from data_recipes.sees_more.settings import GeneratorSettings
 
-    report = generate(load_settings(GeneratorSettings, options.config, options.overrides))
-    print(f"data hash {report['data_hash']}")
+    return str(generate(load_settings(GeneratorSettings, config, overrides))["data_hash"])
+
+
+def main(arguments: Sequence[str]) -> None:
+    run_generator(arguments, "sees_more", "Write training data and held-out questions.", _write)
 
 
 if __name__ == "__main__":

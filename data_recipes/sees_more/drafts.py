@@ -21,7 +21,8 @@ class Asked:
 class Draft:
     """What is shown and what is asked about it.
 
-    media: pictures as PNG, and clips. shows: the names of the things or the look in them, in order.
+    media: pictures as PNG, and clips. shows: the names of the things or the look in them, in order. asked: what the benchmark
+    asks, too; taught: what training alone asks, the steps on the way to the answers.
     """
 
     name: str
@@ -29,9 +30,10 @@ class Draft:
     media: tuple[bytes | Frames, ...]
     shows: tuple[str, ...]
     asked: tuple[Asked, ...]
+    taught: tuple[Asked, ...] = ()
 
     def samples(self, files: tuple[str, ...]) -> list[Sample]:
-        """A sample for each question; files: where the media lie."""
+        """A sample for each question, of those that are taught too; files: where the media lie."""
         parts: tuple[Part, ...] = tuple(ImagePart() if isinstance(m, bytes) else VideoPart() for m in self.media)
         return [
             Sample(
@@ -44,11 +46,11 @@ class Draft:
                 source="sees_more",
                 kind=asked.type,
             )
-            for number, asked in enumerate(self.asked)
+            for number, asked in enumerate((*self.asked, *self.taught))
         ]
 
     def questions(self, files: tuple[str, ...]) -> list[dict[str, Any]]:
-        """A line of a benchmark for each question."""
+        """A line of a benchmark for each question that it asks."""
         shown: dict[str, Any] = {"images": list(files)} if isinstance(self.media[0], bytes) else {"video": files[0]}
         return [
             {"id": f"{self.name}-{n}", **shown, "question": a.question, "answer": a.answer, "type": a.type}

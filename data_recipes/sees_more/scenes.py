@@ -24,6 +24,7 @@ TILE: Size = (TILE_PX, TILE_PX)
 LARGE_SIZES: tuple[Size, ...] = ((192, 192), (128, 192), (192, 128))  # (height, width), whole tiles
 FRAMES = 6
 TRAVEL_PX = (26.0, 34.0)
+PLACES = ("first", "second")  # of a pair
 
 Scene = Callable[[str, Split, random.Random], Draft]
 
@@ -56,13 +57,21 @@ def several(name: str, split: Split, rng: random.Random) -> Draft:
         Asked("is the color in both images the same?", _yes_or_no(first.color == second.color), "same_color"),
     ]
     wanted = rng.randrange(2)
-    which = ("the first", "the second")[wanted]
+    which = f"the {PLACES[wanted]}"
     if first.shape != second.shape:
         asked.append(Asked(f"which image contains a {pair[wanted].shape}?", which, "which_shape"))
     if first.color != second.color:
         asked.append(Asked(f"which image contains a {pair[wanted].color} shape?", which, "which_color"))
+    taught = [
+        question
+        for thing, place in zip(pair, PLACES, strict=True)
+        for question in (
+            Asked(f"what shape is in the {place} image?", thing.shape, f"shape_of_{place}"),
+            Asked(f"what is the color of the shape in the {place} image?", thing.color, f"color_of_{place}"),
+        )
+    ]
     media = tuple(thing_picture(TILE, thing, random_place(TILE, RADII_PX, rng), rng) for thing in pair)
-    return Draft(name, "several", media, tuple(thing.name for thing in pair), tuple(asked))
+    return Draft(name, "several", media, tuple(thing.name for thing in pair), tuple(asked), tuple(taught))
 
 
 def moving(name: str, split: Split, rng: random.Random) -> Draft:
@@ -76,7 +85,12 @@ def moving(name: str, split: Split, rng: random.Random) -> Draft:
         along = TILE_PX / 2 + sign * travel * (number / (FRAMES - 1) - 0.5)
         places.append(Place(along, across, start.radius) if is_vertical else Place(across, along, start.radius))
     asked = (Asked("which way does the shape move?", way, "way"),)
-    return Draft(name, "moving", (_clip([(thing, place) for place in places], rng),), (thing.name,), asked)
+    ends = ("top", "bottom") if is_vertical else ("left", "right")
+    taught = tuple(
+        Asked(f"is the shape at the {ends[0]} or at the {ends[1]} in the {when} frame?", end, f"{when}_place")
+        for when, end in zip(("first", "last"), ends[::-1] if sign < 0 else ends, strict=True)
+    )
+    return Draft(name, "moving", (_clip([(thing, place) for place in places], rng),), (thing.name,), asked, taught)
 
 
 def in_order(name: str, split: Split, rng: random.Random) -> Draft:

@@ -72,6 +72,28 @@ def test_a_shape_moves_the_way_that_is_answered():
         assert draft.asked[0].answer == way
 
 
+def test_where_a_moving_shape_begins_and_ends_is_taught_as_it_is_drawn():
+    sides = {"left": (1, -1), "right": (1, 1), "top": (0, -1), "bottom": (0, 1)}
+    for draft in draw("moving", TRAIN, few(moving=40), 0):
+        (frames,) = draft.media
+        assert [taught.type for taught in draft.taught] == ["first_place", "last_place"]
+        for frame, taught in zip((frames[0], frames[-1]), draft.taught, strict=True):
+            axis, side = sides[taught.answer]
+            assert side * (ink(frame)[axis] - TILE_PX / 2) > 0
+            assert taught.answer in taught.question
+
+
+def test_what_each_picture_of_a_pair_shows_is_taught_and_only_in_training():
+    for draft in draw("several", TRAIN, few(several=40), 0):
+        told = [
+            f"{color.answer} {shape.answer}" for shape, color in zip(draft.taught[::2], draft.taught[1::2], strict=True)
+        ]
+        assert tuple(told) == draft.shows
+        taught = {each.type for each in draft.taught}
+        assert taught <= {sample.kind for sample in draft.samples(("a.png", "b.png"))}
+        assert not taught & {line["type"] for line in draft.questions(("a.png", "b.png"))}
+
+
 def test_the_shape_of_the_first_frame_comes_first_and_the_question_doesnt_tell_which():
     named_first = 0
     for draft in draw("in_order", TRAIN, few(in_order=60), 0):
