@@ -13,6 +13,7 @@ from mllm.files import atomic_file
 from mllm.inference.request import PromptImage
 from mllm.media.decode import read_image, read_image_size
 from mllm.media.drawing import COLOURS, Mark, draw_marks
+from mllm.media.frame import Frame
 from mllm.media.ref import ImageSource
 from mllm.outputs import free_name
 from mllm.processor import Processor
@@ -37,24 +38,27 @@ def read_regions(text: str, shown: Sequence[PromptImage], processor: Processor) 
 
     They are of the image that was shown last: no box format says which. One may lie outside of it.
     """
-    last = _last_image(shown)
-    if last is None:
-        return None
-    return processor.read_boxes(text, processor.frame(read_image_size(last.source), last.visual))
+    last = _last_image(shown, processor)
+    return None if last is None else processor.read_boxes(text, last[1])
 
 
 def places_in(text: str, shown: Sequence[PromptImage], processor: Processor) -> Places | None:
     """The places of an answer that lie in the image, cut at its edges; None where it names none."""
-    regions = [r.clipped() for r in read_regions(text, shown, processor) or () if _is_near(r)]
-    last = _last_image(shown)
-    return Places(last.source, tuple(regions)) if last is not None and regions else None
+    last = _last_image(shown, processor)
+    if last is None:
+        return None
+    source, frame = last
+    near = [r for r in processor.read_boxes(text, frame) if _is_near(r) or _is_near(r.moved(frame.into))]
+    return Places(source, tuple(region.clipped() for region in near)) if near else None
 
 
-def _last_image(shown: Sequence[PromptImage]) -> PromptImage | None:
-    return next((image for image in reversed(shown) if image.visual.frames is None), None)
+def _last_image(shown: Sequence[PromptImage], processor: Processor) -> tuple[ImageSource, Frame] | None:
+    last = next((image for image in reversed(shown) if image.visual.frames is None), None)
+    return None if last is None else (last.source, processor.frame(read_image_size(last.source), last.visual))
 
 
 def _is_near(region: Region) -> bool:
+    """Whether it lies in the image, or in what is shown of it with its padding, if only just."""
     return all(-SLACK <= number <= 1 + SLACK for number in region.numbers)
 
 

@@ -40,18 +40,21 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
             brush.line([*corners, *corners[:2]], fill=colour, width=width, joint="curve")
     for mark in marks:
         if mark.label:
-            _write_label(brush, drawn.size, mark)
+            _write_label(brush, drawn.size, mark, line)
     return drawn
 
 
-def _write_label(brush: ImageDraw.ImageDraw, size: tuple[int, int], mark: Mark) -> None:
-    """The label on its colour above the place, or inside it where there is no room above."""
+def _write_label(brush: ImageDraw.ImageDraw, size: tuple[int, int], mark: Mark, line: int) -> None:
+    """The label on its colour above the place, or inside it where there is no room above.
+
+    Characters that Pillow's built-in font lacks become boxes.
+    """
     font = ImageFont.load_default(max(FEWEST_TEXT_PX, max(size) // TEXT_A_SIDE))
     left, top, right, bottom = brush.textbbox((0, 0), mark.label, font=font)
     width, height = right - left + 6, bottom - top + 6
     x = min(point[0] for point in mark.outline) * size[0]
-    y = min(point[1] for point in mark.outline) * size[1]
+    y = min(point[1] for point in mark.outline) * size[1] - (3 * line if len(mark.outline) == 1 else 0)
     x = max(0, min(x, size[0] - width))
-    y = y - height if y >= height else min(y, size[1] - height)
+    y = y - height if y >= height else max(0, min(y, size[1] - height))
     brush.rectangle((x, y, x + width, y + height), fill=mark.colour)
     brush.text((x + 3 - left, y + 3 - top), mark.label, fill="white", font=font)
