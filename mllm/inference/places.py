@@ -15,7 +15,7 @@ from mllm.media.decode import read_image, read_image_size
 from mllm.media.drawing import COLOURS, Mark, draw_marks
 from mllm.media.frame import Frame
 from mllm.media.ref import ImageSource
-from mllm.outputs import free_name
+from mllm.outputs import check_file, free_name
 from mllm.processor import Processor
 
 SLACK = 0.1  # a place that reaches further out of the image is none: these are numbers of something else
@@ -74,6 +74,7 @@ def write_picture(places: Places, path: Path, by: str) -> Path:
     where nothing can be written.
     """
     target = free_name(path) if os.path.lexists(path) else path
+    check_file(target, by)
     with atomic_file(target, by) as temporary:
         drawn = draw_marks(read_image(places.source), marks_of(places.regions))
         drawn.save(temporary, Image.registered_extensions()[path.suffix.lower()])

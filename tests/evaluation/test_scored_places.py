@@ -63,10 +63,9 @@ def test_what_a_model_writes_in_its_format_is_scored_over_the_image(tiny_parts, 
 
 def test_shares_of_the_padded_square_are_not_taken_for_shares_of_the_image(tiny_parts, tmp_path):
     padded = "[0.20, 0.35, 0.60, 0.55]"  # the truth, with a quarter of the square above it
-    assert outcome_of(subject_of(tiny_parts, "llava", fit="pad"), tmp_path / "a", [padded] * 2)["refcoco"].score == 1.0
-    assert (
-        outcome_of(subject_of(tiny_parts, "llava", fit="stretch"), tmp_path / "b", [padded] * 2)["refcoco"].score == 0.0
-    )
+    for fit, overlap in (("pad", 1.0), ("stretch", 0.5)):
+        outcome = outcome_of(subject_of(tiny_parts, "llava", fit=fit), tmp_path / fit, [padded] * 2)
+        assert outcome.official["refcoco"]["model"]["mean_iou"] == pytest.approx(overlap)
 
 
 def test_answers_are_scored_again_from_their_file_as_they_were_read(tiny_parts, tmp_path):
