@@ -24,9 +24,9 @@ REPORT_NAME = "report.json"
 def generate(config: GeneratorSettings) -> dict[str, Any]:
     """Write `config.output` whole or not at all; returns the report, which is also in `report.json`.
 
-    The directory holds `media/`, a file of samples for each kind of scene, `KIND.jsonl`, and `heldout/KIND.jsonl` with
-    questions; paths in them are relative to the file's folder. An earlier run's directory is replaced. Raises UserError where
-    it holds anything else.
+    The directory holds `media/`, a file of samples for each kind of scene, `KIND.jsonl`, for some another of the same samples
+    without pictures, `KIND_in_words.jsonl`, and `heldout/KIND.jsonl` with questions; paths in them are relative to the file's
+    folder. An earlier run's directory is replaced. Raises UserError where it holds anything else.
     """
     check_directory(config.output, BY)
     train, heldout = splits(config.seed, config.heldout_things)
@@ -34,11 +34,12 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
         store = MediaStore(root)
         files: dict[str, list[dict[str, Any]]] = {}
         for kind in tqdm(SCENES, desc="drawing", unit="kind", disable=None):
+            trained = draw(kind, train, config.trained, config.seed)
             files[f"{kind}.jsonl"] = [
-                record_of(sample)
-                for draft in draw(kind, train, config.trained, config.seed)
-                for sample in draft.samples(store.add(draft.media))
+                record_of(sample) for draft in trained for sample in draft.samples(store.add(draft.media))
             ]
+            if in_words := [record_of(sample) for draft in trained for sample in draft.samples_in_words()]:
+                files[f"{kind}_in_words.jsonl"] = in_words
             files[f"heldout/{kind}.jsonl"] = [
                 line
                 for draft in draw(kind, heldout, config.asked, config.seed)

@@ -71,7 +71,9 @@ def several(name: str, split: Split, rng: random.Random) -> Draft:
         )
     ]
     media = tuple(thing_picture(TILE, thing, random_place(TILE, RADII_PX, rng), rng) for thing in pair)
-    return Draft(name, "several", media, tuple(thing.name for thing in pair), tuple(asked), tuple(taught))
+    names = tuple(thing.name for thing in pair)
+    told = tuple(f"a {name}" for name in names)
+    return Draft(name, "several", media, names, tuple(asked), tuple(taught), told)
 
 
 def moving(name: str, split: Split, rng: random.Random) -> Draft:
@@ -86,11 +88,15 @@ def moving(name: str, split: Split, rng: random.Random) -> Draft:
         places.append(Place(along, across, start.radius) if is_vertical else Place(across, along, start.radius))
     asked = (Asked("which way does the shape move?", way, "way"),)
     ends = ("top", "bottom") if is_vertical else ("left", "right")
+    begin, end = ends[::-1] if sign < 0 else ends
     taught = tuple(
-        Asked(f"is the shape at the {ends[0]} or at the {ends[1]} in the {when} frame?", end, f"{when}_place")
-        for when, end in zip(("first", "last"), ends[::-1] if sign < 0 else ends, strict=True)
+        Asked(f"is the shape at the {ends[0]} or at the {ends[1]} in the {when} frame?", where, f"{when}_place")
+        for when, where in (("first", begin), ("last", end))
     )
-    return Draft(name, "moving", (_clip([(thing, place) for place in places], rng),), (thing.name,), asked, taught)
+    told = tuple(f"a {thing.name} {where}" for where in (f"at the {begin}", "in the middle", f"at the {end}"))
+    return Draft(
+        name, "moving", (_clip([(thing, place) for place in places], rng),), (thing.name,), asked, taught, told
+    )
 
 
 def in_order(name: str, split: Split, rng: random.Random) -> Draft:

@@ -94,6 +94,18 @@ def test_what_each_picture_of_a_pair_shows_is_taught_and_only_in_training():
         assert not taught & {line["type"] for line in draft.questions(("a.png", "b.png"))}
 
 
+@pytest.mark.parametrize("kind", ["several", "moving"])
+def test_what_is_asked_of_pictures_is_asked_in_words_that_tell_what_they_show(kind):
+    for draft in draw(kind, TRAIN, few(**{kind: 20}), 0):
+        shown, told = draft.samples(("a", "b")[: len(draft.media)]), draft.samples_in_words()
+        assert [s.messages[1] for s in shown] == [s.messages[1] for s in told]
+        assert not {s.id for s in shown} & {s.id for s in told}
+        for sample in told:
+            assert not sample.images and sample.kind.endswith("_in_words")
+            assert all(name in sample.messages[0].text for name in draft.shows)
+    assert not draw("in_order", TRAIN, few(), 0)[0].samples_in_words()
+
+
 def test_the_shape_of_the_first_frame_comes_first_and_the_question_doesnt_tell_which():
     named_first = 0
     for draft in draw("in_order", TRAIN, few(in_order=60), 0):
