@@ -12,12 +12,13 @@ from mllm.conversation.boxes import Region
 from mllm.files import atomic_file
 from mllm.inference.request import PromptImage
 from mllm.media.decode import read_image, read_image_size
-from mllm.media.drawing import COLOURS, Mark, draw_marks
+from mllm.media.drawing import COLOURS, Mark, draw_marks, enlarged
 from mllm.media.frame import Frame
 from mllm.media.ref import ImageSource
 from mllm.outputs import check_file, free_name
 from mllm.processor import Processor
 
+PICTURE_PX = 640  # a smaller image is enlarged, so that names have room
 SLACK = 0.1  # a place that reaches further out of the image is none: these are numbers of something else
 
 
@@ -68,14 +69,14 @@ def marks_of(regions: Sequence[Region]) -> list[Mark]:
 
 
 def write_picture(places: Places, path: Path, by: str) -> Path:
-    """Write the image with its places drawn on it. Returns its path: `path`, or one with a number behind its name.
+    """Write the image, enlarged if it is small, with its places drawn on it.
 
-    path: its end says the kind of picture, `.png` or another that Pillow knows. by: the command that writes. Raises UserError
-    where nothing can be written.
+    Returns its path: `path`, or one with a number behind its name. path: its end says the kind of picture, `.png` or another
+    that Pillow knows. by: the command that writes. Raises UserError where nothing can be written.
     """
     target = free_name(path) if os.path.lexists(path) else path
     check_file(target, by)
     with atomic_file(target, by) as temporary:
-        drawn = draw_marks(read_image(places.source), marks_of(places.regions))
+        drawn = draw_marks(enlarged(read_image(places.source), PICTURE_PX), marks_of(places.regions))
         drawn.save(temporary, Image.registered_extensions()[path.suffix.lower()])
     return target

@@ -10,7 +10,7 @@ from PIL import Image
 from mllm.errors import UserError
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip, read_frames
 from mllm.media.decode import image_bytes, read_image
-from mllm.media.drawing import Mark, draw_marks
+from mllm.media.drawing import Mark, draw_marks, enlarged
 from mllm.media.ref import ImageRef
 from mllm.media.remote import data_url
 
@@ -56,11 +56,11 @@ def thumbnail_url(
 ) -> str:
     """Write an image whose longer side has at most `side_px`, as `png` or as `jpeg` of a quality (1 to 95).
 
-    marks: places that are drawn on it. Raises UserError like `read_image`.
+    marks: places that are drawn on it, enlarged where it is smaller. Raises UserError like `read_image`.
     """
     picture = read_image(image)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    return _picture_url(draw_marks(picture, marks) if marks else picture, kind, quality)
+    return _picture_url(draw_marks(enlarged(picture, side_px), marks) if marks else picture, kind, quality)
 
 
 def _picture_url(picture: Image.Image, kind: str, quality: int = 80) -> str:

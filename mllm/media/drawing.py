@@ -44,6 +44,15 @@ def draw_marks(picture: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     return drawn
 
 
+def enlarged(picture: Image.Image, side_px: int) -> Image.Image:
+    """A picture whose longer side is shorter than `side_px`, scaled up to it: marks need room. Others are as they are."""
+    scale = side_px / max(picture.size)
+    if scale <= 1:
+        return picture
+    size = [max(1, round(side * scale)) for side in picture.size]
+    return picture.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+
+
 def _write_label(brush: ImageDraw.ImageDraw, size: tuple[int, int], mark: Mark, line: int) -> None:
     """The label on its colour above the place, or inside it where there is no room above.
 

@@ -126,7 +126,8 @@ def test_a_report_draws_true_places_and_answered_ones(tmp_path):
     drawn = re.findall(r"class=places alt='' src='data:image/png;base64,([^']+)'", page)
     assert len(drawn) == 2 and "answered</b>" in page  # at the top, and in the gallery
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn[0]))).convert("RGB")).astype(int)
-    for colour, x, y in ((TRUE, 20, 30), (TRUE, 50, 10), (SAID, 100, 70), (SAID, 140, 90)):
+    assert picture.shape[:2] == (112, 224)
+    for colour, x, y in ((TRUE, 22, 34), (TRUE, 56, 11), (SAID, 112, 78), (SAID, 157, 100)):
         ink = [int(colour[n : n + 2], 16) for n in (1, 3, 5)]
         assert (np.abs(picture[y - 3 : y + 4, x - 3 : x + 4] - ink).sum(-1) == 0).any(), (colour, x, y)
 

@@ -131,7 +131,7 @@ def test_places_of_an_answer_are_drawn_on_the_image_that_was_shown_last(
             f"messages.length === {count} && document.querySelectorAll('.assistant canvas').length === {count // 2}",
         )
     last = "[...document.querySelectorAll('.assistant canvas')].pop()"
-    until(page, f"{last}.width === [...document.querySelectorAll('.user img')].pop().naturalWidth")
+    until(page, f"{last}.width === 640 && {last}.height === 384")  # of 20 × 12 pixels
     inked = (
         f"""(([x, y]) => [...{last}.getContext('2d').getImageData(x * {last}.width, y * {last}.height, 1, 1).data])"""
     )

@@ -80,7 +80,7 @@ def test_no_picture_is_replaced(tmp_path):
     written = [write_picture(places, tmp_path / "boxes.png", "mllm chat") for _ in range(2)]
     assert [path.name for path in written] == ["boxes-2.png", "boxes-3.png"]
     assert (tmp_path / "boxes.png").read_bytes() == b"the user's own"
-    assert Image.open(written[0]).size == (20, 12) and Image.open(written[0]).format == "PNG"
+    assert Image.open(written[0]).size == (640, 384) and Image.open(written[0]).format == "PNG"
     (tmp_path / "odd.jpg").mkdir()
     assert Image.open(write_picture(places, tmp_path / "odd.jpg", "mllm chat")).format == "JPEG"
 
@@ -91,11 +91,11 @@ def test_a_chat_draws_what_an_answer_names_and_says_where(pointing, tmp_path, ca
     terminal.chat_script(session, ["where?"], [image], picture=picture)
     captured = capsys.readouterr()
     assert captured.err == f"its places are drawn on {picture}\n" and str(picture) not in captured.out
-    assert Image.open(picture).size == (20, 12)
+    assert Image.open(picture).size == (640, 384)  # of 20 × 12 pixels, in which no name has room
     terminal.chat_script(session, ["and now?"], [], as_json=True, picture=picture)
     record = json.loads(capsys.readouterr().out)
     assert record["places"] == [{"label": "it", "box": list(BOX)}]
-    assert record["picture"] == str(tmp_path / "boxes-2.png") and Image.open(record["picture"]).size == (20, 12)
+    assert record["picture"] == str(tmp_path / "boxes-2.png") and Image.open(record["picture"]).size == (640, 384)
 
 
 def test_a_picture_that_cannot_be_written_is_said_and_the_answer_stands(pointing, tmp_path, capsys):
