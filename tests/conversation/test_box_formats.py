@@ -25,6 +25,7 @@ WAYS = {
 }
 PLANNERS = {name: build_planner(GEOMETRY, image, VideoSettings()) for name, image in WAYS.items()}
 sides = st.one_of(st.integers(1, 2000), st.sampled_from([1, 2, 335, 336, 337, 9000]))
+calm = settings(max_examples=15, deadline=None)
 shares = st.floats(0, 1, allow_nan=False, width=64)
 
 
@@ -45,7 +46,7 @@ def in_units(name, frame, x, y):
 
 @pytest.mark.parametrize("name", BOX_FORMATS)
 @pytest.mark.parametrize("way", WAYS)
-@settings(max_examples=15, deadline=None)
+@calm
 @given(
     height=sides,
     width=sides,
@@ -80,6 +81,7 @@ def test_a_place_is_read_as_it_was_written_to_half_a_unit(name, way, height, wid
         )
 
 
+@calm
 @given(
     places=st.lists(st.tuples(shares, shares, shares, shares, shares, shares, shares, shares), min_size=1, max_size=3)
 )
@@ -100,6 +102,7 @@ def test_points_and_quadrilaterals_are_read_as_they_were_written(places):
                 assert all(abs(p - q) <= 0.5 + 1e-6 for a, b in units for p, q in zip(a, b, strict=True))
 
 
+@calm
 @given(numbers=st.tuples(*[st.integers(0, 1000).map(lambda n: n / 1000)] * 4))
 def test_cells_of_kosmos_2_are_those_of_transformers(numbers):
     (x1, x2), (y1, y2) = sorted(numbers[::2]), sorted(numbers[1::2])
