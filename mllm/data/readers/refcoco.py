@@ -35,7 +35,7 @@ def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     name = str(record.get("ref_id", record.get("id", place)))
     boxes = BoxesPart(boxes=(Region(box=coco_box(place, record.get("bbox"))),), unit="pixels")
     for number, sentence in enumerate(sentences):
-        messages = answered_by(boxes, asked_about_images(len(images), QUESTION + sentence, ""))
+        messages = answered_by(boxes, asked_about_images(len(images), f"{QUESTION}{sentence}", ""))
         yield Sample(id=f"{name}/{number}", messages=messages, images=images, kind="refer")
 
 
