@@ -167,7 +167,7 @@ def _benchmark(name: str, kind: Any) -> str:
         ("protocol", card.protocol),
         *([("appended to the question", kind.suffix.strip())] if kind.suffix else []),
         ("metric", f"[`{metric}`](metrics.md#{anchor_of(metric)})"),
-        ("longest answer", f"{kind.max_new_tokens} tokens"),
+        ("answer", "measured, not written") if kind.measures else ("longest answer", f"{kind.max_new_tokens} tokens"),
     ]
     return f"## `{name}`\n\n{card.title}\n\n{table(('', ''), rows)}"
 

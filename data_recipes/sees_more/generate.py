@@ -24,9 +24,10 @@ REPORT_NAME = "report.json"
 def generate(config: GeneratorSettings) -> dict[str, Any]:
     """Write `config.output` whole or not at all; returns the report, which is also in `report.json`.
 
-    The directory holds `media/`, a file of samples for each kind of scene, `KIND.jsonl`, for some another of the same samples
-    without pictures, `KIND_in_words.jsonl`, and `heldout/KIND.jsonl` with questions; paths in them are relative to the file's
-    folder. An earlier run's directory is replaced. Raises UserError where it holds anything else.
+    The directory holds, of each kind of scene that is counted, a file of samples, `KIND.jsonl`, for some another of the same
+    samples without pictures, `KIND_in_words.jsonl`, and `heldout/KIND.jsonl` with questions; the rest is in `media/`. Paths
+    in them are relative to the file's folder. An earlier run's directory is replaced. Raises UserError where it holds
+    anything else.
     """
     check_directory(config.output, BY)
     train, heldout = splits(config.seed, config.heldout_things)
@@ -38,13 +39,15 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
             files[f"{kind}.jsonl"] = [
                 record_of(sample) for draft in trained for sample in draft.samples(store.add(draft.media))
             ]
-            if in_words := [record_of(sample) for draft in trained for sample in draft.samples_in_words()]:
-                files[f"{kind}_in_words.jsonl"] = in_words
+            files[f"{kind}_in_words.jsonl"] = [
+                record_of(sample) for draft in trained for sample in draft.samples_in_words()
+            ]
             files[f"heldout/{kind}.jsonl"] = [
                 line
                 for draft in draw(kind, heldout, config.asked, config.seed)
                 for line in draft.questions(tuple(f"../{file}" for file in store.add(draft.media)))
             ]
+        files = {name: rows for name, rows in files.items() if rows}
         for name, rows in files.items():
             write_lines(root / name, rows)
         report = {

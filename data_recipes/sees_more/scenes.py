@@ -17,6 +17,7 @@ from data_recipes.sees_more.drawing import (
     thing_picture,
     word_picture,
 )
+from data_recipes.sees_more.several_things import counted, placed, related
 from data_recipes.sees_more.vocabulary import WAYS, Split, Thing
 from mllm.media.visual import Size
 
@@ -131,4 +132,7 @@ SCENES: dict[str, Scene] = {
     "several": several,
     "moving": moving,
     "in_order": in_order,
+    "counted": counted,
+    "placed": placed,
+    "related": related,
 }

@@ -19,6 +19,12 @@ class SceneCounts(Settings):
     """Number of clips of a shape that moves. 0 by default."""
     in_order: Count = 0
     """Number of clips of two shapes, one after the other. 0 by default."""
+    counted: Count = 0
+    """Number of pictures of one to five shapes. 0 by default."""
+    placed: Count = 0
+    """Number of pictures of two shapes, of which one has to be boxed. 0 by default."""
+    related: Count = 0
+    """Number of pictures of two shapes beside or above each other. 0 by default."""
 
 
 class GeneratorSettings(Settings):

@@ -228,7 +228,7 @@ def list_benchmarks() -> None:
         print(f"  files    DATA/{kind.folder}/{{{', '.join(kind.card.files)}}}")
         for layout in kind.hub:
             print(f"  or       {name}@{layout.repository} ({', '.join(layout.patterns)})")
-        _print_terms(kind.card, kind.metric, kind.max_new_tokens)
+        _print_terms(kind.card, kind.metric, None if kind.measures else kind.max_new_tokens)
     for name, path in benchmark_files().items():
         settings = UserFile(str(path)).settings
         print(f"{name}\n  {settings.description}\n  file     {path}\n  from     {settings.source}\n")
@@ -236,6 +236,7 @@ def list_benchmarks() -> None:
     _print_terms(UserFile.card, "exact_match", UserFile.max_new_tokens)
 
 
-def _print_terms(card: Any, metric: str, max_new_tokens: int) -> None:
+def _print_terms(card: Any, metric: str, max_new_tokens: int | None) -> None:
     print(f"  from     {card.source}; {card.size}\n  licence  {card.licence}")
-    print(f"  protocol {card.protocol} (metric {metric}, up to {max_new_tokens} tokens)\n")
+    length = "" if max_new_tokens is None else f", up to {max_new_tokens} tokens"
+    print(f"  protocol {card.protocol} (metric {metric}{length})\n")

@@ -40,6 +40,18 @@ def read_as(kind: type[R], path: Path, source: str) -> R:
         raise UserError(f"{path}: {first_problem(error)}; get the file again from {source}") from None
 
 
+def read_lines_as(kind: type[R], path: Path, source: str) -> list[R]:
+    """Read a JSON object a line as `kind`. Raises UserError naming the line that isn't as released."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(kind.model_validate_json(line))
+            except ValidationError as error:
+                raise UserError(f"{path}:{number}: {first_problem(error)}; get it again from {source}") from None
+    return found
+
+
 def first_problem(error: ValidationError) -> str:
     """Say the first problem of an error in a line: the place, and what is wrong there."""
     problem = error.errors()[0]

@@ -54,6 +54,7 @@ def _provenance(
     questions = {c.name: [(i.id, i.question, i.references) for i in c.items] for c in plan}
     media = {c.name: [_hash_of_media(item, hash_of) for item in c.items] for c in plan}
     prompts = {c.name: [c.benchmark.prompt(item) for item in c.items] for c in plan}
+    measured = [c.name for c in plan if c.benchmark.measures]
     return {
         **subject.identity,
         "questions_sha256": _hash(questions),
@@ -63,6 +64,7 @@ def _provenance(
             # An endpoint says its temperature where that isn't 0.
             "do_sample": subject.identity.get("temperature", 0) != 0,
             "choice_by": setup.choice_by,
+            **({"measured": measured} if measured else {}),
             "max_new_tokens": {c.name: c.benchmark.max_new_tokens for c in plan},
         },
         "seed": setup.seed,

@@ -108,12 +108,18 @@ def score_answers(
 
     Returns an answer for each item with its score, and the official numbers of all of them, with notes for a reader.
     """
+    replies = [_as_read(benchmark, reply) for reply in replies]
     result = benchmark.score_all([reply.text for reply in replies], items)
     answers = [
         _answer(item, condition, question.media, reply, score)
         for item, question, reply, score in zip(items, questions, replies, benchmark.scores_of(result), strict=True)
     ]
     return answers, result.scores | ({"notes": list(result.notes)} if result.notes else {})
+
+
+def _as_read(benchmark: Benchmark, reply: Reply) -> Reply:
+    """A reply with the text that is scored: what was said, or its log-probability where that is measured."""
+    return replace(reply, text=repr(reply.logprob)) if benchmark.measures else reply
 
 
 def score_majority(benchmark: Benchmark, items: Sequence[Item], majority: MajorityAnswer) -> list[Answer]:

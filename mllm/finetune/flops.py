@@ -13,6 +13,7 @@ from torch import nn
 
 from mllm.model.encoders import VisionEncoder
 from mllm.model.multimodal import MultimodalLM
+from mllm.model.trainable import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     projector, projector_learns = _linear_flops(model.projector, vision_learns, set())
     head = language_model.get_output_embeddings()
     words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
-    layers, language_learns = _linear_flops(language_model, words_learn, {id(p) for p in head.parameters()})
+    layers, reached = _decoder_flops(decoder_layers(model), words_learn)
     config = language_model.config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -77,9 +78,24 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
         + _encoder_attention_flops(encoder, vision_learns)
         + projector * model.geometry.tokens_per_tile,
         token=layers,
-        attention_pair=config.num_hidden_layers * _attention_flops(width, language_learns),
-        target=_linear(head, language_learns),
+        attention_pair=sum(_attention_flops(width, is_reached) for is_reached in reached),
+        target=_linear(head, reached[-1]),
     )
+
+
+def _decoder_flops(layers: Sequence[nn.Module], reached: bool) -> tuple[float, list[bool]]:
+    """FLOPs per token of the linear layers of decoder layers, and whether the gradient reaches each, from the first that
+    learns on."""
+    total, each = 0.0, []
+    for layer in layers:
+        # A norm that learns stands in front of what is linear.
+        others = (
+            p for module in layer.modules() if not isinstance(module, nn.Linear) for p in module.parameters(False)
+        )
+        flops, reached = _linear_flops(layer, reached or any(p.requires_grad for p in others), set())
+        total += flops
+        each.append(reached)
+    return total, each
 
 
 def _linear_flops(part: nn.Module, reached: bool, left_out: set[int]) -> tuple[float, bool]:

@@ -26,7 +26,7 @@ DECODED = "decoded_image"
 STORED = r"^(tar|parquet|parquet-video):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
 _STORED = re.compile(STORED)
-_NUMBERED = re.compile(r"^image_([0-9]+)$")
+_NUMBERED = re.compile(r"^[Ii]mage_([0-9]+)$")
 
 
 def tar_reference(path: str, offset: int, size: int) -> str:
@@ -124,8 +124,8 @@ class ImageRef:
 def media_columns(schema: Any, kind: str) -> tuple[str, ...]:
     """The columns of a parquet file that hold the bytes of images, or of videos, by its Arrow schema, in their order.
 
-    That is `images` or `image`; else `image_1`, `image_2` and so on, of which a row may fill some; else `decoded_image`. Of
-    videos it is `videos` or `video`. kind: a key of MEDIA_COLUMNS.
+    That is `images` or `image`; else `image_1`, `image_2` and so on (or `Image_0`, …), of which a row may fill some; else
+    `decoded_image`. Of videos it is `videos` or `video`. kind: a key of MEDIA_COLUMNS.
     """
     held = [name for name in schema.names if _is_binary(element_type(schema.field(name).type))]
     one = next((name for name in MEDIA_COLUMNS[kind] if name in held), None)

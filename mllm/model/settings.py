@@ -188,6 +188,10 @@ class TrainableSettings(Settings):
     magnitude per output; Liu et al. 2024), or `qlora` (low-rank updates on linear layers in 4 bits: nf4 with double
     quantization; Dettmers et al. 2023).
     """
+    language_model_from_layer: int | None = Field(default=None, ge=0)
+    """Index of the first layer of the language model that learns under `language_model: full`; lower ones stay frozen,
+    and `token_embeddings` says of the embeddings. All learn by default.
+    """
     token_embeddings: Literal["frozen", "full"] = "full"
     """How a fully trained language model's input and output embeddings learn: `full` (the default) or `frozen`. In a
     small model they are a quarter of the weights, and a step's dense gradient for them costs more than it teaches.
@@ -198,12 +202,11 @@ class TrainableSettings(Settings):
     """Shape of the encoder's updates."""
 
     @model_validator(mode="after")
-    def _layer_of_a_learning_encoder(self) -> "TrainableSettings":
-        if self.vision_encoder_from_layer is not None and self.vision_encoder != "full":
-            raise ValueError(
-                f"vision_encoder_from_layer is {self.vision_encoder_from_layer} but vision_encoder is "
-                f"{self.vision_encoder}; it goes with vision_encoder: full"
-            )
+    def _layers_of_parts_that_learn(self) -> "TrainableSettings":
+        for part in ("vision_encoder", "language_model"):
+            first, kind = getattr(self, f"{part}_from_layer"), getattr(self, part)
+            if first is not None and kind != "full":
+                raise ValueError(f"{part}_from_layer is {first} but {part} is {kind}; it goes with {part}: full")
         return self
 
 

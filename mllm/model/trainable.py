@@ -38,7 +38,7 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
             merge_lora(model, part)
         if part in wanted and part not in model.adapters:
             add_lora(model, getattr(policy, settings), part, getattr(policy, part))
-    _check_first_layer(model, policy)
+    _check_first_layers(model, policy)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for part in PARTS:
@@ -70,22 +70,39 @@ def token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:
     return [*language_model.get_input_embeddings().parameters(), *language_model.get_output_embeddings().parameters()]
 
 
-def _check_first_layer(model: MultimodalLM, policy: TrainableSettings) -> None:
+def _check_first_layers(model: MultimodalLM, policy: TrainableSettings) -> None:
     first, used = policy.vision_encoder_from_layer, model.vision_encoder.used_layers
     if first is not None and first >= used:
         raise UserError(
             f"trainable.vision_encoder_from_layer is {first}, but the features come from layers 0 to {used - 1} of "
             "the encoder: none would learn"
         )
+    first, layers = policy.language_model_from_layer, len(decoder_layers(model))
+    if first is not None and first >= layers:
+        raise UserError(
+            f"trainable.language_model_from_layer is {first}, but the language model has layers 0 to {layers - 1}: none "
+            "would learn"
+        )
+
+
+def decoder_layers(model: MultimodalLM) -> list[nn.Module]:
+    """Return the layers of the language model, in their order."""
+    count, decoder = model.language_model.config.num_hidden_layers, model.language_model.get_decoder()
+    lists = (module for module in decoder.children() if isinstance(module, nn.ModuleList) and len(module) == count)
+    return list(next(lists))
 
 
 def _early_parameters(model: MultimodalLM, policy: TrainableSettings) -> list[nn.Parameter]:
-    """List the parameters of the encoder below the first layer that learns."""
+    """List the parameters of encoder and language model below the first layer that learns."""
+    early: list[nn.Parameter] = []
     first = policy.vision_encoder_from_layer
-    if first is None:
-        return []
-    named = model.vision_encoder.model.named_parameters()
-    return [parameter for name, parameter in named if layer_index(name) < first and "post_layernorm" not in name]
+    if first is not None:
+        named = model.vision_encoder.model.named_parameters()
+        early += [parameter for name, parameter in named if layer_index(name) < first and "post_layernorm" not in name]
+    first = policy.language_model_from_layer
+    if first is not None:
+        early += [parameter for layer in decoder_layers(model)[:first] for parameter in layer.parameters()]
+    return early
 
 
 def count_parameters(model: MultimodalLM, policy: TrainableSettings | None = None) -> list[PartCount]:
@@ -107,8 +124,9 @@ def _kind(policy: TrainableSettings, part: str) -> str:
     kind = getattr(policy, part)
     if kind in ADAPTED:
         return f"{kind}, rank {getattr(policy, SETTINGS_OF_PART[part]).rank}"
-    if part == "vision_encoder" and policy.vision_encoder_from_layer is not None:
-        return f"full from layer {policy.vision_encoder_from_layer}"
+    first = getattr(policy, f"{part}_from_layer", None)
+    if first is not None:
+        return f"full from layer {first}"
     if part == "language_model" and kind == "full" and policy.token_embeddings == "frozen":
         return "full but embeddings"
     return kind

@@ -1,6 +1,7 @@
 """The benchmark of seeing more: drawn alike from a seed, asked rightly, and held out what training never shows."""
 
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +137,50 @@ def test_what_is_small_is_a_tile_at_most_and_the_square_shows_a_third_of_its_pix
         assert max(drawn.shape[:2]) == 3 * TILE_PX
         different = np.argwhere((drawn != np.median(drawn, axis=(0, 1))).any(axis=2))
         assert (np.ptp(different, axis=0) < (TILE_PX if kind == "small_print" else 21)).all()
+
+
+def test_as_many_shapes_are_drawn_as_are_counted_and_each_number_comes():
+    ndimage = pytest.importorskip("scipy.ndimage")
+    asked = [(draft.media[0], draft.asked[0].answer) for draft in draw("counted", TRAIN, few(counted=60), 0)]
+    assert {answer for _, answer in asked} == set("12345")
+    for picture, answer in asked:
+        drawn = pixels(picture)
+        is_ink = (drawn != np.median(drawn, axis=(0, 1))).any(axis=2)
+        assert ndimage.label(is_ink)[1] == int(answer)
+
+
+def test_a_box_is_that_of_the_thing_that_is_asked_for():
+    for draft in draw("placed", HELD_OUT, few(placed=40), 0):
+        (asked,) = draft.asked
+        name = asked.question.removeprefix("where is the ").partition("?")[0]
+        assert name in draft.shows and name in {own.name for own in HELD_OUT.own}
+        drawn = pixels(draft.media[0])
+        there = np.argwhere((drawn == COLORS[name.split()[0]]).all(axis=2))
+        (top, left), (bottom, right) = there.min(axis=0), there.max(axis=0) + 1
+        wanted = np.array([left, top, right, bottom]) / len(drawn)
+        assert np.abs(np.array(json.loads(asked.answer)) - wanted).max() < 1.5 / len(drawn) + 0.005
+
+
+def test_how_two_things_lie_is_answered_as_they_are_drawn_and_as_often_either_way():
+    answers = Counter()
+    for draft in draw("related", TRAIN, few(related=80), 0):
+        (asked,) = draft.asked
+        drawn = pixels(draft.media[0])
+        middles = [
+            np.argwhere((drawn == COLORS[name.split()[0]]).all(axis=2)).mean(axis=0)[::-1] for name in draft.shows
+        ]
+        axis = int("above" in asked.question)
+        is_before = middles[0][axis] < middles[1][axis]
+        assert asked.answer == (("left", "right"), ("above", "below"))[axis][0 if is_before else 1]
+        assert asked.question.index(draft.shows[0]) < asked.question.index(draft.shows[1])
+        answers[asked.answer] += 1
+    assert min(answers.values()) > 8 and len(answers) == 4
+
+
+def test_a_scene_that_is_not_counted_has_no_files(tmp_path):
+    counts = SceneCounts(placed=2)
+    generate(GeneratorSettings(output=tmp_path / "data", trained=counts, asked=SceneCounts()))
+    assert sorted(file.name for file in (tmp_path / "data").rglob("*.jsonl")) == ["placed.jsonl"]
 
 
 def test_the_runs_of_small_things_are_alike_but_for_the_tiling():

@@ -15,8 +15,9 @@ from mllm.evaluation.controls import complete_groups
 from mllm.evaluation.medium import shown
 from tests.helpers.media_releases import MEDIA_WRITERS
 from tests.helpers.releases import WRITERS, write_json
+from tests.helpers.spatial_releases import SPATIAL_CASES, SPATIAL_WRITERS
 
-ALL_WRITERS = WRITERS | MEDIA_WRITERS
+ALL_WRITERS = WRITERS | MEDIA_WRITERS | SPATIAL_WRITERS
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -181,6 +182,7 @@ CASES = (
         ),
     }
     | MEDIA_CASES
+    | SPATIAL_CASES
     | {
         name: (
             "Please provide the bounding box coordinate of the region this sentence describes: the lady with the blue shirt",
@@ -226,7 +228,7 @@ def test_a_missing_official_file_is_named_with_its_source(name, tmp_path):
 def test_a_truncated_file_is_named(name, tmp_path):
     ALL_WRITERS[name](tmp_path)
     folder = tmp_path / find_benchmark(name).folder
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".parquet", ".xml")):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".jsonl", ".parquet", ".xml")):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.*; get .* again from http"):

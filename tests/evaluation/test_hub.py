@@ -18,6 +18,7 @@ from mllm.media.decode import read_image
 from tests.helpers.hub_copies import COPIES, write_chartqa, write_chartqa_by_label, write_mmbench, write_pope
 from tests.helpers.media_releases import MEDIA_COPIES, MEDIA_WRITERS
 from tests.helpers.releases import WRITERS
+from tests.helpers.spatial_releases import SPATIAL_COPIES
 
 ALL_COPIES, ALL_WRITERS = COPIES | MEDIA_COPIES, WRITERS | MEDIA_WRITERS
 
@@ -34,7 +35,7 @@ def grouped(items):
 
 
 def test_every_layout_has_a_copy():
-    assert set(ALL_COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
+    assert set(ALL_COPIES | SPATIAL_COPIES) == {name for name in BENCHMARKS if BENCHMARKS.get(name).hub}
 
 
 @pytest.mark.parametrize("name", [name for name in ALL_COPIES if not name.startswith("refcoco")])

@@ -3,6 +3,7 @@
 import pytest
 
 from mllm.errors import UserError
+from mllm.evaluation.benchmarks import mmvp
 from mllm.evaluation.benchmarks.blink import official_letter
 from mllm.evaluation.benchmarks.mathvista import MathVistaLine, extracted, normalized
 from mllm.evaluation.benchmarks.mmmu import is_right_open, read_open
@@ -315,3 +316,19 @@ def test_a_letter_that_no_option_has_is_refused_and_options_may_be_a_list():
 def test_a_rule_that_a_metric_does_not_have_is_refused_with_those_it_has():
     with pytest.raises(UserError, match=r"--parse: input should be 'official', 'lmms_eval' or 'vlmevalkit'"):
         result_of("mmmu", [], parse="mine")
+
+
+def test_letters_of_mmvp_are_read_by_two_rules():
+    options = {"A": "Open", "B": "Closed"}
+    cases = {
+        "a": ("A", "A"),
+        "(b)": ("B", "B"),
+        "B. Closed": ("B", "B"),
+        "(b) Closed": ("B", "B"),
+        "They are closed": ("B", ""),
+        "The answer is (a).": ("A", "A"),
+        "It is a closed one": ("B", "A"),
+        "(a) or (b)": (None, "A"),
+        "": (None, ""),
+    }
+    assert {text: (mmvp.read_letter(text, options), mmvp.lmms_letter(text)) for text in cases} == cases

@@ -22,6 +22,7 @@ CLOSED = {
     "mme": ({"category": "existence"}, YES, "Yes", "No"),
     "scienceqa": ({}, ["B", "b", "B.", "(B)", " b ", "Ｂ"], "B", "A"),
     "ai2d": ({}, ["B", "b", "B.", "(b)", "B\n"], "B", "A"),
+    "vsr": ({}, ["true", "True", "TRUE.", "(true)"], "True", "False"),
     "mmbench": ({"options": OPTIONS}, ["B", "b", "B.", "(B)"], "B", "A"),
     "mmbench_circular": ({"options": OPTIONS, "index": 1}, ["B", "b.", "[B]"], "B", "A"),
 }

@@ -20,6 +20,12 @@ POLICIES = {
     "lora": {"language_model": "lora", "lora": {"rank": 4, "dropout": 0.0}},
     "projector and language model": {"language_model": "full"},
     "language model": {"projector": "frozen", "language_model": "full"},
+    "upper layer": {
+        "projector": "frozen",
+        "language_model": "full",
+        "token_embeddings": "frozen",
+        "language_model_from_layer": 1,
+    },
     "everything": {"language_model": "full", "vision_encoder": "full"},
 }
 

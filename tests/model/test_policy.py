@@ -159,6 +159,23 @@ def test_encoder_learns_from_a_layer_on_and_lora_keeps_out_of_layers_behind_the_
         validate_settings(TrainableSettings, {"vision_encoder_from_layer": 1}, "test")
 
 
+def test_the_language_model_learns_from_a_layer_on_and_all_behind_its_layers_with_it(tiny_parts):
+    model, _ = build(tiny_settings(tiny_parts))
+    (counted,) = (
+        count
+        for count in apply_policy(model, policy(language_model="full", language_model_from_layer=1))
+        if count.part == "language_model"
+    )
+    names = {name for name in learning(model) if name.startswith("language_model")}
+    every = {name for name, _ in model.named_parameters() if name.startswith("language_model")}
+    assert every - names == {name for name in every if ".layers.0." in name} != set()
+    assert counted.kind == "full from layer 1"
+    with pytest.raises(UserError, match="language_model_from_layer is 2, but the language model has layers 0 to 1"):
+        apply_policy(model, policy(language_model="full", language_model_from_layer=2))
+    with pytest.raises(UserError, match="it goes with language_model: full"):
+        validate_settings(TrainableSettings, {"language_model_from_layer": 1, "language_model": "lora"}, "test")
+
+
 @pytest.mark.parametrize("kind", [*KINDS[:3], KINDS[4], {"vision_encoder": "full", "language_model": "full"}], ids=str)
 def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(model_and_processor, samples, kind):
     model, processor = model_and_processor

@@ -3,14 +3,13 @@
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
-from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item, TableRow, hub_layout, llava_15
 from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, Metric, Result, mean
 from mllm.evaluation.metrics.closed import YesOrNo
-from mllm.evaluation.release import SHORT_ANSWER, Record, first_problem, shared_image
+from mllm.evaluation.release import SHORT_ANSWER, Record, read_lines_as, shared_image
 
 KINDS = ("random", "popular", "adversarial")
 
@@ -107,25 +106,16 @@ class Pope(Benchmark):
 
     def items(self, data: Path) -> list[Item]:
         """Ids repeat from file to file, so the file's kind is part of them."""
-        items = []
-        for kind in KINDS:
-            path = self.find(data, f"coco_pope_{kind}.json")
-            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-                if line.strip():
-                    items.append(self._item(data, kind, f"{path}:{number}", line))
-        return items
-
-    def _item(self, data: Path, kind: str, where: str, line: str) -> Item:
-        try:
-            question = _Question.model_validate_json(line)
-        except ValidationError as error:
-            raise UserError(f"{where}: {first_problem(error)}; get it again from {self.card.source}") from None
-        return Item(
-            f"{kind}-{question.question_id}",
-            shown(shared_image(data / self.folder, "val2014", question.image)),
-            question.text,
-            (question.label,),
-            kind,
-            group=question.image,
-            fields={"group": kind},
-        )
+        return [
+            Item(
+                f"{kind}-{question.question_id}",
+                shown(shared_image(data / self.folder, "val2014", question.image)),
+                question.text,
+                (question.label,),
+                kind,
+                group=question.image,
+                fields={"group": kind},
+            )
+            for kind in KINDS
+            for question in read_lines_as(_Question, self.find(data, f"coco_pope_{kind}.json"), self.card.source)
+        ]

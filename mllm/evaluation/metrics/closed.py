@@ -49,6 +49,8 @@ def _one_of(choices: Iterable[str]) -> Callable[[object], object]:
 
 YesOrNo = Annotated[list[str], BeforeValidator(_one_of(("yes", "no"))), Field(min_length=1, max_length=1)]
 """One reference, `yes` or `no`."""
+TrueOrFalse = Annotated[list[str], BeforeValidator(_one_of(("true", "false"))), Field(min_length=1, max_length=1)]
+"""One reference, `true` or `false`."""
 Letter = Annotated[list[str], BeforeValidator(_one_of(ascii_uppercase)), Field(min_length=1)]
 """Letters of options, mostly one."""
 FirstLetter = Annotated[list[str], BeforeValidator(_one_of(FIRST_LETTERS)), Field(min_length=1)]

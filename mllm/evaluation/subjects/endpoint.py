@@ -64,7 +64,8 @@ class Endpoint:
     def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         if any(question.options for question in questions):
             raise UserError(
-                "an endpoint doesn't tell the likelihood of given answers; leave out --choice-by likelihood"
+                "an endpoint doesn't tell the likelihood of given answers; leave out --choice-by likelihood, and benchmarks "
+                "that measure it (their protocol says so)"
             )
         try:
             asyncio.run(self._answer(questions, on_replies))
