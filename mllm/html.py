@@ -26,6 +26,7 @@ td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}small
 .card{background:#fff;border:1px solid #ddd;border-radius:.4rem;padding:.5rem;font-size:13px}
 .card img{display:block;max-width:100%;margin:0 auto .3rem}
 .small .card img{width:96px;height:96px;object-fit:contain}
+.small .card img.places{width:auto;height:auto;max-height:15rem}
 details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}
 svg{max-width:100%;height:auto}.histogram text{font:11px system-ui,sans-serif;fill:#444}
 .note{background:#fbe3c0;padding:.5rem .8rem;border-radius:.4rem}

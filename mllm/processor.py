@@ -9,23 +9,25 @@ import torch
 from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from mllm.conversation.boxes import BOX_FORMATS, DEFAULT_BOX_FORMAT, Region
 from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
 from mllm.conversation.native import NativeFormat
-from mllm.conversation.schema import Message, Part, TextPart, media_kinds
+from mllm.conversation.schema import BoxesPart, Message, Part, Shown, TextPart, boxes_of, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
 from mllm.media.clip import each_frame, read_clip
 from mllm.media.decode import read_image, read_image_size
+from mllm.media.frame import Frame, frame_of
 from mllm.media.planner import ClipPlan, Planner
 from mllm.media.prepare import ImagePreparer
 from mllm.media.ref import ImageSource
 from mllm.media.tilings import TILINGS, TilingRule
-from mllm.media.visual import Crop, ImageGeometry, Media, Visual, VisualPlanner
+from mllm.media.visual import Clip, Crop, ImageGeometry, Media, Visual, VisualPlanner
 
 IMAGE_TOKEN = "<image>"
 
 
 class Processor:
-    """Tokenizer, prompt format, image geometry, and the planner and preparer of images of one model.
+    """Tokenizer, prompt and box format, image geometry, and the planner and preparer of images of one model.
 
     The tokenizer gets the image token and the format's special tokens if it lacks them; the model's embedding has to
     be as long as `len(processor.tokenizer)` afterwards.
@@ -39,8 +41,13 @@ class Processor:
         preparer: ImagePreparer,
         day: date | None = None,
         planner: VisualPlanner | None = None,
+        box_format: str = DEFAULT_BOX_FORMAT,
     ) -> None:
-        """day: what a chat template that prints the date prints; None is today. planner: None makes a square of an image."""
+        """day: what a chat template that prints the date prints; None is today. planner: None makes a square of an image.
+
+        box_format: how places are written (`mllm.conversation.boxes`). Raises UserError for an unknown one.
+        """
+        self.box_format, self._boxes = box_format, BOX_FORMATS.get(box_format)
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.planner: VisualPlanner = planner or square_planner(geometry)
@@ -62,10 +69,12 @@ class Processor:
         """Tokens of a conversation, and what its images and videos become; `media`: their sizes in the order of their parts.
 
         With `generation`, the opening of an assistant turn follows: the prompt to generate from. Raises ImageBudgetError
-        for images of more tokens than the model's settings allow.
+        for images of more tokens than the model's settings allow, and ConversationRefusedError for what the prompt or box
+        format doesn't take.
         """
         visuals = self.planner.plan(media, turns_of(messages))
-        segments = self.format.segments(with_words(messages, visuals), self.tokenizer.eos_token or "", generation)
+        written = self._with_boxes(messages, media, visuals)
+        segments = self.format.segments(with_words(written, visuals), self.tokenizer.eos_token or "", generation)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
         if not opened:
@@ -77,6 +86,36 @@ class Processor:
             supervised=(False,) * shift + tokens.supervised,
             image_spans=tuple((start + shift, length) for start, length in tokens.image_spans),
         )
+
+    def _with_boxes(
+        self, messages: Sequence[Message], media: Sequence[Media], visuals: Sequence[Visual]
+    ) -> Sequence[Message]:
+        """`messages` with their places as words, which go into one text part with the words beside them."""
+        if not boxes_of(messages):
+            return messages
+        frames = [self.frame(*pair) for pair in zip(media, visuals, strict=True)]
+        return [self._written(message, frames) if boxes_of([message]) else message for message in messages]
+
+    def _written(self, message: Message, frames: Sequence[Frame]) -> Message:
+        parts: list[Part] = []
+        for part in message.content:
+            if isinstance(part, BoxesPart):
+                frame = frames[part.image]
+                part = TextPart(text=self._boxes.write(part.shares(frame.size), frame))
+            if isinstance(part, TextPart) and parts and isinstance(last := parts[-1], TextPart):
+                parts[-1] = TextPart(text=last.text + part.text)
+            else:
+                parts.append(part)
+        return message.model_copy(update={"content": tuple(parts)})
+
+    def frame(self, size: Media, visual: Visual) -> Frame:
+        """What the encoder sees of an image of `size` that became `visual`, which the numbers of places may be over."""
+        shape = (size.height, size.width) if isinstance(size, Clip) else size
+        return frame_of(shape, visual, self.preparer.fit, self.geometry.image_size_px)
+
+    def read_boxes(self, text: str, frame: Frame) -> list[Region]:
+        """The places that an answer names, written in the model's box format, in shares of the image (`Region`)."""
+        return self._boxes.read(text, frame)
 
     @property
     def day(self) -> date | None:
@@ -98,9 +137,12 @@ class Processor:
         return self.preparer(image)
 
     def measures(self, messages: Sequence[Message]) -> bool:
-        """Whether files of a conversation have to be opened before it is rendered: their size decides what they become."""
+        """Whether files of a conversation have to be opened before it is rendered.
+
+        Their size decides what they become, and which numbers places in them have.
+        """
         kinds = media_kinds(messages)
-        return "video" in kinds or (bool(kinds) and self.planner.depends_on_size)
+        return "video" in kinds or (bool(kinds) and (self.planner.depends_on_size or bool(boxes_of(messages))))
 
     def read_sizes(
         self, messages: Sequence[Message], sources: Sequence[ImageSource], opens_all: bool = True
@@ -109,7 +151,7 @@ class Processor:
 
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
-        opens_images = opens_all or self.planner.depends_on_size
+        opens_images = opens_all or self.planner.depends_on_size or bool(boxes_of(messages))
         anything = (self.geometry.image_size_px,) * 2
         return [
             read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
@@ -154,7 +196,7 @@ def square_planner(geometry: ImageGeometry) -> Planner:
 
 def turns_of(messages: Sequence[Message]) -> list[int]:
     """The number of the message of each image and video, in order."""
-    return [number for number, message in enumerate(messages) for part in message.content if part.type != "text"]
+    return [number for number, message in enumerate(messages) for part in message.content if isinstance(part, Shown)]
 
 
 def with_words(messages: Sequence[Message], visuals: Sequence[Visual]) -> Sequence[Message]:
@@ -167,7 +209,7 @@ def with_words(messages: Sequence[Message], visuals: Sequence[Visual]) -> Sequen
         parts: list[Part] = []
         for part in message.content:
             parts.append(part)
-            if part.type != "text" and (words := next(following).words):
+            if isinstance(part, Shown) and (words := next(following).words):
                 parts.append(TextPart(text=f"{words}\n"))
         told.append(message.model_copy(update={"content": tuple(parts)}))
     return told

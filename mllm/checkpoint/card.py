@@ -34,6 +34,7 @@ def model_card(path: Path, model: MultimodalLM, processor: Processor, layout: st
         f"- language model: {language_model.model_type}, width {language_model.hidden_size}, "
         f"{language_model.num_hidden_layers} layers",
         f"- prompt format: {processor.format_name}; images are fitted by: {processor.preparer.fit}",
+        f"- box format: {processor.box_format}",
     ]
     sections = [
         "---\nlibrary_name: transformers\npipeline_tag: image-text-to-text\ntags: [llava, mllm]\n---",

@@ -15,6 +15,7 @@ from mllm.checkpoint.layouts import LAYOUTS, Layout
 from mllm.checkpoint.origin import Held, Origin, Selection, StoredWeights, part_files
 from mllm.checkpoint.ours import check_model_directory, is_ours, write
 from mllm.checkpoint.parts import check_described, first_line, load_preparer, load_tokenizer
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.conversation.formats import PROMPT_FORMATS
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -32,12 +33,15 @@ from mllm.processor import IMAGE_TOKEN, Processor
 BY = "mllm import"
 
 
-def import_llava(source: Path, out: Path, prompt_format: str | None, fit: Fit | None) -> None:
+def import_llava(
+    source: Path, out: Path, prompt_format: str | None, fit: Fit | None, box_format: str | None = None
+) -> None:
     """Convert a local LLaVA directory in one of transformers' layouts to one of ours, atomically; see `read_llava`."""
     if is_ours(source):
         raise UserError(f"{source} is a model of ours already; nothing is left to import")
     check_directory(out, BY, [source])
-    model, processor = read_llava(source, prompt_format, None if fit is None else ImageSettings(fit=fit))
+    image = None if fit is None else ImageSettings(fit=fit)
+    model, processor = read_llava(source, prompt_format, image, box_format=box_format)
     with atomic_directory(out, BY) as directory:
         write(directory, model, processor, model.state_dict())
 
@@ -48,12 +52,13 @@ def read_llava(
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
     video: VideoSettings | None = None,
+    box_format: str | None = None,
 ) -> tuple[MultimodalLM, Processor]:
     """Load the model and processor of a local LLaVA directory in a layout of transformers, in evaluation mode, on the CPU.
 
-    prompt_format: how the model was trained, where the directory's chat template doesn't say it; what is set in `image`
-    and `video` replaces what the directory says. Raises UserError when the directory isn't a LLaVA model in safetensors,
-    or its weights don't fit its config.
+    prompt_format: how the model was trained, where the directory's chat template doesn't say it; box_format likewise, which
+    only an export of ours says: others have `llava`. What is set in `image` and `video` replaces what the directory says.
+    Raises UserError when the directory isn't a LLaVA model in safetensors, or its weights don't fit its config.
     """
     config = read_llava_config(source)
     layout = LAYOUTS.get(config.model_type)()
@@ -64,7 +69,9 @@ def read_llava(
         raise UserError(f"{source}: {error}") from None
     preparer = load_preparer(str(source), parts.geometry.image_size_px, parts.image.fit)
     format_name = prompt_format or saved_prompt_format(source)
-    processor = Processor(load_tokenizer(str(source)), format_name, parts.geometry, preparer, planner=planner)
+    boxes: str = box_format or getattr(config, "box_format", None) or DEFAULT_BOX_FORMAT
+    tokenizer = load_tokenizer(str(source))
+    processor = Processor(tokenizer, format_name, parts.geometry, preparer, planner=planner, box_format=boxes)
     if processor.image_token_id != config.image_token_id:
         raise UserError(f"{source}: its image token is not {IMAGE_TOKEN!r} ({config.image_token_id} in the config)")
     model = assemble(parts, processor.image_token_id)

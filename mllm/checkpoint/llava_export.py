@@ -13,6 +13,7 @@ from mllm.checkpoint.layouts import Layout, layout_of
 from mllm.checkpoint.layouts.registry import only_encoder, select_strategy
 from mllm.checkpoint.llava import names_there
 from mllm.checkpoint.ours import tied_weights
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.model.lora import merge_lora
@@ -68,6 +69,8 @@ def layout_config(
         eos_token_id=ids["eos_token_id"],
         **layout.config_values(model, tokenizer),
     )
+    if processor.box_format != DEFAULT_BOX_FORMAT:
+        config.box_format = processor.box_format  # known to `mllm import` alone
     config.architectures = [layout.model.__name__]
     return config
 

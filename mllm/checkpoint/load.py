@@ -28,6 +28,7 @@ def load(
     image: ImageSettings | None = None,
     *,
     video: VideoSettings | None = None,
+    box_format: str | None = None,
     dtype: str = AUTO,
     device: str = "cpu",
     quantize: Quantization | None = None,
@@ -35,7 +36,7 @@ def load(
     """Load the model and processor of `source`, in evaluation mode.
 
     source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
-    safetensors. prompt_format, and what is set in image and video: replace what the source says. dtype: see
+    safetensors. prompt_format, box_format, and what is set in image and video: replace what the source says. dtype: see
     `resolve_dtype`. quantize: the language model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError
     when the source isn't whole, its weights are not exactly those that its config asks for, or the device isn't there.
     """
@@ -44,11 +45,11 @@ def load(
     multiply_as_asked(dtype)
     path = ours.model_directory(local_directory(source))
     if ours.is_ours(path):
-        model, processor = ours.load(path, prompt_format, image, DTYPES[dtype], video)
+        model, processor = ours.load(path, prompt_format, image, DTYPES[dtype], video, box_format)
     else:
         from mllm.checkpoint.llava import read_llava
 
-        model, processor = read_llava(path, prompt_format, image, DTYPES[dtype], video)
+        model, processor = read_llava(path, prompt_format, image, DTYPES[dtype], video, box_format)
     if quantize is not None:
         quantize_language_model(model, quantize)
     model = model.to(device).eval()

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from mllm.checkpoint.fill import Beginning, Contents, row_std
 from mllm.checkpoint.origin import INDEX, Merged, Origin, Selection, StoredWeights, beneath, listed_files
 from mllm.checkpoint.parts import load_tokenizer
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.errors import UserError
 from mllm.files import atomic_directory, hash_files
 from mllm.kernels.choice import Kernel
@@ -74,6 +75,8 @@ def write(directory: Path, model: MultimodalLM, processor: Processor, state: dic
         config["second_encoder"] = model.vision_encoder.described.saved()
     if video := changed(model.video_settings):
         config["video"] = video
+    if processor.box_format != DEFAULT_BOX_FORMAT:
+        config["box_format"] = processor.box_format
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     preparer = processor.preparer
     preparation = {"image_size_px": preparer.image_size_px, "mean": preparer.mean, "std": preparer.std}
@@ -147,13 +150,15 @@ def load(
     image: ImageSettings | None = None,
     dtype: torch.dtype = torch.float32,
     video: VideoSettings | None = None,
+    box_format: str | None = None,
 ) -> tuple[MultimodalLM, Processor]:
     """Load the model and processor of a model directory of ours, in evaluation mode, on the CPU.
 
-    `prompt_format`, and what is set in `image` and `video`, replace what is saved (a second training stage may do so).
+    `prompt_format`, `box_format`, and what is set in `image` and `video`, replace what is saved (a second training stage may
+    do so).
     Raises UserError when the directory isn't whole, or its weights are not exactly those that its config asks for.
     """
-    model, processor = begin(path, prompt_format, image, video=video).filled(dtype)
+    model, processor = begin(path, prompt_format, image, video=video, box_format=box_format).filled(dtype)
     return model.eval(), processor
 
 
@@ -167,6 +172,7 @@ def begin(
     neftune_alpha: float = 0.0,
     video: VideoSettings | None = None,
     image_size_px: int | None = None,
+    box_format: str | None = None,
 ) -> Beginning:
     """Begin what `load` loads: nothing but configurations is read. A newline that images newly need is drawn from `seed`.
 
@@ -175,7 +181,7 @@ def begin(
     """
     path = Path(path)
     config = read_config(path)
-    processor = read_processor(path, prompt_format, image, video, image_size_px)
+    processor = read_processor(path, prompt_format, image, video, image_size_px, box_format)
     saved = saved_adapters(config)
     merged = {part: own for part, own in saved.items() if adapters is not None and adapters.get(part) != own}
     parts = parts_of(config, image, video, image_size_px)
@@ -250,12 +256,15 @@ def read_processor(
     image: ImageSettings | None = None,
     video: VideoSettings | None = None,
     image_size_px: int | None = None,
+    box_format: str | None = None,
 ) -> Processor:
     """Build the processor of a model directory, without its weights; the arguments replace what is saved, as in `begin`."""
     config = read_config(path)
     parts, format_name = parts_of(config, image, video, image_size_px), prompt_format or config["prompt_format"]
     preparer = _preparer(path, parts)
-    return Processor(load_tokenizer(str(path)), format_name, parts.geometry, preparer, read_day(path), parts.planner)
+    box_format = box_format or config.get("box_format", DEFAULT_BOX_FORMAT)
+    tokenizer, day = load_tokenizer(str(path)), read_day(path)
+    return Processor(tokenizer, format_name, parts.geometry, preparer, day, parts.planner, box_format)
 
 
 def read_day(path: Path) -> date | None:

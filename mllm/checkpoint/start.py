@@ -21,6 +21,7 @@ from mllm.checkpoint.parts import (
     require_directory,
     vision_config,
 )
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.model.assemble import Parts, assemble, fit_embeddings, fused, saved_shapes
@@ -61,6 +62,7 @@ def begin_model(
         neftune_alpha=neftune_alpha,
         video=settings.video,
         image_size_px=settings.image_size_px,
+        box_format=settings.box_format,
     )
 
 
@@ -125,8 +127,9 @@ def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
 def load_processor(settings: ModelSettings) -> Processor:
     """Build the processor that a run with these settings trains with, without loading any weights."""
     if settings.init_from is not None:
+        saved, image, video = Path(settings.init_from), settings.image, settings.video
         return ours.read_processor(
-            Path(settings.init_from), settings.prompt_format, settings.image, settings.video, settings.image_size_px
+            saved, settings.prompt_format, image, video, settings.image_size_px, settings.box_format
         )
     if settings.vision_encoder is None or settings.language_model is None:
         raise UserError("a processor needs vision_encoder and language_model, or init_from")
@@ -135,7 +138,10 @@ def load_processor(settings: ModelSettings) -> Processor:
     configs = [parts.vision_config, *([parts.second.config] if parts.second else [])]
     preparer = encoders_preparer(settings.encoder_paths, configs, parts.sides_px, settings.image.fit)
     tokenizer = load_tokenizer(settings.language_model.path)
-    return Processor(tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner)
+    box_format = settings.box_format or DEFAULT_BOX_FORMAT
+    return Processor(
+        tokenizer, settings.prompt_format, parts.geometry, preparer, planner=parts.planner, box_format=box_format
+    )
 
 
 def _parts_of(settings: ModelSettings) -> Parts:

@@ -106,6 +106,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt-format", help="The prompt format, for a model that doesn't say which it was trained with."
     )
+    parser.add_argument(
+        "--box-format",
+        help="How the model writes places in images, such as qwen_vl, for one that doesn't say it (default: as saved).",
+    )
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +127,14 @@ def load_model(options: argparse.Namespace) -> "tuple[MultimodalLM, Processor]":
     from mllm.checkpoint.load import load
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load(options.model, options.prompt_format, dtype=options.dtype, device=device, quantize=options.quantize)
+    return load(
+        options.model,
+        options.prompt_format,
+        box_format=options.box_format,
+        dtype=options.dtype,
+        device=device,
+        quantize=options.quantize,
+    )
 
 
 def at_least_1(text: str) -> int:

@@ -1,8 +1,9 @@
 """`mllm chat`: talk to a model in the terminal."""
 
 import argparse
+from pathlib import Path
 
-from mllm.commands.arguments import add_model, describe, load_model
+from mllm.commands.arguments import add_model, describe, load_model, picture
 from mllm.settings import expanded
 
 
@@ -37,6 +38,14 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="Ask this, print the answer and leave; - reads all of stdin. Repeatable: each is one more turn.",
+    )
+    parser.add_argument(
+        "--picture",
+        type=picture,
+        default=Path("boxes.png"),
+        metavar="FILE",
+        help="The picture that is written where an answer names places in an image: the image with them drawn on it. A "
+        "number is put behind the name of one that is there (default: %(default)s).",
     )
     parser.add_argument("--json", action="store_true", help="Print each answer as a line of JSON.")
     parser.add_argument("--system", help="A system prompt. None by default.")
@@ -84,6 +93,6 @@ def run(options: argparse.Namespace) -> None:
         options.stop,
     )
     if options.prompt:
-        chat_script(session, options.prompt, options.image, options.json, options.video)
+        chat_script(session, options.prompt, options.image, options.json, options.video, options.picture)
     else:
-        chat_in_terminal(session, options.image, options.json, options.video)
+        chat_in_terminal(session, options.image, options.json, options.video, options.picture)

@@ -164,6 +164,8 @@ def _validate(options: argparse.Namespace) -> None:
         findings.write_list(Path(options.list))
     videos = f" and {findings.videos:,} videos" if findings.videos else ""
     print(f"{findings.samples:,} samples with {findings.images:,} images{videos}: {len(findings.problems):,} problems")
+    if findings.clipped:
+        print(f"{findings.clipped:,} boxes reach beyond their image, and are cut at its edges")
     if findings.problems:
         report_console().print(findings.table())
         raise UserError(

@@ -24,11 +24,16 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=["pad", "crop", "stretch"],
         help="How images become square, as in its training. Its image processor says how, by default.",
     )
+    parser.add_argument(
+        "--box-format",
+        help="How it was trained to write places in images, such as qwen_vl (default: as our export says, else llava).",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     from mllm.checkpoint.llava import import_llava
     from mllm.checkpoint.parts import local_directory
 
-    import_llava(local_directory(options.source), Path(options.out), options.prompt_format, options.fit)
+    source = local_directory(options.source)
+    import_llava(source, Path(options.out), options.prompt_format, options.fit, options.box_format)
     print(f"saved {options.out}")

@@ -1,8 +1,9 @@
 """The one conversation type: what every reader produces and everything else consumes.
 
 It is the schema that TRL and the Hub use for vision fine-tuning: `messages` of `{role, content}` where content is a
-list of typed parts, plus a list `images`. The n-th part of a sample that isn't text stands for the n-th entry of `images`,
-which holds its images and videos in the order of their parts.
+list of typed parts, plus a list `images`. The n-th part of a sample that shows something stands for the n-th entry of
+`images`, which holds its images and videos in the order of their parts. Places in an image are parts, too: they are data, and
+become text in the model's box format when the conversation is rendered.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mllm.conversation.boxes.region import Region
 from mllm.errors import BadSampleError
 
 Role = Literal["system", "user", "assistant"]
@@ -32,7 +34,33 @@ class VideoPart(_Strict):
     type: Literal["video"] = "video"
 
 
-Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
+class BoxesPart(_Strict):
+    """Places in an image that was shown before.
+
+    image: which image or video of the conversation it is, from 0. unit: what the numbers of `boxes` are: shares of the width
+    and height (`image`), or `pixels`, both of the image as it is displayed.
+    """
+
+    type: Literal["boxes"] = "boxes"
+    boxes: tuple[Region, ...] = Field(min_length=1)
+    image: int = Field(default=0, ge=0)
+    unit: Literal["image", "pixels"] = "image"
+
+    @property
+    def text(self) -> str:
+        """The places in words for a reader: names, and numbers in brackets. No model is shown it."""
+        return ", ".join(f"{r.label} [{', '.join(f'{n:.6g}' for n in r.numbers)}]".strip() for r in self.boxes)
+
+    def shares(self, size: tuple[int, int]) -> list[Region]:
+        """The places in shares of an image of `size` (height, width)."""
+        height, width = size
+        if self.unit == "image":
+            return list(self.boxes)
+        return [region.moved(lambda x, y: (x / width, y / height)) for region in self.boxes]
+
+
+Part = Annotated[TextPart | ImagePart | VideoPart | BoxesPart, Field(discriminator="type")]
+Shown = ImagePart | VideoPart
 
 
 class Message(_Strict):
@@ -48,18 +76,23 @@ class Message(_Strict):
 
     @property
     def text(self) -> str:
-        """The words of the turn, without its images."""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        """The words of the turn, without its images; its places in words for a reader (`BoxesPart.text`)."""
+        return "".join(part.text for part in self.content if not isinstance(part, Shown))
 
     @property
     def image_count(self) -> int:
         """How many images and videos it shows."""
-        return sum(not isinstance(part, TextPart) for part in self.content)
+        return sum(isinstance(part, Shown) for part in self.content)
 
 
 def media_kinds(messages: Sequence[Message]) -> list[Literal["image", "video"]]:
     """What each image and video of a conversation is, in their order."""
-    return [part.type for message in messages for part in message.content if part.type != "text"]
+    return [part.type for message in messages for part in message.content if isinstance(part, Shown)]
+
+
+def boxes_of(messages: Sequence[Message]) -> list[BoxesPart]:
+    """The parts of a conversation that are places."""
+    return [part for message in messages for part in message.content if isinstance(part, BoxesPart)]
 
 
 class Fault(_Strict):
@@ -134,3 +167,23 @@ def check_turns(sample_id: str, messages: tuple[Message, ...], image_count: int,
         noun, held = ("image and video", "image(s) and video(s)") if has_videos else ("image", "image(s)")
         reason = f"has {parts} {noun} part(s) in its messages but {image_count} {held}"
         raise BadSampleError(sample_id, "image_count", reason, place)
+    if (wrong := _boxes_fault(messages)) is not None:
+        raise BadSampleError(sample_id, "boxes", wrong, place)
+
+
+def _boxes_fault(messages: Sequence[Message]) -> str | None:
+    """What is wrong with a conversation's places: of no image that was shown by then, or no places. None: nothing."""
+    shown: list[str] = []
+    for message in messages:
+        for part in message.content:
+            if isinstance(part, Shown):
+                shown.append(part.type)
+            elif isinstance(part, BoxesPart):
+                if part.image >= len(shown):
+                    return f"has boxes of image {part.image}, but {len(shown)} image(s) before them"
+                if shown[part.image] == "video":
+                    return f"has boxes of {part.image}, which is a video; boxes are of images"
+                wrong = next((fault for region in part.boxes if (fault := region.fault()) is not None), None)
+                if wrong is not None:
+                    return f"has a place that is none: {wrong}"
+    return None

@@ -133,7 +133,7 @@ def can_be_counted(mixture: Mixture, processor: Processor) -> bool:
     if processor.planner.depends_on_size or cache_directory() is None:
         return False
     parts = [source.samples for source in mixture.sources]
-    return all(isinstance(part, IndexedSamples) and not part.holds_videos() for part in parts)
+    return all(isinstance(part, IndexedSamples) and not part.opens_files() for part in parts)
 
 
 def rendering_key(processor: Processor) -> str:

@@ -22,9 +22,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
-from mllm.conversation.schema import Fault, Message, Sample, media_kinds
+from mllm.conversation.boxes import Region
+from mllm.conversation.schema import Fault, Message, Sample, boxes_of, media_kinds
 from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import PlacedSamples, read_with_places
@@ -34,7 +35,7 @@ from mllm.settings import expanded
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ROWS_PER_BATCH = 4096
 CACHE_VARIABLE = "MLLM_CACHE_DIR"
 NO_CACHE = "off"
@@ -44,6 +45,7 @@ SCHEMA = pa.schema(
         ("messages", pa.large_string()),
         ("images", pa.list_(pa.large_string())),
         ("has_video", pa.bool_()),
+        ("has_boxes", pa.bool_()),
         ("source", pa.string()),
         ("kind", pa.string()),
         ("text_chars", pa.int32()),
@@ -51,7 +53,8 @@ SCHEMA = pa.schema(
         ("fault", pa.large_string()),
     ]
 )
-_MESSAGES = TypeAdapter(tuple[Message, ...])
+# What is no number in a box comes back, so that the sample is refused with its line and not the index.
+_MESSAGES = TypeAdapter(tuple[Message, ...], config=ConfigDict(ser_json_inf_nan="constants"))
 
 
 class SampleIndex:
@@ -126,7 +129,7 @@ def index_key(path: Path, reader_name: str, reader: Reader) -> str:
 
 def _code_hash(reader: Reader) -> str:
     """Of all that turns a file into rows: a mended reader must not meet the rows of a broken one."""
-    files = {Path(__file__), Path(inspect.getfile(Sample)), Path(inspect.getfile(inspect.unwrap(reader)))}
+    files = {Path(__file__), *(Path(inspect.getfile(kind)) for kind in (Sample, Region, inspect.unwrap(reader)))}
     files |= set((Path(__file__).parent / "readers").glob("*.py"))
     return hash_files(sorted(files))
 
@@ -218,7 +221,8 @@ def _row(place: str, sample: Sample) -> tuple[object, ...]:
     chars = sum(len(m.text) for m in sample.messages)
     fault = sample.fault.model_dump_json() if sample.fault else None
     has_video = "video" in media_kinds(sample.messages)
-    return (sample.id, messages, images, has_video, sample.source, sample.kind, chars, place, fault)
+    has_boxes = bool(boxes_of(sample.messages))
+    return (sample.id, messages, images, has_video, has_boxes, sample.source, sample.kind, chars, place, fault)
 
 
 def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:

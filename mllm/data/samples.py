@@ -145,9 +145,10 @@ class IndexedSamples(Sequence[Sample]):
         images = pc.list_value_length(table["images"]).to_numpy()
         return table["text_chars"].to_numpy().astype(np.int64), images.astype(np.int64)
 
-    def holds_videos(self) -> bool:
-        """Whether any sample shows a video: its tokens are known only once its file is opened."""
-        return pc.any(self._columns("has_video")["has_video"]).as_py() or False
+    def opens_files(self) -> bool:
+        """Whether any sample has a video or boxes: its tokens are known only once its files are opened."""
+        table = self._columns("has_video", "has_boxes")
+        return any(pc.any(table[name]).as_py() for name in table.column_names)
 
     def _columns(self, *names: str) -> pa.Table:
         table = self.source.table.select(list(names))

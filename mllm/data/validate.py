@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mllm.conversation.schema import Sample, media_kinds
+from mllm.conversation.schema import Sample, boxes_of, media_kinds
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.records import read_with_places
@@ -20,7 +20,7 @@ from mllm.data.writers import SampleWriter, open_writer
 from mllm.errors import BadSampleError, UserError
 from mllm.files import write_text_atomically
 from mllm.media.clip import check_frames, read_clip
-from mllm.media.decode import read_image
+from mllm.media.decode import read_image, read_image_size
 from mllm.media.remote import is_url
 from mllm.media.sampling import sample_frames
 from mllm.outputs import check_files
@@ -46,11 +46,15 @@ class Problem:
 
 @dataclass
 class Findings:
-    """What a validation found. `samples` counts the samples that could be read, `images` and `videos` files, each once."""
+    """What a validation found. `samples` counts the samples that could be read, `images` and `videos` files, each once.
+
+    clipped: boxes of good samples that reach beyond their image, and are cut at its edges when they are trained on.
+    """
 
     samples: int = 0
     images: int = 0
     videos: int = 0
+    clipped: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def table(self) -> Table:
@@ -180,6 +184,8 @@ def examined(
             problem = _problem_of(place, lambda: check(resolved))
         if problem is not None:
             findings.problems.append(problem)
+        elif looks_at_images:
+            findings.clipped += _clipped(resolved)
         seen[sample.id] += 1
         if seen[sample.id] == 2:
             findings.problems.append(Problem(place, sample.id, "duplicate_id", "another sample has this id"))
@@ -222,6 +228,15 @@ def _problem_of(place: str, check: Callable[[], None]) -> Problem | None:
 def _shown(sample: Sample) -> list[tuple[str, str]]:
     """("image" or "video", path) of all that a sample shows."""
     return list(zip(media_kinds(sample.messages), sample.images, strict=True))
+
+
+def _clipped(sample: Sample) -> int:
+    """How many places of a sample reach beyond their image."""
+    count = 0
+    for part in boxes_of(sample.messages):
+        size = read_image_size(sample.images[part.image]) if part.unit == "pixels" else (1, 1)
+        count += sum(not region.is_within for region in part.shares(size))
+    return count
 
 
 def _decoding_error(kind: str, image: str) -> str | None:

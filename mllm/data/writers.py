@@ -21,7 +21,10 @@ from mllm.media.ref import ImageRef, is_stored
 
 ROWS_PER_GROUP = 100
 MAX_GROUP_BYTES = 64 * 2**20  # of what is embedded: a row group is what a reader has to read at once
-PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+_NUMBERS = pa.list_(pa.float64())
+REGION = pa.struct([("label", pa.string()), ("box", _NUMBERS), ("point", _NUMBERS), ("quad", _NUMBERS)])
+OF_BOXES = [("boxes", pa.list_(REGION)), ("image", pa.int32()), ("unit", pa.string())]
+PART = pa.struct([("type", pa.string()), ("text", pa.string()), *OF_BOXES])
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(PART))])
 IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 Located = Callable[[str], str]
@@ -94,7 +97,7 @@ class JsonLinesWriter(_TextWriter):
 
 def record_of(sample: Sample) -> dict[str, Any]:
     """A sample in the schema of the Hub: images and videos in a list of their own each."""
-    record = sample.model_dump(mode="json")
+    record = sample.model_dump(mode="json", exclude_none=True)
     media = media_of(sample)
     return record | {"images": list(media.images)} | ({"videos": list(media.videos)} if media.videos else {})
 
@@ -128,7 +131,7 @@ class LlavaWriter(_TextWriter):
         if list(read_llava_record(str(self.path), record)) != [sample.model_copy(update={"source": "", "kind": ""})]:
             raise UserError(
                 f"sample {sample.id!r} would come back from LLaVA's JSON as another: it has an image between its words, "
-                f"blanks at the ends of a turn with an image, or {PLACEHOLDER} as text; write to .jsonl or .parquet"
+                f"boxes, blanks at the ends of a turn with an image, or {PLACEHOLDER} as text; write to .jsonl or .parquet"
             )
         return record
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from mllm.conversation.boxes import Region
 from mllm.conversation.schema import Message, Part
 from mllm.errors import UserError
 from mllm.evaluation.medium import Medium, parts_of
@@ -73,6 +74,10 @@ class Subject(Protocol):
 
     def answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         """Answer each question, handing out replies as they come. Raises UserError where one can't be asked."""
+        ...
+
+    def places(self, text: str, media: Sequence[Medium]) -> Sequence[Region] | None:
+        """The places that an answer names, in shares of the image of `media`; None where the box format isn't known."""
         ...
 
 

@@ -11,13 +11,15 @@ import yaml
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.conditions import FURTHER_CONDITIONS
 from mllm.evaluation.medium import Medium
+from mllm.evaluation.places import SAID, TRUE, marks_of
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
+from mllm.media.drawing import Mark
 
 GALLERY = 18
 STRIP = 6
-THUMBNAIL_PX = 96
+THUMBNAIL_PX, PLACES_PX = 96, 224
 PICTURES = 4
 LABELS = {True: "right", False: "wrong", None: "answers"}
 LABEL_PX, PLOT_PX, ROW_PX, MARGIN_PX = 76, 370, 18, 24
@@ -141,7 +143,11 @@ def _gallery(label: str, answers: Sequence[Answer]) -> str:
     shown = _spread(answers, GALLERY)
     cards = "".join(answer_card(answer, label) for answer in shown)
     title = f"{label} ({len(shown)} of {len(answers)} shown)"
-    return f"<details><summary>{title}</summary><div class='grid small'>{cards}</div></details>"
+    has_places = any(marks_of(answer) for answer in shown)
+    said = (
+        f"<p>Places: <b style='color:{SAID}'>answered</b>, <b style='color:{TRUE}'>true</b>.</p>" if has_places else ""
+    )
+    return f"<details><summary>{title}</summary>{said}<div class='grid small'>{cards}</div></details>"
 
 
 def score_table(entries: Sequence[Score]) -> str:
@@ -161,15 +167,18 @@ def _cell(entry: Score) -> str:
     return f"<td>{bar}{100 * entry.score:.1f} <small>{interval}</small></td>"
 
 
-def _picture(medium: Medium) -> str:
-    """A small image, or the name of a video, of which a page embeds nothing."""
+def _picture(medium: Medium, marks: Sequence[Mark] = ()) -> str:
+    """A small image, larger with places on it, or the name of a video, of which a page embeds nothing."""
     if medium.is_video:
         return f"<small>video {escape(Path(medium.source).name)}</small><br>"
+    if marks:
+        return f"<img class=places alt='' src='{thumbnail_url(medium.source, PLACES_PX, marks=marks)}'>"
     return f"<img alt='' src='{thumbnail_url(medium.source, THUMBNAIL_PX)}'>"
 
 
 def answer_card(answer: Answer, label: str) -> str:
-    pictures = "".join(_picture(medium) for medium in answer.media[:PICTURES])
+    marks = marks_of(answer)
+    pictures = "".join(_picture(medium, marks) for medium in answer.media[:PICTURES])
     reference = escape(", ".join(answer.references))
     words = f"{escape(answer.question)}<br><b>{escape(answer.answer) or '(nothing)'}</b><br><small>{reference}</small>"
     if answer.score not in (0.0, 1.0):

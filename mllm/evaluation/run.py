@@ -64,7 +64,7 @@ def evaluate(
 
 def _ask_and_score(setup: Setup, subject: Subject) -> Outcome:
     plan = setup.plan()
-    return score_plan(plan, answer_all(questions_of_plan(plan), subject), setup.seed)
+    return score_plan(plan, answer_all(questions_of_plan(plan), subject), setup.seed, subject)
 
 
 def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcome:
@@ -93,7 +93,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
             log.close()
         if not any(reply.text for reply in replies.values()):
             raise UserError(f"{name} answered nothing to {len(replies)} question(s); {kept} has them")
-        outcome = score_plan(plan, replies, setup.seed)
+        outcome = score_plan(plan, replies, setup.seed, subject)
         if ranks.rank == 0:
             write_results(setup, name, subject, plan, outcome, runs, hash_of)
     return outcome

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from mllm.evaluation.asking import Question, Reply
+from mllm.evaluation.asking import Question, Reply, Subject
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.medium import Medium
 from mllm.evaluation.plan import Chosen
@@ -62,14 +62,22 @@ class Outcome:
         return sum(answer.condition == "model" and not answer.answer for answer in self.answers[name])
 
 
-def score_plan(plan: Sequence[Chosen], replies: Mapping[Question, Reply], seed: int) -> Outcome:
-    """Replies to the questions of a plan → answers and scores under its conditions, with the majority's beside them."""
+def score_plan(
+    plan: Sequence[Chosen], replies: Mapping[Question, Reply], seed: int, subject: Subject | None = None
+) -> Outcome:
+    """Replies to the questions of a plan → answers and scores under its conditions, with the majority's beside them.
+
+    subject: who replied, and knows how it writes places; None: whoever reads them reads any text.
+    """
     outcome = Outcome({}, {}, {})
     for chosen in plan:
         found, official = [], {}
         for condition, questions in chosen.questions.items():
             given = [replies[question] for question in questions]
-            answers, result = score_answers(chosen.benchmark, chosen.items, condition, questions, given)
+            items = chosen.items
+            if subject is not None and chosen.benchmark.answers_with_places:
+                items = tuple(_with_places(*pair, subject) for pair in zip(items, questions, given, strict=True))
+            answers, result = score_answers(chosen.benchmark, items, condition, questions, given)
             found += answers
             official[condition] = result
         if chosen.majority is not None:
@@ -77,6 +85,20 @@ def score_plan(plan: Sequence[Chosen], replies: Mapping[Question, Reply], seed: 
         outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, seed)
         outcome.official[chosen.name] = official
     return outcome
+
+
+def _with_places(item: Item, question: Question, reply: Reply, subject: Subject) -> Item:
+    """The item with what its reply names as fields of a line: `boxes` (points have none) and `points` (of boxes the middle).
+
+    They are of the image that was shown, and where none was, of the item's own.
+    """
+    regions = subject.places(reply.text, question.media or item.media)
+    if regions is None:
+        return item
+    boxes = [list(region.bounds) for region in regions if region.kind != "point"]
+    bounds = [region.bounds for region in regions]
+    points = [[(left + right) / 2, (top + bottom) / 2] for left, top, right, bottom in bounds]
+    return replace(item, fields={**item.fields, "boxes": boxes, "points": points})
 
 
 def score_answers(

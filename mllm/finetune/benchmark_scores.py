@@ -52,7 +52,8 @@ class BenchmarkScores(Callback):
     def measure(self, step: int) -> Mapping[str, float | str]:
         if step % self._settings.every_steps and step != self._total:
             return {}
-        outcome = score_plan(self._plan, self._answer(), self._setup.seed)
+        subject = LocalModel(self._context.model, self._context.processor, self._settings.batch_size, {})
+        outcome = score_plan(self._plan, self._answer(subject), self._setup.seed, subject)
         if self._ranks.rank == 0:
             self._record(step, outcome)
         return {
@@ -62,9 +63,8 @@ class BenchmarkScores(Callback):
             if entry.type == "overall" and entry.condition in self._setup.conditions
         }
 
-    def _answer(self) -> dict[Question, Reply]:
+    def _answer(self, subject: LocalModel) -> dict[Question, Reply]:
         model, engine = self._context.model, self._context.engine
-        subject = LocalModel(model, self._context.processor, self._settings.batch_size, {})
         in_step = is_partitioned(engine.module)
         try:
             with engine.autocast(), ranks_in_step(model):

@@ -15,6 +15,7 @@ from mllm.inference.cache import new_cache, truncate
 from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
+from mllm.inference.places import Places, places_in
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip
 from mllm.media.decode import read_image
@@ -23,6 +24,7 @@ from mllm.media.remote import data_url, data_url_bytes, is_data_url
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
 
+BY = "mllm chat"
 ANY_BYTES = "application/octet-stream"
 
 
@@ -56,6 +58,7 @@ class ChatSession:
         self.decoding = Decoding(max_new_tokens, temperature, top_p, stop=tuple(stop))
         self.system = system
         self.last: Answer | None = None
+        self.places: Places | None = None
         self._features = ImageFeatures(model, processor)
         self._cache, self._computed = new_cache(), ()
         self.reset()
@@ -89,7 +92,9 @@ class ChatSession:
         is_cancelled: Callable[[], bool] | None = None,
         videos: Sequence[ImageSource] = (),
     ) -> str:
-        """The answer to `question` about `images`, `videos` and all that was said before; more about it is in `last`.
+        """The answer to `question` about `images`, `videos` and all that was said before.
+
+        More about it is in `last`, and in `places` where in an image it points to, if it does.
 
         on_text receives the answer piece by piece while it is written. is_cancelled is asked after each token; when it
         says so, the answer ends there and counts. A question that fails, or is interrupted by an exception, leaves the
@@ -107,6 +112,7 @@ class ChatSession:
         prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
         check_context(self.model, len(prompt), self.decoding.max_new_tokens)
         self.last = self._answer(prompt, Stream(self.processor, self.decoding, on_text, is_cancelled))
+        self.places = places_in(self.last.text, prompt.shown, self.processor)
         self.messages = [*messages, Message(role="assistant", content=self.last.text)]
         self.images = all_images
         return self.last.text
@@ -139,7 +145,7 @@ class ChatSession:
             for image in self.images
         ]
         saved = _SavedChat(messages=tuple(self.messages), images=tuple(images))
-        write_text_atomically(path, saved.model_dump_json(indent=2) + "\n", "mllm chat")
+        write_text_atomically(path, saved.model_dump_json(indent=2) + "\n", BY)
 
     def load(self, path: str | Path) -> None:
         """Go on with a conversation that `save` wrote. Raises UserError, and changes nothing, if it can't be used."""

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from mllm.conversation.schema import media_kinds
 from mllm.errors import UserError
-from mllm.inference.chat import ChatSession
+from mllm.inference.chat import BY, ChatSession
+from mllm.inference.places import write_picture
 from mllm.inference.prompting import is_dropped, line_reader, local_path, pasted_path, pasted_paths
 from mllm.media.clip import read_clip
 from mllm.media.decode import read_image
@@ -52,18 +54,44 @@ def open_video(source: str) -> ImageSource:
 
 
 def chat_once(
-    session: ChatSession, question: str, images: Sequence[ImageSource], videos: Sequence[ImageSource] = ()
+    session: ChatSession,
+    question: str,
+    images: Sequence[ImageSource],
+    videos: Sequence[ImageSource] = (),
+    picture: Path | None = None,
 ) -> None:
-    """One question, its answer streamed to stdout. The first Ctrl-C ends the answer, a second one the program's wait."""
+    """One question, its answer streamed to stdout. The first Ctrl-C ends the answer, a second one the program's wait.
+
+    picture: where places that an answer names are drawn on its image (`write_picture`), which a line on stderr says; None:
+    nowhere.
+    """
     with _stop_on_interrupt() as is_stopped:
         session.ask(question, images, lambda text: print(text, end="", flush=True), is_stopped, videos)
-    print()
+    print(flush=True)
+    if (written := _drawn(session, picture)) is not None:
+        print(f"its places are drawn on {written}", file=sys.stderr)
+
+
+def _drawn(session: ChatSession, picture: Path | None) -> Path | None:
+    """The picture that was written of the last answer's places; None where it has none, or that fails, which is said."""
+    if session.places is None or picture is None:
+        return None
+    try:
+        return write_picture(session.places, picture, BY)
+    except UserError as error:
+        # The answer stands, and the conversation goes on.
+        print(f"error: {error}", file=sys.stderr)
+        return None
 
 
 def chat_as_json(
-    session: ChatSession, question: str, images: Sequence[ImageSource], videos: Sequence[ImageSource] = ()
+    session: ChatSession,
+    question: str,
+    images: Sequence[ImageSource],
+    videos: Sequence[ImageSource] = (),
+    picture: Path | None = None,
 ) -> None:
-    """One question, and a line of JSON with its answer and what it took."""
+    """One question, and a line of JSON with its answer and what it took; with the places that it names, and their picture."""
     started = time.perf_counter()
     text = session.ask(question, images, videos=videos)
     last = session.last
@@ -77,6 +105,10 @@ def chat_as_json(
         "answer_tokens": len(last.token_ids),
         "seconds": round(time.perf_counter() - started, 3),
     }
+    if session.places is not None:
+        record["places"] = session.places.as_records()
+    if (written := _drawn(session, picture)) is not None:
+        record["picture"] = str(written)
     print(json.dumps(record, ensure_ascii=False), flush=True)
 
 
@@ -86,6 +118,7 @@ def chat_script(
     images: Sequence[str],
     as_json: bool = False,
     videos: Sequence[str] = (),
+    picture: Path | None = None,
 ) -> None:
     """The questions as turns of one conversation, images and videos with the first; echoed when there are several.
 
@@ -94,12 +127,13 @@ def chat_script(
     shown = [open_image(image) for image in images], [open_video(video) for video in videos]
     for number, question in enumerate(questions):
         text = read_stdin() if question == "-" else question
+        own_images, own_videos = shown if number == 0 else ([], [])
         if as_json:
-            chat_as_json(session, text, *(shown if number == 0 else ((), ())))
+            chat_as_json(session, text, own_images, own_videos, picture)
             continue
         if len(questions) > 1:
             print(f"you> {text}")
-        chat_once(session, text, *(shown if number == 0 else ((), ())))
+        chat_once(session, text, own_images, own_videos, picture)
         if session.last is not None and session.last.finish_reason == "cancelled":
             raise KeyboardInterrupt
 
@@ -121,6 +155,7 @@ class _Terminal:
     pending: list[ImageSource] = field(default_factory=list)
     videos: list[ImageSource] = field(default_factory=list)
     as_json: bool = False
+    picture: Path | None = None
 
     def say(self, text: str) -> None:
         if not self.as_json:
@@ -185,9 +220,9 @@ class _Terminal:
 
     def ask(self, question: str) -> None:
         if self.as_json:
-            chat_as_json(self.session, question, self.pending, self.videos)
+            chat_as_json(self.session, question, self.pending, self.videos, self.picture)
         else:
-            chat_once(self.session, question, self.pending, self.videos)
+            chat_once(self.session, question, self.pending, self.videos, self.picture)
             if self.session.last is not None and self.session.last.finish_reason == "cancelled":
                 self.say("stopped; what was written stays, /undo takes it back")
         self.clear()
@@ -221,10 +256,14 @@ class _Terminal:
 
 
 def chat_in_terminal(
-    session: ChatSession, images: Sequence[str], as_json: bool = False, videos: Sequence[str] = ()
+    session: ChatSession,
+    images: Sequence[str],
+    as_json: bool = False,
+    videos: Sequence[str] = (),
+    picture: Path | None = None,
 ) -> None:
     """Read questions until `/exit` or the end of input. Ctrl-C stops an answer and keeps the conversation."""
-    terminal = _Terminal(session, Console(highlight=False), as_json=as_json)
+    terminal = _Terminal(session, Console(highlight=False), as_json=as_json, picture=picture)
     for image in images:
         terminal.pending.append(open_image(image))
         terminal.say(f"image {image} goes with the next question")

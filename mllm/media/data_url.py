@@ -1,6 +1,7 @@
 """Images and videos as data URLs, for a request or a page."""
 
 import io
+from collections.abc import Sequence
 from mimetypes import guess_type
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from PIL import Image
 from mllm.errors import UserError
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip, read_frames
 from mllm.media.decode import image_bytes, read_image
+from mllm.media.drawing import Mark, draw_marks, enlarged
 from mllm.media.ref import ImageRef
 from mllm.media.remote import data_url
 
@@ -49,14 +51,16 @@ def frame_url(video: Path | str, side_px: int, kind: str = "png", quality: int =
     return _picture_url(picture, kind, quality)
 
 
-def thumbnail_url(image: Path | str | bytes, side_px: int, kind: str = "png", quality: int = 80) -> str:
+def thumbnail_url(
+    image: Path | str | bytes, side_px: int, kind: str = "png", quality: int = 80, marks: Sequence[Mark] = ()
+) -> str:
     """Write an image whose longer side has at most `side_px`, as `png` or as `jpeg` of a quality (1 to 95).
 
-    Raises UserError like `read_image`.
+    marks: places that are drawn on it, enlarged where it is smaller. Raises UserError like `read_image`.
     """
     picture = read_image(image)
     picture.thumbnail((side_px, side_px), Image.Resampling.LANCZOS)
-    return _picture_url(picture, kind, quality)
+    return _picture_url(draw_marks(enlarged(picture, side_px), marks) if marks else picture, kind, quality)
 
 
 def _picture_url(picture: Image.Image, kind: str, quality: int = 80) -> str:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from mllm.media.frame import cropped, padded_size, padding
 from mllm.media.visual import WHOLE, Crop, Fit, Size
 
 RESAMPLE = Image.Resampling.BICUBIC
-MAX_PADDED_SIDE_PX = 8192
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,11 @@ def _to_square(image: Image.Image, size: int, fit: Fit, colour: Sequence[float])
         return image if image.size == (size, size) else image.resize((size, size), RESAMPLE)
     if fit == "pad":
         return pad_to_square(image, colour).resize((size, size), RESAMPLE)
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    scaled_long = max(size, int(size * long / short))
-    scaled = (scaled_long, size) if width > height else (size, scaled_long)
-    # Cropping the source first keeps a 1×10000 image from being scaled to 640,000 pixels of length.
-    image = image.resize(scaled, RESAMPLE) if scaled_long <= 64 * size else _middle(image, short)
-    if min(image.size) != size:
-        image = image.resize((size, size), RESAMPLE)
-    return _middle(image, size)
+    scaled, side = cropped((image.height, image.width), size)
+    if side == size:
+        image = image.resize((scaled[1], scaled[0]), RESAMPLE)
+    square = _middle(image, side)
+    return square if side == size else square.resize((size, size), RESAMPLE)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -114,15 +110,12 @@ def _colour(mean: Sequence[float]) -> tuple[int, ...]:
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     """Centre `image` on a square of the encoder's mean colour, as LLaVA-1.5 does in stage 2."""
-    width, height = image.size
-    if width == height:
+    if image.width == image.height:
         return image
-    side = max(width, height)
-    if side > MAX_PADDED_SIDE_PX:
-        # A 1×100000 strip would become a square of 10 gigapixels.
-        scale = MAX_PADDED_SIDE_PX / side
-        image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), RESAMPLE)
-        (width, height), side = image.size, MAX_PADDED_SIDE_PX
-    canvas = Image.new("RGB", (side, side), _colour(mean))
-    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    height, width = padded_size((image.height, image.width))
+    if (width, height) != image.size:
+        image = image.resize((width, height), RESAMPLE)
+    top, left = padding((height, width))
+    canvas = Image.new("RGB", (max(height, width),) * 2, _colour(mean))
+    canvas.paste(image, (left, top))
     return canvas

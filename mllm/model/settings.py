@@ -168,6 +168,11 @@ class ModelSettings(Settings):
     """How a conversation becomes text: a name such as `plain`, `vicuna_v1` (the default) or `chatml`, or `native` for
     the language model's own chat template. It is saved with the model.
     """
+    box_format: str | None = None
+    """How places in an image become text, and how answers with places are read: `llava`, `qwen_vl`, `qwen2_vl`,
+    `qwen25_vl_json`, `internvl` or `kosmos2`. It is saved with the model. Null, the default: as it was saved under
+    `init_from`, else `llava`.
+    """
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSettings":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
+from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
 from mllm.data.readers.vqa import SUFFIX
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.writers import SampleWriter, open_writer
@@ -22,8 +22,10 @@ from mllm.settings import dump_yaml
 from mllm.synthesis.asking import Asked
 from mllm.synthesis.backends.base import InstructionBackend
 from mllm.synthesis.filters import NAMES, Candidate, ImageFilters
+from mllm.synthesis.grounding import PLACED, parts_of
 from mllm.synthesis.inputs import Refused
 from mllm.synthesis.journal import Totals
+from mllm.synthesis.prompts import Request
 from mllm.synthesis.settings import InstructionConfig
 
 BY = "mllm synth"
@@ -73,14 +75,19 @@ def sample_of(candidate: Candidate) -> Sample:
     request = candidate.request
     suffix = SUFFIX if request.kind == "short_vqa" and request.language == "en" else ""
     messages = []
-    for index, (question, answer) in enumerate(candidate.turns):
-        text = TextPart(text=question + suffix)
-        messages.append(Message(role="user", content=(text,) if index else (ImagePart(), text)))
-        messages.append(Message(role="assistant", content=(TextPart(text=answer),)))
     context = request.prompt.context
+    for index, (question, answer) in enumerate(candidate.turns):
+        asked, answered = (_parts(text, request) for text in (question + suffix, answer))
+        messages.append(Message(role="user", content=asked if index else (ImagePart(), *asked)))
+        messages.append(Message(role="assistant", content=answered))
     return Sample(
         id=request.id, messages=tuple(messages), images=(context.image,), source=context.source, kind=request.kind
     )
+
+
+def _parts(text: str, request: Request) -> tuple[Part, ...]:
+    """The words of a turn; places are boxes as data, so that any box format comes of them."""
+    return parts_of(text, request.prompt.context) if request.kind in PLACED else (TextPart(text=text),)
 
 
 def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]) -> Output:

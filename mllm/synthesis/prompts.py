@@ -31,7 +31,7 @@ BLOCK_FORMAT = (
 )
 JSON_FORMAT = 'Write JSON: {"turns": [{"question": "…", "answer": "…"}]}, and nothing else.'
 Objects = dict[str, tuple[str, ...]]
-NEEDED = {"ocr": "ocr", "grounding": "boxes", "spatial": "boxes"}
+NEEDED = {"ocr": "ocr"} | dict.fromkeys(("grounding", "spatial", "grounded_caption", "region_text"), "boxes")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,18 @@ from pydantic import Field, model_validator
 from mllm.clients.openai import MaxTokensName
 from mllm.settings import ExpandedPath, PathText, Settings
 
-Kind = Literal["conversation", "detail", "reasoning", "short_vqa", "ocr", "grounding", "spatial", "absent"]
+Kind = Literal[
+    "conversation",
+    "detail",
+    "reasoning",
+    "short_vqa",
+    "ocr",
+    "grounding",
+    "spatial",
+    "grounded_caption",
+    "region_text",
+    "absent",
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

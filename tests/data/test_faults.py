@@ -31,6 +31,10 @@ def chat(content="what?", answer="it", turn=None, **fields):
     return {"messages": messages, **fields}
 
 
+def boxes(*numbers, kind="box", **fields):
+    return [{"type": "boxes", "boxes": [{"label": "it", kind: list(numbers)}], **fields}]
+
+
 SHOWN = [{"type": "image"}, {"type": "text", "text": "what?"}]
 GOOD = {
     "llava": [
@@ -51,6 +55,9 @@ GOOD = {
         chat([{"type": "image", "text": None, "index": 0}, {"type": "text", "text": "?"}], images=[IMAGE]),
         chat([{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "?"}]),
         chat([{"type": "image", "image": IMAGE}, {"type": "text", "text": "?"}]),
+        chat(SHOWN, boxes(0.1, 0.2, 0.3, 0.4), images=[IMAGE]),
+        chat("where?", boxes(-5, 0, 900, 4, unit="pixels"), images=[IMAGE]),
+        chat(SHOWN[:1] + boxes(0, 0, 1, 1) + SHOWN[1:], images=[IMAGE]),
         {"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "it"}]},
     ],
     "sharegpt": [llava(images=[IMAGE], system="Be brief."), llava("what?", image=IMAGE)],
@@ -91,6 +98,12 @@ BAD = {
         ("1 <image>", chat("<image>\nwhat?", image_path=IMAGE)),
         ("data URI", chat([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}])),
         ("img", chat("what?", img=IMAGE)),
+        ("boxes of image 0, but 0 image(s)", chat("where?", boxes(0, 0, 1, 1))),
+        ("boxes of image 1, but 1 image(s)", chat(SHOWN, boxes(0, 0, 1, 1, image=1), images=[IMAGE])),
+        ("no number", chat(SHOWN, boxes(0, float("nan"), 1, 1), images=[IMAGE])),
+        ("no number", chat("where?", boxes(0, 0, float("inf"), 1), images=[IMAGE])),
+        ("the other way round", chat(SHOWN, boxes(0.5, 0, 0.1, 1), images=[IMAGE])),
+        ("has no point", chat(SHOWN, boxes(0.5, 0.5, kind="point"), images=[IMAGE])),
         ("expected 'assistant'", "turn_order"),
     ],
     "sharegpt": [("1 <image>", llava()), ("video", llava("what?", video="a.mp4"))],

@@ -92,7 +92,9 @@ def test_coco_captions_and_boxes(tmp_path):
         ("12", ("a.jpg",), "two"),
     ]
     (boxes,) = read("coco_boxes", path)
-    assert boxes.messages[1].text == "cat: [10, 20, 40, 60]\ncat: [0, 0, 1, 1]"
+    (part,) = boxes.messages[1].content
+    assert part.unit == "pixels" and [region.label for region in part.boxes] == ["cat", "cat"]
+    assert [region.box for region in part.boxes] == [pytest.approx((10.4, 20, 40.4, 60.2)), (0, 0, 1, 1)]
     document["annotations"][1]["image_id"] = 9
     document["annotations"][0]["bbox"] = [1, 2]
     write_json(path, document)
@@ -109,6 +111,7 @@ def test_refcoco_asks_for_the_box_of_each_expression(tmp_path):
     samples = read("refcoco", write_json(tmp_path / "r.json", [record]))
     assert [s.id for s in samples] == ["5/0", "5/1"]
     assert samples[0].messages[0].text.endswith("left cat") and samples[1].messages[1].text == "[1, 2, 4, 6]"
+    assert all(sample.messages[1].content[0].unit == "pixels" for sample in samples)
 
 
 def test_vqa_finds_its_answers_beside_the_questions(tmp_path):

@@ -156,6 +156,18 @@ CASES = (
             ["B", "root", "B"],
             {"score": 0.0, "questions": 1},
         ),
+        "flickr30k_entities": (
+            "Please provide the bounding box coordinate of the region that the phrase in quotes describes: “Two young guys”, "
+            "in the sentence: Two young guys with shaggy hair look in a yard .",
+            "val",
+            ["[0, 0, 0.2, 0.8]", "[0.2, 0.2, 0.6, 0.6]", "[0, 0, 0.8, 0.8]", "on their heads"],
+            {
+                "score": 0.5,
+                "merged_boxes": 0.5,
+                "without_box": 1,
+                "by_category": {"people": 0.5, "bodyparts": 0.5, "other": 0.5},
+            },
+        ),
         "coco_captions": (
             "Provide a one-sentence caption for the provided image.",
             "all",
@@ -216,7 +228,7 @@ def test_a_missing_official_file_is_named_with_its_source(name, tmp_path):
 def test_a_truncated_file_is_named(name, tmp_path):
     ALL_WRITERS[name](tmp_path)
     folder = tmp_path / find_benchmark(name).folder
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".jsonl", ".parquet")):
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".jsonl", ".parquet", ".xml")):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=rf"{re.escape(str(folder))}.*; get .* again from http"):

@@ -356,6 +356,29 @@ def write_coco(data):
         save_image(root / "val2014" / image["file_name"])
 
 
+def write_flickr30k_entities(data):
+    root = data / "flickr30k_entities"
+    (root / "Annotations").mkdir(parents=True)
+    (root / "Sentences").mkdir()
+    boxes = {"283585": [(0, 0, 20, 40), (60, 0, 80, 40)], "283586": [(20, 10, 60, 30)], "283587": []}
+    objects = "".join(
+        f"<object><name>{chain}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox></object>"
+        for chain, own in boxes.items()
+        for a, b, c, d in own
+    )
+    scene = "<object><name>283587</name><scene>1</scene><nobndbox>0</nobndbox></object>"
+    size = "<size><width>100</width><height>50</height><depth>3</depth></size>"
+    for split, name in (("val", "1000092795"), ("test", "10002456")):
+        (root / f"{split}.txt").write_text(f"{name}\n")
+        (root / f"Annotations/{name}.xml").write_text(f"<annotation>{size}{objects}{scene}</annotation>")
+        (root / f"Sentences/{name}.txt").write_text(
+            "[/EN#283585/people Two young guys] with [/EN#283586/bodyparts/other shaggy hair] look in "
+            "[/EN#283587/scene a yard] .\n"
+            + ("A sentence with [/EN#0/notvisual nothing] to see .\n" if split == "test" else "")
+        )
+        save_image(root / "flickr30k-images" / f"{name}.jpg", (100, 50))
+
+
 WRITERS = {
     "vqav2": write_vqav2,
     "gqa": write_gqa,
@@ -375,6 +398,7 @@ WRITERS = {
     "refcoco": write_refcoco,
     "refcoco+": lambda data: write_refcoco(data, "refcoco+"),
     "refcocog": lambda data: write_refcoco(data, "refcocog", "refs(umd).p"),
+    "flickr30k_entities": write_flickr30k_entities,
     "coco_captions": write_coco,
     "coco_chair": write_coco,
 }

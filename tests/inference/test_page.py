@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mllm.conversation.boxes import Region
 from mllm.conversation.schema import ImagePart, Message, TextPart, VideoPart
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import Request, generate_answers
@@ -111,6 +112,31 @@ def test_a_video_is_chosen_shown_and_answered_as_the_model_does(assembled, port,
     assert page.evaluate("messages[1].content") == answer_of(
         assembled, "what happens?", tmp_path / "a.webm", VideoPart()
     )
+
+
+def test_places_of_an_answer_are_drawn_on_the_image_that_was_shown_last(
+    assembled, port, open_page, images, tmp_path, monkeypatch
+):
+    places = [Region(label="it", box=(0.25, 0.5, 0.5, 1.0)), Region(point=(0.75, 0.25))]
+    monkeypatch.setattr(assembled[1], "read_boxes", lambda text, frame: places)
+    page = open_page(port)
+    until(page, "model === 'tiny'")
+    for count in (2, 4):
+        page.set_input_files("#file", images[count // 2])
+        page.wait_for_selector("#waiting img")
+        page.fill("#question", "where is it?")
+        page.press("#question", "Enter")
+        until(
+            page,
+            f"messages.length === {count} && document.querySelectorAll('.assistant canvas').length === {count // 2}",
+        )
+    last = "[...document.querySelectorAll('.assistant canvas')].pop()"
+    until(page, f"{last}.width === 640 && {last}.height === 384")  # of 20 × 12 pixels
+    inked = (
+        f"""(([x, y]) => [...{last}.getContext('2d').getImageData(x * {last}.width, y * {last}.height, 1, 1).data])"""
+    )
+    assert page.evaluate(f"{inked}([0.75, 0.25])")[:3] == [31, 111, 230]  # the point
+    page.screenshot(path=str(tmp_path / "page.png"))
 
 
 def test_an_answer_shows_while_it_is_written_and_stop_ends_it_on_the_server_too(assembled, open_page):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mllm.cli import _command
+from mllm.conversation.schema import TextPart, boxes_of
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
@@ -17,8 +18,9 @@ from mllm.media.decode import read_image
 from mllm.settings import validate_settings
 from mllm.synthesis.backends.local import LocalBackend
 from mllm.synthesis.backends.template import TemplateBackend, plural, with_article
-from mllm.synthesis.context import read_contexts
+from mllm.synthesis.context import Box, Context, read_contexts
 from mllm.synthesis.filters import Candidate, build_filters
+from mllm.synthesis.grounding import parts_of
 from mllm.synthesis.inputs import Inputs
 from mllm.synthesis.prompts import Requests, load_kind, load_objects
 from mllm.synthesis.run import write_instructions
@@ -45,14 +47,59 @@ def test_what_templates_say_of_boxes_follows_from_them(tmp_path: Path) -> None:
     config = make_run(tmp_path, fact_records(10), kinds={"spatial": 1, "grounding": 1})
     write_instructions(config)
     turns = [
-        (row["messages"][n]["content"][-1]["text"], row["messages"][n + 1]["content"][0]["text"])
+        (row["messages"][n]["content"][-1]["text"], row["messages"][n + 1]["content"])
         for row in read_lines(config.output / "street.jsonl")
         for n in range(0, len(row["messages"]), 2)
     ]
     answers = dict(turns)
-    assert answers["Where is the dog?"] == "The dog is at [0.083, 0.333, 0.375, 0.625]."
-    assert answers["How many cars can you see?"] == "There is one car."
-    assert answers["Is the car to the left or to the right of the dog?"] == "The car is to the right of the dog."
+    before, place, after = answers["Where is the dog?"]
+    assert (before["text"], after["text"]) == ("The dog is at ", ".")
+    # Pixels of an image of 24 × 24, to the last digit.
+    assert place["boxes"] == [{"label": "", "box": [2 / 24, 8 / 24, 9 / 24, 15 / 24]}] and place["unit"] == "image"
+    assert answers["How many cars can you see?"] == [{"type": "text", "text": "There is one car."}]
+    (compared,) = answers["Is the car to the left or to the right of the dog?"]
+    assert compared["text"] == "The car is to the right of the dog."
+
+
+def test_grounded_captions_and_regions_are_boxes_that_any_format_comes_of(tmp_path: Path) -> None:
+    kinds = {"grounded_caption": 1, "region_text": 1}
+    config = make_run(tmp_path, fact_records(12), kinds=kinds)
+    write_instructions(config)
+    samples = Mixture(load_recipe(str(config.output / "recipe.yaml")), 0, False).samples
+    assert {sample.kind for sample in samples} == set(kinds)
+    dog, car = ([n / 24 for n in box] for box in ((2, 8, 9, 15), (12, 8, 21, 15)))
+    for sample in samples:
+        sample.check()
+        found = {tuple(r.box): r.label for part in boxes_of(sample.messages) for r in part.boxes}
+        assert found.keys() <= {tuple(dog), tuple(car)} and found
+        if sample.kind == "grounded_caption":
+            assert found == {tuple(dog): "dog", tuple(car): "car"}
+            words = "".join(p.text for p in sample.messages[1].content if isinstance(p, TextPart))
+            assert words.startswith("A  number ") and words.endswith(" sits beside a .")
+        else:
+            assert set(found.values()) == {""} and sample.messages[1].text in ("A dog.", "A car.")
+
+
+def test_places_of_a_model_that_writes_them_are_those_of_the_facts() -> None:
+    context = Context(
+        "1", "s", "a.png", "a.png", (), (Box("dog", (1, 2, 3, 4)), Box("cat", (-3, 0, 9, 9))), (), "", (7, 7)
+    )
+    text = (
+        "{A dog}[0.143,0.286, 0.429,0.571] is by {a cat} [0.000, 0.000, 1.000, 1.000], in 2024 [1, 2], at "
+        "[0.5, 0.5, 0.6, 0.7]."
+    )
+    parts = parts_of(text, context)
+    assert [part.type for part in parts] == ["boxes", "text", "boxes", "text", "boxes", "text"]
+    boxes = [part.boxes[0] for part in parts if part.type == "boxes"]
+    assert [(box.label, box.box) for box in boxes] == [
+        ("A dog", (1 / 7, 2 / 7, 3 / 7, 4 / 7)),
+        ("a cat", (0.0, 0.0, 1.0, 1.0)),
+        ("", (0.5, 0.5, 0.6, 0.7)),
+    ]
+    assert [part.text for part in parts if part.type == "text"] == [" is by ", ", in 2024 [1, 2], at ", "."]
+    assert parts_of("no place", context) == (TextPart(text="no place"),) and parts_of("", context) == (
+        TextPart(text=""),
+    )
 
 
 def test_the_recipe_that_is_written_can_be_trained_on_and_paths_stay(tmp_path: Path, capsys) -> None:

@@ -57,6 +57,13 @@ def refusals(*candidates: Candidate, sees_image: bool = False, **settings: objec
             "It is at [0.100, 0.200, 0.300, 0.500].",
             "It is at [0.100,0.200, 0.300, 0.400].",
         ),
+        ("unknown_object", "region_text", "At [0.100, 0.200, 0.300, 0.500] is a dog.", "A dog."),
+        (
+            "unknown_object",
+            "grounded_caption",
+            "{A zebra}[0.100, 0.200, 0.300, 0.400] sits on a wooden bench here.",
+            "{A dog}[0.100, 0.200, 0.300, 0.400] sits on a wooden bench here.",
+        ),
         ("unknown_object", "conversation", "There is a “zebra” here.", "There is a “dog” here."),
         ("personal_data", "conversation", "Write to anna.b@example.org about the dog.", "The dog is 5 years old."),
         ("personal_data", "conversation", "Call +49 30 901820 123.", "It was built in 1998 for 1500000 people."),

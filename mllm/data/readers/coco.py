@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.boxes import Region
+from mllm.conversation.schema import BoxesPart, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import asked_about_images
 from mllm.data.readers.json_lines import read_document
-from mllm.data.readers.refcoco import box_text
+from mllm.data.readers.refcoco import answered_by, coco_box
 from mllm.data.readers.registry import READERS
 
-QUESTION = "Name the objects in the image, each with its box in pixels."
+QUESTION = "Name the objects in the image, each with its box."
 
 
 @READERS.register("coco_captions")
@@ -31,21 +32,23 @@ def read_coco_captions(path: Path | str, on_error: OnError = raise_error) -> Ite
 
 @READERS.register("coco_boxes")
 def read_coco_boxes(path: Path | str, on_error: OnError = raise_error) -> Iterator[Sample]:
-    """A sample for each image with instances: one line `category: [x1, y1, x2, y2]` each, in the image's own pixels."""
+    """A sample for each image with instances: their categories and boxes, as data."""
     document = read_document(path, ("images", "annotations", "categories"))
     names = {c.get("id"): c.get("name") for c in document["categories"] if isinstance(c, dict)}
-    lines: dict[Any, list[str]] = {}
+    regions: dict[Any, list[Region]] = {}
     for index, instance in enumerate(document["annotations"]):
         place = f"{path}[annotations][{index}]"
         try:
             if not isinstance(instance, dict) or instance.get("category_id") not in names:
                 raise BadRecordError(place, "expected `bbox` and the `category_id` of one of `categories`")
-            line = f"{names[instance['category_id']]}: {box_text(place, instance.get('bbox'))}"
+            box = coco_box(place, instance.get("bbox"))
+            region = Region(label=str(names[instance["category_id"]]), box=box)
         except BadRecordError as error:
             on_error(error)
             continue
-        lines.setdefault(instance.get("image_id"), []).append(line)
+        regions.setdefault(instance.get("image_id"), []).append(region)
     for image in document["images"]:
-        if isinstance(image, dict) and image.get("id") in lines and isinstance(image.get("file_name"), str):
-            messages = asked_about_images(1, QUESTION, "\n".join(lines[image["id"]]))
+        if isinstance(image, dict) and image.get("id") in regions and isinstance(image.get("file_name"), str):
+            boxes = BoxesPart(boxes=tuple(regions[image["id"]]), unit="pixels")
+            messages = answered_by(boxes, asked_about_images(1, QUESTION, ""))
             yield Sample(id=str(image["id"]), messages=messages, images=(image["file_name"],), kind="boxes")

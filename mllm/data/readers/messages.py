@@ -6,7 +6,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mllm.conversation.schema import Fault, ImagePart, Message, Part, Sample, TextPart, VideoPart, media_kinds
+from mllm.conversation.schema import (
+    BoxesPart,
+    Fault,
+    ImagePart,
+    Message,
+    Part,
+    Sample,
+    Shown,
+    TextPart,
+    VideoPart,
+    boxes_of,
+    media_kinds,
+)
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.fields import (
     PLACEHOLDER,
@@ -84,7 +96,9 @@ def _hub_sample(place: str, record: dict[str, Any]) -> Sample:
         )
         fault = media.fault(messages)
     elif any(isinstance(turn.get("content"), str) for turn in turns if turn["role"] == "user"):
-        messages = place_media(place, [(message.role, message.text) for message in messages], media)
+        # A turn with boxes keeps its parts; an `<image>` among them is text.
+        placed = place_media(place, [(m.role, "" if boxes_of([m]) else m.text) for m in messages], media)
+        messages = [_with_parts(m, new) if boxes_of([m]) else new for m, new in zip(messages, placed, strict=True)]
         fault = placeholder_fault(record, messages)
     if any(message.role == "assistant" for message in messages[: len(record.get("prompt", ()))]):
         reason = "has an answer in its `prompt`, of which only the `completion` is meant to be learned; give it as `messages`"
@@ -92,6 +106,12 @@ def _hub_sample(place: str, record: dict[str, Any]) -> Sample:
     labels = {name: str(record[name]) for name in ("source", "kind") if name in record}
     images = media.in_order(messages)
     return Sample(id=str(record.get("id", place)), messages=tuple(messages), images=images, fault=fault, **labels)
+
+
+def _with_parts(message: Message, placed: Message) -> Message:
+    """The message behind the images and videos that came to stand before it."""
+    shown = [part for part in placed.content if isinstance(part, Shown)]
+    return message.model_copy(update={"content": (*shown, *message.content)})
 
 
 def _turns(place: str, record: dict[str, Any]) -> list[Any]:
@@ -125,6 +145,8 @@ def _part(place: str, where: str, part: Any, shown: list[_Shown]) -> Part:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return TextPart(text=part["text"])
+    if kind == "boxes":
+        return _boxes(place, where, part)
     if kind in SHOWN_PARTS:
         made = SHOWN_PARTS[kind]()
         image = next((part[name] for name in (*SHOWN_PARTS, "url", "path") if part.get(name)), None)
@@ -132,8 +154,19 @@ def _part(place: str, where: str, part: Any, shown: list[_Shown]) -> Part:
         return made
     held = f"type {kind!r} with {', '.join(part)}" if isinstance(part, dict) else type(part).__name__
     raise BadRecordError(
-        place, f"{where}: a part is of type text, with `text`, or of type image or video; found {held}"
+        place, f"{where}: a part is of type text, with `text`, or of type image, video or boxes; found {held}"
     )
+
+
+def _boxes(place: str, where: str, part: dict[str, Any]) -> BoxesPart:
+    known = {name: part[name] for name in BoxesPart.model_fields if name in part}
+    try:
+        return BoxesPart.model_validate(known)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        named = ".".join((where, *map(str, problem["loc"])))
+        said = problem["msg"].removeprefix("Value error, ")
+        raise BadRecordError(place, f"{named}: {said[:1].lower() + said[1:]}; see `boxes` in the schema") from None
 
 
 def _paths_of_parts(place: str, paths: tuple[str, ...], shown: list[_Shown]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import IO, Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from mllm.data.readers.refcoco import QUESTION
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, HubLayout, Item, TableRow
 from mllm.evaluation.benchmarks.coco_captions import coco_number
@@ -16,7 +17,6 @@ from mllm.evaluation.release import Record, coco_image, first_problem
 from mllm.media.decode import read_image_size
 
 THRESHOLD = 0.5
-PROMPT = "Please provide the bounding box coordinate of the region this sentence describes: "
 
 
 class _Sentence(Record):
@@ -63,10 +63,15 @@ def read_plain_pickle(file: IO[bytes], path: Path) -> Any:
 
 
 class RefCoco(Benchmark):
-    """Every expression of every split but train; predictions are corners in 0–1, as LLaVA-1.5 was trained to write."""
+    """Every expression of every split but train.
+
+    Answers are read in the model's own box format. Of a model whose format isn't known, such as an endpoint's, they are read
+    in any form, and as shares of the image (0–1).
+    """
 
     metric = "iou"
     metric_settings = {"convention": "0-1"}  # noqa: RUF012 (read only)
+    answers_with_places = True
     max_new_tokens = 64
     refs: ClassVar[str]
 
@@ -108,7 +113,7 @@ class RefCoco(Benchmark):
         ]
 
     def prompt(self, item: Item) -> str:
-        return PROMPT + item.question
+        return QUESTION + item.question
 
     def score(self, answer: str, item: Item) -> float:
         return self.score_each([answer], [item])[0]

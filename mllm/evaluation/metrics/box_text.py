@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mllm.conversation.boxes.scanning import NUMBER
+
 Corners = list[float]
 
-_NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 # No part of a word, of a longer number or of a share in percent.
-_ALONE = rf"(?<![\w.%])({_NUMBER})(?![\w%]|\.\d)"
+_ALONE = rf"(?<![\w.%])({NUMBER})(?![\w%]|\.\d)"
 _NUMBERS = re.compile(_ALONE)
 _TAGGED = re.compile(
     r"<(?P<tag>box|bbox|bounding_box)>(?P<inside>.*?)(?:</(?P=tag)>|$)|<\|box_start\|>(?P<qwen>.*?)(?:<\|box_end\|>|$)",
@@ -113,7 +114,7 @@ def _as_number(value: Any) -> float | None:
         return None
     if isinstance(value, int | float):
         return float(value)
-    return float(value) if isinstance(value, str) and re.fullmatch(_NUMBER, value.strip()) else None
+    return float(value) if isinstance(value, str) and re.fullmatch(NUMBER, value.strip()) else None
 
 
 def _named_box(numbers: Mapping[str, float]) -> Corners | None:

@@ -76,6 +76,9 @@ class Endpoint:
         for problem, count in self._problems.most_common():
             logger.warning("%d answer(s) without words count as empty: %s", count, problem)
 
+    def places(self, text: str, media: Sequence[Medium]) -> None:
+        """What an endpoint's box format is isn't known: its answers are read as any text."""
+
     async def _answer(self, questions: Sequence[Question], on_replies: OnReplies) -> None:
         waiting = iter(questions)
         client = ChatClient(

@@ -12,6 +12,7 @@ import torch
 from mllm.checkpoint.load import load, resolve_dtype
 from mllm.checkpoint.ours import directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
+from mllm.conversation.boxes import DEFAULT_BOX_FORMAT, Region
 from mllm.errors import UserError
 from mllm.evaluation.asking import OnReplies, Question, Reply
 from mllm.evaluation.medium import Medium
@@ -21,6 +22,8 @@ from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
 from mllm.inference.likelihood import score_answers
+from mllm.inference.places import read_regions
+from mllm.inference.request import prompt_of
 from mllm.media.shuffled import ShuffledFrames
 from mllm.model.multimodal import MultimodalLM
 from mllm.processor import Processor
@@ -44,6 +47,11 @@ class LocalModel:
                 self._choose(chunk, processor, on_replies)
             else:
                 self._generate(chunk, processor, on_replies)
+
+    def places(self, text: str, media: Sequence[Medium]) -> Sequence[Region] | None:
+        """The places that an answer names, read in the model's box format; see `Subject`."""
+        request = Question("?", tuple(media), 1).request()
+        return read_regions(text, prompt_of(request, self._processor).shown, self._processor)
 
     def _generate(self, questions: Sequence[Question], processor: Processor, on_replies: OnReplies) -> None:
         decodings = [Decoding(max_new_tokens=question.max_new_tokens, logprobs=True) for question in questions]
@@ -129,6 +137,8 @@ def load_local(source: str, dtype: str, batch_size: int, device: str | None = No
         "prompt_format": processor.format_name,
         "dtype": dtype,
     }
+    if processor.box_format != DEFAULT_BOX_FORMAT:
+        identity["box_format"] = processor.box_format
     return LocalModel(model, processor, batch_size, identity), path
 
 

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Stream
 from mllm.inference.generate import check_context
+from mllm.inference.places import Places, places_in
 from mllm.inference.request import prompt_of
 from mllm.inference.serve.batch_queue import BatchQueue, Job, QueueFullError
 from mllm.inference.serve.counters import Metrics
@@ -34,6 +35,7 @@ from mllm.inference.serve.protocol import (
     chunk,
     completion,
     logprobs_of,
+    places_field,
     usage,
 )
 from mllm.media.clip import check_frames
@@ -252,7 +254,11 @@ class _Service:
         assert isinstance(result, list)  # of a job that isn't streamed there are no pieces
         self.metrics.latency.observe(time.monotonic() - begun)
         self.metrics.count(result)
-        return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer))
+        places = [self._places(job, answer.text) for answer in result]
+        return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer, places))
+
+    def _places(self, job: Job, text: str) -> Places | None:
+        return places_in(text, job.prompt.shown, self.processor)
 
     async def _stream(
         self,
@@ -278,7 +284,8 @@ class _Service:
                 told[index] += len(fresh)
                 logprobs = logprobs_of(fresh, self.processor.tokenizer) if body.logprobs else None
                 finish = None if piece else FINISH_REASONS[row.finish_reason or "cancelled"]
-                yield _event(chunk(identity, index, {"content": piece} if piece else {}, logprobs, finish))
+                delta = {"content": piece} if piece else places_field(self._places(job, row.words.text))
+                yield _event(chunk(identity, index, delta, logprobs, finish))
             is_late = time.monotonic() > job.deadline
             if is_late or isinstance(event, Exception):
                 message = "the answer took too long" if is_late else "the answer failed; the server's log says why"

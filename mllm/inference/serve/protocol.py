@@ -1,6 +1,6 @@
 """OpenAI's chat completions as far as they are served: what is asked, checked, and the answers' shapes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -9,6 +9,7 @@ from mllm.conversation.schema import ImagePart, Message, Part, TextPart, VideoPa
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, TokenLogprob
 from mllm.inference.decoding import Decoding
+from mllm.inference.places import Places
 from mllm.inference.request import Request
 from mllm.inference.serve.fields import Strict, UnservedFields, UnservedMessageFields
 from mllm.media.clip import ClipLimits, read_clip
@@ -234,24 +235,35 @@ def logprobs_of(tokens: tuple[TokenLogprob, ...] | list[TokenLogprob], tokenizer
     }
 
 
-def completion(identity: dict[str, Any], answers: list[Answer], with_logprobs: bool, tokenizer: Any) -> dict[str, Any]:
-    """A whole `chat.completion`. identity: its id, model and time."""
+def completion(
+    identity: dict[str, Any],
+    answers: list[Answer],
+    with_logprobs: bool,
+    tokenizer: Any,
+    places: Sequence[Places | None],
+) -> dict[str, Any]:
+    """A whole `chat.completion`. identity: its id, model and time. places: what each answer names in an image."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text},
+            "message": {"role": "assistant", "content": answer.text} | places_field(own),
             "logprobs": logprobs_of(answer.logprobs, tokenizer) if with_logprobs else None,
             "finish_reason": FINISH_REASONS[answer.finish_reason],
         }
-        for index, answer in enumerate(answers)
+        for index, (answer, own) in enumerate(zip(answers, places, strict=True))
     ]
     return identity | {"object": "chat.completion", "choices": choices, "usage": usage(answers)}
+
+
+def places_field(places: Places | None) -> dict[str, Any]:
+    """What OpenAI's API doesn't have: `places` of an answer, in shares of the image that was shown last; {} without any."""
+    return {} if places is None else {"places": places.as_records()}
 
 
 def chunk(
     identity: dict[str, Any],
     index: int,
-    delta: dict[str, str],
+    delta: Mapping[str, Any],
     logprobs: dict[str, Any] | None = None,
     finish: str | None = None,
 ) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The backend without a model: sentences made of captions, boxes and text, by the rules of each kind."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from mllm.synthesis.backends.base import Answered, Completion, Prompt
 from mllm.synthesis.context import Box, Context
+from mllm.synthesis.grounding import named_place
 from mllm.synthesis.parsing import Turns, as_blocks
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -18,7 +20,11 @@ class TemplateBackend:
     batch_size = 64
     identity = "template-1"
     kinds: frozenset[str] | None = frozenset(
-        ("conversation", "detail", "short_vqa", "ocr", "grounding", "spatial", "absent")
+        (
+            *("conversation", "detail", "short_vqa", "ocr", "absent"),
+            *("grounding", "spatial"),
+            *("grounded_caption", "region_text"),
+        )
     )
     languages: frozenset[str] | None = frozenset(("en",))
     needs_facts = True
@@ -70,12 +76,36 @@ def _ocr(prompt: Prompt, rng: random.Random) -> Turns:
 
 
 def _grounding(prompt: Prompt, rng: random.Random) -> Turns:
-    counts = Counter(box.category.lower() for box in prompt.context.boxes)
-    alone = [box for box in prompt.context.boxes if counts[box.category.lower()] == 1]
+    alone = _alone(prompt.context)
     rng.shuffle(alone)
     return [
         (f"Where is the {box.category.lower()}?", f"The {box.category.lower()} is at {_place(prompt.context, box)}.")
         for box in alone[:3]
+    ]
+
+
+def _grounded_caption(prompt: Prompt, rng: random.Random) -> Turns:
+    """The first caption that names an object of which there is one, with the place of each that it names once."""
+    context = prompt.context
+    for caption in context.captions:
+        grounded = caption
+        for box in _alone(context):
+            named = list(re.finditer(rf"\b{re.escape(box.category)}\b", grounded, re.IGNORECASE))
+            if len(named) == 1:
+                start, end = named[0].span()
+                grounded = grounded[:start] + named_place(grounded[start:end], _place(context, box)) + grounded[end:]
+        if grounded != caption:
+            question = rng.choice(("Describe the image, and say where things are.", "What is where in the image?"))
+            return [(question, sentence(grounded))]
+    return []
+
+
+def _region_text(prompt: Prompt, rng: random.Random) -> Turns:
+    boxes = list(prompt.context.boxes)
+    rng.shuffle(boxes)
+    form = rng.choice(("What is at {}?", "Please provide a short description for this region: {}"))
+    return [
+        (form.format(_place(prompt.context, box)), sentence(with_article(box.category.lower()))) for box in boxes[:3]
     ]
 
 
@@ -97,6 +127,8 @@ _WRITERS: dict[str, Callable[[Prompt, random.Random], Turns]] = {
     "short_vqa": _short_vqa,
     "ocr": _ocr,
     "grounding": _grounding,
+    "grounded_caption": _grounded_caption,
+    "region_text": _region_text,
     "spatial": _spatial,
     "absent": _absent,
 }
@@ -114,8 +146,7 @@ def _counts(context: Context, rng: random.Random) -> Turns:
 
 def _relations(context: Context, rng: random.Random) -> Turns:
     """Pairs of kinds with one object each that don't overlap from left to right."""
-    counts = Counter(box.category.lower() for box in context.boxes)
-    alone = [box for box in context.boxes if counts[box.category.lower()] == 1]
+    alone = _alone(context)
     turns = []
     for left in alone:
         for right in alone:
@@ -127,6 +158,12 @@ def _relations(context: Context, rng: random.Random) -> Turns:
                 turns.append((question, f"The {b} is to the right of the {a}."))
     rng.shuffle(turns)
     return turns
+
+
+def _alone(context: Context) -> list[Box]:
+    """The objects of which there is one of their kind."""
+    counts = Counter(box.category.lower() for box in context.boxes)
+    return [box for box in context.boxes if counts[box.category.lower()] == 1]
 
 
 def _place(context: Context, box: Box) -> str:

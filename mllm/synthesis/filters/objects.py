@@ -3,6 +3,7 @@
 import re
 
 from mllm.synthesis.filters.base import Candidate
+from mllm.synthesis.grounding import PLACED
 from mllm.synthesis.prompts import Objects, absent_objects, fact_lines, mentions
 
 NEGATION = re.compile(r"\b(no|not|never|none|neither|nor|without|isn't|aren't|cannot|can't|don't|doesn't)\b")
@@ -20,8 +21,10 @@ class UnknownObject:
 
     def __call__(self, candidate: Candidate) -> str | None:
         request = candidate.request
+        if request.kind in PLACED and (place := self._unknown_place(candidate)) is not None:
+            return place
         if request.kind == "grounding":
-            return self._unknown_place(candidate)
+            return None
         if request.language != "en" or request.kind == "reasoning":
             # Elsewhere the list of names doesn't apply; reasoning rightly speaks of what isn't shown.
             return None
@@ -37,10 +40,9 @@ class UnknownObject:
 
     def _unknown_place(self, candidate: Candidate) -> str | None:
         given = {_normal(found) for found in BOX.findall(fact_lines(candidate.request.prompt.context))}
-        for _, answer in candidate.turns:
-            for found in BOX.findall(answer):
-                if _normal(found) not in given:
-                    return f"gives the place [{found}]"
+        for found in BOX.findall(candidate.text):
+            if _normal(found) not in given:
+                return f"gives the place [{found}]"
         return None
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from mllm.synthesis.filters.base import Candidate
+from mllm.synthesis.grounding import PLACED
 from mllm.synthesis.settings import Kind
 
 LEAKS = re.compile(
@@ -22,6 +23,8 @@ ANSWER_WORDS = {
     "ocr": (1, 300),
     "grounding": (1, 80),
     "spatial": (1, 60),
+    "grounded_caption": (8, 400),
+    "region_text": (1, 40),
     "absent": (1, 80),
 }
 # Scripts that put no blanks between words: about so many characters stand for one.
@@ -55,7 +58,7 @@ def source_leak(candidate: Candidate) -> str | None:
     """Words or numbers that only somebody who has the facts, and not the image, would write."""
     kind = candidate.request.kind
     found = LEAKS.search(candidate.text) if kind != "ocr" else None
-    if found is None and kind != "grounding":
+    if found is None and kind not in PLACED:
         found = NUMBERED_PLACES.search(candidate.text)
     return f"says {found[0]!r}" if found else None
 
