@@ -36,6 +36,7 @@ OURS: dict[str, str] = {
     "vit_lr": "optim.lr_vision_encoder",
     "lr_scheduler_type": "optim.schedule",
     "lr_scheduler": "optim.schedule",
+    "min_lr_rate": "optim.min_lr_ratio",
     "warmup_steps": "optim.warmup_ratio (a share of the steps)",
     "optimizer": "optim.kind",
     "adam_beta1": "optim.betas",

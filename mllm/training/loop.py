@@ -38,14 +38,15 @@ def total_steps(task: Task, loop: LoopSettings) -> int:
 
 
 def lr_scale(step: int, total_steps: int, settings: OptimizerSettings) -> float:
-    """Factor on every base learning rate at optimizer step `step` (from 0): linear warm-up, then cosine to 0."""
+    """Factor on every base learning rate at optimizer step `step` (from 0): linear warm-up, then cosine to the least."""
     warmup = math.ceil(total_steps * settings.warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
     if settings.schedule == "constant":
         return 1.0
     progress = (step - warmup) / max(1, total_steps - warmup)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    fallen = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * fallen
 
 
 @dataclass

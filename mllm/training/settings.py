@@ -43,7 +43,9 @@ class OptimizerSettings(Settings):
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of the steps in which the rate rises from 0, from 0 to 1. The default, 0.03, is LLaVA's."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """The rate after warm-up: `cosine` (the default) falls to 0, `constant` stays."""
+    """The rate after warm-up: `cosine` (the default) falls to `min_lr_ratio`, `constant` stays."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of every rate that a cosine ends at, from 0 to 1. 0 by default."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm to which a step's gradient is clipped. 1.0 by default."""
 
