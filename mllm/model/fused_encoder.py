@@ -87,9 +87,9 @@ class FusedEncoder(nn.Module):
     """Features of two encoders, patch by patch: tiles [T, 6, S, S], three channels for each, → [T, P, V + W].
 
     Each sees pixels with its own mean, deviation and colour around a padded image; that of a smaller side in the upper left
-    of its channels. `width` puts the features of a patch side
-    by side. `interleaved` lets them follow each other, [T, 2P, V + W], where the half that is the other's is zeros: the
-    first layer of a projector is then one for each of the two, and what is behind it is shared.
+    of its channels. `width` puts the features of a patch side by side. `interleaved` lets them follow each other,
+    [T, 2P, V + W], where the half that is the other's is zeros: the first layer of a projector is then one for each of the
+    two, and what is behind it is shared.
     """
 
     channels = 2 * CHANNELS
