@@ -88,15 +88,19 @@ def test_a_field_that_the_model_refuses_ends_the_evaluation_with_the_option_to_g
         with pytest.raises(UserError, match=rf"model gpt-x: .*; say {' '.join(advice)}$"):
             run(*given)
         given += advice
-    server.bodies.clear()
+
+    def taken():
+        # Requests of the runs that were refused may arrive late.
+        return [body for body in server.bodies if not refused_by_new_model(body)]
+
     run(*given, "--thinking-tokens", "1000")
-    limits = {body["max_completion_tokens"] for body in server.bodies}
-    assert all(limit > 1000 for limit in limits) and not any("temperature" in body for body in server.bodies)
+    asked = len(taken())
+    assert asked and all(body["max_completion_tokens"] > 1000 for body in taken())
+    assert not any("temperature" in body for body in taken())
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (results["temperature"], results["thinking_tokens"]) == (None, 1000) and results["decoding"]["do_sample"]
-    asked = len(server.bodies)
     run(*given, "--thinking-tokens", "1001")  # other answers than those that are kept
-    assert len(server.bodies) == 2 * asked
+    assert len(taken()) == 2 * asked
     with pytest.raises(SystemExit):
         build_parser().parse_args(["eval", "openai:gpt-x", *names, "--temperature", "-1"])
 
