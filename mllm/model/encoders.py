@@ -93,8 +93,10 @@ class VisionEncoder(nn.Module):
         """Whether there is a class token and it is left out."""
         return self.family.has_class_token and self.class_token == "drop"
 
-    def geometry(self, shuffle: int) -> ImageGeometry:
-        return encoder_geometry(self.image_size_px, self.patch_size_px, self.class_token, shuffle)
+    @property
+    def geometry(self) -> ImageGeometry:
+        """Of its features, in front of the projector."""
+        return encoder_geometry(self.image_size_px, self.patch_size_px, self.class_token)
 
     def layer_of(self, name: str) -> int:
         """The layer that a parameter of the model is in, counted from 0; -1 for one that stands outside the layers."""

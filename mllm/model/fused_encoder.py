@@ -127,10 +127,10 @@ class FusedEncoder(nn.Module):
         """How many layers the features of that pass through which has fewer."""
         return min(encoder.used_layers for encoder in self.encoders)
 
-    def geometry(self, shuffle: int) -> ImageGeometry:
-        return encoder_geometry(
-            self.image_size_px, self.first.patch_size_px, "drop", shuffle, self.described.features_per_patch
-        )
+    @property
+    def geometry(self) -> ImageGeometry:
+        """As `VisionEncoder.geometry`, of both."""
+        return encoder_geometry(self.image_size_px, self.first.patch_size_px, "drop", self.described.features_per_patch)
 
     def height_of(self, name: str) -> int:
         """As `VisionEncoder.height_of`, in the encoder that the parameter belongs to."""

@@ -65,7 +65,7 @@ class MultimodalLM(nn.Module):
     @property
     def geometry(self) -> ImageGeometry:
         """What encoder and projector make of a tile."""
-        return projected(self.vision_encoder.geometry(1), self.projector_settings)
+        return projected(self.vision_encoder.geometry, self.projector_settings)
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S]; a frozen encoder runs without a graph.

@@ -15,16 +15,16 @@ S = TypeVar("S", bound=Settings)
 
 
 def encoder_geometry(
-    image_size_px: int, patch_size_px: int, class_token: str, shuffle: int = 1, features_per_patch: int = 1
+    image_size_px: int, patch_size_px: int, class_token: str, features_per_patch: int = 1
 ) -> ImageGeometry:
-    """The geometry of an encoder, and of a pixel shuffle. Raises UserError when that doesn't fit the patch grid."""
-    keeps = class_token == "keep"
-    try:
-        return ImageGeometry(
-            image_size_px, patch_size_px, keeps, shuffle, None, features_per_patch == 1, features_per_patch
-        )
-    except ValueError as error:
-        raise UserError(f"model.projector.shuffle: {error}") from None
+    """The geometry of an encoder in front of a projector, which `tile_tokens.projected` puts behind it."""
+    return ImageGeometry(
+        image_size_px,
+        patch_size_px,
+        keep_class_token=class_token == "keep",
+        has_places=features_per_patch == 1,
+        features_per_patch=features_per_patch,
+    )
 
 
 def build_planner(geometry: ImageGeometry, image: ImageSettings, video: VideoSettings) -> Planner:

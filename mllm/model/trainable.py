@@ -76,8 +76,8 @@ def _check_first_layers(model: MultimodalLM, policy: TrainableSettings) -> None:
             f"trainable.vision_encoder_from_layer is {first}, but the features come from layers 0 to {used - 1} of "
             "the encoder: none would learn"
         )
-    first, layers = policy.language_model_from_layer, len(decoder_layers(model))
-    if first is not None and first >= layers:
+    first = policy.language_model_from_layer
+    if first is not None and first >= (layers := len(decoder_layers(model))):
         raise UserError(
             f"trainable.language_model_from_layer is {first}, but the language model has layers 0 to {layers - 1}: none "
             "would learn"

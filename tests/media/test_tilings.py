@@ -22,7 +22,8 @@ from mllm.media.decode import read_image, read_image_size
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry
 from mllm.model.planning import build_planner, encoder_geometry
-from mllm.model.settings import ImageSettings, VideoSettings
+from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
+from mllm.model.tile_tokens import projected
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 NEXT, ONEVISION = ImageGeometry(336, 14), ImageGeometry(384, 14)
@@ -232,7 +233,7 @@ def test_tiles_that_cannot_be_are_refused_in_a_line(geometry, image, words):
 
 def test_a_shuffle_that_does_not_fit_the_grid_is_refused():
     with pytest.raises(UserError, match=r"model\.projector\.shuffle: a grid of 27×27 patches can't be shuffled by 2"):
-        encoder_geometry(384, 14, "drop", 2)
+        projected(encoder_geometry(384, 14, "drop"), ProjectorSettings(shuffle=2))
     tokens = [
         planner(ImageGeometry(336, 14, shuffle=n), tiling="anyres").plan([(480, 640)])[0].token_count for n in (1, 2, 3)
     ]

@@ -78,7 +78,7 @@ def test_features_are_transformers_hidden_states_without_prefix_tokens(encoders,
     expected = states_of_transformers(encoders(name), pixels)[feature_layer][:, prefix_of(encoder.config) :]
     with torch.inference_mode():
         found = encoder(pixels)
-    assert found.shape == (2, (size // PATCH) ** 2, 32) and encoder.geometry(1).tokens_per_tile == found.shape[1]
+    assert found.shape == (2, (size // PATCH) ** 2, 32) and encoder.geometry.tokens_per_tile == found.shape[1]
     assert (found - expected).abs().max() <= 1e-6
 
 
@@ -90,7 +90,7 @@ def test_a_class_token_that_is_kept_stands_first_and_registers_never_stay(encode
     with torch.inference_mode():
         found = encoder(pixels)
     expected = torch.cat([states[:, :1], states[:, prefix_of(encoder.config) :]], 1)
-    assert torch.equal(found, expected) and encoder.geometry(1).tokens_per_tile == found.shape[1] == 17
+    assert torch.equal(found, expected) and encoder.geometry.tokens_per_tile == found.shape[1] == 17
 
 
 @pytest.mark.parametrize("feature_layer", [-1, -2])

@@ -106,7 +106,7 @@ def test_features_are_the_maps_of_a_layer_at_two_sizes(encoders, name):
         shown = pixels if size == side else torch.randn(2, 3, size, size)
         found = encoder(shown)
         assert encoder.width == found.shape[2] == width and encoder.patch_size_px == stride
-        assert encoder.geometry(1).tokens_per_tile == found.shape[1] == (size // stride) ** 2
+        assert encoder.geometry.tokens_per_tile == found.shape[1] == (size // stride) ** 2
         assert (found - flat(own_features(encoders(name), name, size)(shown)[layer])).abs().max() <= 1e-5
         if size == side:
             assert torch.equal(found, flat(expected))
