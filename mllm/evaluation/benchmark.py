@@ -202,7 +202,8 @@ class Benchmark:
     items are asked unless the user says (None: all). needs_whole_groups: a score needs every item of a group, so that a
     sample completes the groups it touches. default_data: DATA, unless the user says; None for one that has to be named.
     hub: the data sets of the hub that hold it. measures: whether an answer is a number, the log-probability of the one option
-    of each item, however multiple choice is answered. answers_with_places: whether answers are read in the box format of the
+    of each item, however multiple choice is answered. chooses_by_likelihood: whether the likeliest option is the answer,
+    whatever the run says. answers_with_places: whether answers are read in the box format of the
     model under test, where that is known, before they are scored.
     """
 
@@ -217,6 +218,7 @@ class Benchmark:
     default_data: Path | None = None
     hub: tuple[HubLayout, ...] = ()
     measures: bool = False
+    chooses_by_likelihood: bool = False
     answers_with_places: bool = False
 
     def items(self, data: Path) -> list[Item]:

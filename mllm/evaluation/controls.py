@@ -47,7 +47,7 @@ def questions_of(
             benchmark.prompt(item),
             own,
             benchmark.max_new_tokens,
-            options_of(item) if by_likelihood or benchmark.measures else (),
+            options_of(item) if by_likelihood or benchmark.measures or benchmark.chooses_by_likelihood else (),
             item.places[: len(own)],
         )
         for item, own in zip(items, media, strict=True)

@@ -4,7 +4,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -99,6 +99,9 @@ class QuestionFile(Settings):
     """The user's words, with `{question}` for the question."""
     metric: str = DEFAULT_METRIC
     """The metric's name; `mllm score` takes the same."""
+    choice_by: Literal["generation", "likelihood"] = "generation"
+    """How a question with options is answered, whatever `--choice-by` says: `generation` in words, or `likelihood`, which takes
+    the option that is the likeliest answer."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The length of an answer at most, in tokens."""
     limit: int | None = Field(default=None, ge=1)
@@ -137,6 +140,7 @@ class UserFile(Benchmark):
             self._home = self.default_data = file.parent
             self.settings = QuestionFile(file=file.name, metric=metric or DEFAULT_METRIC)
         self.folder, self.metric = Path(name).name if name.endswith(YAML) else self.settings.file, self.settings.metric
+        self.chooses_by_likelihood = self.settings.choice_by == "likelihood"
         self.max_new_tokens, self.default_limit = self.settings.max_new_tokens, self.settings.limit
         if METRICS.get(self.metric).line.model_fields["prediction"].annotation is float:
             raise UserError(f"{name}: {self.metric} scores probabilities, not answers; name another metric")

@@ -1,7 +1,6 @@
 """The run behind `train/finetune.py`, from settings to a saved model."""
 
 import logging
-import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mllm.checkpoint.start import begin_model, text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
+from mllm.finetune.calibration import calibrate_projector
 from mllm.finetune.flops import unit_flops
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
@@ -30,7 +30,6 @@ from mllm.kernels.choice import (
 )
 from mllm.kernels.fused_layers import fuse_layers
 from mllm.kernels.lean_layers import use_lean_layers
-from mllm.media.decode import read_image
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
@@ -49,8 +48,6 @@ from mllm.training.resume import latest_checkpoint
 from mllm.training.run import begin_run, complete, recorders
 
 logger = logging.getLogger(__name__)
-
-CALIBRATION_BATCH = 32  # images
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
@@ -128,7 +125,7 @@ def build_beginning(
         projector: Projector, encoder: VisionEncoder | FusedEncoder, embeddings: torch.Tensor, processor: Processor
     ) -> None:
         if mixture is not None and count:
-            calibrate_projector(projector, encoder, embeddings, processor, mixture, count)
+            calibrate_projector(projector, encoder, embeddings, processor, mixture, settings.model.projector)
 
     beginning = begin_model(
         settings.model,
@@ -143,42 +140,6 @@ def build_beginning(
     dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
     fuse_layers(beginning.model.language_model, settings.train.fused_layers, dtype, device_at_hand())
     return beginning
-
-
-@torch.no_grad()
-def calibrate_projector(
-    projector: Projector,
-    encoder: VisionEncoder | FusedEncoder,
-    embeddings: torch.Tensor,
-    processor: Processor,
-    mixture: Mixture,
-    count: int,
-) -> None:
-    """Calibrate on `count` of the mixture's images (fewer if it has no more), drawn by its seed.
-
-    embeddings: the language model's, [K, D]. Images that can't be decoded, or lie outside their root, are passed over;
-    training reports them. Raises UserError when none is left.
-    """
-    paths = mixture.images()
-    random.Random(f"{mixture.seed}/calibration").shuffle(paths)
-    pixels: list[torch.Tensor] = []
-    for path in paths:
-        if len(pixels) == count:
-            break
-        if not mixture.holds_image(path):
-            continue
-        try:
-            pixels.append(processor.pixels(read_image(path)))
-        except UserError:
-            continue
-    if not pixels:
-        raise UserError(
-            "model.projector.calibration_images: the recipe has no readable image to calibrate on; set it to 0"
-        )
-    features = torch.cat(
-        [encoder(torch.stack(pixels[i : i + CALIBRATION_BATCH])) for i in range(0, len(pixels), CALIBRATION_BATCH)]
-    )
-    projector.calibrate(features.float(), embeddings)
 
 
 def start_model(settings: FinetuneSettings, attention_kernel: Kernel = "segments") -> tuple[MultimodalLM, Processor]:

@@ -71,6 +71,16 @@ class ProjectorSettings(Settings):
     """Number of training images that set the scale which a new projector starts from. The default, 0, leaves its
     random weights as they are, as LLaVA did.
     """
+    word_epochs: int = Field(default=0, ge=0)
+    """Passes over the calibration images in which a new projector learns to tell the words of their answers from other
+    images', before training and without the language model: seconds for thousands of images. The default, 0, is none.
+    """
+
+    @model_validator(mode="after")
+    def _check_words(self) -> "ProjectorSettings":
+        if self.word_epochs and not self.calibration_images:
+            raise ValueError("word_epochs needs images; set calibration_images, such as 4000")
+        return self
 
 
 class LanguageModelSettings(Settings):

@@ -10,10 +10,12 @@ from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.finetune import run as finetune
+from mllm.finetune.calibration import calibrate_projector
 from mllm.finetune.estimate import estimate_runs
-from mllm.finetune.run import calibrate_projector, start_model
+from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import choice
+from mllm.model.settings import ProjectorSettings
 from mllm.settings import validate_settings
 from mllm.training import build_engine
 from tests.helpers.runs import config, run_here, series
@@ -69,15 +71,15 @@ def test_calibration_passes_over_broken_images_and_needs_one_that_is_whole(tiny_
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "broken", "sources": [source]}))
     mixture = Mixture(load_recipe(str(tmp_path / "recipe.yaml")), 0, False)
     model, processor = start_model(settings(config(tiny_parts, recipe, tmp_path / "run")))
-    embeddings = model.language_model.get_input_embeddings().weight
+    embeddings, eight = model.language_model.get_input_embeddings().weight, ProjectorSettings(calibration_images=8)
     try:
-        calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, 8)
+        calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, eight)
     except UserError as error:
         assert "calibration_images" in str(error)
     else:
         raise AssertionError("no image could be read")
     save_image(tmp_path / "red.png")
-    calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, 8)
+    calibrate_projector(model.projector, model.vision_encoder, embeddings, processor, mixture, eight)
     assert model.projector.feature_mean.abs().sum() > 0
 
 

@@ -1,0 +1,158 @@
+"""What a new projector starts from, before the language model is run: the scale of words, and then their meaning.
+
+T images, P patches, V encoder width, K image tokens of a tile, D language-model width.
+"""
+
+import logging
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from tqdm import tqdm
+
+from mllm.data.dataset import Mixture
+from mllm.errors import UserError
+from mllm.media.decode import read_image
+from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
+from mllm.model.projectors import Projector
+from mllm.model.settings import ProjectorSettings
+from mllm.processor import Processor
+
+logger = logging.getLogger(__name__)
+
+Tokenize = Callable[[str], Sequence[int]]
+
+ENCODED_TOGETHER = 16
+# Pairs of a contrastive batch, the factor of their similarities, and AdamW's highest rate.
+PAIRS = 128
+SIMILARITY_SCALE = 10.0
+RATE = 1e-3
+WARMUP_STEPS = 20
+
+
+def calibrate_projector(
+    projector: Projector,
+    encoder: VisionEncoder | FusedEncoder,
+    embeddings: torch.Tensor,
+    processor: Processor,
+    mixture: Mixture,
+    settings: ProjectorSettings,
+) -> None:
+    """Set a new projector's scale on `calibration_images` of the mixture's images, and then let it learn words on them.
+
+    embeddings: the language model's, [words, D]. Fewer images are taken if there are no more; which, is drawn by the
+    mixture's seed. Images that can't be decoded, or lie outside their root, are passed over; training reports them. Raises
+    UserError when none is left, and when words can't be learned because no answer is about one image.
+    """
+    paths = mixture.images()
+    random.Random(f"{mixture.seed}/calibration").shuffle(paths)
+    wanted = min(settings.calibration_images, len(paths))
+    readable = islice(_readable(paths, processor, mixture), wanted)
+    shown, encoded = list[str](), list[torch.Tensor]()
+    with torch.no_grad(), tqdm(total=wanted, desc="calibration", unit="image", disable=None) as progress:
+        while batch := list(islice(readable, ENCODED_TOGETHER)):
+            shown += [path for path, _ in batch]
+            encoded.append(encoder(torch.stack([pixels for _, pixels in batch])).float())
+            progress.update(len(batch))
+    if not shown:
+        raise UserError(
+            "model.projector.calibration_images: the recipe has no readable image to calibrate on; set it to 0"
+        )
+    features = torch.cat(encoded)
+    projector.calibrate(features, embeddings)
+    if not settings.word_epochs:
+        return
+    answers = answers_about_one(mixture)
+    told = [index for index, path in enumerate(shown) if path in answers]
+    if len(told) < 2:
+        raise UserError("model.projector.word_epochs: no answers are about one of its images each; set it to 0")
+    texts = [answers[shown[index]] for index in told]
+
+    def tokenize(word: str) -> list[int]:
+        return list(processor.tokenizer.encode(f" {word}", add_special_tokens=False))
+
+    targets = meanings(texts, embeddings, tokenize)
+    loss = learn_words(projector, features[told], targets, embeddings, settings.word_epochs, mixture.seed)
+    logger.info("the projector learned the words of %d images, loss %.2f", len(told), loss)
+
+
+def _readable(paths: Sequence[str], processor: Processor, mixture: Mixture) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in paths:
+        if not mixture.holds_image(path):
+            continue
+        try:
+            yield path, processor.pixels(read_image(path))
+        except UserError:
+            continue
+
+
+def answers_about_one(mixture: Mixture) -> dict[str, str]:
+    """Image → the answers of the samples that show it alone, one after another."""
+    answers: dict[str, list[str]] = {}
+    for index in range(len(mixture.samples)):
+        sample, _ = mixture.unchecked(index)
+        if len(sample.images) == 1:
+            answers.setdefault(sample.images[0], []).append(" ".join(m.text for m in sample.messages[1::2]))
+    return {image: " ".join(told) for image, told in answers.items()}
+
+
+def meanings(texts: Sequence[str], embeddings: torch.Tensor, tokenize: Tokenize) -> torch.Tensor:
+    """The mean word embedding of each text, float32 [texts, D], in which a word counts the more the fewer texts it is in.
+
+    The weight is inverse document frequency (Sparck Jones 1972), ln(1 + texts / texts with the word), so that articles and
+    what all captions say count little. A text without a letter or digit is the mean of all words.
+    """
+    split = [re.findall(r"\w+", text.lower()) for text in texts]
+    frequency = Counter(word for words in split for word in set(words))
+    vectors: Mapping[str, torch.Tensor] = {
+        word: embeddings[list(tokenize(word))].float().mean(0) for word in sorted(frequency)
+    }
+    neutral = embeddings.float().mean(0)
+    found = []
+    for words in split:
+        weights = torch.tensor([math.log(1 + len(texts) / frequency[word]) for word in words])
+        found.append((torch.stack([vectors[w] for w in words]).T @ weights) / weights.sum() if words else neutral)
+    return torch.stack(found)
+
+
+def learn_words(
+    projector: Projector,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    embeddings: torch.Tensor,
+    epochs: int,
+    seed: int,
+) -> float:
+    """Let the projector tell each image's words from other images', and return the last batch's loss, in nats.
+
+    features: [T, P, V]; targets: [T, D], as `meanings` gives. The loss is CLIP's (Radford et al. 2021, figure 3) between an
+    image's mean token and its target, both less the mean word, with a fixed temperature; beside it image tokens are held at
+    the distance from the mean word that words have.
+    """
+    neutral = embeddings.float().mean(0)
+    distance = (embeddings.float() - neutral).norm(dim=1).mean()
+    wanted = normalize(targets - neutral, dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(projector.parameters(), lr=RATE, weight_decay=0.1)
+    batches = [
+        batch for _ in range(epochs) for batch in torch.randperm(len(features), generator=generator).split(PAIRS)
+    ]
+    loss = torch.tensor(0.0)
+    with torch.enable_grad():
+        for step, batch in enumerate(tqdm(batches, desc="words", unit="step", disable=None)):
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / len(batches))
+            tokens = projector.project(features[batch]) - neutral
+            scores = SIMILARITY_SCALE * normalize(tokens.mean(1), dim=1) @ wanted[batch].T
+            own = torch.arange(len(batch))
+            loss = (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+            (loss + (tokens.norm(dim=2) / distance - 1).square().mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return loss.item()

@@ -1,0 +1,94 @@
+"""A new projector learns words before the language model is run."""
+
+import logging
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import normalize
+
+from mllm.checkpoint.start import build
+from mllm.data.dataset import Mixture
+from mllm.data.recipe import load_recipe
+from mllm.errors import UserError
+from mllm.finetune.calibration import answers_about_one, calibrate_projector, learn_words, meanings
+from mllm.model.settings import ProjectorSettings
+from mllm.settings import validate_settings
+from tests.helpers.tiny import tiny_settings
+
+KINDS = [("mlp2x_gelu", {}), ("resampler", {"tokens": 4})]
+
+
+def tokenize(word):
+    return [ord(letter) - ord("a") for letter in word]
+
+
+def test_a_rare_word_of_a_text_counts_more_than_one_that_all_texts_share():
+    embeddings = torch.eye(26)
+    first, second, empty = meanings(["A b", "a c", "!"], embeddings, tokenize)
+    assert 0 < first[0] < first[1] and torch.isclose(first.sum(), torch.tensor(1.0))
+    assert first[1] / first[0] == pytest.approx(torch.tensor(4.0).log() / torch.tensor(2.5).log())
+    assert second[2] == first[1] and torch.equal(empty, embeddings.mean(0))
+
+
+@pytest.mark.parametrize("kind,given", KINDS)
+def test_image_tokens_come_to_mean_the_words_of_their_images_at_the_scale_of_words(tiny_parts, kind, given):
+    model, _ = build(tiny_settings(tiny_parts, kind=kind, **given))
+    words = model.language_model.get_input_embeddings().weight.detach()
+    torch.manual_seed(0)
+    seen = torch.randn(6, model.vision_encoder.width)[torch.arange(96) % 6]
+    features = seen[:, None] + 0.1 * torch.randn(96, 16, model.vision_encoder.width)
+    targets = words[40 + torch.arange(96) % 6]
+    model.projector.calibrate(features, words)
+
+    def right():
+        with torch.no_grad():
+            means = normalize(model.projector.project(features).mean(1) - words.mean(0), dim=1)
+        scores = means @ normalize(words[40:46] - words.mean(0), dim=1).T
+        return (scores.argmax(1) == torch.arange(96) % 6).float().mean()
+
+    assert right() < 0.6
+    state = {name: tensor.clone() for name, tensor in model.projector.state_dict().items()}
+    learn_words(model.projector, features, targets, words, 60, seed=0)
+    assert right() > 0.95
+    distance = (words - words.mean(0)).norm(dim=1).mean()
+    far = (model.projector.project(features) - words.mean(0)).norm(dim=2).mean()
+    assert 0.5 < far / distance < 1.5
+    learned = {name: tensor.clone() for name, tensor in model.projector.state_dict().items()}
+    model.projector.load_state_dict(state)
+    learn_words(model.projector, features, targets, words, 60, seed=0)
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in model.projector.state_dict().items())
+
+
+def mixture_of(recipe, tmp_path, kinds):
+    """The mixture of a recipe's samples about `kinds` images each, at most."""
+    (source,) = yaml.safe_load(recipe.read_text())["sources"]
+    lines = [line for line in open(source["path"]) if len(yaml.safe_load(line).get("images", [])) in kinds]
+    (tmp_path / "some.jsonl").write_text("".join(lines))
+    made = {"name": "some", "sources": [source | {"path": str(tmp_path / "some.jsonl")}]}
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump(made))
+    return Mixture(load_recipe(str(tmp_path / "some.yaml")), 0, False)
+
+
+def test_words_are_those_of_all_answers_about_an_image_alone(tiny_parts, recipe, tmp_path, caplog):
+    mixture = mixture_of(recipe, tmp_path, (0, 1))
+    answers = answers_about_one(mixture)
+    assert set(answers) == set(mixture.images()) and all(answers.values())
+    model, processor = build(tiny_settings(tiny_parts))
+    words = model.language_model.get_input_embeddings().weight.detach()
+    scaled = ProjectorSettings(calibration_images=8)
+    taught = scaled.model_copy(update={"word_epochs": 2})
+    calibrate_projector(model.projector, model.vision_encoder, words, processor, mixture, scaled)
+    before = {name: tensor.clone() for name, tensor in model.projector.state_dict().items()}
+    fresh, _ = build(tiny_settings(tiny_parts))
+    with caplog.at_level(logging.INFO):
+        calibrate_projector(fresh.projector, fresh.vision_encoder, words, processor, mixture, taught)
+    assert f"learned the words of {len(answers)} images" in caplog.text
+    after = fresh.projector.state_dict()
+    assert torch.equal(before["feature_mean"], after["feature_mean"])
+    assert not torch.equal(before["linear_2.weight"], after["linear_2.weight"])
+
+
+def test_words_without_images_to_learn_them_from_are_refused():
+    with pytest.raises(UserError, match="word_epochs needs images; set calibration_images"):
+        validate_settings(ProjectorSettings, {"word_epochs": 3}, "test")
