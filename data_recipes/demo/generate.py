@@ -94,7 +94,7 @@ def write_all(root: Path, outputs: list[SourceOutput], store: ImageStore, seed: 
     }
     for output in outputs:
         for stem, questions in output.heldout.items():
-            files[f"heldout/{stem}.jsonl"] = question_rows(questions, store)
+            files.setdefault(f"heldout/{stem}.jsonl", []).extend(question_rows(questions, store))
     for name, rows in tqdm(files.items(), desc="writing", unit="file", disable=None):
         write_lines(root / name, rows)
     return files

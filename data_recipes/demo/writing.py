@@ -54,6 +54,7 @@ def pair_rows(pairs: Iterable[ClipPair], store: ImageStore) -> list[dict[str, An
 def question_rows(questions: Iterable[HeldoutQuestion], store: ImageStore) -> list[dict[str, Any]]:
     return [
         {"id": q.id, "image": store.add(q.picture), "question": q.question, "answer": q.answer, "type": q.type}
+        | ({"options": list(q.options)} if q.options else {})
         for q in questions
     ]
 

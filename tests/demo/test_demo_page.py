@@ -19,7 +19,7 @@ def run(tmp_path):
     results = tmp_path / "demo" / "stage2" / "eval"
     results.mkdir(parents=True)
     scores, lines = {}, []
-    for name in ("easyvqa", "clipart", "ocr_words"):
+    for name in ("easyvqa", "clipart", "naming", "ocr_words"):
         scores[name] = [
             {"condition": c, "type": t, "score": 0.5, "low": 0.4, "high": 0.6, "count": 250}
             for t in ("overall", "yes_no")
@@ -52,10 +52,10 @@ def test_the_page_holds_chats_scores_answers_curves_and_commands_and_fetches_not
     page = (run / PAGE).read_text()
     assert "http" not in page and "<script" not in page
     assert "What is &lt;this&gt;?" in page and "a &amp; b" in page and "<b>red</b>" not in page
-    for name in ("easyvqa", "clipart", "ocr_words"):
+    for name in ("easyvqa", "clipart", "naming", "ocr_words"):
         assert page.count(f"intervals of {name}") == 1
         assert page.count(f"{name} model") == 8 and f"{name} withheld" not in page
-    assert page.count("4 of the 10 that are right") == page.count("4 of the 10 that are wrong") == 3
+    assert page.count("4 of the 10 that are right") == page.count("4 of the 10 that are wrong") == 4
     assert all(f"training loss of {title}" in page for title in STAGES.values()) and "8 steps, 2 min" in page
     assert page.count("<pre") == len(NEXT) == 5
 
@@ -67,7 +67,7 @@ def test_a_benchmark_of_which_all_is_right_or_a_run_without_a_record_leaves_the_
     (run / "stage1" / "metrics.jsonl").unlink()
     write_page(run, [], {})
     page = (run / PAGE).read_text()
-    assert page.count("None of the answers is wrong.") == 3 and page.count("training loss of") == 2
+    assert page.count("None of the answers is wrong.") == 4 and page.count("training loss of") == 2
 
 
 @pytest.mark.parametrize("command", [command for _, command in NEXT])

@@ -114,7 +114,7 @@ def test_a_benchmark_of_ones_own_is_a_yaml_file_beside_its_questions(tmp_path):
 
 
 def test_every_file_beside_the_recipes_can_be_read_by_its_name():
-    assert {"easyvqa", "clipart", "ocr_words"} <= benchmark_files().keys()
+    assert {"easyvqa", "clipart", "naming", "ocr_words"} <= benchmark_files().keys()
     for name in benchmark_files():
         assert find_benchmark(name).default_data is not None
 
