@@ -23,8 +23,8 @@ PICTURE_PX = 160
 SHOWN = 4
 OWN_STYLE = "pre{white-space:pre-wrap;overflow-wrap:anywhere}.card p{margin:.4rem 0}"
 LEAD = (
-    "It was trained on this machine: EfficientNet-lite0, which has seen ImageNet's photographs, a projector, and SmolLM2-135M, "
-    "linked the LLaVA way. No picture, question or answer on this page is chosen by hand."
+    "It was trained on this machine: EfficientNet-lite0, which knows ImageNet's photographs, a projector, and "
+    "SmolLM2-135M, linked the LLaVA way. No picture, question or answer on this page is chosen by hand."
 )
 CONTROLS = (
     "In %, with 95% intervals. The same questions are asked with the image <i>withheld</i> and with another image "
@@ -39,8 +39,8 @@ QUESTIONS = {
 ASKED = {
     "easyvqa": "One coloured shape: which shape, which colour, is it there? Chance is a third for the shape, an eighth for "
     "the colour and a half for yes or no. These are questions of easy-VQA's own test split.",
-    "naming": "What is this, of four names? Training never heard any of the four, nor saw the drawing or emoji: what it shows has "
-    "to be told by what the words mean. Chance is 25 %.",
+    "naming": "What is this, of four names? Training never heard any of the four, nor saw the drawing or emoji: what it "
+    "shows has to be told by what the words mean. Chance is 25 %.",
     "clipart": "Which of 16 categories fits a drawing by a person? Chance is 6 %.",
     "ocr_words": "Which of 24 words is written here, in a font in which training never showed this word? Chance is 4 %.",
 }

@@ -44,8 +44,8 @@ class CaptionedParquetSource(Settings):
     max_pictures_per_title: Annotated[int, Field(ge=1)] = 4
     """A title of more pictures than this names none of them."""
     heldout_words: ExpandedPath | None = None
-    """A text file of names, one a line, that training never hears. A picture with one of them in its title or keywords is in no
-    training file; those that are called just that are asked about in `heldout/naming.jsonl` (default: none)."""
+    """A text file of names, one a line, that training never hears. A picture with one of them in its title or keywords is
+    in no training file; those that are called just that are asked about in `heldout/naming.jsonl` (default: none)."""
     writes_heldout_questions: bool = False
     """Whether the category of each held-out picture is asked in `heldout/NAME.jsonl`."""
     caption_count: Count = 900

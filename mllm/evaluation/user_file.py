@@ -100,8 +100,8 @@ class QuestionFile(Settings):
     metric: str = DEFAULT_METRIC
     """The metric's name; `mllm score` takes the same."""
     choice_by: Literal["generation", "likelihood"] = "generation"
-    """How a question with options is answered, whatever `--choice-by` says: `generation` in words, or `likelihood`, which takes
-    the option that is the likeliest answer."""
+    """How a question with options is answered: `generation`, in words unless `--choice-by` says otherwise, or always by
+    `likelihood`, which takes the option that is the likeliest answer."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The length of an answer at most, in tokens."""
     limit: int | None = Field(default=None, ge=1)
