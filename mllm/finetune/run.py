@@ -14,7 +14,6 @@ from mllm.checkpoint.fill import Beginning, Place, fill
 from mllm.checkpoint.start import begin_model, text_config
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
-from mllm.errors import UserError
 from mllm.finetune.calibration import calibrate_projector
 from mllm.finetune.flops import unit_flops
 from mllm.finetune.settings import FinetuneSettings

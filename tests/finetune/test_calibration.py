@@ -1,6 +1,8 @@
 """A new projector learns words before the language model is run."""
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,8 +65,9 @@ def test_image_tokens_come_to_mean_the_words_of_their_images_at_the_scale_of_wor
 def mixture_of(recipe, tmp_path, kinds):
     """The mixture of a recipe's samples about `kinds` images each, at most."""
     (source,) = yaml.safe_load(recipe.read_text())["sources"]
-    lines = [line for line in open(source["path"]) if len(yaml.safe_load(line).get("images", [])) in kinds]
-    (tmp_path / "some.jsonl").write_text("".join(lines))
+    lines = Path(source["path"]).read_text().splitlines()
+    kept = [line for line in lines if len(json.loads(line).get("images", [])) in kinds]
+    (tmp_path / "some.jsonl").write_text("\n".join(kept))
     made = {"name": "some", "sources": [source | {"path": str(tmp_path / "some.jsonl")}]}
     (tmp_path / "some.yaml").write_text(yaml.safe_dump(made))
     return Mixture(load_recipe(str(tmp_path / "some.yaml")), 0, False)
