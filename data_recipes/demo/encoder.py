@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mllm.commands.shared import run_command
+from data_recipes.demo.class_features import CLASSES, write_class_features
+from mllm.commands.shared import configure_logging, run_command
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.outputs import check_directory
@@ -57,14 +58,18 @@ def weights_of_package() -> dict[str, torch.Tensor]:
 
 
 def write_encoder(weights: Mapping[str, torch.Tensor], out: Path) -> None:
-    """Write a directory as timm's hub has it. Raises UserError where `out` is not an earlier output of this."""
+    """Write a directory as timm's hub has it, and beside it what the net knows of its classes.
+
+    Raises UserError where `out` is not an earlier output of this.
+    """
     check_directory(out, BY, [])
     named = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
     pretrained = {"input_size": [3, 224, 224], "mean": [MEAN] * 3, "std": [DEVIATION] * 3, "license": "apache-2.0"}
-    config = {"architecture": ARCHITECTURE, "num_classes": 1000, "pretrained_cfg": pretrained}
+    config = {"architecture": ARCHITECTURE, "num_classes": CLASSES, "pretrained_cfg": pretrained}
     with atomic_directory(out, BY) as root:
         save_file(named, root / "model.safetensors", {"format": "pt"})
         (root / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_class_features(named, root, MEAN, DEVIATION)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -76,6 +81,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("out", type=Path, help="The directory to write.")
     options = parser.parse_args(arguments)
+    configure_logging()
     write_encoder(weights_of_package(), options.out)
     print(f"saved {options.out}")
 

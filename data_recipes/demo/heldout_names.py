@@ -1,6 +1,5 @@
 """Names that training never hears, and questions for them: what is seen has to be told by what the words mean."""
 
-import random
 import re
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +9,6 @@ from data_recipes.demo.picture import Picture
 from mllm.synthesis.prompts import seeded_random
 
 OPTIONS = 4
-QUESTIONS_OF_A_PICTURE = 2
 _LONGEST_NAME_WORDS = 3
 
 
@@ -31,21 +29,12 @@ def is_called(title: str, name: str) -> bool:
 
 
 def naming_questions(pictures: Sequence[tuple[Picture, str]], names: Sequence[str], seed: int) -> list[HeldoutQuestion]:
-    """Ask for each picture's name among four, the others drawn from `names`, twice with other ones."""
+    """Ask for each picture's name among four, the others drawn from `names`."""
     questions = []
     for picture, name in pictures:
         rng = seeded_random(seed, picture.source, "naming", picture.key)
-        others = rng.sample([other for other in names if other != name], (OPTIONS - 1) * QUESTIONS_OF_A_PICTURE)
-        for index in range(QUESTIONS_OF_A_PICTURE):
-            own = others[index::QUESTIONS_OF_A_PICTURE]
-            questions.append(_naming_question(picture, name, own, index, rng))
+        options = [name, *rng.sample([other for other in names if other != name], OPTIONS - 1)]
+        rng.shuffle(options)
+        asked, place = rng.choice(NAMING_QUESTIONS), f"{picture.source}-{picture.key}"
+        questions.append(HeldoutQuestion(place, picture, asked, name, picture.source, tuple(options)))
     return questions
-
-
-def _naming_question(
-    picture: Picture, name: str, others: Sequence[str], index: int, rng: random.Random
-) -> HeldoutQuestion:
-    options = [name, *others]
-    rng.shuffle(options)
-    question_id = f"{picture.source}-{picture.key}-{index}"
-    return HeldoutQuestion(question_id, picture, rng.choice(NAMING_QUESTIONS), name, picture.source, tuple(options))

@@ -3,6 +3,7 @@
 T images, P patches, V encoder width, K image tokens of a tile, D language-model width.
 """
 
+import json
 import logging
 import math
 import random
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
@@ -32,8 +34,10 @@ ENCODED_TOGETHER = 16
 # Pairs of a contrastive batch, the factor of their similarities, and AdamW's highest rate.
 PAIRS = 128
 SIMILARITY_SCALE = 10.0
-RATE = 1e-3
+RATE = 2e-3
 WARMUP_STEPS = 20
+# Share of an image's feature channels that are hidden in a step: a few thousand images are soon known by heart.
+HIDDEN_SHARE = 0.5
 
 
 def calibrate_projector(
@@ -74,12 +78,45 @@ def calibrate_projector(
         raise UserError("model.projector.word_epochs: no answers are about one of its images each; set it to 0")
     texts = [answers[shown[index]] for index in told]
 
+    features = features[told]
+    if settings.word_features is not None:
+        of_words, further = read_word_features(settings.word_features, features.shape[2])
+        features, texts = torch.cat([features, placed(of_words, features)]), [*texts, *further]
+
     def tokenize(word: str) -> list[int]:
         return list(processor.tokenizer.encode(f" {word}", add_special_tokens=False))
 
     targets = meanings(texts, embeddings, tokenize)
-    loss = learn_words(projector, features[told], targets, embeddings, settings.word_epochs, mixture.seed)
+    loss = learn_words(projector, features, targets, embeddings, settings.word_epochs, mixture.seed)
     logger.info("the projector learned the words of %d images, loss %.2f", len(told), loss)
+
+
+def read_word_features(path: str, width: int) -> tuple[torch.Tensor, list[str]]:
+    """Read features, float32 [N, V], and the words of each from a safetensors file: `features`, and a JSON list `words`.
+
+    The list is in the file's metadata. Raises UserError where it isn't there, or isn't of such features.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            features = file.get_tensor("features").float()
+            words = json.loads((file.metadata() or {})["words"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"model.projector.word_features: {path} holds no features with words: {error}") from None
+    if features.shape != (len(words), width):
+        raise UserError(
+            f"model.projector.word_features: {path} holds features {list(features.shape)} with {len(words)} words; this "
+            f"encoder's are {width} wide"
+        )
+    return features, [str(word) for word in words]
+
+
+def placed(of_words: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """[N, V] → [N, P, V]: a word's feature at every place, with the differences between places that an image has.
+
+    features: [T, P, V] of images, which lend their differences in turn.
+    """
+    differences = features - features.mean(1, keepdim=True)
+    return of_words[:, None] + differences[torch.arange(len(of_words)) % len(features)]
 
 
 def _readable(paths: Sequence[str], processor: Processor, mixture: Mixture) -> Iterator[tuple[str, torch.Tensor]]:
@@ -132,12 +169,14 @@ def learn_words(
     """Let the projector tell each image's words from other images', and return the last batch's loss, in nats.
 
     features: [T, P, V]; targets: [T, D], as `meanings` gives. The loss is CLIP's (Radford et al. 2021, figure 3) between an
-    image's mean token and its target, both less the mean word, with a fixed temperature; beside it image tokens are held at
-    the distance from the mean word that words have.
+    image's mean token and its target, both less the mean word, with a fixed temperature; half of the channels are hidden at
+    their mean, others in each step (Srivastava et al. 2014). Image tokens are held at the distance from the mean word that
+    words have.
     """
     neutral = embeddings.float().mean(0)
     distance = (embeddings.float() - neutral).norm(dim=1).mean()
     wanted = normalize(targets - neutral, dim=1)
+    middle = projector.feature_mean
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=RATE, weight_decay=0.1)
     batches = [
@@ -148,7 +187,9 @@ def learn_words(
         for step, batch in enumerate(tqdm(batches, desc="words", unit="step", disable=None)):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (1 - step / len(batches))
-            tokens = projector.project(features[batch]) - neutral
+            kept = torch.rand(features[batch].shape, generator=generator) >= HIDDEN_SHARE
+            shown = middle + (features[batch] - middle) * kept / (1 - HIDDEN_SHARE)
+            tokens = projector.project(shown) - neutral
             scores = SIMILARITY_SCALE * normalize(tokens.mean(1), dim=1) @ wanted[batch].T
             own = torch.arange(len(batch))
             loss = (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2

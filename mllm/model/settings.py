@@ -75,11 +75,17 @@ class ProjectorSettings(Settings):
     """Passes over the calibration images in which a new projector learns to tell the words of their answers from other
     images', before training and without the language model: seconds for thousands of images. The default, 0, is none.
     """
+    word_features: PathText | None = None
+    """A safetensors file of `features` [N, encoder width] and, as JSON in its metadata, the `words` of each, to be learned
+    beside those of the images: what a classifier knows of its classes. The default, null, is none.
+    """
 
     @model_validator(mode="after")
     def _check_words(self) -> "ProjectorSettings":
         if self.word_epochs and not self.calibration_images:
             raise ValueError("word_epochs needs images; set calibration_images, such as 4000")
+        if self.word_features is not None and not self.word_epochs:
+            raise ValueError("word_features are learned in word_epochs; set it, such as 8")
         return self
 
 

@@ -4,9 +4,13 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from data_recipes.demo.class_features import FILE, HELDOUT
 from data_recipes.demo.encoder import timm_name, weights_of_package, write_encoder
+from data_recipes.demo.heldout_names import names_in
+from data_recipes.demo.rendered_words import read_words
 from mllm.errors import UserError
 
 BLOCKS = 16
@@ -28,8 +32,18 @@ def test_every_weight_of_the_package_is_one_of_timms_net(tmp_path):
     write_encoder(weights, tmp_path / "encoder")
     saved = load_file(tmp_path / "encoder" / "model.safetensors")
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
+    with safe_open(tmp_path / "encoder" / FILE, "pt") as file:
+        features, words = file.get_tensor("features"), json.loads(file.metadata()["words"])
+    assert features.shape == (len(words), 320) and 800 < len(words) < 1000 and "goldfish" in words
+    assert not names_in(read_words(HELDOUT), words)
     net = timm.create_model(config["architecture"], num_classes=config["num_classes"]).eval()
     assert {name: tensor.shape for name, tensor in saved.items()} == {n: t.shape for n, t in net.state_dict().items()}
+    net.load_state_dict(saved)
+    info = timm.data.ImageNetInfo()
+    classes = {info.index_to_description(n).split(",")[0].lower(): n for n in range(1000)}
+    with torch.no_grad():
+        said = net.classifier(net.bn2(net.conv_head(features[:, :, None, None])).mean((2, 3))).argmax(1).tolist()
+    assert sum(number == classes[word] for number, word in zip(said, words, strict=True)) > 0.95 * len(words)
     assert torch.equal(saved["blocks.6.0.conv_pwl.weight"], weights["_blocks.15._project_conv.weight"])
     of_timm = timm.get_pretrained_cfg(config["architecture"])
     assert config["pretrained_cfg"]["mean"] == pytest.approx(of_timm.mean, abs=0.003)

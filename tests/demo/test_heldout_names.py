@@ -40,14 +40,12 @@ def test_training_neither_hears_a_held_out_name_nor_sees_a_picture_of_one(config
     assert held and not any(image in trained for image in held)
 
 
-def test_a_picture_that_is_called_a_held_out_name_is_asked_for_twice_among_four(config):
+def test_a_picture_that_is_called_a_held_out_name_is_asked_for_among_four(config):
     generate(config)
     rows = read_lines(config.output / "heldout" / "naming.jsonl")
-    assert [row["answer"] for row in rows] == ["bear"] * 4 and len({row["image"] for row in rows}) == 2
+    assert [row["answer"] for row in rows] == ["bear"] * 2 and len({row["image"] for row in rows}) == 2
     for row in rows:
         assert len(set(row["options"])) == 4 and row["answer"] in row["options"] and set(row["options"]) <= set(NAMES)
-    first, second = (set(row["options"]) - {"bear"} for row in rows[:2])
-    assert not first & second
 
 
 def test_the_name_is_chosen_by_likelihood_without_anybody_saying_so(config):

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from mllm.checkpoint.start import build
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
-from mllm.finetune.calibration import answers_about_one, calibrate_projector, learn_words, meanings
+from mllm.finetune.calibration import (
+    answers_about_one,
+    calibrate_projector,
+    learn_words,
+    meanings,
+    placed,
+    read_word_features,
+)
 from mllm.model.settings import ProjectorSettings
 from mllm.settings import validate_settings
 from tests.helpers.tiny import tiny_settings
@@ -90,6 +98,41 @@ def test_words_are_those_of_all_answers_about_an_image_alone(tiny_parts, recipe,
     after = fresh.projector.state_dict()
     assert torch.equal(before["feature_mean"], after["feature_mean"])
     assert not torch.equal(before["linear_2.weight"], after["linear_2.weight"])
+
+
+def test_features_of_words_are_learned_beside_those_of_images(tiny_parts, recipe, tmp_path):
+    mixture = mixture_of(recipe, tmp_path, (0, 1))
+    model, processor = build(tiny_settings(tiny_parts))
+    words = model.language_model.get_input_embeddings().weight.detach()
+    width = model.vision_encoder.width
+    known = 9.0 * torch.eye(width)[:3]
+    path = tmp_path / "words.safetensors"
+    save_file({"features": known}, path, {"words": json.dumps(["cat", "dog", "fish"])})
+    settings = ProjectorSettings(calibration_images=8, word_epochs=120, word_features=str(path))
+    calibrate_projector(model.projector, model.vision_encoder, words, processor, mixture, settings)
+    neutral = words.mean(0)
+    told = torch.stack(
+        [words[processor.tokenizer.encode(f" {w}", add_special_tokens=False)].mean(0) for w in ("cat", "dog", "fish")]
+    )
+    with torch.no_grad():
+        seen = model.projector.project(known[:, None].expand(-1, 16, -1)).mean(1)
+    assert torch.equal(
+        (normalize(seen - neutral, dim=1) @ normalize(told - neutral, dim=1).T).argmax(1), torch.arange(3)
+    )
+    for changes, message in (
+        ({"features": known[:, 1:].contiguous()}, f"this encoder's are {width} wide"),
+        ({"others": known}, "holds no features with words"),
+    ):
+        save_file(changes, path, {"words": json.dumps(["cat", "dog", "fish"])})
+        with pytest.raises(UserError, match=message):
+            read_word_features(str(path), width)
+
+
+def test_a_words_feature_lies_at_every_place_with_an_images_differences():
+    features = torch.randn(2, 4, 3)
+    found = placed(torch.tensor([[1.0, 2.0, 3.0]] * 3), features)
+    assert found.shape == (3, 4, 3) and torch.allclose(found.mean(1), torch.tensor([1.0, 2.0, 3.0]), atol=1e-6)
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
 def test_words_without_images_to_learn_them_from_are_refused():
