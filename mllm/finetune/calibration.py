@@ -9,12 +9,13 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from mllm.data.dataset import Mixture
@@ -30,10 +31,13 @@ logger = logging.getLogger(__name__)
 
 Tokenize = Callable[[str], Sequence[int]]
 
+_WORD = re.compile(r"\w+")
+
 ENCODED_TOGETHER = 16
-# Pairs of a contrastive batch, the factor of their similarities, and AdamW's highest rate.
-PAIRS = 128
-SIMILARITY_SCALE = 10.0
+# Images and tokens of each in a step that learns words, the factor of their similarities, and AdamW's highest rate.
+IMAGES = 128
+TOKENS = 4
+SIMILARITY_SCALE = 20.0
 RATE = 2e-3
 WARMUP_STEPS = 20
 # Share of an image's feature channels that are hidden in a step: a few thousand images are soon known by heart.
@@ -70,15 +74,26 @@ def calibrate_projector(
         )
     features = torch.cat(encoded)
     projector.calibrate(features, embeddings)
-    if not settings.word_epochs:
-        return
-    answers = answers_about_one(mixture)
-    told = [index for index, path in enumerate(shown) if path in answers]
-    if len(told) < 2:
-        raise UserError("model.projector.word_epochs: no answers are about one of its images each; set it to 0")
-    texts = [answers[shown[index]] for index in told]
+    if settings.word_epochs:
+        answers = answers_about_one(mixture)
+        told = [index for index, path in enumerate(shown) if path in answers]
+        if not told:
+            raise UserError("model.projector.word_epochs: no answers are about one of its images each; set it to 0")
+        texts = [answers[shown[index]] for index in told]
+        _teach(projector, features[told], texts, embeddings, processor, settings, mixture.seed)
 
-    features = features[told]
+
+def _teach(
+    projector: Projector,
+    features: torch.Tensor,
+    texts: Sequence[str],
+    embeddings: torch.Tensor,
+    processor: Processor,
+    settings: ProjectorSettings,
+    seed: int,
+) -> None:
+    """Let the projector learn the words of images, of which `features` and `texts` are, and those of `word_features`."""
+    count = len(texts)
     if settings.word_features is not None:
         of_words, further = read_word_features(settings.word_features, features.shape[2])
         features, texts = torch.cat([features, placed(of_words, features)]), [*texts, *further]
@@ -86,9 +101,9 @@ def calibrate_projector(
     def tokenize(word: str) -> list[int]:
         return list(processor.tokenizer.encode(f" {word}", add_special_tokens=False))
 
-    targets = meanings(texts, embeddings, tokenize)
-    loss = learn_words(projector, features, targets, embeddings, settings.word_epochs, mixture.seed)
-    logger.info("the projector learned the words of %d images, loss %.2f", len(told), loss)
+    words = words_of(texts, embeddings, tokenize)
+    loss = learn_words(projector, features, words, embeddings, settings.word_epochs, seed)
+    logger.info("the projector learned the words of %d images, loss %.2f", count, loss)
 
 
 def read_word_features(path: str, width: int) -> tuple[torch.Tensor, list[str]]:
@@ -102,12 +117,14 @@ def read_word_features(path: str, width: int) -> tuple[torch.Tensor, list[str]]:
             words = json.loads((file.metadata() or {})["words"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"model.projector.word_features: {path} holds no features with words: {error}") from None
+    if not all(isinstance(word, str) and _WORD.search(word) for word in words):
+        raise UserError(f"model.projector.word_features: {path} names a feature without a word")
     if features.shape != (len(words), width):
         raise UserError(
             f"model.projector.word_features: {path} holds features {list(features.shape)} with {len(words)} words; this "
             f"encoder's are {width} wide"
         )
-    return features, [str(word) for word in words]
+    return features, words
 
 
 def placed(of_words: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -130,57 +147,66 @@ def _readable(paths: Sequence[str], processor: Processor, mixture: Mixture) -> I
 
 
 def answers_about_one(mixture: Mixture) -> dict[str, str]:
-    """Image → the answers of the samples that show it alone, one after another."""
+    """Image → the answers of the samples that show it alone, one after another, where they have a word."""
     answers: dict[str, list[str]] = {}
     for index in range(len(mixture.samples)):
         sample, _ = mixture.unchecked(index)
         if len(sample.images) == 1:
             answers.setdefault(sample.images[0], []).append(" ".join(m.text for m in sample.messages[1::2]))
-    return {image: " ".join(told) for image, told in answers.items()}
+    joined = {image: " ".join(told) for image, told in answers.items()}
+    return {image: text for image, text in joined.items() if _WORD.search(text)}
 
 
-def meanings(texts: Sequence[str], embeddings: torch.Tensor, tokenize: Tokenize) -> torch.Tensor:
-    """The mean word embedding of each text, float32 [texts, D], in which a word counts the more the fewer texts it is in.
+@dataclass(frozen=True)
+class Words:
+    """The words of some texts.
 
-    The weight is inverse document frequency (Sparck Jones 1972), ln(1 + texts / texts with the word), so that articles and
-    what all captions say count little. A text without a letter or digit is the mean of all words.
+    directions: float32 [words, D] of each word's embedding, less the mean of all, at length one. own: int64 [texts, k], the
+    words of each text, the last repeated where it has fewer than k. shares: float32 [texts, k], what each counts; a text's
+    add up to 1.
     """
-    split = [re.findall(r"\w+", text.lower()) for text in texts]
-    frequency = Counter(word for words in split for word in set(words))
-    vectors: Mapping[str, torch.Tensor] = {
-        word: embeddings[list(tokenize(word))].float().mean(0) for word in sorted(frequency)
-    }
-    neutral = embeddings.float().mean(0)
-    found = []
-    for words in split:
-        weights = torch.tensor([math.log(1 + len(texts) / frequency[word]) for word in words])
-        found.append((torch.stack([vectors[w] for w in words]).T @ weights) / weights.sum() if words else neutral)
-    return torch.stack(found)
+
+    directions: torch.Tensor
+    own: torch.Tensor
+    shares: torch.Tensor
+
+
+def words_of(texts: Sequence[str], embeddings: torch.Tensor, tokenize: Tokenize) -> Words:
+    """Find the words of texts, each of which has at least one; a word counts the more the fewer texts it is in.
+
+    embeddings: [tokens, D]; a word of several tokens is their mean. The weight is inverse document frequency (Sparck Jones
+    1972), ln(1 + texts / texts with the word), so that articles and what all captions say count little.
+    """
+    split = [list(dict.fromkeys(_WORD.findall(text.lower()))) for text in texts]
+    frequency = Counter(word for words in split for word in words)
+    places = {word: place for place, word in enumerate(sorted(frequency))}
+    means = torch.stack([embeddings[list(tokenize(word))].float().mean(0) for word in places])
+    longest = max(len(words) for words in split)
+    own = torch.tensor([[places[w] for w in words] + [places[words[-1]]] * (longest - len(words)) for words in split])
+    weights = [
+        [math.log(1 + len(texts) / frequency[w]) for w in words] + [0.0] * (longest - len(words)) for words in split
+    ]
+    shares = torch.tensor(weights)
+    return Words(normalize(means - embeddings.float().mean(0), dim=1), own, shares / shares.sum(1, keepdim=True))
 
 
 def learn_words(
-    projector: Projector,
-    features: torch.Tensor,
-    targets: torch.Tensor,
-    embeddings: torch.Tensor,
-    epochs: int,
-    seed: int,
+    projector: Projector, features: torch.Tensor, words: Words, embeddings: torch.Tensor, epochs: int, seed: int
 ) -> float:
-    """Let the projector tell each image's words from other images', and return the last batch's loss, in nats.
+    """Let the projector tell each image's words from all others, and return the last step's loss, in nats.
 
-    features: [T, P, V]; targets: [T, D], as `meanings` gives. The loss is CLIP's (Radford et al. 2021, figure 3) between an
-    image's mean token and its target, both less the mean word, with a fixed temperature; half of the channels are hidden at
-    their mean, others in each step (Srivastava et al. 2014). Image tokens are held at the distance from the mean word that
-    words have.
+    features: [T, P, V]. The loss is cross-entropy over all words, of which a token's are those of its image, by the cosine of
+    token and word, both less the mean word; each step takes some tokens of some images. Half of the channels are hidden at
+    their mean, others in each step (Srivastava et al. 2014). Tokens are held at the distance from the mean word that words
+    have.
     """
     neutral = embeddings.float().mean(0)
     distance = (embeddings.float() - neutral).norm(dim=1).mean()
-    wanted = normalize(targets - neutral, dim=1)
     middle = projector.feature_mean
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(projector.parameters(), lr=RATE, weight_decay=0.1)
     batches = [
-        batch for _ in range(epochs) for batch in torch.randperm(len(features), generator=generator).split(PAIRS)
+        batch for _ in range(epochs) for batch in torch.randperm(len(features), generator=generator).split(IMAGES)
     ]
     loss = torch.tensor(0.0)
     with torch.enable_grad():
@@ -190,9 +216,10 @@ def learn_words(
             kept = torch.rand(features[batch].shape, generator=generator) >= HIDDEN_SHARE
             shown = middle + (features[batch] - middle) * kept / (1 - HIDDEN_SHARE)
             tokens = projector.project(shown) - neutral
-            scores = SIMILARITY_SCALE * normalize(tokens.mean(1), dim=1) @ wanted[batch].T
-            own = torch.arange(len(batch))
-            loss = (cross_entropy(scores, own) + cross_entropy(scores.T, own)) / 2
+            some = torch.randperm(tokens.shape[1], generator=generator)[:TOKENS]
+            scores = SIMILARITY_SCALE * normalize(tokens[:, some], dim=2) @ words.directions.T
+            told = scores.gather(2, words.own[batch][:, None].expand(-1, len(some), -1))
+            loss = (scores.logsumexp(2) - (told * words.shares[batch][:, None]).sum(2)).mean()
             (loss + (tokens.norm(dim=2) / distance - 1).square().mean()).backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from mllm.finetune.calibration import (
     answers_about_one,
     calibrate_projector,
     learn_words,
-    meanings,
     placed,
     read_word_features,
+    words_of,
 )
 from mllm.model.settings import ProjectorSettings
 from mllm.settings import validate_settings
@@ -35,10 +36,12 @@ def tokenize(word):
 
 def test_a_rare_word_of_a_text_counts_more_than_one_that_all_texts_share():
     embeddings = torch.eye(26)
-    first, second, empty = meanings(["A b", "a c", "!"], embeddings, tokenize)
-    assert 0 < first[0] < first[1] and torch.isclose(first.sum(), torch.tensor(1.0))
-    assert first[1] / first[0] == pytest.approx(torch.tensor(4.0).log() / torch.tensor(2.5).log())
-    assert second[2] == first[1] and torch.equal(empty, embeddings.mean(0))
+    words = words_of(["A b a", "a c", "a!", "a"], embeddings, tokenize)
+    assert words.own.tolist() == [[0, 1], [0, 2], [0, 0], [0, 0]]
+    assert torch.allclose(words.shares.sum(1), torch.ones(4)) and words.shares[2].tolist() == [1.0, 0.0]
+    common, rare = words.shares[0].tolist()
+    assert rare / common == pytest.approx(math.log(1 + 4 / 1) / math.log(1 + 4 / 4))
+    assert torch.allclose(words.directions, normalize(torch.eye(26)[:3] - 1 / 26, dim=1))
 
 
 @pytest.mark.parametrize("kind,given", KINDS)
@@ -48,7 +51,7 @@ def test_image_tokens_come_to_mean_the_words_of_their_images_at_the_scale_of_wor
     torch.manual_seed(0)
     seen = torch.randn(6, model.vision_encoder.width)[torch.arange(96) % 6]
     features = seen[:, None] + 0.1 * torch.randn(96, 16, model.vision_encoder.width)
-    targets = words[40 + torch.arange(96) % 6]
+    targets = words_of([str(n % 6) for n in range(96)], words, lambda word: [40 + int(word)])
     model.projector.calibrate(features, words)
 
     def right():
@@ -126,6 +129,9 @@ def test_features_of_words_are_learned_beside_those_of_images(tiny_parts, recipe
         save_file(changes, path, {"words": json.dumps(["cat", "dog", "fish"])})
         with pytest.raises(UserError, match=message):
             read_word_features(str(path), width)
+    save_file({"features": known}, path, {"words": json.dumps(["cat", "dog", "?"])})
+    with pytest.raises(UserError, match="names a feature without a word"):
+        read_word_features(str(path), width)
 
 
 def test_a_words_feature_lies_at_every_place_with_an_images_differences():
