@@ -15,6 +15,7 @@ from mllm.files import atomic_directory
 from mllm.outputs import check_directory
 
 BY = "python -m data_recipes.sees_more.blank"
+FIRST = "python -m data_recipes.sees_more data_recipes/sees_more/grounding_data.yaml"
 SPECIALS = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>")
 VOCABULARY = 400  # 256 bytes and the words that are asked with
 # What stands before the digits of a share is one token, a digit is one, a word is one.
@@ -28,7 +29,7 @@ def write_blank(texts: Path, output: Path, seed: int = 0) -> int:
     texts: samples in words, which the tokenizer is trained on. Raises UserError where it isn't there.
     """
     if not texts.is_file():
-        raise UserError(f"{texts} does not exist; write the data first: python -m data_recipes.sees_more")
+        raise UserError(f"{texts} does not exist; write the data first: {FIRST}")
     check_directory(output, BY)
     tokenizer = _tokenizer(texts)
     torch.manual_seed(seed)
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--texts",
         type=Path,
-        default=Path("runs/sees_more/data/located_in_words.jsonl"),
+        default=Path("runs/grounding/data/located_in_words.jsonl"),
         metavar="FILE",
         help="Samples in words that the generator wrote (default: %(default)s).",
     )
