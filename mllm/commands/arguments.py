@@ -59,23 +59,15 @@ def read_config(options: argparse.Namespace, kind: type[S], usage: str) -> S:
 
     Raises UserError when there is none, or it is for another command.
     """
+    from mllm.api import command_of
+
     config = one_of(options, "config")
     if config is None:
         raise UserError(f"give a config: {usage}")
-    command = _command_of(read_yaml(config))
+    command = command_of(read_yaml(config))
     if command is not None and not usage.startswith(command):
         raise UserError(f"{config} is for another command: {command} {config}")
     return load_settings(kind, config, options.overrides)
-
-
-def _command_of(values: dict[str, Any]) -> str | None:
-    """The command that a config with these keys is for; None where they leave it open."""
-    data = values.get("data")
-    if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):
-        return "mllm train" if "recipe" in data else "mllm clip train"
-    if "backend" in values and "inputs" in values:
-        return "mllm synth"
-    return "mllm data validate" if "sources" in values and "run_dir" not in values else None
 
 
 def add_one(parser: argparse.ArgumentParser, name: str, text: str) -> None:
