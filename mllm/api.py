@@ -6,9 +6,7 @@ from typing import Any
 
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.finetune.settings import FinetuneSettings
-from mllm.settings import expanded, read_values, validate_settings
-
-CLIP_TRAIN = "mllm clip train"
+from mllm.settings import command_of, expanded, read_values, validate_settings
 
 
 def train(
@@ -26,7 +24,7 @@ def train(
     settings: Any = config
     if isinstance(config, str | Path):
         values = read_values(config, overrides)
-        kind = ContrastiveSettings if command_of(values) == CLIP_TRAIN else FinetuneSettings
+        kind = ContrastiveSettings if command_of(values) == "mllm clip train" else FinetuneSettings
         settings = validate_settings(kind, values, expanded(str(config)))
     if isinstance(settings, ContrastiveSettings):
         from mllm.contrastive.run import train_clip
@@ -35,13 +33,3 @@ def train(
     from mllm.finetune.run import finetune
 
     return finetune(settings, stop_after)
-
-
-def command_of(values: dict[str, Any]) -> str | None:
-    """The command that a config with these keys is for; None where they leave it open."""
-    data = values.get("data")
-    if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):
-        return "mllm train" if "recipe" in data else CLIP_TRAIN
-    if "backend" in values and "inputs" in values:
-        return "mllm synth"
-    return "mllm data validate" if "sources" in values and "run_dir" not in values else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllm.commands.shared import HelpFormatter, add_overrides
 from mllm.errors import UserError
-from mllm.settings import Settings, expanded, expanded_path, load_settings, read_yaml
+from mllm.settings import Settings, command_of, expanded, expanded_path, load_settings, read_yaml
 
 if TYPE_CHECKING:
     from mllm.model.multimodal import MultimodalLM
@@ -59,8 +59,6 @@ def read_config(options: argparse.Namespace, kind: type[S], usage: str) -> S:
 
     Raises UserError when there is none, or it is for another command.
     """
-    from mllm.api import command_of
-
     config = one_of(options, "config")
     if config is None:
         raise UserError(f"give a config: {usage}")
