@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from mllm.conversation.boxes import BOX_FORMATS, DEFAULT_BOX_FORMAT, Region
-from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
+from mllm.conversation.formats import NATIVE, PromptFormat, Segment, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import BoxesPart, Message, Part, Shown, TextPart, boxes_of, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
@@ -87,6 +87,7 @@ class Processor:
         visuals = self.planner.plan(media, turns_of(messages))
         written = self._with_boxes(messages, media, visuals)
         segments = self.format.segments(with_words(written, visuals), self.tokenizer.eos_token or "", generation)
+        segments = self.around_images(segments, media)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_ids(media, visuals), visuals, starts_with_special=opened)
         if not opened:
@@ -102,6 +103,10 @@ class Processor:
     def image_ids(self, media: Sequence[Media], visuals: Sequence[Visual]) -> list[Sequence[int]]:
         """The ids that each image and video of a conversation stands for: as many image tokens as its visual says."""
         return [(self.image_token_id,) * visual.token_count for visual in visuals]
+
+    def around_images(self, segments: list[Segment], media: Sequence[Media]) -> list[Segment]:
+        """`segments` with the plain text that belongs to each image beside it; none here."""
+        return segments
 
     def _with_boxes(
         self, messages: Sequence[Message], media: Sequence[Media], visuals: Sequence[Visual]
@@ -222,9 +227,8 @@ class Processor:
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
         opens_images = opens_all or self.planner.depends_on_size or bool(boxes_of(messages))
-        anything = (self.geometry.image_size_px,) * 2
         return [
-            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
+            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else (self.geometry.image_size_px,) * 2
             for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 

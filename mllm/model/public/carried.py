@@ -21,6 +21,7 @@ PROBE = "mllm_probe"
 PROBE_TOKENS = 8
 FAR = 1 << 30  # a distance that no window reaches
 LAYER_KINDS = ("full_attention", "sliding_attention")
+FEATURE_TOKENS = ("image_token_id", "image_token_index")
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
@@ -29,13 +30,14 @@ class Carried:
     """What is known of a model.
 
     name: for messages. inputs: names that its forward takes. has_own_mask: whether its attention is anything but causal.
-    token_types: the name under which it is told which tokens are of an image; None where it isn't. position_axes: along how
+    feature_token_id: of the tokens that image features take the place of. token_types: the name under which it is told which tokens are of an image; None where it isn't. position_axes: along how
     many axes it counts positions; None along one, from 0. rope_index: how it counts, for one sample alone.
     """
 
     name: str
     inputs: frozenset[str]
     has_own_mask: bool
+    feature_token_id: int
     token_types: str | None
     position_axes: int | None
     rope_index: Callable[..., tuple[torch.Tensor, Any]] | None = field(default=None, repr=False, compare=False)
@@ -77,7 +79,10 @@ def carried_by(peer: PreTrainedModel) -> Carried:
     types = next((own for own in TOKEN_TYPES if own in inputs), None)
     rope = next((own.get_rope_index for own in (peer.base_model, peer) if hasattr(own, "get_rope_index")), None)
     axes = _count_axes(rope, name) if rope is not None else None
-    return Carried(name, inputs, _has_own_mask(peer, types, axes), types, axes, rope)
+    feature = next((own for key in FEATURE_TOKENS if (own := getattr(config, key, None)) is not None), None)
+    if feature is None:
+        raise UserError(f"{name} doesn't say which tokens image features take the place of: images reach its text otherwise")
+    return Carried(name, inputs, _has_own_mask(peer, types, axes), int(feature), types, axes, rope)
 
 
 def _asked_for(

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
+from mllm.conversation.formats import Segment
 from mllm.conversation.native import SIMPLEST, NativeFormat
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.conversation.tokenize import Tokens
@@ -77,7 +78,18 @@ class PublicProcessor(Processor):
         return Tokens(tokens.input_ids, (False,) * len(tokens.input_ids), tokens.image_spans, tokens.visuals)
 
     def image_ids(self, media: Sequence[Media], visuals: Sequence[Visual]) -> list[Sequence[int]]:
-        return list(self.replacements.of_sizes(sizes_of(media)))
+        return [own.ids for own in self.replacements.of_sizes(sizes_of(media))]
+
+    def around_images(self, segments: list[Segment], media: Sequence[Media]) -> list[Segment]:
+        replaced = iter(self.replacements.of_sizes(sizes_of(media)))
+        out: list[Segment] = []
+        for segment in segments:
+            if segment.kind == "image":
+                own = next(replaced)
+                out += [Segment("text", own.before), segment, Segment("text", own.after)]
+            else:
+                out.append(segment)
+        return [segment for segment in out if segment.kind != "text" or segment.text]
 
     def positions(self, tokens: Tokens, media: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.carried.positions(torch.tensor(tokens.input_ids), self._types(tokens), media)
@@ -86,14 +98,14 @@ class PublicProcessor(Processor):
         return self._types(tokens) if self.has_token_types else None
 
     def _types(self, tokens: Tokens) -> torch.Tensor:
-        """int64 [T]: 1 at the image tokens, which features take the place of."""
-        return (torch.tensor(tokens.input_ids) == self.image_token_id).to(torch.int64)
+        """int64 [T]: 1 at the tokens that features take the place of."""
+        return (torch.tensor(tokens.input_ids) == self.carried.feature_token_id).to(torch.int64)
 
     def prepare(self, visuals: Sequence[Visual], tiles: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What the model's own image processor makes of a sample's images. Raises UserError for other ids than planned."""
         images = [Image.fromarray(own[0].permute(1, 2, 0).numpy()) for own in tiles]
-        ids, media = self.replacements.prepare(images)
-        counts = [len(own) for own in ids]
+        replaced, media = self.replacements.prepare(images)
+        counts = [len(own.ids) for own in replaced]
         if counts != [visual.token_count for visual in visuals]:
             raise UserError(
                 f"its image(s) become {counts} tokens where {[v.token_count for v in visuals]} were planned by their size"
