@@ -1,0 +1,140 @@
+"""What training, answers and scores need of a model: the one interface that everything above this room knows.
+
+`MultimodalLM` puts a model together from an encoder, a projector and a language model; `mllm.model.public` takes one of
+transformers as it is. B rows, T tokens, D width of the language model, K vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mllm.batch import Batch
+from mllm.kernels.choice import Kernel
+from mllm.kernels.loss import supervised_loss_sum
+from mllm.media.visual import Visual
+from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
+from mllm.model.projectors import Projector
+
+PARTS = ("vision_encoder", "projector", "language_model")
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """A model that reads packed rows of text and images and says how likely their targets are.
+
+    adapters: part → kind and LoraSettings of its low-rank updates. attention_kernel: which computes attention over packed
+    rows. Every parameter is of one part (`part_of`), which policies, rates and tables go by.
+    """
+
+    adapters: dict[str, dict[str, Any]]
+    attention_kernel: Kernel
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    tiles_together: int | None = None  # most tiles of one call of the encoder, for who trains to set
+
+    @property
+    @abstractmethod
+    def text_config(self) -> PreTrainedConfig:
+        """The configuration of what decodes."""
+
+    @property
+    @abstractmethod
+    def generator(self) -> PreTrainedModel:
+        """The model that transformers' `generate` is called on."""
+
+    @property
+    @abstractmethod
+    def embeds_images(self) -> bool:
+        """Whether features of images are computed apart and put among the embeddings of words, so that what was computed of
+        an image, or of how prompts open, serves several of them. Else the model reads prompts whole (`whole_inputs`)."""
+
+    @property
+    @abstractmethod
+    def tile_parts(self) -> tuple[VisionEncoder | FusedEncoder, Projector] | None:
+        """Encoder and projector of tiles of one size, whose work follows from their shapes; None for other models."""
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of a conversation that the model was made for; None where it doesn't say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S], of a model that embeds images."""
+        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+
+    def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embeddings [B, T, D] of ids int64 [B, T], with each image's features in their places, of such a model."""
+        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+
+    def whole_inputs(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_types: torch.Tensor | None,
+        media: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """What a model that reads prompts whole takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
+        raise NotImplementedError(f"{type(self).__name__} embeds images apart")
+
+    @property
+    @abstractmethod
+    def head(self) -> nn.Module:
+        """What turns hidden states [..., D] into logits [..., K]."""
+
+    @abstractmethod
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """Final hidden states [B, T, D] of packed rows, in which samples see only themselves and their trunk."""
+
+    @abstractmethod
+    def part_of(self, name: str) -> str:
+        """The part, one of PARTS, of the parameter of that name."""
+
+    @abstractmethod
+    def adapted_module(self, part: str) -> Any:
+        """What holds the linear layers of a part that may be adapted; patterns speak of the names within it."""
+
+    @abstractmethod
+    def token_embeddings(self) -> list[nn.Parameter]:
+        """The weights that turn tokens into features and back; one where the two are tied."""
+
+    @abstractmethod
+    def decoder_layers(self) -> list[nn.Module]:
+        """The layers of the language model, in their order."""
+
+    @abstractmethod
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Those of the encoder that the features don't depend on."""
+
+    @abstractmethod
+    def encoder_parameters_below(self, layer: int) -> list[nn.Parameter]:
+        """Those of the encoder in front of the layer of that index. Raises UserError where it has no such layer."""
+
+    @abstractmethod
+    def encoder_height_of(self, name: str) -> int:
+        """How many of the encoder's layers stand behind the parameter of that name. Raises UserError if it can't be told."""
+
+    @abstractmethod
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of layers and recompute the rest in the backward (Chen et al. 2016)."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
+        hidden = self.hidden_states(batch)
+        chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
+        return supervised_loss_sum(chosen, self.head, batch.target_ids)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits [B, T, K] at every position: for comparisons, not for training."""
+        logits: torch.Tensor = self.head(self.hidden_states(batch))
+        return logits
+
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """The parameters of a part."""
+        return [parameter for name, parameter in self.named_parameters() if self.part_of(name) == part]
