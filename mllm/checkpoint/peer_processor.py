@@ -1,0 +1,66 @@
+"""A processor of transformers as it is, also where the library that its videos need isn't installed.
+
+transformers makes none whose class takes a video processor without torchvision, though images and text ask nothing of that.
+Here such a part is left out, and the processor prepares all else as it always does.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
+
+from mllm.errors import UserError
+
+PARTS = ("image_processor", "tokenizer")
+
+
+def can_show_videos() -> bool:
+    """Whether transformers can make the processors of videos here."""
+    return find_spec("torchvision") is not None
+
+
+def without_other_parts(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """`kind` of which each part but image processor and tokenizer may be None."""
+
+    def own_parts(cls: type[ProcessorMixin], source: Any, processor_dict: Any = None, **options: Any) -> list[Any]:
+        made = {
+            "image_processor": AutoImageProcessor.from_pretrained(source, backend="pil"),
+            "tokenizer": AutoTokenizer.from_pretrained(source),
+        }
+        return [made.get(name) for name in cls.get_attributes()]
+
+    def save(self: Any, directory: Any, **options: Any) -> Any:
+        # What it is saved as has no word of the parts that aren't there.
+        self.get_attributes = lambda: [name for name in kind.get_attributes() if getattr(self, name) is not None]
+        try:
+            return kind.save_pretrained(self, directory, **options)
+        finally:
+            del self.get_attributes
+
+    changed = {
+        "__module__": kind.__module__,
+        "check_argument_for_proper_class": lambda self, name, part: None,
+        "_get_arguments_from_pretrained": classmethod(own_parts),
+        "save_pretrained": save,
+    }
+    return type(kind.__name__, (kind,), changed)
+
+
+def read_peer_processor(source: Path) -> ProcessorMixin:
+    """The processor of a directory that transformers wrote. Raises UserError where it has none or it can't be made."""
+    try:
+        if can_show_videos():
+            return AutoProcessor.from_pretrained(source)
+        return without_other_parts(_processor_class(source)).from_pretrained(source)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise UserError(f"{source}: its processor can't be made: {first_line(error)}") from None
+
+
+def _processor_class(source: Path) -> type[ProcessorMixin]:
+    name = ProcessorMixin.get_processor_dict(str(source))[0].get("processor_class")
+    kind = processor_class_from_name(name) if name else PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source))]
+    if kind is None or getattr(kind, "is_dummy", False):
+        raise ImportError(f"{name} needs torchvision; install it by pip install torchvision")
+    return kind
