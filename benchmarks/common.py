@@ -37,7 +37,6 @@ from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask
 from mllm.kernels.choice import choose_kernel
-from mllm.model.multimodal import checkpoint_activations
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
 from mllm.training.build_engine import start_engine
@@ -178,7 +177,7 @@ def prepare(settings: FinetuneSettings) -> tuple[InstructionTask, Engine]:
     model, processor = start_model(settings, kernel)
     apply_policy(model, settings.trainable)
     if settings.train.gradient_checkpointing:
-        checkpoint_activations(model)
+        model.checkpoint_activations()
     costs = unit_flops(model)
     engine = start_engine(settings.engine, settings.optim, settings.train)(model.train())
     return InstructionTask(mixture, processor, settings.data, settings.train, costs), engine

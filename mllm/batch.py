@@ -3,8 +3,8 @@
 B rows, T tokens, N tiles, C channels (three for each encoder), S side of the encoder's input in pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -95,6 +95,26 @@ def _cumulative(lengths: Sequence[int]) -> torch.Tensor:
     return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32)
 
 
+def join_media(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Concatenate along the first axis what several samples' images became, by name.
+
+    Where other axes are of unlike lengths, the shorter ones are filled with zeros behind: image processors pad so, too, when
+    they are given several samples at once.
+    """
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: _joined([part[name] for part in parts if name in part]) for name in names}
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return torch.cat(list(tensors))
+    longest = [max(lengths) for lengths in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+    whole = tensors[0].new_zeros(sum(map(len, tensors)), *longest)
+    for start, tensor in zip(accumulate(map(len, tensors), initial=0), tensors, strict=False):
+        whole[(slice(start, start + len(tensor)), *(slice(length) for length in tensor.shape[1:]))] = tensor
+    return whole
+
+
 def _tensors(owner: Any) -> dict[str, torch.Tensor]:
     """The tensors among the fields of a dataclass, by name."""
     return {name: value for name, value in vars(owner).items() if isinstance(value, torch.Tensor)}
@@ -114,16 +134,18 @@ def _pinned(owner: Any) -> dict[str, Any]:
 class Batch:
     """Rows of segments, and where in them things stand: known on the CPU, so that no one has to ask the device.
 
-    input_ids, position_ids: int64 [B, T]. segment_ids: int64 [B, T], PADDING_SEGMENT for padding. parent_segment: int64
+    input_ids: int64 [B, T]. position_ids: int64 [B, T], or [axes, B, T] for a model that counts along several. segment_ids: int64 [B, T], PADDING_SEGMENT for padding. parent_segment: int64
     [B, segments], for each segment of a row the one whose tokens it also sees (the trunk of a branch), NO_PARENT for most.
     bounds: the same segments as bounds in a line.
 
     Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
     target_ids: int64 [targets], where a hidden state has to predict a token, and which.
 
-    tiles: [N, C, S, S], those of all images in order, or None when the batch holds no image: float32 as the encoder takes
-    them, or uint8, which `pixel_statistics`, float32 [2, C] (mean and standard deviation of each channel), then turns into
-    that. visuals, image_owners: for each image, what it became and the sample it belongs to.
+    media: what the images of all samples became, by the name that the model takes it under, concatenated along the first axis;
+    empty when the batch holds no image. The assembled model takes `tiles` [N, C, S, S], those of all images in order:
+    float32 as the encoder takes them, or uint8, which `pixel_statistics`, float32 [2, C] (mean and standard deviation of each
+    channel), then turns into that. visuals, image_owners: for each image, what it became and the sample it belongs to.
+    token_types: int64 [B, T], for models that are told which tokens are of an image; 0 at text and padding.
     """
 
     input_ids: torch.Tensor
@@ -134,10 +156,16 @@ class Batch:
     image_places: torch.Tensor
     target_places: torch.Tensor
     target_ids: torch.Tensor
-    tiles: torch.Tensor | None = None
+    media: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pixel_statistics: torch.Tensor | None = None
     visuals: tuple[Visual, ...] = ()
     image_owners: tuple[str, ...] = ()
+    token_types: torch.Tensor | None = None
+
+    @property
+    def tiles(self) -> torch.Tensor | None:
+        """[N, C, S, S], the tiles that the assembled model sees; None when the batch holds no image."""
+        return self.media.get("tiles")
 
     @property
     def target_count(self) -> int:
@@ -156,10 +184,12 @@ class Batch:
         return self.tiles.float().mul_(1 / 255).sub_(mean).div_(std)
 
     def to(self, device: torch.device) -> "Batch":
-        return replace(self, bounds=self.bounds.to(device), **_moved(self, device))
+        media = {name: tensor.to(device, non_blocking=True) for name, tensor in self.media.items()}
+        return replace(self, bounds=self.bounds.to(device), media=media, **_moved(self, device))
 
     def pin_memory(self) -> "Batch":
-        return replace(self, bounds=self.bounds.pin_memory(), **_pinned(self))
+        media = {name: tensor.pin_memory() for name, tensor in self.media.items()}
+        return replace(self, bounds=self.bounds.pin_memory(), media=media, **_pinned(self))
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*_tensors(self).values(), *_tensors(self.bounds).values()]
+        return [*_tensors(self).values(), *self.media.values(), *_tensors(self.bounds).values()]

@@ -1,6 +1,6 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
 from mllm.conversation.boxes import BOX_FORMATS, DEFAULT_BOX_FORMAT, Region
-from mllm.conversation.formats import NATIVE, PromptFormat, prompt_format
+from mllm.conversation.formats import NATIVE, PromptFormat, Segment, prompt_format
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import BoxesPart, Message, Part, Shown, TextPart, boxes_of, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
@@ -47,23 +47,35 @@ class Processor:
 
         box_format: how places are written (`mllm.conversation.boxes`). Raises UserError for an unknown one.
         """
-        self.box_format, self._boxes = box_format, BOX_FORMATS.get(box_format)
-        self.tokenizer = tokenizer
-        self.geometry = geometry
-        self.planner: VisualPlanner = planner or square_planner(geometry)
-        self.preparer = preparer
-        self.format_name = format_name
+        self.geometry, self.preparer = geometry, preparer
         add_special_tokens(tokenizer, [IMAGE_TOKEN])
-        self.image_token_id: int = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self.format: PromptFormat | NativeFormat
+        form: PromptFormat | NativeFormat
         if format_name == NATIVE:
-            self.format = NativeFormat(tokenizer, IMAGE_TOKEN, day)
-            self._opening: tuple[int, ...] = ()
+            form = NativeFormat(tokenizer, IMAGE_TOKEN, day)
         else:
-            self.format = prompt_format(format_name)
-            add_special_tokens(tokenizer, self.format.special_tokens())
-            self._opening = opening_ids(tokenizer)
+            form = prompt_format(format_name)
+            add_special_tokens(tokenizer, form.special_tokens())
+        opening = () if format_name == NATIVE else opening_ids(tokenizer)
+        self._read_words(tokenizer, form, IMAGE_TOKEN, opening)
+        self._read_images(planner or square_planner(geometry), box_format)
+
+    def _read_words(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        form: PromptFormat | NativeFormat,
+        image_token: str,
+        opening: tuple[int, ...],
+    ) -> None:
+        """Render by `form`, behind the ids of `opening`, with `image_token` for an image in a template's text."""
+        self.tokenizer, self.format, self.format_name = tokenizer, form, form.name
+        self.image_token_id: int = tokenizer.convert_tokens_to_ids(image_token)
+        self._opening = opening
         self._encoder = RunEncoder(tokenizer)
+
+    def _read_images(self, planner: VisualPlanner, box_format: str) -> None:
+        """Plan images by `planner`, and write and read places in `box_format`. Raises UserError for an unknown format."""
+        self.planner = planner
+        self.box_format, self._boxes = box_format, BOX_FORMATS.get(box_format)
 
     def render(self, messages: Sequence[Message], media: Sequence[Media] = (), generation: bool = False) -> Tokens:
         """Tokens of a conversation, and what its images and videos become; `media`: their sizes in the order of their parts.
@@ -75,8 +87,9 @@ class Processor:
         visuals = self.planner.plan(media, turns_of(messages))
         written = self._with_boxes(messages, media, visuals)
         segments = self.format.segments(with_words(written, visuals), self.tokenizer.eos_token or "", generation)
+        segments = self.around_images(segments, media)
         opened = bool(self._opening)
-        tokens = tokenize(segments, self._encoder, self.image_token_id, visuals, starts_with_special=opened)
+        tokens = tokenize(segments, self._encoder, self.image_ids(media, visuals), visuals, starts_with_special=opened)
         if not opened:
             return tokens
         shift = len(self._opening)
@@ -86,6 +99,14 @@ class Processor:
             supervised=(False,) * shift + tokens.supervised,
             image_spans=tuple((start + shift, length) for start, length in tokens.image_spans),
         )
+
+    def image_ids(self, media: Sequence[Media], visuals: Sequence[Visual]) -> list[Sequence[int]]:
+        """The ids that each image and video of a conversation stands for: as many image tokens as its visual says."""
+        return [(self.image_token_id,) * visual.token_count for visual in visuals]
+
+    def around_images(self, segments: list[Segment], media: Sequence[Media]) -> list[Segment]:
+        """`segments` with the plain text that belongs to each image beside it; none here."""
+        return segments
 
     def _with_boxes(
         self, messages: Sequence[Message], media: Sequence[Media], visuals: Sequence[Visual]
@@ -132,6 +153,60 @@ class Processor:
         """Whether every prompt starts with the tokenizer's beginning-of-sequence token."""
         return bool(self._opening)
 
+    @property
+    def position_axes(self) -> int | None:
+        """Along how many axes positions are counted; None along one, without an axis of its own."""
+        return None
+
+    @property
+    def prepares_together(self) -> bool:
+        """Whether what an image becomes depends on the others of its sample, so that none may stand apart from them."""
+        return False
+
+    @property
+    def shares_openings(self) -> bool:
+        """Whether samples that open alike may share the tokens of their opening: the model's attention knows branches."""
+        return True
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Image tokens of one tile."""
+        return self.geometry.tokens_per_tile
+
+    @property
+    def filler(self) -> Tokens | None:
+        """A sample with a small image and nothing to learn, for a batch without images of a model whose parts all have to
+        compute; None for a model that sees to that itself."""
+        return None
+
+    def positions(self, tokens: Tokens, media: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """int64 [T], or [axes, T]: the positions of a whole sample, computed alone; media: what its images became."""
+        return torch.arange(len(tokens.input_ids))
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether the model is told which tokens are of an image."""
+        return False
+
+    def token_types(self, tokens: Tokens) -> torch.Tensor | None:
+        """int64 [T]: 1 at tokens of images, for a model that is told; None for others."""
+        return None
+
+    def prepare(self, visuals: Sequence[Visual], tiles: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What the model takes for a sample's images, by name; tiles: of each, as they were read."""
+        return {"tiles": torch.stack([tile for own in tiles for tile in own])}
+
+    def blank(self, visual: Visual, dtype: torch.dtype | None) -> list[torch.Tensor]:
+        """Tiles without contents, in place of those that can't be read; dtype: of the others, None for torch's own."""
+        side = self.preparer.side_px
+        return [torch.zeros(self.preparer.channels, side, side, dtype=dtype)] * visual.tile_count
+
+    def pixel_statistics(self, media: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """float32 [2, C], mean and standard deviation of pixels that are still to be normalized; None for others."""
+        if "tiles" not in media or media["tiles"].dtype != torch.uint8:
+            return None
+        return torch.tensor([self.preparer.mean, self.preparer.std])
+
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """float32 [C, S, S] of the whole of an RGB image, C channels: three for each encoder."""
         return self.preparer(image)
@@ -152,9 +227,8 @@ class Processor:
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
         opens_images = opens_all or self.planner.depends_on_size or bool(boxes_of(messages))
-        anything = (self.geometry.image_size_px,) * 2
         return [
-            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
+            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else (self.geometry.image_size_px,) * 2
             for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 

@@ -38,7 +38,7 @@ def test_pixels_that_travel_as_bytes_become_those_of_the_preparer_to_the_last_bi
     none = torch.empty(0, dtype=torch.int64)
     bounds = SegmentBounds.of([[1]], [[NO_PARENT]], 1)
     pixels = torch.from_numpy(every_byte.transpose(2, 0, 1).copy())[None]
-    batch = Batch(none, none, none, none, bounds, none, none, none, pixels, torch.tensor([mean, std]))
+    batch = Batch(none, none, none, none, bounds, none, none, none, {"tiles": pixels}, torch.tensor([mean, std]))
     assert torch.equal(batch.normalized_tiles()[0], expected)
-    wide = replace(batch, tiles=expected[None], pixel_statistics=None)
+    wide = replace(batch, media={"tiles": expected[None]}, pixel_statistics=None)
     assert wide.normalized_tiles() is wide.tiles

@@ -40,14 +40,22 @@ Shape = tuple[tuple[str, tuple[str, ...]], ...]
 class NativeFormat:
     """Segments from `tokenizer.chat_template`. Raises UserError when there is none or it can't be followed."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, image_token: str, day: date | None = None) -> None:
-        """day: what a template that asks for the date is told, at midnight; None is the day of today."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token: str,
+        day: date | None = None,
+        structure_tokens: Sequence[str] = (),
+    ) -> None:
+        """day: what a template that asks for the date is told, at midnight; None is the day of today. structure_tokens: tokens
+        that a template may write beside the tokenizer's special ones.
+        """
         self.name = "native"
         self.tokenizer = tokenizer
         self.image_token = image_token
         if not tokenizer.chat_template:
             raise UserError("prompt_format native: the tokenizer has no chat template; choose vicuna_v1 or chatml")
-        tokens = sorted({*tokenizer.all_special_tokens, image_token}, key=len, reverse=True)
+        tokens = sorted({*tokenizer.all_special_tokens, image_token, *structure_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(t) for t in tokens))
         self._structures: dict[tuple[Shape, bool], list[Segment | int]] = {}
         self._day = day or date.today()

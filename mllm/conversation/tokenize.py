@@ -73,15 +73,15 @@ class RunEncoder:
 def tokenize(
     segments: Sequence[Segment],
     encoder: RunEncoder,
-    image_token_id: int,
+    image_ids: Sequence[Sequence[int]],
     visuals: Sequence[Visual],
     starts_with_special: bool = False,
 ) -> Tokens:
-    """Token ids of `segments`; the n-th image segment becomes the image tokens of `visuals[n]`."""
+    """Token ids of `segments`; the n-th image segment becomes `image_ids[n]`, of which there are `visuals[n].token_count`."""
     ids: list[int] = []
     supervised: list[bool] = []
     spans: list[tuple[int, int]] = []
-    counts = (visual.token_count for visual in visuals)
+    images = iter(image_ids)
     run: list[Segment] = []
     follows_special = starts_with_special
 
@@ -98,10 +98,10 @@ def tokenize(
         flush()
         follows_special = True
         if segment.kind == "image":
-            count = next(counts)
-            spans.append((len(ids), count))
-            ids.extend([image_token_id] * count)
-            supervised.extend([False] * count)
+            own = next(images)
+            spans.append((len(ids), len(own)))
+            ids.extend(own)
+            supervised.extend([False] * len(own))
         else:
             ids.append(encoder.tokenizer.convert_tokens_to_ids(segment.text))
             supervised.append(segment.supervised)

@@ -4,14 +4,16 @@ Pillow lets go of the interpreter while it decodes and scales.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
 
-from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places
+from mllm.batch import IGNORE_INDEX, NO_PARENT, PADDING_SEGMENT, Batch, SegmentBounds, flat_places, join_media
+from mllm.data.example import Example
 from mllm.data.packing import PlacedSegment, Row
 from mllm.errors import BadSampleError, UserError
 from mllm.media.visual import Visual
@@ -21,6 +23,7 @@ OnBadSample = Callable[[BadSampleError], None]
 # The tiles [C, S, S] of an image, float32 as the encoder takes them or uint8 before they are normalized.
 Decode = Callable[[str, Visual], list[torch.Tensor]]
 FEWEST_WORKERS, MOST_WORKERS = 2, 8
+NOWHERE = ""  # the path of a filler's image, which is no file
 
 
 def targets_of(segment: PlacedSegment) -> list[int]:
@@ -77,22 +80,27 @@ def collate(
     Each example with an image that can't be decoded is handed to `on_bad_sample`; if that returns, the image is blank and
     the example isn't learned from: the rows keep their shape on every rank.
     """
+    rows = filled_rows(rows, processor)
     length = padded_length(rows, length_multiple)
     width = max(len(row.segments) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
-    position_ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    position_ids = torch.zeros(processor.position_axes or 1, len(rows), length, dtype=torch.int64)
+    token_types = torch.zeros(len(rows), length, dtype=torch.int64)
     targets = torch.full((len(rows), length), IGNORE_INDEX)
     segment_ids = torch.full((len(rows), length), PADDING_SEGMENT)
     parents = torch.full((len(rows), width), NO_PARENT)
     shown = [list(shown_images(row)) for row in rows]
-    tiles: list[torch.Tensor | None] = []
+    broken, tiles = _decode_images([image for images in shown for image in images], decode or reading(processor))
+    prepared = _prepared(shown, tiles, processor)
     for r, row in enumerate(rows):
-        broken = _decode_images(shown[r], decode or reading(processor), tiles)
         offset = 0
         for s, segment in enumerate(row.segments):
-            place = slice(offset, offset + segment.length)
-            input_ids[r, place] = torch.tensor(segment.example.tokens.input_ids[segment.start : segment.stop])
-            position_ids[r, place] = torch.arange(segment.start, segment.stop)
+            place, own = slice(offset, offset + segment.length), slice(segment.start, segment.stop)
+            tokens = segment.example.tokens
+            input_ids[r, place] = torch.tensor(tokens.input_ids[own])
+            position_ids[:, r, place] = processor.positions(tokens, prepared.of(segment.example))[..., own]
+            if (types := processor.token_types(tokens)) is not None:
+                token_types[r, place] = types[own]
             segment_ids[r, place] = s
             parents[r, s] = segment.parent
             reason = next((broken[path] for path in segment.example.images if path in broken), None)
@@ -103,22 +111,31 @@ def collate(
             offset += segment.length
     lengths = [[segment.length for segment in row.segments] for row in rows]
     target_places = flat_places(targets != IGNORE_INDEX)
-    stacked = _stacked(tiles, processor)
-    statistics = torch.tensor([processor.preparer.mean, processor.preparer.std])
+    media = join_media(prepared.media)
     return Batch(
         input_ids,
-        position_ids,
+        position_ids if processor.position_axes else position_ids[0],
         segment_ids,
         parents,
         SegmentBounds.of(lengths, [[segment.parent for segment in row.segments] for row in rows], length),
         image_places=_image_places(shown, length),
         target_places=target_places,
         target_ids=targets.flatten()[target_places],
-        tiles=stacked,
-        pixel_statistics=statistics if stacked is not None and stacked.dtype == torch.uint8 else None,
+        media=media,
+        pixel_statistics=processor.pixel_statistics(media),
         visuals=tuple(image.visual for images in shown for image in images),
         image_owners=tuple(image.segment.example.sample_id for images in shown for image in images),
+        token_types=token_types if processor.has_token_types else None,
     )
+
+
+def filled_rows(rows: Sequence[Row], processor: Processor) -> Sequence[Row]:
+    """`rows`, the first with the processor's filler behind it where none of them shows an image."""
+    filler = processor.filler
+    if filler is None or any(True for row in rows for _ in shown_images(row)):
+        return rows
+    example = Example("", filler, (NOWHERE,) * len(filler.visuals))
+    return [Row((*rows[0].segments, PlacedSegment(example, 0, example.length))), *rows[1:]]
 
 
 def reading(processor: Processor) -> Decode:
@@ -132,33 +149,60 @@ def _image_places(shown: Sequence[Sequence[ShownImage]], length: int) -> torch.T
     return torch.cat([torch.arange(0), *(torch.arange(start, start + count) for start, count in starts)])
 
 
-def _decode_images(shown: Sequence[ShownImage], decode: Decode, tiles: list[torch.Tensor | None]) -> dict[str, str]:
-    """Append the tiles of a row's images to `tiles`, None for those of one that can't be decoded; returns these, and why."""
+def _decode_images(
+    shown: Sequence[ShownImage], decode: Decode
+) -> tuple[dict[str, str], list[list[torch.Tensor] | None]]:
+    """Path → why of the images that can't be decoded, and the tiles of each of `shown`, None for one of these."""
     broken: dict[str, str] = {}
+    tiles: list[list[torch.Tensor] | None] = []
     for image in shown:
-        count = image.visual.tile_count
+        if image.path == NOWHERE:
+            tiles.append(None)
+            continue
         try:
             own = decode(image.path, image.visual)
         except UserError as error:
-            tiles += [None] * count
             broken[image.path] = str(error)
+            tiles.append(None)
             continue
-        if len(own) != count:
+        if len(own) != (count := image.visual.tile_count):
             name = image.segment.example.sample_id
             raise UserError(f"sample {name!r}: image {image.path!r} has {len(own)} tile(s) where {count} were planned")
-        tiles += own
-    return broken
+        tiles.append(own)
+    return broken, tiles
 
 
-def _stacked(tiles: Sequence[torch.Tensor | None], processor: Processor) -> torch.Tensor | None:
-    """[N, C, S, S] with zeros for None; None without images."""
-    if not tiles:
-        return None
-    side = processor.preparer.side_px
-    blank = torch.zeros(
-        processor.preparer.channels, side, side, dtype=next((tile.dtype for tile in tiles if tile is not None), None)
-    )
-    return torch.stack([blank if tile is None else tile for tile in tiles])
+class _Prepared(NamedTuple):
+    """What the images of a batch became: for each segment that shows some, in order, and for each sample's pictures."""
+
+    media: list[dict[str, torch.Tensor]]
+    by_pictures: dict[Hashable, dict[str, torch.Tensor]]
+
+    def of(self, example: Example) -> Mapping[str, torch.Tensor]:
+        """Those of a sample, in whichever segment they stand; none for a sample without images."""
+        return self.by_pictures.get(example.pictures, {}) if example.images else {}
+
+
+def _prepared(
+    shown: Sequence[Sequence[ShownImage]], tiles: Sequence[list[torch.Tensor] | None], processor: Processor
+) -> _Prepared:
+    """Prepare the images of each segment together, blank ones for those that can't be read.
+
+    Raises UserError, naming the sample, for images that become something else than was planned.
+    """
+    dtype = next((own[0].dtype for own in tiles if own), None)
+    prepared, following = _Prepared([], {}), iter(tiles)
+    for _, group in groupby((image for images in shown for image in images), key=lambda image: id(image.segment)):
+        images = list(group)
+        read = [next(following) or processor.blank(image.visual, dtype) for image in images]
+        example = images[0].segment.example
+        try:
+            media = processor.prepare([image.visual for image in images], read)
+        except UserError as error:
+            raise UserError(f"sample {example.sample_id!r}: {error}") from None
+        prepared.media.append(media)
+        prepared.by_pictures[example.pictures] = media
+    return prepared
 
 
 class ImageDecoder:

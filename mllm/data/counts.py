@@ -64,6 +64,11 @@ class Counted:
     def images(self) -> tuple[str, ...]:
         return self.samples.image_names(self.number)[: len(self.image_spans)]
 
+    @property
+    def uncut_spans(self) -> tuple[tuple[int, int], ...]:
+        """What is counted is of a model whose images each stand for themselves."""
+        return self.image_spans
+
     @cached_property
     def tile_counts(self) -> tuple[int, ...]:
         """Tiles of each image."""

@@ -16,14 +16,15 @@ from mllm.processor import Processor
 
 @dataclass(frozen=True)
 class Example:
-    """A rendered sample: its tokens, its images still on the disk, how many of its tokens were cut off, and where it was
-    read (`Sample.place`)."""
+    """A rendered sample: its tokens, its images still on the disk, how many of its tokens were cut off, where it was read
+    (`Sample.place`), and what of it has to stay whole where openings are shared (None: each image)."""
 
     sample_id: str
     tokens: Tokens
     images: tuple[str, ...]
     cut_tokens: int = 0
     place: str = ""
+    uncut: tuple[tuple[int, int], ...] | None = None
 
     @property
     def length(self) -> int:
@@ -32,6 +33,11 @@ class Example:
     @property
     def image_spans(self) -> tuple[tuple[int, int], ...]:
         return self.tokens.image_spans
+
+    @property
+    def uncut_spans(self) -> tuple[tuple[int, int], ...]:
+        """(start, length) of the stretches that no shared opening ends within."""
+        return self.image_spans if self.uncut is None else self.uncut
 
     @property
     def tile_counts(self) -> tuple[int, ...]:
@@ -65,12 +71,28 @@ def render_example(
     """
     tokens = render_whole(sample, processor)
     length, first_supervised = len(tokens.input_ids), tokens.supervised.index(True)
-    spans = tokens.image_spans
+    spans = spans_together(tokens.image_spans) if processor.prepares_together else tokens.image_spans
+    uncut = uncut_spans(processor, tokens)
     kept = kept_tokens(sample.id, length, first_supervised, spans, max_length_tokens, on_too_long, sample.place)
     if kept == length:
-        return Example(sample.id, tokens, sample.images, place=sample.place)
+        return Example(sample.id, tokens, sample.images, place=sample.place, uncut=uncut)
     cut = tokens.until(kept)
-    return Example(sample.id, cut, sample.images[: len(cut.image_spans)], cut_tokens=length - kept, place=sample.place)
+    return Example(sample.id, cut, sample.images[: len(cut.image_spans)], length - kept, sample.place, uncut)
+
+
+def uncut_spans(processor: Processor, tokens: Tokens) -> tuple[tuple[int, int], ...] | None:
+    """What of a sample has to stay whole where openings are shared: each image (None), all of them, or everything."""
+    if not processor.shares_openings:
+        return ((0, len(tokens.input_ids)),)
+    return spans_together(tokens.image_spans) if processor.prepares_together else None
+
+
+def spans_together(image_spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """One stretch (start, length) from the first image to the last; none without images."""
+    if not image_spans:
+        return ()
+    start, last = image_spans[0][0], image_spans[-1]
+    return ((start, last[0] + last[1] - start),)
 
 
 def render_whole(sample: Sample, processor: Processor) -> Tokens:

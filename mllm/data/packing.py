@@ -22,7 +22,7 @@ class Outline(Protocol):
     """What laying out has to know of a sample.
 
     length: tokens, without the `cut_tokens` that are left out; images: paths, in order; image_spans: (start, tokens) of
-    each; tile_counts: tiles of each; pictures: equal for samples whose images, and what these became, are equal;
+    each; uncut_spans: (start, tokens) of what has to stay whole; tile_counts: tiles of each; pictures: equal for samples whose images, and what these became, are equal;
     first_supervised: index of the first token that is learned; opening: int [first_supervised], the ids before it.
     """
 
@@ -36,6 +36,8 @@ class Outline(Protocol):
     def images(self) -> tuple[str, ...]: ...
     @property
     def image_spans(self) -> tuple[tuple[int, int], ...]: ...
+    @property
+    def uncut_spans(self) -> tuple[tuple[int, int], ...]: ...
     @property
     def tile_counts(self) -> tuple[int, ...]: ...
     @property
@@ -113,7 +115,7 @@ class _Sharing(Generic[E]):
         if len(self.examples) == 1:
             return 0
         length = max(0, min(self.alike, self.limit))
-        for start, count in self.examples[0].image_spans:
+        for start, count in self.examples[0].uncut_spans:
             if start < length < start + count:
                 length = start
         return length

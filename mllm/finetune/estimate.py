@@ -15,7 +15,6 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.kernels.choice import choose_kernel
 from mllm.kernels.precision import cast_parameters
-from mllm.model.multimodal import checkpoint_activations
 from mllm.model.planning import overlaid
 from mllm.model.trainable import apply_policy
 from mllm.training.build_engine import keep_freed_memory, with_known_dtype
@@ -64,7 +63,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model, processor = start_model(begun, kernel)
     apply_policy(model, run.trainable)
     if run.train.gradient_checkpointing:
-        checkpoint_activations(model)
+        model.checkpoint_activations()
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     cast_parameters(model.train(), torch.bfloat16 if dtype == "bfloat16" else torch.float32)

@@ -20,7 +20,6 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector
-from mllm.model.trainable import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def unit_flops(model: MultimodalLM) -> UnitFlops:
     projector_learns = vision_learns or any(p.requires_grad for p in model.projector.parameters())
     head = language_model.get_output_embeddings()
     words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
-    layers, reached = _decoder_flops(decoder_layers(model), words_learn)
+    layers, reached = _decoder_flops(model.decoder_layers(), words_learn)
     config = language_model.config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)

@@ -34,9 +34,9 @@ from mllm.media.decode import read_image
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
-from mllm.model.multimodal import MultimodalLM, checkpoint_activations
+from mllm.model.interface import PARTS
 from mllm.model.projectors import Projector
-from mllm.model.trainable import PARTS, apply_policy, policy_table, token_embeddings, wanted_adapters
+from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
 from mllm.training.build_engine import start_engine, with_known_dtype
@@ -107,7 +107,7 @@ def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel
     with parameters_on_meta():
         counts = apply_policy(model, settings.trainable)
     if settings.train.gradient_checkpointing:
-        checkpoint_activations(model)
+        model.checkpoint_activations()
     rates = {part: part_rate(settings.optim, part) for part in PARTS}
     logger.info("what learns:\n%s", policy_table(counts, rates))
     if (decay := settings.optim.layer_decay_vision_encoder) != 1.0:
@@ -208,7 +208,7 @@ def parts_by_name(model: MultimodalLM, layer_decay: float = 1.0) -> PartOf:
 
     layer_decay: `optim.layer_decay_vision_encoder`, which makes of the encoder's rate that of each of its layers.
     """
-    embeddings = {id(parameter) for parameter in token_embeddings(model)}
+    embeddings = {id(parameter) for parameter in model.token_embeddings()}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in embeddings}
     prefix = "vision_encoder."
 

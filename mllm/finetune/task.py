@@ -98,7 +98,7 @@ class InstructionTask:
     @property
     def tile_cost(self) -> int:
         """What a tile costs the encoder, in tokens of the language model."""
-        return self.costs.tile_cost if self.costs else self.processor.geometry.tokens_per_tile
+        return self.costs.tile_cost if self.costs else self.processor.tokens_per_tile
 
     def prepare(self, world_size: int) -> None:
         """Count the tokens of all samples, unless that was done or `world_size` ranks do without; may take minutes."""

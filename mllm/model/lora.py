@@ -2,13 +2,12 @@
 
 import logging
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.model.encoders import VisionEncoder
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.quantized_layers import dequantize_linears, dequantized, is_quantized, quantize_linears, replace_module
 from mllm.model.settings import LoraSettings
 
@@ -21,24 +20,12 @@ logger = logging.getLogger(__name__)
 SETTINGS_OF_PART = {"language_model": "lora", "vision_encoder": "vision_encoder_lora"}
 
 
-def adapted_module(model: MultimodalLM, part: str) -> Any:
-    """Return the transformers module of a part, whose inner names `targets` speak of; of two encoders, what holds both."""
-    if part == "language_model":
-        return model.language_model
-    encoder = model.vision_encoder
-    return encoder.model if isinstance(encoder, VisionEncoder) else encoder
-
-
-def linear_layers(model: MultimodalLM, part: str) -> list[str]:
+def linear_layers(model: VisionLanguageModel, part: str) -> list[str]:
     """List the linear layers of a part that may be adapted: not the head, and none behind the features."""
-    root = adapted_module(model, part)
-    if part == "language_model":
-        left_out = {id(root.get_output_embeddings().weight)}
-    else:
-        left_out = {id(parameter) for parameter in model.vision_encoder.unused_parameters()}
+    left_out = {id(parameter) for parameter in (*model.head.parameters(), *model.unused_parameters())}
     return [
         name
-        for name, module in root.named_modules()
+        for name, module in model.adapted_module(part).named_modules()
         if isinstance(module, nn.Linear) and id(module.weight) not in left_out
     ]
 
@@ -64,7 +51,9 @@ def choose_targets(layers: list[str], settings: LoraSettings, part: str) -> list
     return [name for name in layers if name in chosen] if settings.targets else layers
 
 
-def add_lora(model: MultimodalLM, settings: LoraSettings, part: str = "language_model", kind: str = "lora") -> None:
+def add_lora(
+    model: VisionLanguageModel, settings: LoraSettings, part: str = "language_model", kind: str = "lora"
+) -> None:
     """Put updates of `kind` (lora, dora, qlora) on the linear layers of `part` that `settings.targets` choose.
 
     qlora puts every linear layer into 4 bits first, chosen or not, unless they are already.
@@ -72,7 +61,7 @@ def add_lora(model: MultimodalLM, settings: LoraSettings, part: str = "language_
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
-    root = adapted_module(model, part)
+    root = model.adapted_module(part)
     layers = linear_layers(model, part)
     targets = choose_targets(layers, settings, part)
     if kind == "qlora":
@@ -94,7 +83,7 @@ def add_lora(model: MultimodalLM, settings: LoraSettings, part: str = "language_
     model.adapters[part] = {"kind": kind, **settings.model_dump(mode="json")}
 
 
-def merge_lora(model: MultimodalLM, part: str | None = None) -> None:
+def merge_lora(model: VisionLanguageModel, part: str | None = None) -> None:
     """Fold the updates of `part` (None: of every part) into the weights they adapt: same function, plain layers.
 
     4-bit weights are dequantized: the result holds the rounded weights, not those that the model had before QLoRA.
@@ -105,7 +94,7 @@ def merge_lora(model: MultimodalLM, part: str | None = None) -> None:
     from peft.tuners.lora import LoraLayer
 
     for adapted in adapted_parts:
-        root = adapted_module(model, adapted)
+        root = model.adapted_module(adapted)
         for name, module in list(root.named_modules()):
             if isinstance(module, LoraLayer):
                 replace_module(root, name, _merged(module))

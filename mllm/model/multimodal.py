@@ -14,18 +14,18 @@ from transformers import PreTrainedModel
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, flat_places
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
-from mllm.kernels.loss import supervised_loss_sum
 from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
 
 
-class MultimodalLM(nn.Module):
-    """A multimodal language model; `build` and `load` in this package make one.
+class MultimodalLM(VisionLanguageModel):
+    """A multimodal language model that is put together from parts; `build` and `load` in this package make one.
 
     The first component of every parameter's name is its part: vision_encoder, projector, language_model.
     """
@@ -135,16 +135,52 @@ class MultimodalLM(nn.Module):
                 inputs_embeds=embeddings, position_ids=batch.position_ids, use_cache=False, packed_rows=rows
             ).last_hidden_state
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
-        hidden = self.hidden_states(batch)
-        head = self.language_model.get_output_embeddings()
-        chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
-        return supervised_loss_sum(chosen, head, batch.target_ids)
+    @property
+    def head(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
 
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits [B, T, K] at every position: for comparisons, not for training."""
-        return self.language_model.get_output_embeddings()(self.hidden_states(batch))
+    @property
+    def context_tokens(self) -> int | None:
+        return getattr(self.language_model.config, "max_position_embeddings", None)
+
+    def part_of(self, name: str) -> str:
+        return name.partition(".")[0]
+
+    def adapted_module(self, part: str) -> Any:
+        """The transformers module of a part; of two encoders, what holds both."""
+        if part == "language_model":
+            return self.language_model
+        encoder = self.vision_encoder
+        return encoder.model if isinstance(encoder, VisionEncoder) else encoder
+
+    def token_embeddings(self) -> list[nn.Parameter]:
+        words = self.language_model
+        return [*words.get_input_embeddings().parameters(), *words.get_output_embeddings().parameters()]
+
+    def decoder_layers(self) -> list[nn.Module]:
+        count, decoder = self.language_model.config.num_hidden_layers, self.language_model.get_decoder()
+        lists = (module for module in decoder.children() if isinstance(module, nn.ModuleList) and len(module) == count)
+        return list(next(lists))
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        return self.vision_encoder.unused_parameters()
+
+    def encoder_parameters_below(self, layer: int) -> list[nn.Parameter]:
+        if layer >= (used := self.vision_encoder.used_layers):
+            raise UserError(
+                f"trainable.vision_encoder_from_layer is {layer}, but the features come from layers 0 to {used - 1} of "
+                "the encoder: none would learn"
+            )
+        return self.vision_encoder.parameters_below(layer)
+
+    def checkpoint_activations(self) -> None:
+        """As of the interface; the encoder's layers too, where it learns. The language model stays on packed attention: the
+        recomputation comes after the forward's `attention_of` has ended.
+        """
+        self.language_model.set_attn_implementation(PACKED)
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if any(parameter.requires_grad for parameter in self.vision_encoder.parameters()):
+            self.vision_encoder.recompute_activations()
 
 
 def splice(embeddings: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -218,15 +254,3 @@ def whole_outside_layers(module: Any) -> Iterator[None]:
         yield
     finally:
         module.reshard()
-
-
-def checkpoint_activations(model: MultimodalLM) -> None:
-    """Have `model` keep only the inputs of its layers and recompute the rest in the backward (Chen et al. 2016).
-
-    The encoder's layers too, where it learns. The language model stays on packed attention: the recomputation comes after
-    the forward's `attention_of` has ended.
-    """
-    model.language_model.set_attn_implementation(PACKED)
-    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    if any(parameter.requires_grad for parameter in model.vision_encoder.parameters()):
-        model.vision_encoder.recompute_activations()

@@ -7,12 +7,11 @@ from typing import Any
 from torch import nn
 
 from mllm.errors import UserError
+from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.lora import SETTINGS_OF_PART, add_lora, merge_lora
-from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantized_layers import quantized_size
 from mllm.model.settings import TrainableSettings
 
-PARTS = ("vision_encoder", "projector", "language_model")
 ADAPTED = ("lora", "dora", "qlora")
 
 
@@ -26,7 +25,7 @@ class PartCount:
     kind: str = ""
 
 
-def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCount]:
+def apply_policy(model: VisionLanguageModel, policy: TrainableSettings) -> list[PartCount]:
     """Set `requires_grad` as the policy says (adding LoRA if asked and not there yet); returns counts by part.
 
     Updates that the model brings along go on learning if the policy asks for the same, and are merged otherwise.
@@ -40,22 +39,21 @@ def apply_policy(model: MultimodalLM, policy: TrainableSettings) -> list[PartCou
     _check_first_layers(model, policy)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for part in PARTS:
-        kind = getattr(policy, part)
-        for name, parameter in getattr(model, part).named_parameters():
-            if kind == "full" or (kind in ADAPTED and "lora_" in name):
-                parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        kind = getattr(policy, model.part_of(name))
+        if kind == "full" or (kind in ADAPTED and "lora_" in name):
+            parameter.requires_grad_(True)
     if policy.token_embeddings == "frozen":
-        for parameter in token_embeddings(model):
+        for parameter in model.token_embeddings():
             parameter.requires_grad_(False)
-    for parameter in [*model.vision_encoder.unused_parameters(), *_early_parameters(model, policy)]:
+    for parameter in [*model.unused_parameters(), *_early_parameters(model, policy)]:
         parameter.requires_grad_(False)
     check_policy(model, policy)
     return count_parameters(model, policy)
 
 
 def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
-    """Map part → kind and settings of the low-rank updates that the policy asks for, as `MultimodalLM.adapters` has them."""
+    """Map part → kind and settings of the low-rank updates that the policy asks for, as a model's `adapters` has them."""
     return {
         part: {"kind": getattr(policy, part), **getattr(policy, settings).model_dump(mode="json")}
         for part, settings in SETTINGS_OF_PART.items()
@@ -63,52 +61,34 @@ def wanted_adapters(policy: TrainableSettings) -> dict[str, dict[str, Any]]:
     }
 
 
-def token_embeddings(model: MultimodalLM) -> list[nn.Parameter]:
-    """Return the weights that turn tokens into features and back; one where the two are tied."""
-    language_model = model.language_model
-    return [*language_model.get_input_embeddings().parameters(), *language_model.get_output_embeddings().parameters()]
-
-
-def _check_first_layers(model: MultimodalLM, policy: TrainableSettings) -> None:
-    first, used = policy.vision_encoder_from_layer, model.vision_encoder.used_layers
-    if first is not None and first >= used:
-        raise UserError(
-            f"trainable.vision_encoder_from_layer is {first}, but the features come from layers 0 to {used - 1} of "
-            "the encoder: none would learn"
-        )
+def _check_first_layers(model: VisionLanguageModel, policy: TrainableSettings) -> None:
+    if policy.vision_encoder_from_layer is not None:
+        model.encoder_parameters_below(policy.vision_encoder_from_layer)
     first = policy.language_model_from_layer
-    if first is not None and first >= (layers := len(decoder_layers(model))):
+    if first is not None and first >= (layers := len(model.decoder_layers())):
         raise UserError(
             f"trainable.language_model_from_layer is {first}, but the language model has layers 0 to {layers - 1}: none "
             "would learn"
         )
 
 
-def decoder_layers(model: MultimodalLM) -> list[nn.Module]:
-    """Return the layers of the language model, in their order."""
-    count, decoder = model.language_model.config.num_hidden_layers, model.language_model.get_decoder()
-    lists = (module for module in decoder.children() if isinstance(module, nn.ModuleList) and len(module) == count)
-    return list(next(lists))
-
-
-def _early_parameters(model: MultimodalLM, policy: TrainableSettings) -> list[nn.Parameter]:
+def _early_parameters(model: VisionLanguageModel, policy: TrainableSettings) -> list[nn.Parameter]:
     """List the parameters of encoder and language model below the first layer that learns."""
     early: list[nn.Parameter] = []
     first = policy.vision_encoder_from_layer
     if first is not None:
-        early += model.vision_encoder.parameters_below(first)
+        early += model.encoder_parameters_below(first)
     first = policy.language_model_from_layer
     if first is not None:
-        early += [parameter for layer in decoder_layers(model)[:first] for parameter in layer.parameters()]
+        early += [parameter for layer in model.decoder_layers()[:first] for parameter in layer.parameters()]
     return early
 
 
-def count_parameters(model: MultimodalLM, policy: TrainableSettings | None = None) -> list[PartCount]:
+def count_parameters(model: VisionLanguageModel, policy: TrainableSettings | None = None) -> list[PartCount]:
     """Counts by part, on whichever ZeRO stage; with `policy`, how each part learns."""
     out = []
     for part in PARTS:
-        parameters = list(getattr(model, part).parameters())
-        sizes = [(_size(p), p.requires_grad) for p in parameters]
+        sizes = [(_size(p), p.requires_grad) for p in model.parameters_of(part)]
         kind = "" if policy is None else _kind(policy, part)
         out.append(PartCount(part, sum(n for n, _ in sizes), sum(n for n, learns in sizes if learns), kind))
     return out
@@ -130,12 +110,12 @@ def _kind(policy: TrainableSettings, part: str) -> str:
     return kind
 
 
-def check_policy(model: MultimodalLM, policy: TrainableSettings) -> None:
+def check_policy(model: VisionLanguageModel, policy: TrainableSettings) -> None:
     """Raise RuntimeError if any parameter learns that the policy freezes, or the reverse."""
-    embeddings = {id(p) for p in token_embeddings(model)} if policy.token_embeddings == "frozen" else set()
-    outside = {id(p) for p in [*model.vision_encoder.unused_parameters(), *_early_parameters(model, policy)]}
+    embeddings = {id(p) for p in model.token_embeddings()} if policy.token_embeddings == "frozen" else set()
+    outside = {id(p) for p in [*model.unused_parameters(), *_early_parameters(model, policy)]}
     for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
+        part = model.part_of(name)
         wanted = getattr(policy, part)
         if parameter.requires_grad and id(parameter) in embeddings:
             raise RuntimeError(f"{name} would learn, but trainable.token_embeddings is frozen")

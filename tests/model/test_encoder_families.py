@@ -16,7 +16,6 @@ from mllm.finetune.plan.data import Shape
 from mllm.finetune.plan.memory import step_memory
 from mllm.model.encoders import VisionEncoder
 from mllm.model.families import ENCODERS
-from mllm.model.multimodal import checkpoint_activations
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
@@ -114,7 +113,7 @@ def test_a_model_of_any_family_trains_is_saved_loaded_and_planned(encoders, tiny
     batch = batch_of(samples, processor, "samples")
     frozen, _ = loss_and_gradients(learning(model, "frozen"), [batch])
     model.vision_encoder.requires_grad_(True)
-    checkpoint_activations(model)
+    model.checkpoint_activations()
     full, gradients = loss_and_gradients(learning(model, "full"), [batch])
     assert frozen == pytest.approx(full, rel=1e-6)
     assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}

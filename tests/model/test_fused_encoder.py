@@ -19,7 +19,6 @@ from mllm.finetune.plan.memory import step_memory
 from mllm.finetune.run import parts_by_name
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
-from mllm.model.multimodal import checkpoint_activations
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
@@ -131,7 +130,7 @@ def test_a_model_of_two_encoders_trains_is_saved_loaded_and_goes_on(
     losses = []
     for kind in ("frozen", "full"):
         apply_policy(model, TrainableSettings(vision_encoder=kind, language_model="full"))
-        checkpoint_activations(model)
+        model.checkpoint_activations()
         loss, gradients = loss_and_gradients(model.train(), [batch])
         assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
         losses.append(loss)

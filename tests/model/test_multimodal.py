@@ -101,7 +101,7 @@ def test_image_count_mismatch_names_the_sample(tiny_parts, samples):
     with pytest.raises(UserError, match=r"15 image tokens but 16 image features \(1 images\) in samples a"):
         model(fewer)
     with pytest.raises(UserError, match="16 image tokens but 0 image features"):
-        model(dataclasses.replace(batch, tiles=None))
+        model(dataclasses.replace(batch, media={}))
 
 
 def test_text_only_batch_trains_every_part_with_a_zero_gradient(tiny_parts, samples):

@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.start import build
 from mllm.errors import UserError
-from mllm.model.lora import adapted_module, add_lora, merge_lora
-from mllm.model.multimodal import checkpoint_activations
+from mllm.model.lora import add_lora, merge_lora
 from mllm.model.quantized_layers import dequantize_linears, is_quantized, quantize_linears
 from mllm.model.settings import LanguageModelSettings, LoraSettings, TrainableSettings
-from mllm.model.trainable import PartCount, apply_policy, check_policy, policy_table, token_embeddings
+from mllm.model.trainable import PartCount, apply_policy, check_policy, policy_table
 from mllm.settings import validate_settings
 from tests.helpers.samples import batch_of, loss_and_gradients
 from tests.helpers.tiny import tiny_settings
@@ -182,7 +181,7 @@ def test_every_tensor_that_learns_gets_a_gradient_with_gradient_checkpointing(mo
     apply_policy(model, policy(**kind))
     batch = batch_of(samples, processor, "samples")
     loss, expected = loss_and_gradients(model.train(), [batch])
-    checkpoint_activations(model)
+    model.checkpoint_activations()
     assert model.vision_encoder.model.is_gradient_checkpointing == ("vision_encoder" in kind)
     checkpointed_loss, gradients = loss_and_gradients(model, [batch])
     assert checkpointed_loss == loss and gradients.keys() == learning(model)
@@ -213,7 +212,7 @@ def test_a_tensor_that_learns_against_the_policy_or_fails_to_stops_the_run(model
     with pytest.raises(RuntimeError, match=r"input_layernorm.* would learn, but trainable.language_model is dora"):
         check_policy(model, wanted)
     norm.requires_grad_(False)
-    adapted_module(model, "vision_encoder").requires_grad_(False)
+    model.adapted_module("vision_encoder").requires_grad_(False)
     with pytest.raises(RuntimeError, match=r"lora_.* would not learn, but trainable.vision_encoder is lora"):
         check_policy(model, wanted)
 
@@ -237,4 +236,4 @@ def test_a_checkpoint_from_before_the_other_kinds_still_loads(model_and_processo
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     loaded, _ = checkpoint.load(tmp_path / "model")
     assert loaded.adapters == model.adapters
-    assert len(token_embeddings(loaded)) == 2
+    assert len(loaded.token_embeddings()) == 2

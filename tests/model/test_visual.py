@@ -18,7 +18,6 @@ from mllm.inference.chat import ChatSession
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_batch
 from mllm.inference.request import prompt_of
-from mllm.model.multimodal import checkpoint_activations
 from mllm.model.projectors import pixel_shuffle
 from mllm.model.settings import ImageSettings, LoraSettings, TrainableSettings, VideoSettings
 from mllm.model.trainable import apply_policy
@@ -213,7 +212,7 @@ def test_no_way_to_train_changes_what_tiles_and_frames_teach(tiled, mixed, layou
     loss_a, grads_a = loss_and_gradients(model, [batch_of([s], processor, "none") for s in mixed])
     batches = [batch]
     if way == "checkpointing":
-        checkpoint_activations(model)
+        model.checkpoint_activations()
     elif way == "chunks":
         model.tiles_together = 3
     elif way == "float32 pixels":

@@ -31,7 +31,6 @@ from mllm.inference.chat import ChatSession  # noqa: E402
 from mllm.inference.decoding import Decoding  # noqa: E402
 from mllm.inference.generate import Request, generate_answers  # noqa: E402
 from mllm.inference.likelihood import score_answers  # noqa: E402
-from mllm.model.multimodal import checkpoint_activations  # noqa: E402
 from mllm.model.trainable import apply_policy  # noqa: E402
 from mllm.settings import validate_settings  # noqa: E402
 from mllm.training.engine import TorchEngine  # noqa: E402
@@ -104,7 +103,7 @@ def train(case: Case, parts: Path, recipe: Path, device: torch.device) -> tuple[
     if dtype == "bfloat16":
         model.to(torch.bfloat16)
     if case.checkpointing and device == DEVICE:
-        checkpoint_activations(model)
+        model.checkpoint_activations()
     mixture = Mixture(load_recipe(str(recipe)), 0, settings.data.group_by_image)
     task = case.task(mixture, processor, settings.data, settings.train, length_multiple=LENGTH_MULTIPLE)
     torch.manual_seed(0)

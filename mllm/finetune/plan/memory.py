@@ -167,7 +167,7 @@ def _batch(shape: Shape, channels: int, side: int) -> Batch:
         image_places=torch.zeros(image_tokens, dtype=torch.int64),
         target_places=ids[0, :0],
         target_ids=ids[0, :0],
-        tiles=torch.zeros(shape.tiles, channels, side, side) if shape.visuals else None,
+        media={"tiles": torch.zeros(shape.tiles, channels, side, side)} if shape.visuals else {},
         visuals=shape.visuals,
         image_owners=("",) * shape.images,
     )

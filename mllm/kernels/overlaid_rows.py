@@ -1,0 +1,119 @@
+"""Attention of packed rows in a model that has a mask of its own: windows, or images whose tokens see each other.
+
+The model builds its mask by transformers' functions, as it would for a row of one sample; here that is restricted to each
+sample. What it would show of another sample is never shown. B rows, H heads, T tokens, d features a head.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch
+from mllm.errors import UserError
+from mllm.kernels.masked_rows import MaskedRows
+
+OVERLAID = "mllm_overlaid"
+# (row, head, query, key) as tensors that broadcast → whether the query may see the key.
+MaskFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class OverlaidRows:
+    """Segments of one batch, and the masks that the model made over them: one for each kind of its layers.
+
+    segment_ids: int64 [B, T], PADDING_SEGMENT for padding.
+    """
+
+    segment_ids: torch.Tensor
+    masks: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, batch: Batch) -> "OverlaidRows":
+        """Raises UserError for branches: what a mask of a model's own says of a trunk isn't known."""
+        if any(parent != NO_PARENT for own in batch.bounds.parents for parent in own):
+            raise UserError("this model's attention has windows or spans, for which openings can't be shared")
+        return cls(batch.segment_ids)
+
+    def mask(self, shows: MaskFunction, use_vmap: bool) -> torch.Tensor:
+        """Boolean [B, 1, T, T]: where a query sees a key by `shows`, a function of the model's, and both are of one segment.
+
+        Padding sees itself alone. Raises UserError for a mask that has to be asked place by place.
+        """
+        rows, length = self.segment_ids.shape
+        places = torch.arange(length, device=self.segment_ids.device)
+        row = torch.arange(rows, device=places.device)
+        if use_vmap:
+            visible = torch.stack([_asked_by_place(shows, r, places) for r in row])
+        else:
+            visible = shows(row[:, None, None, None], row.new_zeros(1, 1, 1, 1), places[:, None], places)
+            visible = visible.expand(rows, 1, length, length)[:, 0]
+        same = self.segment_ids[:, :, None] == self.segment_ids[:, None, :]
+        visible = visible & same & (self.segment_ids != PADDING_SEGMENT)[:, None, :]
+        mask = (visible | torch.eye(length, dtype=torch.bool, device=places.device))[:, None]
+        self.masks.append(mask)
+        return mask
+
+
+def _asked_by_place(shows: MaskFunction, row: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Boolean [T, T] of one row, by a function that takes one place at a time."""
+    over_keys = torch.vmap(shows, in_dims=(None, None, None, 0))
+    zero = row.new_zeros(())
+    return torch.vmap(over_keys, in_dims=(None, None, 0, None))(row, zero, places, places)
+
+
+_under_way: ContextVar[OverlaidRows] = ContextVar("overlaid rows under way")
+
+
+@contextmanager
+def masks_within(rows: OverlaidRows) -> Iterator[None]:
+    """Within the block models of `OVERLAID` attention build their masks over `rows`."""
+    token = _under_way.set(rows)
+    try:
+        yield
+    finally:
+        _under_way.reset(token)
+
+
+def overlaid_mask(*_: Any, mask_function: MaskFunction, use_vmap: bool = False, **__: Any) -> torch.Tensor:
+    """Build one of a model's masks over the rows under way; what transformers calls in place of its own."""
+    return _under_way.get().mask(mask_function, use_vmap)
+
+
+def overlaid_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_rows: OverlaidRows | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Compute attention by the mask that was made over the rows; query [B, H, T, d], key and value may have fewer heads.
+
+    Raises UserError rather than let samples see each other: for rows that didn't arrive, and any other mask.
+    """
+    if packed_rows is None:
+        raise UserError(
+            f"{type(module).__name__} does not hand keywords on to its attention: packing can't isolate samples"
+        )
+    if attention_mask is None or not any(attention_mask is mask for mask in packed_rows.masks):
+        raise UserError(
+            f"{type(module).__name__} does not attend by the mask that isolates the samples of a packed row"
+        )
+    if softcap is not None:
+        raise UserError(f"{type(module).__name__} uses soft-capping, which packed rows don't offer")
+    out = MaskedRows(attention_mask).attend(query, key, value, scaling, dropout)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(OVERLAID, overlaid_attention)
+AttentionMaskInterface.register(OVERLAID, overlaid_mask)
