@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
+from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 
 PARTS = ("image_processor", "tokenizer")

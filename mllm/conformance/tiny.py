@@ -13,6 +13,7 @@ from transformers.models.auto.image_processing_auto import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processor_class_from_name
 
+from mllm.checkpoint.parts import first_line
 from mllm.checkpoint.peer_processor import without_other_parts
 from mllm.conformance.families import Family
 from mllm.conformance.shrink import shrink
@@ -28,9 +29,13 @@ def tiny_config(family: Family) -> PreTrainedConfig:
     return shrink(CONFIG_MAPPING[family.name], family.begin, family.config)
 
 
-def tiny_peer(family: Family) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """transformers' own model and processor, small. Raises UserError where transformers has no processor for the family."""
-    config = tiny_config(family)
+def tiny_shadow(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the configuration without contents, enough to see what kind it is. Raises UserError where none can be made."""
+    return _model(config, torch.device("meta"))
+
+
+def tiny_peer(family: Family, config: PreTrainedConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """transformers' own model and processor, small. Raises UserError where transformers can't make them here."""
     named = USUAL | family.named
     asked = _foreign_ids(config)
     tokens = {key: family.ids.get(key) or _token_of(key, named) or f"<|{key}|>" for _, key in asked}
@@ -38,12 +43,20 @@ def tiny_peer(family: Family) -> tuple[PreTrainedModel, ProcessorMixin]:
     for part, key in asked:
         setattr(part, key, tokenizer.convert_tokens_to_ids(tokens[key]))
     processor = _processor(family, config, tokenizer)
-    template = tiny_template(family.image or processor.image_token)
-    processor.chat_template = tokenizer.chat_template = template
-    torch.manual_seed(0)
-    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config).float().eval()
+    processor.chat_template = tiny_template(family.image or processor.image_token)
+    model = _model(config, torch.device("cpu")).float().eval()
     draw(model)
     return model, processor
+
+
+def _model(config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    torch.manual_seed(0)
+    try:
+        with device:
+            return kind(config)
+    except ImportError as error:
+        raise UserError(first_line(error)) from None
 
 
 def draw(model: PreTrainedModel) -> None:
