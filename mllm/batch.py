@@ -134,15 +134,15 @@ def _pinned(owner: Any) -> dict[str, Any]:
 class Batch:
     """Rows of segments, and where in them things stand: known on the CPU, so that no one has to ask the device.
 
-    input_ids: int64 [B, T]. position_ids: int64 [B, T], or [axes, B, T] for a model that counts along several. segment_ids: int64 [B, T], PADDING_SEGMENT for padding. parent_segment: int64
-    [B, segments], for each segment of a row the one whose tokens it also sees (the trunk of a branch), NO_PARENT for most.
-    bounds: the same segments as bounds in a line.
+    input_ids: int64 [B, T]. position_ids: int64 [B, T], or [axes, B, T] for a model that counts along several. segment_ids:
+    int64 [B, T], PADDING_SEGMENT for padding. parent_segment: int64 [B, segments], for each segment of a row the one whose
+    tokens it also sees (the trunk of a branch), NO_PARENT for most. bounds: the same segments as bounds in a line.
 
     Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
     target_ids: int64 [targets], where a hidden state has to predict a token, and which.
 
-    media: what the images of all samples became, by the name that the model takes it under, concatenated along the first axis;
-    empty when the batch holds no image. The assembled model takes `tiles` [N, C, S, S], those of all images in order:
+    media: what the images of all samples became, by the name that the model takes it under, one behind the other along the
+    first axis; empty when the batch holds no image. The assembled model takes `tiles` [N, C, S, S], those of all images in order:
     float32 as the encoder takes them, or uint8, which `pixel_statistics`, float32 [2, C] (mean and standard deviation of each
     channel), then turns into that. visuals, image_owners: for each image, what it became and the sample it belongs to.
     token_types: int64 [B, T], for models that are told which tokens are of an image; 0 at text and padding.

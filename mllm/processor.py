@@ -227,8 +227,9 @@ class Processor:
         opens_all: whether images are opened whose size decides on nothing. Raises UserError for one that can't be read.
         """
         opens_images = opens_all or self.planner.depends_on_size or bool(boxes_of(messages))
+        anything = (1, 1) if opens_images else (self.geometry.image_size_px,) * 2
         return [
-            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else (self.geometry.image_size_px,) * 2
+            read_clip(source) if kind == "video" else read_image_size(source) if opens_images else anything
             for kind, source in zip(media_kinds(messages), sources, strict=True)
         ]
 

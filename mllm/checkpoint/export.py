@@ -12,6 +12,7 @@ from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.model.lora import merge_lora
+from mllm.model.multimodal import MultimodalLM
 from mllm.outputs import check_directory
 
 Layout = Literal["hf", "gguf", "mllm"]
@@ -30,6 +31,8 @@ def export(source: str, out: Path, layout: Layout, dtype: str = "float32", merge
     check_directory(out, BY, [directory])
     path = ours.model_directory(directory)
     model, processor = load(path)
+    if not isinstance(model, MultimodalLM):
+        raise UserError(f"{path} is a model of transformers, whose own files it is: copy the directory as it is")
     card = model_card(path, model, processor, layout)
     if merge or layout != "mllm":
         merge_lora(model)

@@ -9,21 +9,23 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from typing_extensions import TypeVar
 
 from mllm.checkpoint.origin import BASE, DOWN, MAGNITUDE, UP, Origin, statistics_of, weight_tensor
 from mllm.errors import UserError
 from mllm.model.assemble import saved_buffers
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.projectors import NEWLINE
 from mllm.model.quantized_layers import packed, quantized_size, set_packed, unpacked
 from mllm.processor import Processor
 
 Made = TypeVar("Made")
+Model_co = TypeVar("Model_co", bound=VisionLanguageModel, covariant=True, default=VisionLanguageModel)
 
 
 @dataclass
@@ -141,17 +143,17 @@ def fill(model: nn.Module, open_contents: Callable[[], Contents], dtype: torch.d
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Beginning(Generic[Model_co]):
     """A model whose parameters have no contents yet (`assemble`), its processor, and where contents come from.
 
     `open_contents` is called where they are read, in one process of many; nothing is read before.
     """
 
-    model: MultimodalLM
+    model: Model_co
     processor: Processor
     open_contents: Callable[[], Contents]
 
-    def filled(self, dtype: torch.dtype = torch.float32) -> tuple[MultimodalLM, Processor]:
+    def filled(self, dtype: torch.dtype = torch.float32) -> tuple[Model_co, Processor]:
         """Return the model with its contents, on the CPU, and the processor. Raises UserError when they aren't whole."""
         fill(self.model, self.open_contents, dtype)
         return self.model, self.processor

@@ -46,6 +46,11 @@ def import_llava(
         write(directory, model, processor, model.state_dict())
 
 
+def is_layout(path: Path) -> bool:
+    """Whether a directory of transformers is in one of the layouts that become a model of ours."""
+    return _read_json(path).get("model_type") in LAYOUTS
+
+
 def read_llava(
     source: Path,
     prompt_format: str | None = None,

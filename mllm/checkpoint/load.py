@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mllm.checkpoint import ours
+from mllm.checkpoint import ours, public
 from mllm.checkpoint.origin import weight_tensor
 from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.kernels.precision import multiply_as_asked
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.lora import linear_layers, merge_lora
-from mllm.model.multimodal import MultimodalLM
 from mllm.model.quantized_layers import eight_bit_linear, quantize_linears, replace_module
 from mllm.model.settings import ImageSettings, VideoSettings
 from mllm.processor import Processor
@@ -32,28 +32,37 @@ def load(
     dtype: str = AUTO,
     device: str = "cpu",
     quantize: Quantization | None = None,
-) -> tuple[MultimodalLM, Processor]:
+) -> tuple[VisionLanguageModel, Processor]:
     """Load the model and processor of `source`, in evaluation mode.
 
-    source: a model directory of ours, the directory of a finished run, or a Hugging Face LLaVA directory or hub id, in
-    safetensors. prompt_format, box_format, and what is set in image and video: replace what the source says. dtype: see
+    source: a model directory of ours, the directory of a finished run, or a directory or hub id of a model of transformers
+    that reads images and text, in safetensors; LLaVA's layouts become models of ours, unless they were trained as they are.
+    prompt_format, box_format, and what is set in image and video: replace what the source says. dtype: see
     `resolve_dtype`. quantize: the language model's linear layers in 4 or 8 bits (LoRA is merged first). Raises UserError
     when the source isn't whole, its weights are not exactly those that its config asks for, or the device isn't there.
     """
     check_device(device)
     dtype = resolve_dtype(dtype, device)
     multiply_as_asked(dtype)
+    # Imported where it is used: its layouts take time to import.
+    from mllm.checkpoint.llava import is_layout, read_llava
+
     path = ours.model_directory(local_directory(source))
+    model: VisionLanguageModel
     if ours.is_ours(path):
         model, processor = ours.load(path, prompt_format, image, DTYPES[dtype], video, box_format)
+    elif public.is_public(path) and (public.was_trained_here(path) or not is_layout(path)):
+        if image is not None or video is not None:
+            raise UserError(
+                f"{path} is a model of transformers, which plans its images itself: leave image and video out"
+            )
+        model, processor = public.begin(path, prompt_format, box_format=box_format).filled(DTYPES[dtype])
     else:
-        from mllm.checkpoint.llava import read_llava
-
         model, processor = read_llava(path, prompt_format, image, DTYPES[dtype], video, box_format)
     if quantize is not None:
         quantize_language_model(model, quantize)
     model = model.to(device).eval()
-    store_wide_layers_by_column(model.language_model)
+    store_wide_layers_by_column(model.generator)
     return model, processor
 
 
@@ -85,7 +94,7 @@ def check_device(name: str) -> None:
         raise UserError(f"device {name!r} isn't there; this machine has: {', '.join(found)}")
 
 
-def quantize_language_model(model: MultimodalLM, bits: Quantization) -> None:
+def quantize_language_model(model: VisionLanguageModel, bits: Quantization) -> None:
     """Replace the linear layers of the language model but its head: nf4 (QLoRA), or LLM.int8 (Dettmers et al. 2022).
 
     Adapters are merged first, but for QLoRA's when 4 bits are asked for, whose layers are in 4 bits already. Encoder and
@@ -95,11 +104,12 @@ def quantize_language_model(model: MultimodalLM, bits: Quantization) -> None:
         return
     merge_lora(model)
     names = linear_layers(model, "language_model")
+    root = model.adapted_module("language_model")
     if bits == "4bit":
-        quantize_linears(model.language_model, names)
+        quantize_linears(root, names)
         return
     for name in names:
-        replace_module(model.language_model, name, eight_bit_linear(model.language_model.get_submodule(name)))
+        replace_module(root, name, eight_bit_linear(root.get_submodule(name)))
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ def begin(
     video: VideoSettings | None = None,
     image_size_px: int | None = None,
     box_format: str | None = None,
-) -> Beginning:
+) -> Beginning[MultimodalLM]:
     """Begin what `load` loads: nothing but configurations is read. A newline that images newly need is drawn from `seed`.
 
     adapters: part → the low-rank updates that stay if the directory has just these; others are merged (None: all stay).

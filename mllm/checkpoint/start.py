@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from mllm.checkpoint import ours
+from mllm.checkpoint import ours, public
 from mllm.checkpoint.fill import Beginning, Contents, row_std
 from mllm.checkpoint.origin import Held, Made, Origin, beneath, joined
 from mllm.checkpoint.parts import (
@@ -17,6 +17,7 @@ from mllm.checkpoint.parts import (
     load_language_model,
     load_tokenizer,
     load_vision_model,
+    local_directory,
     part_origin,
     require_directory,
     vision_config,
@@ -52,6 +53,9 @@ def begin_model(
     """
     if settings.init_from is None:
         return begin(settings, seed, calibrate, attention_kernel, neftune_alpha)
+    if (path := _peers_directory(settings.init_from)) is not None:
+        _refuse_parts_of_ours(settings, neftune_alpha)
+        return public.begin(path, _format_of_peer(settings), attention_kernel, settings.box_format, seed)
     return ours.begin(
         settings.init_from,
         settings.prompt_format,
@@ -72,7 +76,7 @@ def begin(
     calibrate: Calibrate | None = None,
     attention_kernel: Kernel = "segments",
     neftune_alpha: float = 0.0,
-) -> Beginning:
+) -> Beginning[MultimodalLM]:
     """Begin a model from an encoder, a fresh projector (initialised from `seed`) and a language model, with its processor.
 
     calibrate: called with the projector when that is made. Raises UserError when a part is missing or can't be used.
@@ -121,12 +125,19 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
 def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
     """Build the model without low-rank updates and without contents, for planning, and its processor."""
     beginning = begin_model(settings, {})
+    if not isinstance(beginning.model, MultimodalLM):
+        raise UserError(
+            f"{settings.init_from} is a model of transformers, whose run can't be foreseen: plans are made of models that "
+            "are put together from parts"
+        )
     return beginning.model, beginning.processor
 
 
 def load_processor(settings: ModelSettings) -> Processor:
     """Build the processor that a run with these settings trains with, without loading any weights."""
     if settings.init_from is not None:
+        if (path := _peers_directory(settings.init_from)) is not None:
+            return public.begin(path, _format_of_peer(settings), box_format=settings.box_format).processor
         saved, image, video = Path(settings.init_from), settings.image, settings.video
         return ours.read_processor(
             saved, settings.prompt_format, image, video, settings.image_size_px, settings.box_format
@@ -160,6 +171,34 @@ def _parts_of(settings: ModelSettings) -> Parts:
     )
 
 
+def _peers_directory(init_from: str) -> Path | None:
+    """The directory of a model of transformers that a run begins with, fetched if it is a hub id; None for one of ours."""
+    path = Path(init_from)
+    looks_like_id = init_from.count("/") == 1 and not init_from.startswith((".", "/", "~"))
+    if not path.exists() and looks_like_id:
+        path = local_directory(init_from)
+    return path if public.is_public(path) else None
+
+
+def _format_of_peer(settings: ModelSettings) -> str | None:
+    """The prompt format that is asked of a model of transformers; None where the settings leave it open."""
+    return settings.prompt_format if "prompt_format" in settings.model_fields_set else None
+
+
+def _refuse_parts_of_ours(settings: ModelSettings, neftune_alpha: float) -> None:
+    """Raise UserError for settings of a model that is put together from parts, where one of transformers begins the run."""
+    for name in ("vision_encoder", "projector", "image", "video"):
+        if name in settings.model_fields_set and getattr(settings, name) is not None:
+            raise UserError(
+                f"model.{name} describes a model that is put together from parts, and {settings.init_from} is one of "
+                "transformers, which brings its own: leave it out"
+            )
+    if neftune_alpha:
+        raise UserError(
+            "train.neftune_alpha adds noise among embeddings, which a model of transformers makes by itself"
+        )
+
+
 def second_encoder(settings: VisionEncoderSettings) -> SecondEncoder | None:
     """Read the configuration of the encoder beside the first; None where there is none."""
     second = settings.second
@@ -175,6 +214,9 @@ def text_config(settings: ModelSettings) -> PreTrainedConfig:
     Raises UserError when it is missing.
     """
     if settings.init_from is not None:
+        peers = _peers_directory(settings.init_from)
+        if peers is not None:
+            return public.read_config(peers).get_text_config()
         return _text_config_of_ours(Path(settings.init_from))
     if settings.language_model is None:
         raise UserError("building a model needs vision_encoder and language_model")

@@ -10,7 +10,7 @@ from mllm.errors import UserError
 from mllm.settings import Settings, expanded, expanded_path, load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from mllm.model.multimodal import MultimodalLM
+    from mllm.model.interface import VisionLanguageModel
     from mllm.processor import Processor
 
 S = TypeVar("S", bound=Settings)
@@ -121,7 +121,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_model(options: argparse.Namespace) -> "tuple[MultimodalLM, Processor]":
+def load_model(options: argparse.Namespace) -> "tuple[VisionLanguageModel, Processor]":
     import torch
 
     from mllm.checkpoint.load import load

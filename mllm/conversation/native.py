@@ -47,8 +47,9 @@ class NativeFormat:
         day: date | None = None,
         structure_tokens: Sequence[str] = (),
     ) -> None:
-        """day: what a template that asks for the date is told, at midnight; None is the day of today. structure_tokens: tokens
-        that a template may write beside the tokenizer's special ones.
+        """day: what a template that asks for the date is told, at midnight; None is the day of today.
+
+        structure_tokens: tokens that a template may write beside the tokenizer's special ones.
         """
         self.name = "native"
         self.tokenizer = tokenizer

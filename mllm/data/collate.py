@@ -194,7 +194,8 @@ def _prepared(
     prepared, following = _Prepared([], {}), iter(tiles)
     for _, group in groupby((image for images in shown for image in images), key=lambda image: id(image.segment)):
         images = list(group)
-        read = [next(following) or processor.blank(image.visual, dtype) for image in images]
+        own = [next(following) for _ in images]
+        read = [t or processor.blank(image.visual, dtype) for t, image in zip(own, images, strict=True)]
         example = images[0].segment.example
         try:
             media = processor.prepare([image.visual for image in images], read)

@@ -22,7 +22,8 @@ class Outline(Protocol):
     """What laying out has to know of a sample.
 
     length: tokens, without the `cut_tokens` that are left out; images: paths, in order; image_spans: (start, tokens) of
-    each; uncut_spans: (start, tokens) of what has to stay whole; tile_counts: tiles of each; pictures: equal for samples whose images, and what these became, are equal;
+    each; uncut_spans: (start, tokens) of what has to stay whole; tile_counts: tiles of each;
+    pictures: equal for samples whose images, and what these became, are equal;
     first_supervised: index of the first token that is learned; opening: int [first_supervised], the ids before it.
     """
 

@@ -15,14 +15,14 @@ from mllm.evaluation.report import TrainingRun
 from mllm.evaluation.results import ASKED, check_output, write_results
 from mllm.evaluation.scoring import Outcome, score_plan
 from mllm.evaluation.subjects.local import LocalModel, load_local, open_directory
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 Opened = tuple[Subject, str, list[TrainingRun]]
 
 
 def evaluate(
-    model: str | Path | tuple[MultimodalLM, Processor],
+    model: str | Path | tuple[VisionLanguageModel, Processor],
     benchmarks: str | Sequence[str],
     data: str | Path | None = None,
     *,

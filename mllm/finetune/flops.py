@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.projectors import Projector
 
 
@@ -63,26 +63,31 @@ def causal_pairs(lengths: Sequence[int], seen_before: Sequence[int] | None = Non
     return sum(length * (length + 1) // 2 + length * trunk for length, trunk in zip(lengths, before, strict=True))
 
 
-def unit_flops(model: MultimodalLM) -> UnitFlops:
+def unit_flops(model: VisionLanguageModel) -> UnitFlops:
     """What one unit of work costs `model` as it is set to learn (`apply_policy` first).
 
     Parts are walked in the order of their definition; a layer has an input gradient from the first that learns on.
-    Dense models: every linear layer is taken to see every token.
+    Dense models: every linear layer is taken to see every token. Of a model whose images aren't tiles of one size nothing is
+    counted in front of the language model.
     """
-    language_model = model.language_model
-    vision, vision_learns = _encoder_flops(model.vision_encoder)
-    projector_learns = vision_learns or any(p.requires_grad for p in model.projector.parameters())
-    head = language_model.get_output_embeddings()
-    words_learn = projector_learns or any(p.requires_grad for p in language_model.get_input_embeddings().parameters())
+    tile = 0.0
+    if model.tile_parts is not None:
+        encoder, projector = model.tile_parts
+        vision, vision_learns = _encoder_flops(encoder)
+        tile = vision + projector_flops(projector, vision_learns)
+        seen_learns = vision_learns or any(p.requires_grad for p in projector.parameters())
+    else:
+        seen_learns = any(p.requires_grad for part in PARTS[:2] for p in model.parameters_of(part))
+    words_learn = seen_learns or any(p.requires_grad for p in model.generator.get_input_embeddings().parameters())
     layers, reached = _decoder_flops(model.decoder_layers(), words_learn)
-    config = language_model.config
+    config = model.text_config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     return UnitFlops(
-        tile=vision + projector_flops(model.projector, vision_learns),
+        tile=tile,
         token=layers,
         attention_pair=sum(_attention_flops(width, is_reached) for is_reached in reached),
-        target=_linear(head, reached[-1]),
+        target=_linear(model.head, reached[-1]),
     )
 
 

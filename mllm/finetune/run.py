@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.fill import Beginning, Place, fill
 from mllm.checkpoint.start import begin_model, text_config
+from mllm.checkpoint.write import read_day, write_directory
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
@@ -34,7 +34,7 @@ from mllm.media.decode import read_image
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
-from mllm.model.interface import PARTS
+from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.projectors import Projector
 from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
 from mllm.processor import Processor
@@ -44,7 +44,7 @@ from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine, Fill
 from mllm.training.gpus import device_peak_flops
 from mllm.training.loop import Trainer
-from mllm.training.optimizer import PartOf, Rated, first_component, part_rate
+from mllm.training.optimizer import PartOf, Rated, part_rate
 from mllm.training.resume import latest_checkpoint
 from mllm.training.run import begin_run, complete, recorders
 
@@ -139,9 +139,10 @@ def build_beginning(
         settings.train.neftune_alpha,
     )
     beginning.model.tiles_together = settings.train.tiles_together
-    use_lean_layers(beginning.model.language_model)
+    decoder = beginning.model.adapted_module("language_model")
+    use_lean_layers(decoder)
     dtype = torch.float32 if with_known_dtype(settings.train).dtype == "float32" else torch.bfloat16
-    fuse_layers(beginning.model.language_model, settings.train.fused_layers, dtype, device_at_hand())
+    fuse_layers(decoder, settings.train.fused_layers, dtype, device_at_hand())
     return beginning
 
 
@@ -181,7 +182,9 @@ def calibrate_projector(
     projector.calibrate(features.float(), embeddings)
 
 
-def start_model(settings: FinetuneSettings, attention_kernel: Kernel = "segments") -> tuple[MultimodalLM, Processor]:
+def start_model(
+    settings: FinetuneSettings, attention_kernel: Kernel = "segments"
+) -> tuple[VisionLanguageModel, Processor]:
     """The model that a run begins with, its projector not calibrated, in float32 on the CPU, and its processor."""
     return build_beginning(settings, attention_kernel=attention_kernel).filled()
 
@@ -190,7 +193,7 @@ def _use_one_day(processor: Processor, run_dir: Path, engine: Engine) -> None:
     """Let prompts that print the date print one: the day that the run began with, the same on all ranks."""
     if processor.day is not None:
         last = latest_checkpoint(run_dir)
-        begun = checkpoint.read_day(last / "model") if last else None
+        begun = read_day(last / "model") if last else None
         processor.use_day(engine.gather(begun or processor.day)[0])
 
 
@@ -203,21 +206,20 @@ def filling(beginning: Beginning) -> Fill:
     return fill_there
 
 
-def parts_by_name(model: MultimodalLM, layer_decay: float = 1.0) -> PartOf:
-    """The part that a parameter is rated by: token_embeddings, or the first component of its name.
+def parts_by_name(model: VisionLanguageModel, layer_decay: float = 1.0) -> PartOf:
+    """The part that a parameter is rated by: token_embeddings, or the part that it is of.
 
     layer_decay: `optim.layer_decay_vision_encoder`, which makes of the encoder's rate that of each of its layers.
     """
     embeddings = {id(parameter) for parameter in model.token_embeddings()}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in embeddings}
-    prefix = "vision_encoder."
 
     def part_of(name: str) -> Rated:
         if name in names:
             return Rated("token_embeddings")
-        if name.startswith(prefix):
-            return Rated("vision_encoder", layer_decay ** model.vision_encoder.height_of(name.removeprefix(prefix)))
-        return first_component(name)
+        part = model.part_of(name)
+        is_layered = part == "vision_encoder" and layer_decay != 1.0
+        return Rated(part, layer_decay ** model.encoder_height_of(name)) if is_layered else Rated(part)
 
     return part_of
 
@@ -238,12 +240,12 @@ def watchers(context: RunContext) -> list[Callback]:
 
 
 def write_model(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     settings: FinetuneSettings,
     directory: Path,
     state_dict: dict[str, torch.Tensor],
 ) -> None:
     """Write a model directory with weights of `state_dict`, and the settings of the run that it is of."""
-    checkpoint.write(directory, model, processor, state_dict)
+    write_directory(directory, model, processor, state_dict)
     (directory / "run_config.yaml").write_text(dump_yaml(settings), encoding="utf-8")

@@ -23,7 +23,8 @@ from mllm.files import write_text_atomically
 from mllm.finetune.settings import FinetuneSettings, HeldOutSettings, SampleAnswerSettings
 from mllm.finetune.task import InstructionTask, length_multiple
 from mllm.inference.generate import Request, generate_batch
-from mllm.model.multimodal import MultimodalLM, is_partitioned, whole_outside_layers
+from mllm.model.interface import VisionLanguageModel
+from mllm.model.multimodal import is_partitioned, whole_outside_layers
 from mllm.processor import Processor
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
@@ -41,7 +42,7 @@ class RunContext:
 
     settings: FinetuneSettings
     run_dir: Path
-    model: MultimodalLM
+    model: VisionLanguageModel
     processor: Processor
     engine: Engine
 

@@ -10,6 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from mllm.kernels.branched_attention import BRANCHED, branch, branches_of, can_branch, is_branched
+from mllm.kernels.overlaid_rows import OVERLAID
 from mllm.kernels.packed_rows import PACKED, attention_of
 
 
@@ -70,6 +71,14 @@ def truncate(cache: DynamicCache, length: int) -> None:
     """Forget the positions from `length` on. Each tensor is cut on its own: an interrupted pass leaves them unequal."""
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+@contextmanager
+def plain_attention(decoder: PreTrainedModel) -> Iterator[None]:
+    """Within the block the model attends as it does outside of training, where rows are no packed ones."""
+    name = decoder.config._attn_implementation
+    with attention_of(decoder, "sdpa" if name in (PACKED, OVERLAID) else name):
+        yield
 
 
 @contextmanager

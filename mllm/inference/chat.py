@@ -17,11 +17,12 @@ from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, continue_rows, embed_padded
 from mllm.inference.places import Places, places_in
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
+from mllm.inference.whole import answer_whole
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip
 from mllm.media.decode import read_image
 from mllm.media.ref import ImageSource
 from mllm.media.remote import data_url, data_url_bytes, is_data_url
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 BY = "mllm chat"
@@ -46,7 +47,7 @@ class ChatSession:
 
     def __init__(
         self,
-        model: MultimodalLM,
+        model: VisionLanguageModel,
         processor: Processor,
         system: str | None = None,
         max_new_tokens: int = 256,
@@ -118,6 +119,9 @@ class ChatSession:
         return self.last.text
 
     def _answer(self, prompt: Prompt, row: Stream) -> Answer:
+        if not self.model.embeds_images:
+            answer_whole(self.model, self.processor, [prompt], [row])
+            return row.answer(len(prompt), len(prompt))
         known = prompt.uncut(common_length(self._computed, prompt.key))
         truncate(self._cache, known)
         self._computed = prompt.key[:known]

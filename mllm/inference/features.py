@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from mllm.inference.request import PromptImage
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 TILES_TOGETHER = 16
@@ -18,7 +18,7 @@ class ImageFeatures:
     They hold for the weights as they are: make a new one after training.
     """
 
-    def __init__(self, model: MultimodalLM, processor: Processor, budget_bytes: int = 256 * 2**20) -> None:
+    def __init__(self, model: VisionLanguageModel, processor: Processor, budget_bytes: int = 256 * 2**20) -> None:
         self.model, self.processor = model, processor
         self.budget_bytes = budget_bytes
         self.encoded = 0

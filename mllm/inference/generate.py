@@ -15,17 +15,18 @@ from mllm.inference.answer import Answer, RowWatcher, Stream
 from mllm.inference.cache import cache_argument, decoding_attention, new_cache, prefill, spread
 from mllm.inference.decoding import Decoding, RowProcessors, generation_config
 from mllm.inference.features import ImageFeatures
-from mllm.inference.prefix import Group, plan_batches, plan_groups
+from mllm.inference.prefix import Group, each_alone, plan_batches, plan_groups
 from mllm.inference.request import Prompt, Request, prompt_of, render_request
-from mllm.model.multimodal import MultimodalLM
+from mllm.inference.whole import answer_whole
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 __all__ = ["Request", "generate_answers", "generate_batch", "generation_config", "render_request"]
 
 
-def check_context(model: MultimodalLM, prompt_length: int, max_new_tokens: int) -> None:
+def check_context(model: VisionLanguageModel, prompt_length: int, max_new_tokens: int) -> None:
     """Raise UserError when prompt and answer together may exceed the language model's context."""
-    limit = getattr(model.language_model.config, "max_position_embeddings", None)
+    limit = model.context_tokens
     if limit is not None and prompt_length + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {prompt_length} tokens and {max_new_tokens} new ones exceed the model's context of {limit}"
@@ -33,7 +34,11 @@ def check_context(model: MultimodalLM, prompt_length: int, max_new_tokens: int) 
 
 
 def embed_padded(
-    model: MultimodalLM, features: ImageFeatures, prompts: Sequence[Prompt], starts: Sequence[int], stops: Sequence[int]
+    model: VisionLanguageModel,
+    features: ImageFeatures,
+    prompts: Sequence[Prompt],
+    starts: Sequence[int],
+    stops: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings [B, T, D] of positions [start, stop) of each prompt, padded on the left, and their mask [B, T]."""
     longest = max(stop - start for start, stop in zip(starts, stops, strict=True))
@@ -50,7 +55,7 @@ def embed_padded(
 
 @torch.inference_mode()
 def continue_rows(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     cache: DynamicCache,
     cached_mask: torch.Tensor,
@@ -62,7 +67,7 @@ def continue_rows(
 
     cached_mask: [B, cached positions], mask: [B, T], 0 at padding. The cache grows by all tokens but the last ones.
     """
-    language_model = model.language_model
+    language_model = model.generator
     processors = RowProcessors([row.decoding for row in rows])
     longest = max(row.decoding.max_new_tokens for row in rows)
     # transformers takes the embeddings from the start and cuts off what the cache holds.
@@ -97,7 +102,7 @@ class OpenedBatch:
 
 
 def open_batch(
-    model: MultimodalLM, features: ImageFeatures, groups: Sequence[Group], prompts: Sequence[Prompt]
+    model: VisionLanguageModel, features: ImageFeatures, groups: Sequence[Group], prompts: Sequence[Prompt]
 ) -> OpenedBatch:
     """Compute the trunk of each group once, for every member to go on from."""
     members = [(index, number) for number, group in enumerate(groups) for index in group.members]
@@ -107,8 +112,8 @@ def open_batch(
     if any(trunks):
         openings = [prompts[group.members[0]] for group in groups]
         embeddings, cached_mask = embed_padded(model, features, openings, [0] * len(trunks), trunks)
-        prefill(model.language_model, cache, embeddings, cached_mask)
-        cache = spread(model.language_model, cache, trunks, [len(group.members) for group in groups])
+        prefill(model.generator, cache, embeddings, cached_mask)
+        cache = spread(model.generator, cache, trunks, [len(group.members) for group in groups])
     cached_mask = cached_mask[[number for _, number in members]]
     chosen = [prompts[index] for index, _ in members]
     starts = [trunks[number] for _, number in members]
@@ -117,7 +122,7 @@ def open_batch(
 
 
 def _generate_together(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     features: ImageFeatures,
     groups: Sequence[Group],
@@ -125,6 +130,10 @@ def _generate_together(
     rows: Sequence[Stream],
 ) -> dict[int, int]:
     """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
+    if not model.embeds_images:
+        members = [index for group in groups for index in group.members]
+        answer_whole(model, processor, [prompts[index] for index in members], [rows[index] for index in members])
+        return {index: len(prompts[index]) for index in members}
     opened = open_batch(model, features, groups, prompts)
     own = [rows[index] for index in opened.members]
     continue_rows(model, processor, opened.cache, opened.cached_mask, opened.embeddings, opened.mask, own)
@@ -136,7 +145,7 @@ def _generate_together(
 
 
 def generate_rows(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     prompts: Sequence[Prompt],
     rows: Sequence[Stream],
@@ -152,7 +161,8 @@ def generate_rows(
     model.eval()
     features = features or ImageFeatures(model, processor)
     answers: dict[int, Answer] = {}
-    for groups in plan_batches(plan_groups(prompts, batch_size), prompts, batch_size):
+    groups_of_all = plan_groups(prompts, batch_size) if model.embeds_images else each_alone(len(prompts))
+    for groups in plan_batches(groups_of_all, prompts, batch_size):
         computed = _generate_together(model, processor, features, groups, prompts, rows)
         done = {index: rows[index].answer(len(prompts[index]), count) for index, count in computed.items()}
         answers |= done
@@ -162,7 +172,7 @@ def generate_rows(
 
 
 def generate_answers(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     requests: Sequence[Request],
     decodings: Decoding | Sequence[Decoding],
@@ -183,7 +193,7 @@ def generate_answers(
 
 
 def generate_batch(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     requests: Sequence[Request],
     max_new_tokens: int = 64,

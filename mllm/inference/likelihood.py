@@ -9,14 +9,15 @@ from mllm.errors import UserError
 from mllm.inference.cache import cache_argument, decoding_attention
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import check_context, open_batch
-from mllm.inference.prefix import Group, plan_batches, plan_groups
+from mllm.inference.prefix import Group, each_alone, plan_batches, plan_groups
 from mllm.inference.request import Prompt, Request, render_request
-from mllm.model.multimodal import MultimodalLM
+from mllm.inference.whole import score_whole
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 
 def score_answers(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     processor: Processor,
     requests: Sequence[Request],
     answers: Sequence[str],
@@ -38,10 +39,18 @@ def score_answers(
     starts = [start for _, start in answered]
     for prompt in prompts:
         check_context(model, len(prompt), 0)
-    groups = [_before_answers(group, prompts, starts) for group in plan_groups(prompts, batch_size)]
+    groups = each_alone(len(prompts))
+    if model.embeds_images:
+        groups = [_before_answers(group, prompts, starts) for group in plan_groups(prompts, batch_size)]
     scores: dict[int, float] = {}
     for batch in plan_batches(groups, prompts, batch_size):
-        done = _score_together(model, features, batch, prompts, starts)
+        if model.embeds_images:
+            done = _score_together(model, features, batch, prompts, starts)
+        else:
+            members = [index for group in batch for index in group.members]
+            own = [prompts[index] for index in members]
+            found = score_whole(model, processor, own, [starts[index] for index in members])
+            done = dict(zip(members, found, strict=True))
         scores |= done
         if on_scores is not None:
             on_scores(done)
@@ -65,14 +74,14 @@ def _before_answers(group: Group, prompts: Sequence[Prompt], starts: Sequence[in
 
 @torch.inference_mode()
 def _score_together(
-    model: MultimodalLM,
+    model: VisionLanguageModel,
     features: ImageFeatures,
     groups: Sequence[Group],
     prompts: Sequence[Prompt],
     starts: Sequence[int],
 ) -> dict[int, float]:
     opened = open_batch(model, features, groups, prompts)
-    language_model = model.language_model
+    language_model = model.generator
     mask = torch.cat([opened.cached_mask, opened.mask], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, opened.cached_mask.shape[1] :]
     # Rows are padded on the left, so that all answers end at the last place.

@@ -23,6 +23,11 @@ class Group:
     members: tuple[int, ...]
 
 
+def each_alone(count: int) -> list[Group]:
+    """Groups of one request each, which share nothing."""
+    return [Group(0, (index,)) for index in range(count)]
+
+
 def plan_groups(prompts: Sequence[Prompt], max_size: int) -> list[Group]:
     """Groups of at most `max_size` that save the most prompt tokens, in lexical order of the prompts.
 

@@ -5,14 +5,20 @@ transformers as it is. B rows, T tokens, D width of the language model, K vocabu
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import Batch
 from mllm.kernels.choice import Kernel
 from mllm.kernels.loss import supervised_loss_sum
+from mllm.media.visual import Visual
+from mllm.model.encoders import VisionEncoder
+from mllm.model.fused_encoder import FusedEncoder
+from mllm.model.projectors import Projector
 
 PARTS = ("vision_encoder", "projector", "language_model")
 
@@ -31,10 +37,51 @@ class VisionLanguageModel(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    tiles_together: int | None = None  # most tiles of one call of the encoder, for who trains to set
+
     @property
     @abstractmethod
+    def text_config(self) -> PreTrainedConfig:
+        """The configuration of what decodes."""
+
+    @property
+    @abstractmethod
+    def generator(self) -> PreTrainedModel:
+        """The model that transformers' `generate` is called on."""
+
+    @property
+    @abstractmethod
+    def embeds_images(self) -> bool:
+        """Whether features of images are computed apart and put among the embeddings of words, so that what was computed of
+        an image, or of how prompts open, serves several of them. Else the model reads prompts whole (`whole_inputs`)."""
+
+    @property
+    @abstractmethod
+    def tile_parts(self) -> tuple[VisionEncoder | FusedEncoder, Projector] | None:
+        """Encoder and projector of tiles of one size, whose work follows from their shapes; None for other models."""
+
+    @property
     def context_tokens(self) -> int | None:
         """Most tokens of a conversation that the model was made for; None where it doesn't say."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
+        """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S], of a model that embeds images."""
+        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+
+    def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embeddings [B, T, D] of int64 [B, T] ids with each image's features in their places, of a model that embeds images."""
+        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+
+    def whole_inputs(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_types: torch.Tensor | None,
+        media: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """What a model that reads prompts whole takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
+        raise NotImplementedError(f"{type(self).__name__} embeds images apart")
 
     @property
     @abstractmethod
@@ -68,6 +115,10 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def encoder_parameters_below(self, layer: int) -> list[nn.Parameter]:
         """Those of the encoder in front of the layer of that index. Raises UserError where it has no such layer."""
+
+    @abstractmethod
+    def encoder_height_of(self, name: str) -> int:
+        """How many of the encoder's layers stand behind the parameter of that name. Raises UserError where it can't be told."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:

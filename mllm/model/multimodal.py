@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, flat_places
 from mllm.errors import UserError
@@ -55,7 +55,6 @@ class MultimodalLM(VisionLanguageModel):
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
-        self.tiles_together: int | None = None  # most tiles of one call of the encoder, for who trains to set
         refuse_scaled_logits(language_model.config)
 
     @property
@@ -140,8 +139,20 @@ class MultimodalLM(VisionLanguageModel):
         return self.language_model.get_output_embeddings()
 
     @property
-    def context_tokens(self) -> int | None:
-        return getattr(self.language_model.config, "max_position_embeddings", None)
+    def text_config(self) -> PreTrainedConfig:
+        return self.language_model.config
+
+    @property
+    def generator(self) -> PreTrainedModel:
+        return self.language_model
+
+    @property
+    def embeds_images(self) -> bool:
+        return True
+
+    @property
+    def tile_parts(self) -> tuple[VisionEncoder | FusedEncoder, Projector]:
+        return self.vision_encoder, self.projector
 
     def part_of(self, name: str) -> str:
         return name.partition(".")[0]
@@ -172,6 +183,9 @@ class MultimodalLM(VisionLanguageModel):
                 "the encoder: none would learn"
             )
         return self.vision_encoder.parameters_below(layer)
+
+    def encoder_height_of(self, name: str) -> int:
+        return self.vision_encoder.height_of(name.removeprefix("vision_encoder."))
 
     def checkpoint_activations(self) -> None:
         """As of the interface; the encoder's layers too, where it learns. The language model stays on packed attention: the

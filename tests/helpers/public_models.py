@@ -27,18 +27,25 @@ EYES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 
 def _tokenizer(*specials, **named):
     """A byte-level tokenizer with these special tokens; named: attribute → token, as some families' tokenizers have."""
-    tokenizer = byte_tokenizer()
-    tokenizer.add_special_tokens({"extra_special_tokens": [*specials, *named.values()]}, replace_extra_special_tokens=False)
-    tokenizer.chat_template = None
-    for name, token in named.items():
-        setattr(tokenizer, name, token)
-        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
-    return tokenizer
+    plain = byte_tokenizer()
+    plain.add_special_tokens({"extra_special_tokens": [*specials, *named.values()]}, replace_extra_special_tokens=False)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        unk_token="<unk>",
+        extra_special_tokens=["<|im_start|>", *specials],
+        model_specific_special_tokens=named,
+    )
 
 
 def _without_videos(kind):
     """The class of a processor that takes none for videos, whose class asks for a package that isn't there."""
-    own = {"check_argument_for_proper_class": lambda self, name, value: None, "__module__": kind.__module__}
+    own = {
+        "check_argument_for_proper_class": lambda self, name, value: None,
+        "get_attributes": classmethod(lambda cls: ["image_processor", "tokenizer"]),
+        "__module__": kind.__module__,
+    }
     return type(kind.__name__, (kind,), own)
 
 
@@ -68,13 +75,20 @@ def several_axes():
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-    eyes = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4, "out_hidden_size": 32}
+    eyes = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "patch_size": 4,
+        "out_hidden_size": 32,
+    }
     config = transformers.Qwen2_5_VLConfig(
         text_config={"vocab_size": len(tokenizer), "rope_parameters": rope, **WORDS},
         vision_config={**eyes, "window_size": 16, "fullatt_block_indexes": [1]},
         **{name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()},
     )
-    processor = kind(pixels, tokenizer, None, chat_template=template)
+    processor = kind(pixels, tokenizer, chat_template=template)
     return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
@@ -87,7 +101,6 @@ def whole_samples():
     processor = kind(
         pixels,
         tokenizer,
-        None,
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         chat_template=TURNS.replace("IMAGE", "<image>"),

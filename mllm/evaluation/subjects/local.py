@@ -25,7 +25,7 @@ from mllm.inference.likelihood import score_answers
 from mllm.inference.places import read_regions
 from mllm.inference.request import prompt_of
 from mllm.media.shuffled import ShuffledFrames
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 # Bounds what is rendered and planned at once; some thousand questions share all the prefixes that they can.
@@ -36,7 +36,9 @@ PREPROCESSING = ("*.json", "*.jinja", "*.model", "*.txt")
 class LocalModel:
     """Greedy answers in batches with shared prefixes, each with its log-probability; see `Subject`."""
 
-    def __init__(self, model: MultimodalLM, processor: Processor, batch_size: int, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, processor: Processor, batch_size: int, identity: Mapping[str, Any]
+    ) -> None:
         self.identity = identity
         self._model, self._processor, self._batch_size = model, processor, batch_size
 

@@ -40,7 +40,7 @@ from mllm.inference.serve.protocol import (
 )
 from mllm.media.clip import check_frames
 from mllm.media.remote import fetch_image
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 DISCONNECT_POLL_S = 0.25
@@ -84,7 +84,7 @@ class ServerSettings:
                 )
 
 
-def build_app(model: MultimodalLM, processor: Processor, settings: ServerSettings) -> FastAPI:
+def build_app(model: VisionLanguageModel, processor: Processor, settings: ServerSettings) -> FastAPI:
     """The application. Its queue starts and stops with it."""
     queue = BatchQueue(model, processor, settings.max_batch, settings.max_queue)
     metrics = Metrics(queue)
@@ -170,7 +170,12 @@ class _Service:
     """From a checked body to a response."""
 
     def __init__(
-        self, model: MultimodalLM, processor: Processor, settings: ServerSettings, queue: BatchQueue, metrics: Metrics
+        self,
+        model: VisionLanguageModel,
+        processor: Processor,
+        settings: ServerSettings,
+        queue: BatchQueue,
+        metrics: Metrics,
     ) -> None:
         self.model, self.processor, self.settings = model, processor, settings
         self.queue, self.metrics = queue, metrics

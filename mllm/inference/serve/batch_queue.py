@@ -13,7 +13,7 @@ from mllm.inference.answer import Answer, Stream
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import generate_rows
 from mllm.inference.request import Prompt
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Job:
 class BatchQueue:
     """Answers jobs in the order in which they come, up to `max_batch` rows at a time."""
 
-    def __init__(self, model: MultimodalLM, processor: Processor, max_batch: int, max_queue: int) -> None:
+    def __init__(self, model: VisionLanguageModel, processor: Processor, max_batch: int, max_queue: int) -> None:
         self.model, self.processor = model, processor
         self.max_batch = max_batch
         self.on_batch: Callable[[int], None] = lambda rows: None

@@ -5,7 +5,7 @@ import socket
 
 from mllm.errors import UserError
 from mllm.inference.serve.app import ServerSettings, build_app
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"can't listen on {host} port {port}: {error}; choose another --host or --port") from None
 
 
-def serve(model: MultimodalLM, processor: Processor, settings: ServerSettings, listener: socket.socket) -> None:
+def serve(model: VisionLanguageModel, processor: Processor, settings: ServerSettings, listener: socket.socket) -> None:
     """Answer requests until Ctrl-C or SIGTERM."""
     import uvicorn
 

@@ -30,8 +30,9 @@ class Carried:
     """What is known of a model.
 
     name: for messages. inputs: names that its forward takes. has_own_mask: whether its attention is anything but causal.
-    feature_token_id: of the tokens that image features take the place of. token_types: the name under which it is told which tokens are of an image; None where it isn't. position_axes: along how
-    many axes it counts positions; None along one, from 0. rope_index: how it counts, for one sample alone.
+    feature_token_id: of the tokens that image features take the place of. token_types: the name under which it is told which
+    tokens are of an image; None where it isn't. position_axes: along how many axes it counts positions; None along one, from
+    0. rope_index: how it counts, for one sample alone.
     """
 
     name: str
@@ -81,7 +82,9 @@ def carried_by(peer: PreTrainedModel) -> Carried:
     axes = _count_axes(rope, name) if rope is not None else None
     feature = next((own for key in FEATURE_TOKENS if (own := getattr(config, key, None)) is not None), None)
     if feature is None:
-        raise UserError(f"{name} doesn't say which tokens image features take the place of: images reach its text otherwise")
+        raise UserError(
+            f"{name} doesn't say which tokens image features take the place of: images reach its text otherwise"
+        )
     return Carried(name, inputs, _has_own_mask(peer, types, axes), int(feature), types, axes, rope)
 
 

@@ -1,10 +1,11 @@
 """A model of transformers on packed rows. B rows, T tokens, D width of the language model."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import Batch
 from mllm.errors import UserError
@@ -27,7 +28,7 @@ class PublicModel(VisionLanguageModel):
         self.carried = carried_by(peer)
         self.attention_kernel = "mask" if self.carried.has_own_mask else attention_kernel
         self.adapters: dict[str, dict[str, Any]] = {}
-        refuse_scaled_logits(peer.config.get_text_config())
+        refuse_scaled_logits(self.text_config)
         self._parts = _parts(peer)
 
     @property
@@ -36,8 +37,32 @@ class PublicModel(VisionLanguageModel):
         return not self.carried.has_own_mask
 
     @property
-    def context_tokens(self) -> int | None:
-        return getattr(self.peer.config.get_text_config(), "max_position_embeddings", None)
+    def text_config(self) -> PreTrainedConfig:
+        return self.peer.config.get_text_config()
+
+    @property
+    def generator(self) -> PreTrainedModel:
+        return self.peer
+
+    @property
+    def embeds_images(self) -> bool:
+        return False
+
+    @property
+    def tile_parts(self) -> None:
+        return None
+
+    def whole_inputs(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        token_types: torch.Tensor | None,
+        media: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        told = (
+            {} if self.carried.token_types is None or token_types is None else {self.carried.token_types: token_types}
+        )
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **told, **media}
 
     @property
     def head(self) -> nn.Module:
@@ -79,7 +104,7 @@ class PublicModel(VisionLanguageModel):
         return [*self.peer.get_input_embeddings().parameters(), *self.peer.get_output_embeddings().parameters()]
 
     def decoder_layers(self) -> list[nn.Module]:
-        count, decoder = self.peer.config.get_text_config().num_hidden_layers, self.peer.get_decoder()
+        count, decoder = self.text_config.num_hidden_layers, self.peer.get_decoder()
         lists = (module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
         return list(next(lists))
 
@@ -91,6 +116,12 @@ class PublicModel(VisionLanguageModel):
         raise UserError(
             "trainable.vision_encoder_from_layer counts the layers of an encoder of ours; a model of transformers learns "
             "all of its encoder, or LoRA on it"
+        )
+
+    def encoder_height_of(self, name: str) -> int:
+        raise UserError(
+            "optim.layer_decay_vision_encoder counts the layers of an encoder of ours; for a model of transformers set "
+            "optim.lr_vision_encoder alone"
         )
 
     def checkpoint_activations(self) -> None:

@@ -50,12 +50,13 @@ class Replacements:
 
     def __init__(self, peer: ProcessorMixin) -> None:
         """Raises UserError for a processor that doesn't say what an image becomes."""
-        self.peer, self.image_token = peer, getattr(peer, "image_token", None)
-        self.name = type(peer).__name__
-        if not isinstance(self.image_token, str) or not hasattr(peer, "tokenizer"):
+        self.peer, self.name = peer, type(peer).__name__
+        token = getattr(peer, "image_token", None)
+        if not isinstance(token, str) or not hasattr(peer, "tokenizer"):
             raise UserError(
                 f"{self.name} has no image token and tokenizer of its own, so that images have no place in its text"
             )
+        self.image_token: str = token
         self.image_token_id: int = peer.tokenizer.convert_tokens_to_ids(self.image_token)
         added = sorted((token.content for token in peer.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in (*added, self.image_token)))

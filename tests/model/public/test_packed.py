@@ -79,7 +79,7 @@ def test_a_sample_alone_has_the_logits_of_transformers_itself(wrapped, samples):
         assert torch.allclose(ours[:, :length], theirs[:, :length], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("packing", ["samples", "images"])
+@pytest.mark.parametrize("packing", ["samples", "shared_prefix"])
 def test_packed_rows_have_the_states_loss_and_gradients_of_each_sample_alone(wrapped, samples, packing):
     model, processor = wrapped
     packed, alone = rows_of(samples, processor, packing), [rows_of([own], processor) for own in samples]
@@ -115,7 +115,7 @@ def test_changing_one_sample_leaves_the_others_as_they_are(wrapped, samples):
 
 
 def test_labels_are_the_answers_and_a_prompt_is_the_beginning_of_what_is_trained(wrapped, samples):
-    model, processor = wrapped
+    _, processor = wrapped
     for own in samples:
         tokens = processor.render(own.messages, processor.read_sizes(own.messages, own.images))
         words = processor.tokenizer.decode(
