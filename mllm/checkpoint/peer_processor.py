@@ -14,7 +14,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING, processo
 from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 
-PARTS = ("image_processor", "tokenizer")
+PARTS = frozenset({"image_processor", "tokenizer"})
 
 
 def can_show_videos() -> bool:
@@ -52,16 +52,20 @@ def without_other_parts(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
 def read_peer_processor(source: Path) -> ProcessorMixin:
     """The processor of a directory that transformers wrote. Raises UserError where it has none or it can't be made."""
     try:
-        if can_show_videos():
-            return AutoProcessor.from_pretrained(source)
-        return without_other_parts(_processor_class(source)).from_pretrained(source)
+        kind = _processor_class(source)
+        if kind is not None and not can_show_videos() and not PARTS.issuperset(kind.get_attributes()):
+            return without_other_parts(kind).from_pretrained(source)
+        return AutoProcessor.from_pretrained(source)
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
-        raise UserError(f"{source}: its processor can't be made: {first_line(error)}") from None
+        line = first_line(error)
+        if isinstance(error, ImportError) or "torchvision" in line:
+            line += "; it needs a package that isn't there"
+        raise UserError(f"{source}: no processor could be loaded: {line}") from None
 
 
-def _processor_class(source: Path) -> type[ProcessorMixin]:
+def _processor_class(source: Path) -> type[ProcessorMixin] | None:
+    """The class that its files name, or else transformers' tables for its configuration; None where neither does."""
     name = ProcessorMixin.get_processor_dict(str(source))[0].get("processor_class")
-    kind = processor_class_from_name(name) if name else PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(source))]
-    if kind is None or getattr(kind, "is_dummy", False):
-        raise ImportError(f"{name} needs torchvision; install it by pip install torchvision")
-    return kind
+    if name:
+        return processor_class_from_name(name)
+    return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(source)), None)

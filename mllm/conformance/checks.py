@@ -12,16 +12,21 @@ from mllm.batch import Batch
 from mllm.checkpoint import public
 from mllm.conformance.reference import peers_inputs, peers_logits, summed_loss
 from mllm.conformance.samples import Trial
-from mllm.conversation.schema import Sample
+from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import Example, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.settings import Packing
 from mllm.errors import BadSampleError
+from mllm.inference.chat import ChatSession
+from mllm.inference.generate import generate_batch
+from mllm.inference.request import Request
+from mllm.media.ref import ImageSource
 from mllm.model.public import PublicModel, PublicProcessor
 
 TOLERANCE = 1e-5
 LONGEST = 1 << 20
+ANSWER_TOKENS = 6
 
 
 class Check(NamedTuple):
@@ -45,6 +50,7 @@ CHECKS = {
     "text": Check("text only", "largest difference of the logits of a batch without images to transformers'"),
     "unlearned": Check("unlearned", "tensors that learn in transformers and have no gradient here", is_count=True),
     "saved": Check("saved", "largest difference of logits after saving and loading"),
+    "chat": Check("chat", "answers of a chat over turns that a fresh computation doesn't give", is_count=True),
 }
 
 
@@ -221,6 +227,22 @@ def check_saved(subject: Subject) -> float:
         return max(_largest(logits - before[key]) for key, logits in again.logits(rows).items())
 
 
+def check_chat(subject: Subject) -> float:
+    session = ChatSession(subject.model, subject.processor, max_new_tokens=ANSWER_TOKENS)
+    first, *_, several = subject.trial.samples
+    messages: list[Message] = []
+    shown: list[ImageSource] = []
+    wrong = 0
+    for words, images in (("what is this?", first.images), ("and what else?", ()), ("and this?", several.images[:1])):
+        said = session.ask(words, images=list(images))
+        messages.append(Message(role="user", content=(*(ImagePart() for _ in images), TextPart(text=words))))
+        shown += images
+        fresh = Request(tuple(messages), tuple(shown))
+        wrong += generate_batch(subject.model, subject.processor, [fresh], ANSWER_TOKENS) != [said]
+        messages.append(Message(role="assistant", content=said))
+    return wrong
+
+
 SINGLE: dict[str, Callable[[Subject], float]] = {
     "tokens": check_tokens,
     "labels": check_labels,
@@ -232,6 +254,7 @@ SINGLE: dict[str, Callable[[Subject], float]] = {
     "batch": check_batch,
     "text": check_text,
     "saved": check_saved,
+    "chat": check_chat,
 }
 
 
