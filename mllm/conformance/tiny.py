@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.image_processing_auto import (
     IMAGE_PROCESSOR_MAPPING,
     get_image_processor_class_from_name,
@@ -21,32 +23,42 @@ from mllm.conformance.tokens import SPECIALS, tiny_template, tiny_tokenizer
 from mllm.errors import UserError
 
 USUAL = {"image_token": "<image>", "video_token": "<video>"}
-ID_ENDINGS = ("_token_id", "_token_index", "_id", "_index")
 MERGED_A_SIDE = (2, 4)  # tokens along the sides of the smallest and the largest image of a processor that counts pixels
 
 
-def tiny_config(family: Family) -> PreTrainedConfig:
-    return shrink(CONFIG_MAPPING[family.name], family.begin, family.config)
+@dataclass(frozen=True)
+class Tiny:
+    """A family's small configuration, which names tokens of a tiny tokenizer."""
 
+    family: Family
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
 
-def tiny_shadow(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the configuration without contents, enough to see what kind it is. Raises UserError where none can be made."""
-    return _model(config, torch.device("meta"))
+    @classmethod
+    def of(cls, family: Family) -> "Tiny":
+        """Raises UserError for a family that this release of transformers doesn't have."""
+        if family.name not in CONFIG_MAPPING:
+            raise UserError(f"transformers {transformers.__version__} has no such family")
+        config = shrink(CONFIG_MAPPING[family.name], family.begin, family.config)
+        named = USUAL | family.named
+        asked = _foreign_ids(config)
+        tokens = {key: family.ids.get(key) or _token_of(key, named) or f"<|{key}|>" for _, key in asked}
+        tokenizer = tiny_tokenizer(named, [*family.tokens, *tokens.values()])
+        for part, key in asked:
+            setattr(part, key, tokenizer.convert_tokens_to_ids(tokens[key]))
+        return cls(family, config, tokenizer)
 
+    def shadow(self) -> PreTrainedModel:
+        """A model without contents, enough to see what kind it is. Raises UserError where none can be made."""
+        return _model(self.config, torch.device("meta"))
 
-def tiny_peer(family: Family, config: PreTrainedConfig) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """transformers' own model and processor, small. Raises UserError where transformers can't make them here."""
-    named = USUAL | family.named
-    asked = _foreign_ids(config)
-    tokens = {key: family.ids.get(key) or _token_of(key, named) or f"<|{key}|>" for _, key in asked}
-    tokenizer = tiny_tokenizer(named, [*family.tokens, *tokens.values()])
-    for part, key in asked:
-        setattr(part, key, tokenizer.convert_tokens_to_ids(tokens[key]))
-    processor = _processor(family, config, tokenizer)
-    processor.chat_template = tiny_template(family.image or processor.image_token)
-    model = _model(config, torch.device("cpu")).float().eval()
-    draw(model)
-    return model, processor
+    def peer(self) -> tuple[PreTrainedModel, ProcessorMixin]:
+        """transformers' own model, with drawn weights, and its processor. Raises UserError where they can't be made here."""
+        processor = _processor(self.family, self.config, self.tokenizer)
+        processor.chat_template = tiny_template(self.family.image or processor.image_token)
+        model = _model(self.config, torch.device("cpu")).float().eval()
+        draw(model)
+        return model, processor
 
 
 def _model(config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
@@ -104,7 +116,10 @@ def _processor(family: Family, config: PreTrainedConfig, tokenizer: Any) -> Proc
     }
     values = {name: value for name, value in values.items() if name in known and value is not None} | family.processor
     others = {name: None for name in kind.get_attributes()}
-    return without_other_parts(kind)(**others | values | {"image_processor": image_processor, "tokenizer": tokenizer})
+    try:
+        return without_other_parts(kind)(**others | values | {"image_processor": image_processor, "tokenizer": tokenizer})
+    except ImportError as error:
+        raise UserError(first_line(error)) from None
 
 
 def _processor_classes(family: Family, config: PreTrainedConfig) -> tuple[Any, Any]:

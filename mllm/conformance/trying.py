@@ -10,7 +10,7 @@ from mllm.checkpoint.parts import first_line
 from mllm.conformance.checks import Subject, holds, measured
 from mllm.conformance.families import Family, families
 from mllm.conformance.samples import trial
-from mllm.conformance.tiny import tiny_config, tiny_peer, tiny_shadow
+from mllm.conformance.tiny import Tiny
 from mllm.errors import UserError
 from mllm.model.public import PublicModel, PublicProcessor, wrap
 
@@ -55,9 +55,9 @@ def conformance_of(subject: str) -> Conformance:
 def of_family(family: Family) -> Conformance:
     """Try the tiny model of a family. What it is refused for is seen on a model without contents, before its processor."""
     try:
-        config = tiny_config(family)
-        PublicModel(tiny_shadow(config))
-        model, processor = wrap(*tiny_peer(family, config))
+        tiny = Tiny.of(family)
+        PublicModel(tiny.shadow())
+        model, processor = wrap(*tiny.peer())
     except UserError as error:
         return Conformance(family.name, refused=str(error))
     except Exception as error:  # transformers' own classes, with numbers that they may never have met.

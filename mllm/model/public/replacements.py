@@ -116,9 +116,12 @@ class Replacements:
         """
         if not hasattr(self.peer, "_get_num_multimodal_tokens"):
             return None
-        frames = set()
+        frames: set[Frame | None] = set()
         for sizes in [*((size,) for size in PROBE_SIZES), PROBE_SIZES[:3]]:
-            made, _ = self.blanks(sizes)
+            try:
+                made, _ = self.blanks(sizes)
+            except UserError:  # One that the processor refuses is no sample's either.
+                continue
             try:
                 counts = self._counts(sizes)
             except Exception:  # As above; where it can't count it doesn't.
