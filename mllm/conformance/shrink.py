@@ -35,7 +35,6 @@ FIXED: Mapping[str, int] = {
     **dict.fromkeys("n_group topk_group".split(), 1),
     "first_k_dense_replace": 1,
     "num_nextn_predict_layers": 0,
-    "global_head_dim": 2 * HEAD_WIDTH,
     "sliding_window": 8,
     "max_position_embeddings": 4096,
     "vocab_size": VOCABULARY,

@@ -130,6 +130,12 @@ class PublicProcessor(Processor):
 
     def _check(self) -> None:
         """Raise UserError unless our ids are those of the model's own processor, for several conversations."""
+        made = self.replacements.blanks([SMALL])[1]
+        if self.carried.inputs.isdisjoint(made):
+            raise UserError(
+                f"{self.replacements.name} makes {', '.join(sorted(made))} of an image, which {self.carried.name} takes under "
+                "another name than the part of it that is trained: it would never see an image"
+            )
         for sizes in CHECKED:
             question = Message(
                 role="user", content=(*(ImagePart() for _ in sizes), TextPart(text="What is this? " * 9))
