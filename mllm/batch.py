@@ -141,8 +141,8 @@ class Batch:
     Places count through all rows (`flat_places`), each once and in order. image_places: int64 [image tokens]. target_places,
     target_ids: int64 [targets], where a hidden state has to predict a token, and which.
 
-    media: what the images of all samples became, by the name that the model takes it under, one behind the other along the
-    first axis; empty when the batch holds no image. The assembled model takes `tiles` [N, C, S, S], those of all images in order:
+    media: what the images of all samples became, by the name that the model takes it under, along the first axis; empty when
+    the batch holds no image. The assembled model takes `tiles` [N, C, S, S], those of all images in order:
     float32 as the encoder takes them, or uint8, which `pixel_statistics`, float32 [2, C] (mean and standard deviation of each
     channel), then turns into that. visuals, image_owners: for each image, what it became and the sample it belongs to.
     token_types: int64 [B, T], for models that are told which tokens are of an image; 0 at text and padding.

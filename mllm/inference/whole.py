@@ -56,7 +56,7 @@ def score_whole(
 def _padded(
     model: VisionLanguageModel, processor: Processor, prompts: Sequence[Prompt]
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What the model takes for `prompts`, padded on the left, and the positions [B, T] or [axes, B, T] of each, computed alone.
+    """What the model takes for `prompts`, padded on the left, and each one's positions, [B, T] or [axes, B, T].
 
     Raises UserError for an unreadable image.
     """

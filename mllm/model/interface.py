@@ -70,7 +70,7 @@ class VisionLanguageModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
 
     def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Embeddings [B, T, D] of int64 [B, T] ids with each image's features in their places, of a model that embeds images."""
+        """Embeddings [B, T, D] of ids int64 [B, T], with each image's features in their places, of such a model."""
         raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
 
     def whole_inputs(
@@ -118,7 +118,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @abstractmethod
     def encoder_height_of(self, name: str) -> int:
-        """How many of the encoder's layers stand behind the parameter of that name. Raises UserError where it can't be told."""
+        """How many of the encoder's layers stand behind the parameter of that name. Raises UserError if it can't be told."""
 
     @abstractmethod
     def checkpoint_activations(self) -> None:

@@ -5,45 +5,18 @@ import dataclasses
 import pytest
 import torch
 
-from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
-from mllm.model.public import wrap
-from tests.helpers.public_models import MAKERS, tiny
-from tests.helpers.samples import batch_of, fail, loss_and_gradients, sample
-from tests.helpers.tiny import save_image
+from tests.helpers.public_models import MAKERS
+from tests.helpers.samples import batch_of, fail, loss_and_gradients
 
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=MAKERS)
-def wrapped(request):
-    return wrap(*tiny(request.param))
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    wide = save_image(root / "wide.png", (200, 30, 30), (70, 24))
-    tall = save_image(root / "tall.png", (20, 130, 30), (18, 40))
-    later = Sample(
-        id="later",
-        images=(tall, wide),
-        messages=(
-            Message(role="user", content=(ImagePart(), TextPart(text="what is this"))),
-            Message(role="assistant", content="a dog"),
-            Message(role="user", content=(TextPart(text="and "), ImagePart())),
-            Message(role="assistant", content="a blue cat"),
-        ),
-    )
-    return [
-        sample("one", "what is this", "a cat", [wide]),
-        sample("same", "what is it", "yes hello", [wide]),
-        sample("words", "hello world", "yes no"),
-        sample("two", "is this a dog", "no", [tall, wide]),
-        later,
-    ]
+@pytest.fixture(params=MAKERS)
+def wrapped(request, named):
+    return named(request.param)
 
 
 def rows_of(samples, processor, packing="samples"):
