@@ -33,7 +33,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="Print the families of the list and try none.")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "--json", action="store_true", help="Print a JSON line for each model: family, conforms, refused and the figures."
+        "--json",
+        action="store_true",
+        help="Print a JSON line for each model: family, conforms, refused and the figures.",
     )
     form.add_argument("--markdown", action="store_true", help="Print the results as a page in Markdown.")
 
@@ -45,7 +47,9 @@ def run(options: argparse.Namespace) -> None:
         print("\n".join(families()))
         return
     if bool(options.models) == options.all:
-        raise UserError("name families or model directories, or give --all; `mllm conformance --list` names the families")
+        raise UserError(
+            "name families or model directories, or give --all; `mllm conformance --list` names the families"
+        )
     results = _try(list(families()) if options.all else options.models, options.json)
     _show(results, options)
     if not all(result.conforms or result.refused for result in results):
@@ -54,9 +58,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _try(models: list[str], prints_json: bool) -> "list[Conformance]":
     from tqdm import tqdm
+    from transformers.utils import logging
 
     from mllm.conformance.trying import conformance_of
 
+    logging.disable_progress_bar()  # of files, many to a model
     results = []
     with tqdm(models, unit="model", disable=None if len(models) > 1 else True) as bar:
         for model in bar:

@@ -1,7 +1,8 @@
 """What conformance checks of a model, one figure each: a difference to transformers alone, or a count of what is wrong."""
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -44,8 +45,14 @@ CHECKS = {
     "alone": Check("alone", "largest difference of the logits of a sample alone to transformers'"),
     "packed": Check("packed", "largest difference of the logits of packed samples to transformers' of each alone"),
     "gradients": Check("gradients", "the same of gradients, each tensor's over its largest entry or 1"),
-    "isolated": Check("A moves B", "largest difference of a sample's logits when its neighbour has other words and pixels"),
-    "branches": Check("branches", "largest difference of logits on a shared opening to transformers' of the full sequence"),
+    "isolated": Check(
+        "A moves B", "largest difference of a sample's logits when its neighbour has other words and pixels"
+    ),
+    "branches": Check(
+        "branches",
+        "largest difference of logits on a shared opening to transformers' of the full sequence (where attention has windows "
+        "or spans of its own, openings aren't shared and samples are packed whole)",
+    ),
     "batch": Check("batch n", "largest difference of logits in a batch of several padded rows to those of a row alone"),
     "text": Check("text only", "largest difference of the logits of a batch without images to transformers'"),
     "unlearned": Check("unlearned", "tensors that learn in transformers and have no gradient here", is_count=True),
@@ -59,15 +66,11 @@ def holds(check: str, figure: float) -> bool:
     return figure <= (0 if CHECKS[check].is_count else TOLERANCE)
 
 
-class Subject:
-    """A model under trial: its samples rendered, and what transformers alone computes of each."""
+class Reader:
+    """A model that reads samples in rows."""
 
-    def __init__(self, model: PublicModel, processor: PublicProcessor, trial: Trial) -> None:
-        self.model, self.processor, self.trial = model, processor, trial
-        self.examples = {sample.id: render_example(sample, processor, LONGEST) for sample in trial.samples}
-        self.inputs = {s.id: peers_inputs(model.peer, processor.peer, s) for s in trial.samples}
-        with torch.no_grad():
-            self.expected = {name: peers_logits(model.peer, inputs) for name, inputs in self.inputs.items()}
+    def __init__(self, model: PublicModel, processor: PublicProcessor) -> None:
+        self.model, self.processor = model, processor
 
     def rows(self, packing: Packing, samples: Sequence[Sample]) -> list[Row]:
         return pack([render_example(sample, self.processor, LONGEST) for sample in samples], packing, LONGEST)
@@ -88,7 +91,19 @@ class Subject:
                 offset += segment.length
         return out
 
-    def difference(self, found: dict[tuple[str, int], torch.Tensor]) -> float:
+
+class Subject(Reader):
+    """A model under trial: its samples rendered, and what transformers alone computes of each."""
+
+    def __init__(self, model: PublicModel, processor: PublicProcessor, trial: Trial) -> None:
+        super().__init__(model, processor)
+        self.trial = trial
+        self.examples = {sample.id: render_example(sample, processor, LONGEST) for sample in trial.samples}
+        self.inputs = {s.id: peers_inputs(model.peer, processor.peer, s) for s in trial.samples}
+        with torch.no_grad():
+            self.expected = {name: peers_logits(model.peer, inputs) for name, inputs in self.inputs.items()}
+
+    def difference(self, found: Mapping[tuple[str, int], torch.Tensor]) -> float:
         """The largest to what transformers computes of each sample alone."""
         return max(_largest(logits - self.expected[name][place]) for (name, place), logits in found.items())
 
@@ -119,14 +134,14 @@ def _each(subject: Subject) -> Iterator[tuple[Sample, Example]]:
 
 def _answers(subject: Subject, example: Example) -> list[str]:
     """What the supervised stretches decode to, without the special token that ends each."""
-    tokens, stretches = example.tokens, [[]]  # type: tuple[object, list[list[int]]]
+    stretches: list[list[int]] = [[]]
     for token, flag in zip(example.tokens.input_ids, example.tokens.supervised, strict=True):
         if flag:
             stretches[-1].append(token)
         elif stretches[-1]:
             stretches.append([])
     decode = subject.processor.tokenizer.decode
-    return [decode(own, skip_special_tokens=True).strip() for own in stretches if own]
+    return [decode(own, skip_special_tokens=True) for own in stretches if own]
 
 
 def _words(sample: Sample) -> list[str]:
@@ -167,16 +182,14 @@ def check_batch(subject: Subject) -> float:
 
 
 def check_isolated(subject: Subject) -> float:
+    """Infinite where the change changed nothing, which would say nothing of the neighbours."""
     first, *others = subject.trial.samples
     before = subject.logits(subject.rows("samples", subject.trial.samples))
     after = subject.logits(subject.rows("samples", [subject.trial.changed, *others]))
-    if _largest(before[first.id, 0] - after[first.id, 0]) == 0 == _moved(before, after, first.id):
-        return float("inf")  # The change changed nothing: this says nothing of the neighbours.
-    return max(_largest(logits - after[key]) for key, logits in before.items() if key[0] != first.id)
-
-
-def _moved(before: dict[tuple[str, int], torch.Tensor], after: dict[tuple[str, int], torch.Tensor], name: str) -> float:
-    return max(_largest(logits - after[key]) for key, logits in before.items() if key[0] == name)
+    moved = {key: _largest(logits - after[key]) for key, logits in before.items()}
+    if not any(moved[key] for key in moved if key[0] == first.id):
+        return math.inf
+    return max(moved[key] for key in moved if key[0] != first.id)
 
 
 def check_text(subject: Subject) -> float:
@@ -219,9 +232,7 @@ def check_saved(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         public.write(directory, subject.model, subject.processor, subject.model.state_dict())
-        model, processor = public.load(directory)
-        again = Subject.__new__(Subject)
-        again.model, again.processor = model, processor
+        again = Reader(*public.load(directory))
         rows = again.rows("samples", subject.trial.samples)
         before = subject.logits(subject.rows("samples", subject.trial.samples))
         return max(_largest(logits - before[key]) for key, logits in again.logits(rows).items())

@@ -1,4 +1,4 @@
-"""The list of families of transformers, each with the few settings that its tiny model can't have by rule: data, read once."""
+"""The list of families of transformers, with the few settings that tiny models of them can't have by rule: data."""
 
 from dataclasses import dataclass, field
 from functools import cache

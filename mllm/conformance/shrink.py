@@ -12,36 +12,44 @@ from transformers import PreTrainedConfig
 from mllm.conformance.tokens import VOCABULARY
 
 WIDTH, HEADS, HEAD_WIDTH = 64, 4, 16
+LOW_RANK, EXPERTS = 24, 4
+WINDOW_TOKENS = 8  # shorter than what is said, so that a window matters
 FEWEST_LAYERS, MOST_LAYERS = 2, 4
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What a setting counts is told by its name; what no name here tells keeps the family's own value.
-WIDTHS = frozenset(
+WIDTHS = _names(
     "hidden_size embed_dim d_model out_hidden_size text_hidden_size vision_hidden_size encoder_hidden_size projection_dim "
     "vision_output_dim output_dim word_embed_proj_dim adapter_in_dim adapter_out_dim projector_hidden_size "
-    "projection_hidden_size projector_output_dim projector_input_dim alignment_intermediate_size output_channels".split()
+    "projection_hidden_size projector_output_dim projector_input_dim alignment_intermediate_size output_channels"
 )
-INNER_WIDTHS = frozenset(
+INNER_WIDTHS = _names(
     "intermediate_size ffn_dim mlp_dim encoder_ffn_dim decoder_ffn_dim intermediate_size_mlp dense_intermediate_size "
     "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size shared_intermediate_size "
-    "moe_shared_expert_intermediate_size share_expert_dim projection_intermediate_size projection_hidden_dim".split()
+    "moe_shared_expert_intermediate_size share_expert_dim projection_intermediate_size projection_hidden_dim"
 )
-LAYERS = frozenset("num_hidden_layers depth num_layers n_layers layers encoder_layers decoder_layers".split())
+LAYERS = _names("num_hidden_layers depth num_layers n_layers layers encoder_layers decoder_layers")
 FIXED: Mapping[str, int] = {
-    **dict.fromkeys("num_attention_heads num_heads attention_heads encoder_attention_heads".split(), HEADS),
-    **dict.fromkeys("head_dim global_head_dim v_head_dim qk_head_dim".split(), HEAD_WIDTH),
-    **dict.fromkeys("qk_rope_head_dim qk_nope_head_dim".split(), HEAD_WIDTH // 2),
-    **dict.fromkeys("q_lora_rank kv_lora_rank".split(), 24),
-    **dict.fromkeys("num_experts num_local_experts n_routed_experts moe_num_experts".split(), 4),
-    **dict.fromkeys("num_experts_per_tok moe_topk moe_k top_k_experts".split(), 2),
-    **dict.fromkeys("n_group topk_group".split(), 1),
-    "first_k_dense_replace": 1,
+    **dict.fromkeys(_names("num_attention_heads num_heads attention_heads encoder_attention_heads"), HEADS),
+    **dict.fromkeys(_names("head_dim v_head_dim qk_head_dim"), HEAD_WIDTH),
+    "global_head_dim": 2 * HEAD_WIDTH,
+    **dict.fromkeys(_names("qk_rope_head_dim qk_nope_head_dim"), HEAD_WIDTH // 2),
+    **dict.fromkeys(_names("q_lora_rank kv_lora_rank"), LOW_RANK),
+    **dict.fromkeys(_names("num_experts num_local_experts n_routed_experts moe_num_experts"), EXPERTS),
+    **dict.fromkeys(_names("num_experts_per_tok moe_topk moe_k top_k_experts"), EXPERTS // 2),
+    **dict.fromkeys(_names("n_group topk_group first_k_dense_replace"), 1),
+    **dict.fromkeys(_names("vocab_size vocab_size_per_layer_input"), VOCABULARY),
     "num_nextn_predict_layers": 0,
-    "sliding_window": 8,
+    "sliding_window": WINDOW_TOKENS,
     "max_position_embeddings": 4096,
-    "vocab_size": VOCABULARY,
-    "vocab_size_per_layer_input": VOCABULARY,
 }
-BLOCKS = frozenset(
-    "fullatt_block_indexes deepstack_visual_indexes global_attn_indexes full_attn_idxs intermediate_layers_indices".split()
+# Lists of layers by their places: all but the first of those that are kept.
+BLOCKS = _names(
+    "fullatt_block_indexes deepstack_visual_indexes global_attn_indexes full_attn_idxs intermediate_layers_indices"
 )
 PATCHES_A_SIDE = 4
 
@@ -85,7 +93,7 @@ def _shrink(values: dict[str, Any]) -> None:
 
 
 def _kept_layers(values: Mapping[str, Any], layers: int) -> list[int]:
-    """Places of layers to keep: the first of each kind, as settings that list the layers tell them apart, or the first two."""
+    """Places of layers to keep: the first of each kind, as settings that list layers tell them apart, or the first two."""
     if not layers:
         return []
     told = [value for value in values.values() if isinstance(value, (list, tuple)) and len(value) == layers]
@@ -97,7 +105,7 @@ def _kept_layers(values: Mapping[str, Any], layers: int) -> list[int]:
 
 
 def _small(key: str, value: Any, heads: int | None, values: Mapping[str, Any]) -> Any:
-    if isinstance(value, Sequence) or isinstance(value, float):
+    if isinstance(value, (Sequence, float)):
         return value
     if key in WIDTHS:
         return WIDTH

@@ -54,11 +54,10 @@ def page(results: Sequence[Conformance]) -> str:
     lines = [
         "# Conformance",
         f"<!-- Written by `{COMMAND}`: edit the code it comes from. -->",
-        "Each family of vision-language models that transformers opens by `AutoModelForImageTextToText`, made tiny by its own "
-        "classes with random weights, trained on packed rows and compared with what transformers alone computes of each "
-        "conversation: its own processor, its own positions and masks, nothing packed. The processors' tokenizers are bytes, "
-        "and their chat template is one for all that writes an image as the family does; a checkpoint's own template is "
-        "checked when it is opened.",
+        "Each family that transformers opens by `AutoModelForImageTextToText`: its own classes, made tiny, with random "
+        "weights. What is computed of packed rows here is held against what transformers alone computes of each "
+        "conversation, by its own processor, positions and masks, with nothing packed. The tokenizers are bytes, and one "
+        "chat template serves all, which writes an image as the family does; a checkpoint's own is checked when it is opened.",
         f"**{count_line(results)}** ({versions}).",
         f"What conforms differs from transformers by at most {TOLERANCE:g}, and counts 0 wrong.",
         "To try a family, or a checkpoint of yours:",

@@ -117,7 +117,9 @@ def _processor(family: Family, config: PreTrainedConfig, tokenizer: Any) -> Proc
     values = {name: value for name, value in values.items() if name in known and value is not None} | family.processor
     others = {name: None for name in kind.get_attributes()}
     try:
-        return without_other_parts(kind)(**others | values | {"image_processor": image_processor, "tokenizer": tokenizer})
+        return without_other_parts(kind)(
+            **others | values | {"image_processor": image_processor, "tokenizer": tokenizer}
+        )
     except ImportError as error:
         raise UserError(first_line(error)) from None
 
@@ -161,7 +163,9 @@ def _image_settings(kind: type, config: PreTrainedConfig) -> dict[str, Any]:
             values[name] = {"height": value, "width": value} if isinstance(default, dict) else value
     if (size.get("shortest_edge") or 0) > 1024:
         unit = values.get("patch_size", patch) * (values.get("merge_size") or 1)
-        values["size"] = dict(zip(("shortest_edge", "longest_edge"), ((n * unit) ** 2 for n in MERGED_A_SIDE), strict=True))
+        values["size"] = dict(
+            zip(("shortest_edge", "longest_edge"), ((n * unit) ** 2 for n in MERGED_A_SIDE), strict=True)
+        )
     elif "height" in size and isinstance(side, int):
         values["size"] = {"height": side, "width": side}
     elif "shortest_edge" in size and isinstance(side, int):

@@ -24,9 +24,7 @@ def tiny_tokenizer(named: Mapping[str, str], others: Sequence[str]) -> PreTraine
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, extra_special_tokens=dict(named), **SPECIALS)
-    made.add_special_tokens(
-        {"extra_special_tokens": [OPENING, *others]}, replace_extra_special_tokens=False
-    )
+    made.add_special_tokens({"extra_special_tokens": [OPENING, *others]}, replace_extra_special_tokens=False)
     return made
 
 

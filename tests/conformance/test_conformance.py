@@ -101,7 +101,10 @@ def test_the_page_holds_a_row_for_each_and_counts_them():
 
 
 def test_the_command_prints_a_line_of_json_and_ends_with_1_where_a_model_differs(monkeypatch):
-    found = {"a": Conformance("a", refused="why"), "b": Conformance("b", figures={**dict.fromkeys(CHECKS, 0.0), "text": 1})}
+    found = {
+        "a": Conformance("a", refused="why"),
+        "b": Conformance("b", figures={**dict.fromkeys(CHECKS, 0.0), "text": 1}),
+    }
     monkeypatch.setattr("mllm.conformance.trying.conformance_of", found.__getitem__)
     out, _ = command("conformance", "a", "--json")
     assert json.loads(out) == {"family": "a", "conforms": False, "refused": "why", "failed": None}

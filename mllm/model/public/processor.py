@@ -133,8 +133,8 @@ class PublicProcessor(Processor):
         made = self.replacements.blanks([SMALL])[1]
         if self.carried.inputs.isdisjoint(made):
             raise UserError(
-                f"{self.replacements.name} makes {', '.join(sorted(made))} of an image, which {self.carried.name} takes under "
-                "another name than the part of it that is trained: it would never see an image"
+                f"{self.replacements.name} makes {', '.join(sorted(made))} of an image, which the part of "
+                f"{self.carried.name} that is trained takes under another name: it would never see an image"
             )
         for sizes in CHECKED:
             question = Message(
@@ -160,11 +160,11 @@ class PublicProcessor(Processor):
                 f"{self.replacements.name} refuses a conversation of {len(sizes)} image(s): {error}"
             ) from None
         ids = found["input_ids"]
-        told = {name for name, value in found.items() if getattr(value, "shape", None) == ids.shape} - {*OF_TEXT}
-        if told & self.carried.inputs:
+        told = {name for name, value in found.items() if getattr(value, "shape", None) == ids.shape}
+        more = sorted((told & self.carried.inputs).difference(OF_TEXT))
+        if more:
             raise UserError(
-                f"{self.replacements.name} says more of each token ({', '.join(sorted(told & self.carried.inputs))}) than rows "
-                "of packed samples carry to the model"
+                f"{self.replacements.name} says more of each token ({', '.join(more)}) than rows of packed samples carry"
             )
         return [int(token) for token in ids[0]]
 
