@@ -25,7 +25,7 @@ def can_show_videos() -> bool:
 def without_other_parts(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """`kind` of which each part but image processor and tokenizer may be None."""
 
-    def own_parts(cls: type[ProcessorMixin], source: Any, processor_dict: Any = None, **options: Any) -> list[Any]:
+    def own_parts(cls: type[ProcessorMixin], /, source: Any, processor_dict: Any = None, **options: Any) -> list[Any]:
         made = {
             "image_processor": AutoImageProcessor.from_pretrained(source, backend="pil"),
             "tokenizer": AutoTokenizer.from_pretrained(source),

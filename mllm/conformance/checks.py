@@ -169,7 +169,7 @@ def check_packed(subject: Subject) -> float:
 
 
 def check_branches(subject: Subject) -> float:
-    return subject.difference(subject.logits(subject.rows("images", subject.trial.sharing)))
+    return subject.difference(subject.logits(subject.rows("shared_prefix", subject.trial.sharing)))
 
 
 def check_batch(subject: Subject) -> float:

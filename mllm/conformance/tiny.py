@@ -162,7 +162,7 @@ def _image_settings(kind: type, config: PreTrainedConfig) -> dict[str, Any]:
             default = getattr(kind, name)
             values[name] = {"height": value, "width": value} if isinstance(default, dict) else value
     if (size.get("shortest_edge") or 0) > 1024:
-        unit = values.get("patch_size", patch) * (values.get("merge_size") or 1)
+        unit = int(values.get("patch_size") or patch or 1) * int(values.get("merge_size") or 1)
         values["size"] = dict(
             zip(("shortest_edge", "longest_edge"), ((n * unit) ** 2 for n in MERGED_A_SIDE), strict=True)
         )

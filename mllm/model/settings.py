@@ -151,8 +151,8 @@ class ModelSettings(Settings):
     """The model that a run begins with: a saved one (`init_from`), or parts."""
 
     init_from: PathText | None = None
-    """A model directory of ours that the run begins with. It brings the encoder, the projector and
-    the language model.
+    """A model directory that the run begins with: one of ours, which brings the encoder, the projector and the language
+    model, or a directory or hub id of any model of transformers that reads images and text.
     """
     vision_encoder: VisionEncoderSettings | None = None
     """The vision encoder. Needed unless `init_from` is given, under which its `image_size_px` alone may be set."""
