@@ -87,7 +87,8 @@ def _shrink(values: dict[str, Any]) -> None:
         elif key in BLOCKS and value:
             values[key] = list(range(1, len(kept)))
         elif key == "image_size" and isinstance(value, (list, tuple)):
-            values[key] = [PATCHES_A_SIDE * patch for patch in values["patch_size"]]
+            patch = values["patch_size"]
+            values[key] = [PATCHES_A_SIDE * (patch if isinstance(patch, int) else patch[0])] * len(value)
         elif value is not None and not isinstance(value, bool):
             values[key] = _small(key, value, heads, values)
 

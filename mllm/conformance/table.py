@@ -57,7 +57,7 @@ def page(results: Sequence[Conformance]) -> str:
         "Each family that transformers opens by `AutoModelForImageTextToText`: its own classes, made tiny, with random "
         "weights. What is computed of packed rows here is held against what transformers alone computes of each "
         "conversation, by its own processor, positions and masks, with nothing packed. The tokenizers are bytes, and one "
-        "chat template serves all, which writes an image as the family does; a checkpoint's own is checked when it is opened.",
+        "chat template serves all, which writes an image as the family does; a checkpoint's own is checked when it opens.",
         f"**{count_line(results)}** ({versions}).",
         f"What conforms differs from transformers by at most {TOLERANCE:g}, and counts 0 wrong.",
         "To try a family, or a checkpoint of yours:",

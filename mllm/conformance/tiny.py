@@ -43,8 +43,10 @@ class Tiny:
         named = USUAL | family.named
         asked = _foreign_ids(config)
         tokens = {key: family.ids.get(key) or _token_of(key, named) or f"<|{key}|>" for _, key in asked}
-        tokenizer = tiny_tokenizer(named, [*family.tokens, *tokens.values()])
-        for part, key in asked:
+        tokenizer = tiny_tokenizer(named, [*family.tokens, *family.ids.values(), *tokens.values()])
+        named_here = [(config, key) for key in family.ids if not any(key == known for _, known in asked)]
+        tokens |= family.ids
+        for part, key in [*asked, *named_here]:
             setattr(part, key, tokenizer.convert_tokens_to_ids(tokens[key]))
         return cls(family, config, tokenizer)
 
@@ -55,7 +57,9 @@ class Tiny:
     def peer(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """transformers' own model, with drawn weights, and its processor. Raises UserError where they can't be made here."""
         processor = _processor(self.family, self.config, self.tokenizer)
-        processor.chat_template = tiny_template(self.family.image or processor.image_token)
+        processor.chat_template = tiny_template(
+            self.family.image or getattr(processor, "image_token", USUAL["image_token"])
+        )
         model = _model(self.config, torch.device("cpu")).float().eval()
         draw(model)
         return model, processor
@@ -68,7 +72,12 @@ def _model(config: PreTrainedConfig, device: torch.device) -> PreTrainedModel:
         with device:
             return kind(config)
     except ImportError as error:
-        raise UserError(first_line(error)) from None
+        raise UserError(_needed(error)) from None
+
+
+def _needed(error: ImportError) -> str:
+    """Which package isn't there, of what transformers says at length."""
+    return first_line(error).partition(". ")[0]
 
 
 def draw(model: PreTrainedModel) -> None:
@@ -121,7 +130,7 @@ def _processor(family: Family, config: PreTrainedConfig, tokenizer: Any) -> Proc
             **others | values | {"image_processor": image_processor, "tokenizer": tokenizer}
         )
     except ImportError as error:
-        raise UserError(first_line(error)) from None
+        raise UserError(_needed(error)) from None
 
 
 def _processor_classes(family: Family, config: PreTrainedConfig) -> tuple[Any, Any]:
