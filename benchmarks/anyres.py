@@ -21,11 +21,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import SHAPES, in_turn, machine, markdown_table, save_parts, spread
 from inference_peers import picture, words
+from measuring import in_turn, machine, markdown_table, spread
 from training_peers import OURS, compare
 from training_peers import arguments as training_arguments
 from transformers import AutoModelForImageTextToText, PreTrainedModel
+from workloads import SHAPES, save_parts
 
 import mllm
 from mllm.checkpoint.llava_export import export_llava

@@ -12,8 +12,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import in_turn, machine, markdown_table, spread
 from inference_peers import make_pair, picture, words
+from measuring import in_turn, machine, markdown_table, spread
 
 import mllm
 from mllm.conversation.schema import Message

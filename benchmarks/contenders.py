@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import peak_rss_bytes
+from measuring import peak_rss_bytes
 
 ANSWER = "answer: "
 

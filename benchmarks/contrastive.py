@@ -23,8 +23,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
-from common import machine, markdown_table, spread
 from contenders import Contender, serve
+from measuring import machine, markdown_table, spread
 from transformers import CLIPConfig, CLIPModel
 
 from mllm.contrastive.data import PairBatch

@@ -17,7 +17,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from common import machine, markdown_table
+from measuring import machine, markdown_table
 from PIL import Image, ImageFilter, ImageOps
 
 from mllm.commands.shared import configure_logging

@@ -18,9 +18,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import machine, markdown_table, spread
 from contenders import Contender, serve
 from inference_peers import Pair, make_pair, picture, words
+from measuring import machine, markdown_table, spread
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
+from measuring import machine, markdown_table
+from workloads import CLIP_B16, SMOLLM2_135M, prepare, save_parts, save_recipe, settings_of
 
 PACKINGS = {"samples": "samples in rows", "shared_prefix": "samples in rows, trunks shared"}
 

@@ -19,17 +19,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import (
-    CLIP_B16,
-    CLIP_L14_336,
-    LLAMA_1B,
-    markdown_table,
-    prepare,
-    save_parts,
-    save_recipe,
-    settings_of,
-    train_step,
-)
+from measuring import markdown_table
+from workloads import CLIP_B16, CLIP_L14_336, LLAMA_1B, prepare, save_parts, save_recipe, settings_of, train_step
 
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, markdown_table, save_parts, save_recipe, settings_of
+from measuring import machine, markdown_table
+from workloads import save_parts, save_recipe, settings_of
 
 from mllm.finetune.run import build_beginning, filling
 from mllm.finetune.settings import FinetuneSettings

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -38,13 +39,24 @@ def complexity(function: ast.AST) -> int:
     return count
 
 
-def imports(path: Path, tree: ast.AST, modules: dict[str, Path]) -> Iterator[Path]:
+def import_statements(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Those of a file, wherever they stand. Expressions, which are most of a tree, are passed over: they hold none."""
+    found: list[ast.AST] = [tree]
+    while found:
+        node = found.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+            found += getattr(node, part, [])
+
+
+def imports(path: Path, tree: ast.Module, modules: dict[str, Path]) -> Iterator[Path]:
     """The files of `modules` (by dotted name) that a file imports anywhere in it: of `from a import b`, b where it is one."""
-    for node in ast.walk(tree):
+    for node in import_statements(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        elif node.module and not node.level:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             names = [name if name in modules else node.module for name in inner]
         yield from (modules[name] for name in names if name in modules and modules[name] != path)
@@ -82,6 +94,7 @@ def circles(graph: dict[Path, set[Path]]) -> list[list[Path]]:
     return [sorted(group) for group in groups if len(group) > 1]
 
 
+@cache
 def parsed(folder: Path) -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.py"))}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import save_parts
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from workloads import save_parts
 
 import mllm
 from mllm.checkpoint.llava_export import export_llava

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import in_turn, machine, markdown_table, spread
 from inference_peers import make_pair, picture, words
+from measuring import in_turn, machine, markdown_table, spread
 
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.inference.generate import Request, generate_batch

@@ -15,8 +15,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import in_turn, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread, train_step
+from measuring import in_turn, machine, markdown_table, spread
 from torch import nn
+from workloads import prepare, save_parts, save_recipe, settings_of, train_step
 
 from mllm.batch import Batch
 from mllm.model.multimodal import MultimodalLM

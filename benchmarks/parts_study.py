@@ -27,8 +27,9 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from common import SHAPES, machine, save_parts
+from measuring import machine
 from parts_table import as_markdown, rows_of
+from workloads import SHAPES, save_parts
 
 import mllm
 from data_recipes.sees_more.generate import generate

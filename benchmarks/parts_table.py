@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from common import markdown_table
+from measuring import markdown_table
 
 from mllm.evaluation.statistics import CONFIDENCE, RESAMPLES
 

@@ -12,16 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import (
-    CLIP_B16,
-    SMOLLM2_135M,
-    machine,
-    markdown_table,
-    prepare,
-    save_parts,
-    save_recipe,
-    settings_of,
-)
+from measuring import machine, markdown_table
+from workloads import CLIP_B16, SMOLLM2_135M, prepare, save_parts, save_recipe, settings_of
 
 from mllm.finetune.plan import Machine, Plan, plan_runs
 from mllm.finetune.settings import FinetuneSettings

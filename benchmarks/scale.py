@@ -21,7 +21,8 @@ from statistics import median
 
 import torch
 import yaml
-from common import CLIP_B16, SMOLLM2_135M, machine, markdown_table, prepare, save_parts, save_recipe, settings_of
+from measuring import machine, markdown_table
+from workloads import CLIP_B16, SMOLLM2_135M, prepare, save_parts, save_recipe, settings_of
 
 from mllm.batch import NO_PARENT, Batch, SegmentBounds, flat_places
 from mllm.data.dataset import Mixture

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import openai
-from common import machine, markdown_table
 from inference_peers import make_pair, picture, words
+from measuring import machine, markdown_table
 
 PORT = 18431
 IMAGES = 8  # of the measured load, drawn at random

@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from common import machine, markdown_table
+from measuring import machine, markdown_table
 
 from mllm import load_config
 from mllm.commands.shared import configure_logging

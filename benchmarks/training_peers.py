@@ -14,12 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import LOSSES_AGREE, SHAPES, machine, markdown_table, prepare, save_parts, save_recipe, settings_of, spread
 from contenders import Contender, serve
+from measuring import machine, markdown_table, spread
 from PIL import Image
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
+from workloads import LOSSES_AGREE, SHAPES, prepare, save_parts, save_recipe, settings_of
 
 from mllm.batch import IGNORE_INDEX
 from mllm.checkpoint.llava_export import export_llava

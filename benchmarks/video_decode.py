@@ -17,7 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from common import machine, markdown_table, peak_rss_bytes
+from measuring import machine, markdown_table, peak_rss_bytes
 from PIL import Image, ImageFilter
 
 from mllm.media.clip import read_clip, read_frames

@@ -1,9 +1,10 @@
 """What of `mllm` four walks execute, traced on tiny models: a training step, a whole run, a question, a chat turn.
 
 Run by `house.py` as a process of its own, in a tree that may be another than this file's: nothing but commands and names that
-every tree has is used. Writes one JSON object to the file that is its argument.
+every tree has is used.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -227,7 +228,9 @@ def chat_turn(root: Path) -> list[Call]:
 
 
 def main() -> None:
-    output = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="The file that the figures are written to, one JSON object.")
+    output = parser.parse_args().output
     sys.path.insert(0, str(TREE))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

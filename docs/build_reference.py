@@ -196,7 +196,7 @@ def _metric(name: str, kind: Any) -> str:
         alias = field.validation_alias or field.alias or key
         label = code(alias if isinstance(alias, str) else key)
         fields.append(label if field.is_required() else f"[{label}]")
-    options = [f"{code('--' + key.replace('_', '-'))} ({field.default})" for key, field in kind.model_fields.items()]
+    options = [f"{code('--' + key.replace('_', '-'))} ({value})" for key, value in kind()]
     better = "less is better" if kind.lower_is_better else "more is better"
     rows = [("score", better), ("fields", ", ".join(fields) or "none"), ("settings", ", ".join(options) or "none")]
     return f"## `{name}`\n\n{first_paragraph(kind)}\n\n{table(('', ''), rows)}"

@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.finetune.settings import FinetuneSettings
-from mllm.settings import expanded, read_values, validate_settings
+from mllm.settings import command_of, expanded, read_values, validate_settings
 
 
 def train(
@@ -24,8 +24,7 @@ def train(
     settings: Any = config
     if isinstance(config, str | Path):
         values = read_values(config, overrides)
-        is_contrastive = isinstance(values.get("data"), dict) and "pairs" in values["data"]
-        kind = ContrastiveSettings if is_contrastive else FinetuneSettings
+        kind = ContrastiveSettings if command_of(values) == "mllm clip train" else FinetuneSettings
         settings = validate_settings(kind, values, expanded(str(config)))
     if isinstance(settings, ContrastiveSettings):
         from mllm.contrastive.run import train_clip

@@ -139,6 +139,16 @@ def load_settings(cls: type[S], path: Path | str, overrides: Sequence[str] = ())
     return validate_settings(cls, read_values(path, overrides), expanded(str(path)))
 
 
+def command_of(values: dict[str, Any]) -> str | None:
+    """The command that a config with these keys is for; None where they leave it open."""
+    data = values.get("data")
+    if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):
+        return "mllm train" if "recipe" in data else "mllm clip train"
+    if "backend" in values and "inputs" in values:
+        return "mllm synth"
+    return "mllm data validate" if "sources" in values and "run_dir" not in values else None
+
+
 def validate_settings(cls: type[S], values: dict[str, Any], origin: str) -> S:
     """`values` as an instance of `cls`; `origin` (a file name) is named in the UserError raised when they don't fit."""
     try:

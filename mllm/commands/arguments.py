@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mllm.commands.shared import HelpFormatter, add_overrides
 from mllm.errors import UserError
-from mllm.settings import Settings, expanded, expanded_path, load_settings, read_yaml
+from mllm.settings import Settings, command_of, expanded, expanded_path, load_settings, read_yaml
 
 if TYPE_CHECKING:
     from mllm.model.interface import VisionLanguageModel
@@ -62,20 +62,10 @@ def read_config(options: argparse.Namespace, kind: type[S], usage: str) -> S:
     config = one_of(options, "config")
     if config is None:
         raise UserError(f"give a config: {usage}")
-    command = _command_of(read_yaml(config))
+    command = command_of(read_yaml(config))
     if command is not None and not usage.startswith(command):
         raise UserError(f"{config} is for another command: {command} {config}")
     return load_settings(kind, config, options.overrides)
-
-
-def _command_of(values: dict[str, Any]) -> str | None:
-    """The command that a config with these keys is for; None where they leave it open."""
-    data = values.get("data")
-    if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):
-        return "mllm train" if "recipe" in data else "mllm clip train"
-    if "backend" in values and "inputs" in values:
-        return "mllm synth"
-    return "mllm data validate" if "sources" in values and "run_dir" not in values else None
 
 
 def add_one(parser: argparse.ArgumentParser, name: str, text: str) -> None:

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from mllm.conversation.boxes.region import Region, box_region
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.conditions import FURTHER_CONDITIONS
 from mllm.evaluation.medium import Medium
-from mllm.evaluation.places import SAID, TRUE, marks_of
 from mllm.evaluation.scoring import Answer, Score
 from mllm.html import draw_curve, write_html
 from mllm.media.data_url import thumbnail_url
@@ -31,6 +32,7 @@ COLOURS = {
     "shuffled": "#7a4fa3",
     "majority": "#777",
 }
+SAID, TRUE = "#e6261f", "#0f9d58"  # places that were answered, and the true ones
 MAX_TYPES = 24
 EXPLAINED = {
     "withheld": "the same questions without the image",
@@ -253,3 +255,20 @@ def _plain(text: str) -> str:
     """Text that opens no cell, line or markup of its own."""
     line = " ".join(text.split())
     return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in line)
+
+
+def marks_of(answer: Answer) -> list[Mark]:
+    """The places of an answer in its image, true boxes first, so that the answered ones lie on them; [] where it has none."""
+    fields = answer.fields
+    width, height, references = fields.get("width"), fields.get("height"), fields.get("references")
+    if not width or not height or not isinstance(references, list):
+        return []
+    true = [[x1 / width, y1 / height, x2 / width, y2 / height] for x1, y1, x2, y2 in filter(_is_corners, references)]
+    boxes, points = fields.get("boxes") or [], fields.get("points") or []
+    said = [box_region(box) for box in boxes] or [Region(point=(x, y)) for x, y in points]
+    pairs = [*((box_region(box), TRUE) for box in true), *((region, SAID) for region in said)]
+    return [Mark(region.clipped().outline, colour) for region, colour in pairs]
+
+
+def _is_corners(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(number, int | float) for number in value)

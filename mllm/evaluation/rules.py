@@ -4,6 +4,8 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field, field_validator
+
 from mllm.evaluation.metric import Line, Metric, Result, mean
 
 NAMED_IDS = 5
@@ -15,11 +17,20 @@ Judge = Callable[[Any], float | None]
 class RuledMetric(Metric):
     """A metric with a rule called `parse`; `by_rule` has the score by each, `judged_differently` the ids they differ on.
 
-    judges: the rules by name.
+    judges: the rules by name; the first is the score's where `parse` is empty.
     """
 
     judges: ClassVar[Mapping[str, Judge]]
-    parse: str
+    parse: str = Field("", validate_default=True)
+
+    @field_validator("parse")
+    @classmethod
+    def _has_a_judge(cls, name: str) -> str:
+        rule = name or next(iter(cls.judges))
+        if rule not in cls.judges:
+            *others, last = map(repr, cls.judges)
+            raise ValueError(f"input should be {', '.join(others)} or {last}")
+        return rule
 
     @abstractmethod
     def summarize(self, lines: Sequence[Any], values: Sequence[float], rule: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_describes(one, other, expected):
     assert describes([one, other]).tolist() == [[True, expected], [expected, True]]
 
 
+@pytest.mark.slow
 def test_a_run_learns_to_tell_colours_apart_and_transformers_reads_it(pairs, tmp_path):
     final = train_clip(settings(pairs, tmp_path / "run", epochs=25))
     log = json.loads((final / "training_log.json").read_text())
@@ -71,6 +72,7 @@ def test_a_run_learns_to_tell_colours_apart_and_transformers_reads_it(pairs, tmp
     assert tokenizer("a red square").input_ids[-1] == model.config.text_config.eos_token_id
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(pairs, tmp_path):
     losses = []
     for name in ("a", "b"):

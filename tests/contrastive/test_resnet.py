@@ -26,6 +26,7 @@ def resnet(pairs, run_dir, **changes):
     return values_of(pairs, run_dir, **(RESNET | changes))
 
 
+@pytest.mark.slow
 def test_a_resnet_learns_classifies_and_is_read_by_transformers(pairs, tmp_path, capsys, tiny_parts):
     final = train(resnet(pairs, tmp_path / "run", train__epochs=30))
     log = json.loads((final / "training_log.json").read_text())

@@ -1,5 +1,6 @@
 """Contrastive training, then alignment, then instructions: what one stage trained is what the next one starts from."""
 
+import pytest
 import torch
 
 from mllm.checkpoint.dual import load_dual
@@ -12,6 +13,7 @@ def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_contrastive_then_align_then_instruct(pairs, recipe, tiny_parts, tmp_path):
     clip = train(values_of(pairs, tmp_path / "clip", train__epochs=1))
     stage1 = config(tiny_parts, recipe, tmp_path / "stage1", train__epochs=1)

@@ -190,6 +190,7 @@ def test_settings_that_contradict_each_other_are_refused(pairs, tmp_path, change
         train(values_of(pairs, tmp_path, **changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
 def test_the_image_side_of_a_run_is_locked_in_the_next_and_sees_for_a_language_model(
     pairs,
@@ -213,6 +214,7 @@ def test_the_image_side_of_a_run_is_locked_in_the_next_and_sees_for_a_language_m
     assert torch.allclose(features, expected[:, -4:], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["clip", "siglip"])
 def test_transformers_gives_the_trained_models_logits(pairs, tmp_path, layout):
     kind = "sigmoid" if layout == "siglip" else "infonce"

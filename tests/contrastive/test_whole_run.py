@@ -14,6 +14,8 @@ from mllm.settings import validate_settings
 from tests.helpers.clip import train, values_of
 from tests.helpers.runs import config, metrics, series
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_never_was_and_a_finished_one_is_left_alone(pairs, tmp_path, caplog):
     caplog.set_level("INFO")

@@ -114,6 +114,62 @@ def test_refcoco_asks_for_the_box_of_each_expression(tmp_path):
     assert all(sample.messages[1].content[0].unit == "pixels" for sample in samples)
 
 
+GRIT = {
+    "caption": "two dogs on a red sofa",
+    "noun_chunks": [
+        [12, 22, 0.02, 0.31, 0.96, 0.97, 0.79],
+        [0, 8, 0.1, 0.3, 0.4, 0.9, 0.7],
+        [0, 8, 0.5, 0.3, 0.8, 0.9, 0.68],
+    ],
+    "ref_exps": [[0, 22, 0.1, 0.3, 0.4, 0.9, 0.7], [0, 22, 0.5, 0.3, 0.8, 0.9, 0.68]],
+    "id": 1795,
+    "url": "https://example.com/a.jpg",
+    "key": "000000001",
+    "status": "success",
+    "width": 64,
+    "height": 48,
+    "clip_similarity_vitb32": 0.35,
+}
+
+
+def test_grit_names_places_where_its_captions_have_phrases(tmp_path):
+    """As img2dataset writes the release: a tar of pictures, captions and rows."""
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as tar:
+        members = {"jpg": b"jpg", "json": json.dumps(GRIT).encode(), "txt": GRIT["caption"].encode()}
+        for suffix, content in members.items():
+            info = tarfile.TarInfo(f"000000001.{suffix}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (captioned,), (asked,) = read("grit", path), read("grit_refer", path)
+    dogs, between, sofa = captioned.messages[1].content
+    assert [(r.label, r.box) for r in dogs.boxes] == [
+        ("two dogs", (0.1, 0.3, 0.4, 0.9)),
+        ("two dogs", (0.5, 0.3, 0.8, 0.9)),
+    ]
+    assert between.text == " on " and sofa.boxes[0].label == "a red sofa" and sofa.unit == "image"
+    assert asked.id == "1795/0" and asked.messages[0].text.endswith("describes: two dogs on a red sofa")
+    assert [r.label for r in asked.messages[1].content[0].boxes] == ["", ""]
+    for sample in (captioned, asked):
+        assert len(sample.images) == 1
+        sample.check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image": None}, r"download by img2dataset.*`noun_chunks` are read by `grit`"),
+        ({"noun_chunks": [[0, 99, 0, 0, 1, 1, 1]]}, "expected `noun_chunks` to be a list of .* within the caption"),
+        ({"noun_chunks": [[0, 8, 0, 0, 1, 1]]}, "expected `noun_chunks`"),
+        ({"noun_chunks": [[0, 8, 0, 0, 1, 1, 1], [4, 11, 0, 0, 1, 1, 1]]}, "share the characters 'dogs'"),
+    ],
+)
+def test_what_is_no_phrase_of_grit_is_named_with_its_record(tmp_path, changes, words):
+    path = write_json(tmp_path / "g.json", [GRIT | {"image": "a.jpg"} | changes])
+    with pytest.raises(UserError, match=rf"g\.json\[0\]: .*{words}"):
+        read("grit", path)
+
+
 def test_vqa_finds_its_answers_beside_the_questions(tmp_path):
     path = tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json"
     questions = [{"image_id": 9, "question": "What?", "question_id": 90}]

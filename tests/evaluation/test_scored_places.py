@@ -16,10 +16,9 @@ from mllm.evaluation.asking import Question, Reply
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.medium import shown
-from mllm.evaluation.places import SAID, TRUE, marks_of
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.predictions import score_file
-from mllm.evaluation.report import write_report
+from mllm.evaluation.report import SAID, TRUE, marks_of, write_report
 from mllm.evaluation.scoring import Answer, as_records, score_plan, summarize
 from mllm.evaluation.subjects.local import LocalModel
 from mllm.model.settings import ImageSettings

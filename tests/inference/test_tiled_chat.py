@@ -1,7 +1,10 @@
 """What is kept of images in tiles: answers are those of a fresh computation, whatever is added, taken back or repeated."""
 
 import random
+import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from urllib.request import urlopen
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from mllm.inference.request import prompt_of
 from mllm.model.planning import build_planner
 from mllm.model.settings import ImageSettings, VideoSettings
 from tests.helpers.layouts import tiled_settings
+from tests.helpers.serving import client_of, question, serving, slow
 from tests.helpers.tiny import save_image
 
 DIALOGUES = 56
@@ -96,6 +100,32 @@ def test_an_image_that_a_later_one_changes_is_computed_again(planned_by, images,
     last = session.last
     assert last.prompt_token_count - opening <= last.computed_token_count <= last.prompt_token_count
     assert session.messages[-1].text == fresh(model, processor, session)
+
+
+@pytest.mark.parametrize("tiling", ["anyres", "grid"])
+def test_the_server_answers_about_tiled_images_in_flight_together_as_about_each_alone(planned_by, images, tiling):
+    model, processor = planned_by(tiling, "square", "turn")
+    shown = [images[:1], images[2:3], images[3:4], images[1:3], images[2:3], []]
+    texts = [f"{words} {n}" for n, words in enumerate((*WORDS, "why"))]
+
+    def alone(text, own):
+        parts = (*(ImagePart() for _ in own), TextPart(text=text))
+        request = Request((Message(role="user", content=parts),), tuple(own))
+        return generate_answers(model, processor, [request], Decoding(max_new_tokens=NEW_TOKENS))[0].text
+
+    wanted = [alone(*asked) for asked in zip(texts, shown, strict=True)]
+    with serving((model, processor), max_new_tokens=NEW_TOKENS) as port, slow(model, 0.05):
+
+        def ask(text, own):
+            messages = [question(text, *own)]
+            said = client_of(port).chat.completions.create(model="tiny", messages=messages, temperature=0)
+            return said.choices[0].message.content
+
+        with ThreadPoolExecutor(len(texts)) as clients:
+            assert list(clients.map(ask, texts, shown)) == wanted
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as said:
+            told = dict(re.findall(r"^mllm_batch_rows_(sum|count) (\S+)$", said.read().decode(), re.MULTILINE))
+    assert float(told["sum"]) > float(told["count"])
 
 
 @pytest.mark.parametrize("tiling", TILINGS)

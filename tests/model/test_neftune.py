@@ -8,6 +8,7 @@ import torch
 from mllm.batch import PADDING_SEGMENT
 from mllm.checkpoint.start import build
 from mllm.model.multimodal import add_noise, sample_lengths
+from tests.helpers.layouts import tiled_settings
 from tests.helpers.samples import batch_of
 from tests.helpers.tiny import tiny_settings
 
@@ -15,9 +16,12 @@ ALPHA, WIDTH = 5.0, 512
 
 
 @pytest.mark.parametrize("packing", ["none", "samples"])
-def test_noise_is_scaled_by_each_samples_own_length(tiny_parts, samples, packing):
-    _, processor = build(tiny_settings(tiny_parts))
+@pytest.mark.parametrize("layout", ["square", "anyres", "grid"])
+def test_noise_is_scaled_by_each_samples_own_length(tiny_parts, samples, layout, packing):
+    """Tiles and the newlines between them are counted, and none of their tokens is changed."""
+    _, processor = build(tiled_settings(tiny_parts, layout))
     batch = batch_of(samples, processor, packing)
+    assert (len(batch.tiles) > len(batch.visuals)) == (layout != "square")
     noise = add_noise(torch.zeros(*batch.input_ids.shape, WIDTH), batch, processor.image_token_id, ALPHA)
     is_image, is_padding = batch.input_ids == processor.image_token_id, batch.segment_ids == PADDING_SEGMENT
     assert is_image.any() and not noise[is_image].any() and not noise[is_padding].any()

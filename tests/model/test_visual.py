@@ -24,6 +24,7 @@ from mllm.model.trainable import apply_policy
 from tests.helpers.connectors import CONNECTORS
 from tests.helpers.layouts import LAYOUTS, make_up_clips, tiled_settings
 from tests.helpers.tiny import save_image, tiny_settings
+from tests.helpers.videos import write_video
 
 SIZES = [(12, 20), (33, 16), (16, 60), (40, 40)]
 CUT_AT = 330
@@ -163,14 +164,24 @@ def assert_alike(gradients, expected):
 @pytest.mark.parametrize("packing", ["samples", "shared_prefix"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_tiles_and_frames_packed_have_the_loss_and_gradients_of_each_sample_alone(tiled, mixed, layout, packing):
-    model, processor = tiled(layout)
+    assert_packed_teaches_as_alone(*tiled(layout), mixed, packing)
+
+
+@pytest.mark.parametrize("layout", ["anyres", "square"])
+def test_decoded_frames_packed_teach_what_each_sample_teaches_alone(tiled, mixed, tmp_path, monkeypatch, layout):
+    monkeypatch.undo()  # the clip that was made up
+    (tmp_path / "a.mp4").write_bytes(write_video("mp4", 30))
+    assert_packed_teaches_as_alone(*tiled(layout), mixed, "shared_prefix")
+
+
+def assert_packed_teaches_as_alone(model, processor, samples, packing):
     apply_policy(model, TrainableSettings(**POLICIES["full"]))
-    packed = batch_of(mixed, processor, packing)
+    packed = batch_of(samples, processor, packing)
     counts = [visual.token_count for visual in packed.visuals]
     assert len(set(counts)) > 1 and len(packed.image_places) == sum(counts)
     assert len(packed.tiles) == sum(visual.tile_count for visual in packed.visuals) > len(counts)
     assert torch.equal(packed.image_places, (packed.input_ids == processor.image_token_id).flatten().nonzero()[:, 0])
-    loss_a, grads_a = loss_and_gradients(model, [batch_of([s], processor, "none") for s in mixed])
+    loss_a, grads_a = loss_and_gradients(model, [batch_of([s], processor, "none") for s in samples])
     loss_p, grads_p = loss_and_gradients(model, [packed])
     assert loss_p == pytest.approx(loss_a, rel=1e-5)
     assert ("projector.image_newline" in grads_a) == (model.projector.image_newline is not None)

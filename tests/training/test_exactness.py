@@ -1,9 +1,6 @@
 """The loss is the same however the work is laid out; a resumed run is the run that was not stopped."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import product
 
 import pytest
@@ -16,8 +13,9 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
 from mllm.training.ds_config import fill_ds_config
+from tests.helpers.commands import command
 from tests.helpers.launches import launch_runs
-from tests.helpers.runs import ROOT, config, run_here, series, skipped_ids
+from tests.helpers.runs import config, run_here, series, skipped_ids
 from tests.helpers.tiny import save_image
 
 pytestmark = pytest.mark.slow
@@ -163,8 +161,6 @@ def test_corrupt_image_is_an_error_or_a_listed_skip(tiny_parts, tmp_path):
 def test_user_mistakes_end_with_one_line_and_exit_code_2(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run_dir: x\nmodle: {}\n")
-    command = [sys.executable, "train/finetune.py", "--config", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "c.yaml:2: unknown key 'modle'; did you mean 'model'?" in done.stderr
-    assert "Traceback" not in done.stderr
+    _, said = command("train/finetune.py", "--config", path, code=2)
+    assert "c.yaml:2: unknown key 'modle'; did you mean 'model'?" in said
+    assert "Traceback" not in said

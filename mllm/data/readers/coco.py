@@ -9,7 +9,7 @@ from mllm.conversation.schema import BoxesPart, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import asked_about_images
 from mllm.data.readers.json_lines import read_document
-from mllm.data.readers.refcoco import answered_by, coco_box
+from mllm.data.readers.refcoco import answered_with, coco_box
 from mllm.data.readers.registry import READERS
 
 QUESTION = "Name the objects in the image, each with its box."
@@ -50,5 +50,5 @@ def read_coco_boxes(path: Path | str, on_error: OnError = raise_error) -> Iterat
     for image in document["images"]:
         if isinstance(image, dict) and image.get("id") in regions and isinstance(image.get("file_name"), str):
             boxes = BoxesPart(boxes=tuple(regions[image["id"]]), unit="pixels")
-            messages = answered_by(boxes, asked_about_images(1, QUESTION, ""))
+            messages = answered_with([boxes], asked_about_images(1, QUESTION, ""))
             yield Sample(id=str(image["id"]), messages=messages, images=(image["file_name"],), kind="boxes")

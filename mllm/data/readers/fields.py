@@ -21,6 +21,7 @@ READERS_OF = {
     "messages": "`messages`",
     "texts": "`cauldron`",
     "sentences": "`refcoco`",
+    "noun_chunks": "`grit`",
     "caption": "`captions`",
     "annotations": "`coco_captions` or `coco_boxes`",
     "questions": "`vqa`",

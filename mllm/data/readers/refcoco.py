@@ -35,13 +35,13 @@ def read_refcoco(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     name = str(record.get("ref_id", record.get("id", place)))
     boxes = BoxesPart(boxes=(Region(box=coco_box(place, record.get("bbox"))),), unit="pixels")
     for number, sentence in enumerate(sentences):
-        messages = answered_by(boxes, asked_about_images(len(images), f"{QUESTION}{sentence}", ""))
+        messages = answered_with([boxes], asked_about_images(len(images), f"{QUESTION}{sentence}", ""))
         yield Sample(id=f"{name}/{number}", messages=messages, images=images, kind="refer")
 
 
-def answered_by(part: Part, messages: Sequence[Message]) -> tuple[Message, ...]:
-    """`messages` with a part in place of the words of the last one."""
-    return (*messages[:-1], messages[-1].model_copy(update={"content": (part,)}))
+def answered_with(parts: Sequence[Part], messages: Sequence[Message]) -> tuple[Message, ...]:
+    """`messages` with parts in place of the words of the last one."""
+    return (*messages[:-1], messages[-1].model_copy(update={"content": tuple(parts)}))
 
 
 def coco_box(place: str, box: Any) -> tuple[float, float, float, float]:

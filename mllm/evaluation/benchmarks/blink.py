@@ -6,7 +6,7 @@ release was not run here. The official script has a judge read what it can't; he
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mllm.evaluation.benchmark import BENCHMARKS, Card, Item, TableRow, hub_layout
 from mllm.evaluation.hub import ParquetRelease
@@ -55,7 +55,6 @@ class BlinkScore(RuledMetric):
 
     line = BlinkLine
     judges: ClassVar[Mapping[str, Judge]] = {"official": _official, "lmms_eval": _lmms_eval, "vlmevalkit": _vlmevalkit}
-    parse: Literal["official", "lmms_eval", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[BlinkLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         tasks = [line.task for line in lines]

@@ -105,7 +105,6 @@ class MathVistaScore(RuledMetric):
 
     line = MathVistaLine
     judges: ClassVar[Mapping[str, Judge]] = {"official": _official, "vlmevalkit": _vlmevalkit}
-    parse: Literal["official", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[MathVistaLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         scores: dict[str, Any] = {"score": mean(values)}

@@ -5,7 +5,7 @@ Checked against the official `eval_utils.py`, lmms-eval 75571cf and VLMEvalKit e
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -114,7 +114,6 @@ class MmmuScore(RuledMetric):
 
     line = MmmuLine
     judges: ClassVar[Mapping[str, Judge]] = {"official": _official, "lmms_eval": _lmms_eval, "vlmevalkit": _vlmevalkit}
-    parse: Literal["official", "lmms_eval", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[MmmuLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         subjects = [line.subject for line in lines]

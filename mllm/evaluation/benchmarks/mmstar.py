@@ -4,7 +4,7 @@ Checked against the official `mmstar.py`, lmms-eval 75571cf and VLMEvalKit e8e78
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -49,7 +49,6 @@ class MmStarScore(RuledMetric):
 
     line = MmStarLine
     judges: ClassVar[Mapping[str, Judge]] = {"official": _official, "lmms_eval": _lmms_eval, "vlmevalkit": _vlmevalkit}
-    parse: Literal["official", "lmms_eval", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[MmStarLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         kinds = [line.l2_category for line in lines]

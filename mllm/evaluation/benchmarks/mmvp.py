@@ -8,7 +8,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Benchmark, Card, Item
@@ -87,7 +87,6 @@ class MmvpScore(RuledMetric):
         "released_labels": _as_released,
         "lmms_eval": _lmms_eval,
     }
-    parse: Literal["corrected", "released_labels", "lmms_eval"] = "corrected"
 
     def summarize(self, lines: Sequence[MmvpLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         pairs = _by_pair(lines, values)

@@ -9,7 +9,7 @@ are. The authors' prompt puts "Best option:(" into the model's mouth, which isn'
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import RootModel
 
@@ -89,7 +89,6 @@ class MvBenchScore(RuledMetric):
         "lmms_eval": _lmms_eval,
         "vlmevalkit": _vlmevalkit,
     }
-    parse: Literal["official", "lmms_eval", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[MvBenchLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         return {"score": mean(values)} | means_by("task", [line.task for line in lines], values)

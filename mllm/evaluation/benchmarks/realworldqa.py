@@ -4,7 +4,7 @@ xAI published no script. Checked against lmms-eval 75571cf and VLMEvalKit e8e78f
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -55,7 +55,6 @@ class RealWorldScore(RuledMetric):
 
     line = RealWorldLine
     judges: ClassVar[Mapping[str, Judge]] = {"lmms_eval": _lmms_eval, "vlmevalkit": _vlmevalkit}
-    parse: Literal["lmms_eval", "vlmevalkit"] = "lmms_eval"
 
     def summarize(self, lines: Sequence[RealWorldLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         kinds = [WORDS if line.letter is None else CHOICE for line in lines]

@@ -87,7 +87,6 @@ class VideoMmeScore(RuledMetric):
         "lmms_eval": _lmms_eval,
         "vlmevalkit": _vlmevalkit,
     }
-    parse: Literal["official", "lmms_eval", "vlmevalkit"] = "official"
 
     def summarize(self, lines: Sequence[VideoMmeLine], values: Sequence[float], rule: str) -> dict[str, Any]:
         scores: dict[str, Any] = {"score": mean(values)}

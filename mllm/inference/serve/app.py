@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Stream
 from mllm.inference.generate import check_context
-from mllm.inference.places import Places, places_in
+from mllm.inference.places import PICTURE_PX, Places, places_in
 from mllm.inference.request import prompt_of
 from mllm.inference.serve.batch_queue import BatchQueue, Job, QueueFullError
 from mllm.inference.serve.counters import Metrics
@@ -38,6 +38,7 @@ from mllm.inference.serve.protocol import (
     places_field,
     usage,
 )
+from mllm.media import drawing
 from mllm.media.clip import check_frames
 from mllm.media.remote import fetch_image
 from mllm.model.interface import VisionLanguageModel
@@ -158,12 +159,25 @@ def build_app(model: VisionLanguageModel, processor: Processor, settings: Server
 def _page() -> tuple[str, str]:
     """The page, and a policy by which it runs its own script only and talks to its own server only."""
     page = files("mllm.inference.serve").joinpath("page.html").read_text(encoding="utf-8")
+    page = page.replace("DRAWING", json.dumps(_drawing()))
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     assert script is not None
     digest = b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
     shown = "style-src 'unsafe-inline'; img-src 'self' data:; media-src data:"
     sources = f"script-src 'sha256-{digest}'; {shown}; connect-src 'self'"
     return page, f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def _drawing() -> dict[str, Any]:
+    """How places are drawn, for the page: their colours, and sizes in pixels or as so many on the longer side."""
+    return {
+        "colours": drawing.COLOURS,
+        "pictureSide": PICTURE_PX,
+        "linesASide": drawing.LINES_A_SIDE,
+        "textASide": drawing.TEXT_A_SIDE,
+        "fewestLine": drawing.FEWEST_LINE_PX,
+        "fewestText": drawing.FEWEST_TEXT_PX,
+    }
 
 
 class _Service:

@@ -1,8 +1,7 @@
 """Projectors, a file each: vision features to the language model's embedding space."""
 
 from mllm.model.projectors import c_abstractor, mlp, norm_mlp, pooling, resampler
-from mllm.model.projectors.base import NEWLINE, PROJECTORS, Projector, Sizes, pixel_shuffle
-from mllm.model.projectors.build import build_projector
+from mllm.model.projectors.base import NEWLINE, PROJECTORS, Projector, Sizes, build_projector, pixel_shuffle
 
 __all__ = [
     "NEWLINE",

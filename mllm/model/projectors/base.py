@@ -4,13 +4,15 @@ T tiles, P patches, K features of a tile behind the projector, V vision width, D
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from mllm.media.visual import ImageGeometry, Visual
 from mllm.model.arrange import arranged, pooled_before
+from mllm.model.settings import ProjectorSettings
+from mllm.model.tile_tokens import MLP_NAME, check_kind
 from mllm.registry import Registry
 
 PROJECTORS: Registry[type["Projector"]] = Registry("projector")
@@ -182,3 +184,18 @@ class Projector(nn.Module):
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("feature_")}
         weight = state["linear_1.weight"] / self.feature_std
         return state | {"linear_1.weight": weight, "linear_1.bias": state["linear_1.bias"] - weight @ self.feature_mean}
+
+
+def build_projector(settings: ProjectorSettings, sizes: Sizes, has_newline: bool = False) -> Projector:
+    """Build the projector of `settings`, which learns a newline or none.
+
+    sizes: their geometry is that of encoder and projector (`mllm.model.tile_tokens.projected`); depth and hidden width are
+    those of the settings. Raises UserError for an unknown kind, with the choices.
+    """
+    check_kind(settings.kind)
+    match = MLP_NAME.fullmatch(settings.kind)
+    name, depth = ("mlp_gelu", int(match.group(1))) if match else (settings.kind, 2)
+    projector = PROJECTORS.get(name)(replace(sizes, depth=depth, hidden_width=settings.hidden_width))
+    if has_newline:
+        projector.add_newline()
+    return projector

@@ -1,22 +1,16 @@
-"""What the benchmarks share: models and data of stated shapes, timing in turn, and a description of the machine.
+"""Models, data and runs of stated shapes, which the benchmarks measure.
 
 Weights are random and data is made here from a seed: a benchmark needs no download and measures the same work everywhere.
 """
 
 import json
-import os
-import platform
 import random
-import resource
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-import transformers
 import yaml
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -202,53 +196,3 @@ def train_step(
             engine.backward(loss, 1.0 / targets, last=not feed)
             del loss
     engine.step(1.0)
-
-
-def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each of `rounds`, after one round that isn't counted.
-
-    They take turns, so that a slow minute of the machine falls on all of them.
-    """
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, run in contenders.items():
-            started = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                taken[name].append(time.perf_counter() - started)
-    return taken
-
-
-def spread(seconds: Sequence[float]) -> float:
-    """(largest − smallest) / median: above some 0.1 the machine wasn't calm, and the benchmark should be run again."""
-    return (max(seconds) - min(seconds)) / median(seconds)
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has had in RAM at once since its start."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def machine() -> str:
-    """One line: device, threads, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return (
-        f"{device}, {torch.get_num_threads()} of {os.cpu_count()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}"
-    )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
