@@ -62,7 +62,16 @@ class PublicModel(VisionLanguageModel):
         told = (
             {} if self.carried.token_types is None or token_types is None else {self.carried.token_types: token_types}
         )
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **told, **media}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **told, **self._taken(media)}
+
+    def _taken(self, media: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What of media the model takes, pixels in the dtype of its encoder: some encoders don't convert them."""
+        dtype = _dtype_of(self.peer.get_encoder(modality="image"))
+        return {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in media.items()
+            if name in self.carried.inputs
+        }
 
     @property
     def head(self) -> nn.Module:
@@ -70,7 +79,7 @@ class PublicModel(VisionLanguageModel):
 
     def hidden_states(self, batch: Batch) -> torch.Tensor:
         """Final hidden states [B, T, D]. Raises UserError where images and their tokens don't match."""
-        media = {name: tensor for name, tensor in batch.media.items() if name in self.carried.inputs}
+        media = self._taken(batch.media)
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **media}
         if self.carried.token_types is not None:
             inputs[self.carried.token_types] = batch.token_types
