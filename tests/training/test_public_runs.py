@@ -31,7 +31,7 @@ def peer(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
-    """Steps of three samples, of which some have no image, so that a rank has a micro-batch without one, or without targets."""
+    """Steps of three samples, of which some have no image: a rank has micro-batches without one, or without targets."""
     root = tmp_path_factory.mktemp("uneven")
     save_image(root / "red.png", (255, 0, 0), (40, 40))
     save_image(root / "blue.png", (0, 0, 255), (70, 20))

@@ -8,7 +8,9 @@ import torch
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
-from tests.helpers.public_models import MAKERS
+from mllm.kernels.precision import cast_parameters
+from mllm.model.public import wrap
+from tests.helpers.public_models import MAKERS, tiny
 from tests.helpers.samples import batch_of, fail, loss_and_gradients
 
 TOLERANCE = 1e-5
@@ -125,3 +127,18 @@ def test_words_alone_give_every_tensor_a_gradient_and_images_none_but_zeros(wrap
     eyes = {name for name in slopes if model.part_of(name) == "vision_encoder"}
     assert eyes and all(not slopes[name].any() for name in eyes)
     assert any(of_image[name].any() for name in eyes)
+
+
+@pytest.mark.parametrize("name", ["several_axes", "spans_and_windows"])
+def test_recomputed_activations_and_narrow_numbers_give_the_same_loss(name, samples):
+    model, processor = wrap(*tiny(name))
+    batch = batch_of(samples, processor, "samples", 2000)
+    loss, slopes = loss_and_gradients(model.train(), [batch])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(batch).item() == pytest.approx(loss, rel=1e-2)
+    model.checkpoint_activations()
+    again, slopes_again = loss_and_gradients(model, [batch])
+    assert again == loss
+    assert all(torch.allclose(slope, slopes_again[key], rtol=1e-5, atol=TOLERANCE) for key, slope in slopes.items())
+    cast_parameters(model, torch.bfloat16)
+    assert model(batch).item() == pytest.approx(loss, rel=1e-2)
