@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from data_recipes.demo.rendered_words import render_word
 from data_recipes.sees_more.vocabulary import COLORS, Look, Thing
+from mllm.conversation.boxes.region import Corners
 from mllm.media.visual import Size
 
 TILE_PX = 64  # side of the encoder's input
@@ -47,6 +48,23 @@ def draw_thing(image: Image.Image, thing: Thing, place: Place) -> None:
         canvas.rectangle((left, top + place.radius / 5, right, bottom - place.radius / 5), fill=fill)
     else:
         canvas.polygon([(place.column, top), (right, bottom), (left, bottom)], fill=fill)
+
+
+def box_of(thing: Thing, place: Place, size: Size) -> Corners:
+    """Left, top, right and bottom of what `draw_thing` draws there, from 0 to 1 of a picture of `size` (height, width)."""
+    half = place.radius * (0.8 if thing.shape == "rectangle" else 1.0)  # a rectangle is less high than wide
+    height, width = size
+    return (
+        (place.column - place.radius) / width,
+        (place.row - half) / height,
+        (place.column + place.radius) / width,
+        (place.row + half) / height,
+    )
+
+
+def in_words(box: Corners) -> str:
+    """The box as text, as the model is to write it: LLaVA's two decimals."""
+    return f"[{', '.join(f'{share:.2f}' for share in box)}]"
 
 
 def random_place(size: Size, radii_px: tuple[float, float], rng: random.Random) -> Place:

@@ -25,9 +25,9 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
     """Write `config.output` whole or not at all; returns the report, which is also in `report.json`.
 
     The directory holds, of each kind of scene that is counted, a file of samples, `KIND.jsonl`, for some another of the same
-    samples without pictures, `KIND_in_words.jsonl`, and `heldout/KIND.jsonl` with questions; the rest is in `media/`. Paths
-    in them are relative to the file's folder. An earlier run's directory is replaced. Raises UserError where it holds
-    anything else.
+    samples without pictures, `KIND_in_words.jsonl`, and `heldout/KIND.jsonl` with questions, `heldout/KIND_boxes.jsonl` with
+    those for places; the rest is in `media/`. Paths in them are relative to the file's folder. An earlier run's directory is
+    replaced. Raises UserError where it holds anything else.
     """
     check_directory(config.output, BY)
     train, heldout = splits(config.seed, config.heldout_things)
@@ -42,11 +42,14 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
             files[f"{kind}_in_words.jsonl"] = [
                 record_of(sample) for draft in trained for sample in draft.samples_in_words()
             ]
-            files[f"heldout/{kind}.jsonl"] = [
+            questions = [
                 line
                 for draft in draw(kind, heldout, config.asked, config.seed)
                 for line in draft.questions(tuple(f"../{file}" for file in store.add(draft.media)))
             ]
+            # Places are scored otherwise than words: each has a file of its own.
+            files[f"heldout/{kind}.jsonl"] = [line for line in questions if "answer" in line]
+            files[f"heldout/{kind}_boxes.jsonl"] = [line for line in questions if "answers" in line]
         files = {name: rows for name, rows in files.items() if rows}
         for name, rows in files.items():
             write_lines(root / name, rows)
@@ -67,9 +70,12 @@ def draw(kind: str, split: Split, counts: SceneCounts, seed: int) -> list[Draft]
 
 
 def _answers(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Type → how often each answer is right, the commonest first."""
-    kinds = sorted({row["type"] for row in rows})
-    return {kind: dict(Counter(row["answer"] for row in rows if row["type"] == kind).most_common(8)) for kind in kinds}
+    """Type → how often each answer in words is right, the commonest first."""
+    kinds: dict[str, Counter[str]] = {}
+    for row in rows:
+        if "answer" in row:
+            kinds.setdefault(row["type"], Counter())[row["answer"]] += 1
+    return {kind: dict(kinds[kind].most_common(8)) for kind in sorted(kinds)}
 
 
 class MediaStore:

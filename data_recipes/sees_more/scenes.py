@@ -17,6 +17,7 @@ from data_recipes.sees_more.drawing import (
     thing_picture,
     word_picture,
 )
+from data_recipes.sees_more.located import alone, located
 from data_recipes.sees_more.several_things import counted, placed, related
 from data_recipes.sees_more.vocabulary import WAYS, Split, Thing
 from mllm.media.visual import Size
@@ -135,4 +136,6 @@ SCENES: dict[str, Scene] = {
     "counted": counted,
     "placed": placed,
     "related": related,
+    "alone": alone,
+    "located": located,
 }

@@ -25,6 +25,10 @@ class SceneCounts(Settings):
     """Number of pictures of two shapes, of which one has to be boxed. 0 by default."""
     related: Count = 0
     """Number of pictures of two shapes beside or above each other. 0 by default."""
+    alone: Count = 0
+    """Number of pictures of one large shape that has to be boxed. 0 by default."""
+    located: Count = 0
+    """Number of pictures of two large shapes, both of which have to be boxed. 0 by default."""
 
 
 class GeneratorSettings(Settings):

@@ -9,8 +9,10 @@ from data_recipes.sees_more.drawing import (
     SMALL_RADII_PX,
     TILE_PX,
     Place,
+    box_of,
     draw_thing,
     ground,
+    in_words,
     png,
     random_place,
 )
@@ -27,7 +29,7 @@ RELATIONS = (("left of", "right of"), ("above", "below"))
 def counted(name: str, split: Split, rng: random.Random) -> Draft:
     """One to five small shapes of a kind, each number as often as the others."""
     thing, count = split.draw(rng), rng.randint(1, MOST)
-    picture = _picture([(thing, place) for place in _places(count, SMALL_RADII_PX, rng)], rng)
+    picture = picture_of([(thing, place) for place in places_apart(count, SMALL_RADII_PX, rng)], rng)
     return Draft(
         name, "counted", (picture,), (thing.name,), (Asked("how many shapes are in the image?", str(count), "count"),)
     )
@@ -36,36 +38,36 @@ def counted(name: str, split: Split, rng: random.Random) -> Draft:
 def placed(name: str, split: Split, rng: random.Random) -> Draft:
     """Two shapes, and the box of one of them: corners from 0 to 1 of the picture with two decimals, as LLaVA writes them."""
     pair = split.draw_pair(rng, False, False)
-    places = _places(2, RADII_PX, rng)
+    places = places_apart(2, RADII_PX, rng)
     thing, place = next(own for own in zip(pair, places, strict=True) if own[0] in split.own)
-    corners = ", ".join(f"{pixels / SIZE[0]:.2f}" for pixels in _corners(thing, place))
-    asked = Asked(f"where is the {thing.name}? answer with its box.", f"[{corners}]", "box")
-    return Draft(name, "placed", (_picture(list(zip(pair, places, strict=True)), rng),), _names(pair), (asked,))
+    asked = Asked(f"where is the {thing.name}? answer with its box.", in_words(box_of(thing, place, SIZE)), "box")
+    return Draft(name, "placed", (picture_of(list(zip(pair, places, strict=True)), rng),), names_of(pair), (asked,))
 
 
 def related(name: str, split: Split, rng: random.Random) -> Draft:
     """Two shapes, one clearly beside, above or below the other."""
     pair, axis = split.draw_pair(rng, False, False), rng.randrange(2)
-    first, second = places = _places(2, RADII_PX, rng, axis)
+    first, second = places = places_apart(2, RADII_PX, rng, axis)
     is_before = (first.column < second.column) if axis == 0 else (first.row < second.row)
     words = RELATIONS[axis]
     question = f"is the {pair[0].name} {words[0]} or {words[1]} the {pair[1].name}?"
     asked = Asked(question, words[0 if is_before else 1].removesuffix(" of"), "relation")
-    return Draft(name, "related", (_picture(list(zip(pair, places, strict=True)), rng),), _names(pair), (asked,))
+    return Draft(name, "related", (picture_of(list(zip(pair, places, strict=True)), rng),), names_of(pair), (asked,))
 
 
-def _names(things: tuple[Thing, ...]) -> tuple[str, ...]:
+def names_of(things: tuple[Thing, ...]) -> tuple[str, ...]:
     return tuple(thing.name for thing in things)
 
 
-def _picture(shown: list[tuple[Thing, Place]], rng: random.Random) -> bytes:
+def picture_of(shown: list[tuple[Thing, Place]], rng: random.Random) -> bytes:
+    """PNG of two tiles a side with things at their places."""
     image = ground(SIZE, rng)
     for thing, place in shown:
         draw_thing(image, thing, place)
     return png(image)
 
 
-def _places(count: int, radii_px: tuple[float, float], rng: random.Random, axis: int | None = None) -> list[Place]:
+def places_apart(count: int, radii_px: tuple[float, float], rng: random.Random, axis: int | None = None) -> list[Place]:
     """Places that don't touch. axis: 0 or 1, columns or rows, along which the first two lie clearly apart."""
     while True:
         places = [random_place(SIZE, radii_px, rng) for _ in range(count)]
@@ -73,16 +75,11 @@ def _places(count: int, radii_px: tuple[float, float], rng: random.Random, axis:
             along = [(place.column, place.row)[axis] for place in places[:2]]
             if abs(along[0] - along[1]) < APART_PX:
                 continue
-        if all(_are_apart(*two) for two in combinations(places, 2)):
+        if all(are_apart(*two) for two in combinations(places, 2)):
             return places
 
 
-def _are_apart(first: Place, second: Place) -> bool:
+def are_apart(first: Place, second: Place) -> bool:
+    """Whether things there don't touch, with a gap between them."""
     distance = max(abs(first.row - second.row), abs(first.column - second.column))
     return distance >= first.radius + second.radius + GAP_PX
-
-
-def _corners(thing: Thing, place: Place) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 in pixels of what `draw_thing` draws there: a rectangle is less high than wide."""
-    half = place.radius * (0.8 if thing.shape == "rectangle" else 1.0)
-    return place.column - place.radius, place.row - half, place.column + place.radius, place.row + half

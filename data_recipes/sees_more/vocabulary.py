@@ -52,12 +52,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Split:
-    """What pictures of a split show. own: things of which each picture, pair or clip has one at least; others: the rest."""
+    """What pictures of a split show.
+
+    own: things of which each picture, pair or clip has one at least; others: the rest. has_heldout_places: whether things
+    that are asked for lie where training never shows one, or never there.
+    """
 
     name: str
     own: tuple[Thing, ...]
     others: tuple[Thing, ...]
     looks: tuple[Look, ...]
+    has_heldout_places: bool
 
     def draw(self, rng: random.Random) -> Thing:
         return rng.choice(self.own)
@@ -86,4 +91,4 @@ def splits(seed: int, heldout_things: int) -> tuple[Split, Split]:
     words = ordered_words(WORDS, DEMO_SEED, DEMO_SOURCE)[:WORD_COUNT]
     unseen = tuple(Look(word, heldout_font(word, DEMO_SEED, DEMO_SOURCE)) for word in words)
     seen = tuple(look for look in (Look(word, font) for word in words for font in FONTS) if look not in unseen)
-    return Split("train", known, (), seen), Split("heldout", hidden, known, unseen)
+    return Split("train", known, (), seen, False), Split("heldout", hidden, known, unseen, True)

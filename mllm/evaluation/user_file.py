@@ -15,7 +15,7 @@ from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import Benchmark, Card, Item, MajorityAnswer
 from mllm.evaluation.medium import Medium
-from mllm.evaluation.metric import METRICS, Line
+from mllm.evaluation.metric import METRICS, Line, Result
 from mllm.evaluation.release import first_problem
 from mllm.settings import ExpandedPath, Settings, load_settings
 
@@ -99,6 +99,9 @@ class QuestionFile(Settings):
     """The user's words, with `{question}` for the question."""
     metric: str = DEFAULT_METRIC
     """The metric's name; `mllm score` takes the same."""
+    answers_with_places: bool = False
+    """Whether `iou` or `pointing` reads a model's answers in its own box format, over the image, and each is right or wrong
+    (`iou`: at 0.5); questions have boxes in pixels, and `width` and `height` (default: false, any text that names a box)."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The length of an answer at most, in tokens."""
     limit: int | None = Field(default=None, ge=1)
@@ -138,6 +141,7 @@ class UserFile(Benchmark):
             self.settings = QuestionFile(file=file.name, metric=metric or DEFAULT_METRIC)
         self.folder, self.metric = Path(name).name if name.endswith(YAML) else self.settings.file, self.settings.metric
         self.max_new_tokens, self.default_limit = self.settings.max_new_tokens, self.settings.limit
+        self.answers_with_places = self.settings.answers_with_places
         if METRICS.get(self.metric).line.model_fields["prediction"].annotation is float:
             raise UserError(f"{name}: {self.metric} scores probabilities, not answers; name another metric")
 
@@ -155,6 +159,13 @@ class UserFile(Benchmark):
             items[name] = self._item(name, line, where, root / self.settings.image_root)
             self.check_item(items[name], where)
         return list(items.values())
+
+    def scores_of(self, result: Result) -> list[float]:
+        """Right or wrong of answers that are places, as in the benchmarks of RefCOCO; else what the metric gives."""
+        if not self.answers_with_places:
+            return result.per_line
+        is_right = METRICS.get(self.metric).is_right
+        return [float(bool(is_right(score))) for score in result.per_line]
 
     def prompt(self, item: Item) -> str:
         return self.settings.prompt.replace("{question}", item.question)

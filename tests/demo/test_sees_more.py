@@ -8,13 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mllm
-from data_recipes.sees_more.drawing import TILE_PX
+from data_recipes.sees_more.blank import write_blank
+from data_recipes.sees_more.drawing import TILE_PX, Place
 from data_recipes.sees_more.generate import draw, generate
+from data_recipes.sees_more.located import CELL_PX, is_heldout
 from data_recipes.sees_more.scenes import SCENES
 from data_recipes.sees_more.settings import GeneratorSettings, SceneCounts
 from data_recipes.sees_more.vocabulary import COLORS, SHAPES, WAYS, WORD_COUNT, splits
+from mllm.conversation.schema import BoxesPart
+from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import load_settings
@@ -95,11 +100,16 @@ def test_what_each_picture_of_a_pair_shows_is_taught_and_only_in_training():
         assert not taught & {line["type"] for line in draft.questions(("a.png", "b.png"))}
 
 
-@pytest.mark.parametrize("kind", ["several", "moving"])
+@pytest.mark.parametrize("kind", ["several", "moving", "located"])
 def test_what_is_asked_of_pictures_is_asked_in_words_that_tell_what_they_show(kind):
     for draft in draw(kind, TRAIN, few(**{kind: 20}), 0):
         shown, told = draft.samples(("a", "b")[: len(draft.media)]), draft.samples_in_words()
-        assert [s.messages[1] for s in shown] == [s.messages[1] for s in told]
+        for pictured, worded in zip(shown, told, strict=True):
+            (said,), answer = pictured.messages[1].content, worded.messages[1].text
+            if isinstance(said, BoxesPart):  # a place is data where there is a picture, and text where there is none
+                assert json.loads(answer) == pytest.approx(said.boxes[0].box, abs=0.005)
+            else:
+                assert said.text == answer
         assert not {s.id for s in shown} & {s.id for s in told}
         for sample in told:
             assert not sample.images and sample.kind.endswith("_in_words")
@@ -177,6 +187,68 @@ def test_how_two_things_lie_is_answered_as_they_are_drawn_and_as_often_either_wa
     assert min(answers.values()) > 8 and len(answers) == 4
 
 
+@pytest.mark.parametrize("kind", ["alone", "located"])
+@pytest.mark.parametrize("split", [TRAIN, HELD_OUT], ids=["trained", "held out"])
+def test_every_thing_is_boxed_where_it_is_drawn_and_lies_in_a_cell_of_its_own_split(split, kind):
+    for draft in draw(kind, split, few(**{kind: 40}), 0):
+        drawn = pixels(draft.media[0])
+        boxes = {asked.question: asked.box for asked in draft.asked if asked.type == "box"}
+        assert list(boxes) == [f"where is the {name}?" for name in draft.shows]
+        for name, box in zip(draft.shows, boxes.values(), strict=True):
+            there = np.argwhere((drawn == COLORS[name.split()[0]]).all(axis=2))
+            (top, left), (bottom, right) = there.min(axis=0), there.max(axis=0) + 1
+            assert np.array(box) * len(drawn) == pytest.approx([left, top, right, bottom], abs=1.5)
+            middle = Place((box[1] + box[3]) / 2 * len(drawn), (box[0] + box[2]) / 2 * len(drawn), 0)
+            assert is_heldout(middle) == split.has_heldout_places
+
+
+def test_places_are_held_out_in_every_row_and_column_of_cells_and_shown_there_too():
+    cells = np.array(
+        [[is_heldout(Place(row, column, 0)) for column in range(0, 128, CELL_PX)] for row in range(0, 128, CELL_PX)]
+    )
+    assert all(0 < line.sum() < len(line) / 2 for line in (*cells, *cells.T))
+
+
+def test_relations_of_things_that_are_boxed_follow_from_their_boxes_and_come_either_way():
+    answers = Counter()
+    for draft in draw("located", TRAIN, few(located=80), 0):
+        boxes = {asked.question.removeprefix("where is the ").rstrip("?"): asked.box for asked in draft.asked}
+        for asked in (own for own in draft.asked if own.type == "relation"):
+            first, second = (boxes[name] for name in sorted(draft.shows, key=asked.question.index))
+            side = int("above" in asked.question)
+            is_before = first[side] + first[side + 2] < second[side] + second[side + 2]
+            assert asked.answer == (("left", "right"), ("above", "below"))[side][0 if is_before else 1]
+            answers[asked.answer] += 1
+    assert min(answers.values()) > 12 and len(answers) == 4
+
+
+def test_questions_for_places_are_written_apart_with_boxes_in_pixels(tmp_path):
+    generate(GeneratorSettings(output=tmp_path / "data", trained=SceneCounts(), asked=SceneCounts(located=3)))
+    heldout = tmp_path / "data" / "heldout"
+    boxes, words = (
+        [json.loads(line) for line in (heldout / f"located{name}.jsonl").read_text().splitlines()]
+        for name in ("_boxes", "")
+    )
+    assert len(boxes) == 6 and {line["type"] for line in words} == {"relation"}
+    for line in boxes:
+        ((left, top, right, bottom),) = line["answers"]
+        assert (line["width"], line["height"]) == (128, 128) and 0 <= left < right <= 128 and 0 <= top < bottom <= 128
+
+
+def test_a_blank_language_model_has_a_short_box_and_loses_no_character(tmp_path):
+    generate(GeneratorSettings(output=tmp_path / "data", trained=SceneCounts(located=20), asked=SceneCounts()))
+    texts = tmp_path / "data" / "located_in_words.jsonl"
+    count = write_blank(texts, tmp_path / "blank")
+    model, tokenizer = (auto.from_pretrained(tmp_path / "blank") for auto in (AutoModelForCausalLM, AutoTokenizer))
+    assert model.num_parameters() == count < 1_000_000
+    box = "[0.10, 0.35, 1.00, 0.62]"
+    assert len(tokenizer("[0.10, 0.35, 0.50, 0.62]").input_ids) == 13
+    for text in (box, "Where is the brown circle?\n", "naïve 日本"):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    with pytest.raises(UserError, match="write the data first"):
+        write_blank(tmp_path / "none.jsonl", tmp_path / "other")
+
+
 def test_a_scene_that_is_not_counted_has_no_files(tmp_path):
     counts = SceneCounts(placed=2)
     generate(GeneratorSettings(output=tmp_path / "data", trained=counts, asked=SceneCounts()))
@@ -212,3 +284,21 @@ def test_every_run_trains_and_is_scored_under_its_conditions(tiny_parts, tmp_pat
         questions = len(Path(f"runs/sees_more/data/heldout/{kind}.jsonl").read_text().splitlines())
         asked = Counter(answer.condition for answer in outcome.answers[kind])
         assert asked == dict.fromkeys((*conditions, "majority"), questions)
+
+
+@pytest.mark.slow
+def test_grounding_trains_from_a_blank_model_and_is_scored_in_its_box_format(tmp_path, monkeypatch):
+    """One step of each connector, as `docs/measurements/grounding.md` has them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_recipes").symlink_to(ROOT / "data_recipes")
+    data = tmp_path / "runs" / "grounding" / "data"
+    generate(GeneratorSettings(output=data, trained=few(), asked=few()))
+    write_blank(data / "located_in_words.jsonl", tmp_path / "runs" / "grounding" / "blank")
+    for name in ("mlp", "resampler", "c_abstractor"):
+        changes = ["train.max_steps=1", "train.global_batch_size=4", "model.projector.calibration_images=2"]
+        other = [f"model.projector.kind={name}", "model.projector.shuffle=1", "model.projector.tokens=16"]
+        changes += [f"run_dir=runs/grounding/{name}", "train.trackers=[]", *(other if name != "mlp" else [])]
+        finetune(load_settings(FinetuneSettings, str(CONFIGS / "grounding.yaml"), changes))
+        outcome = mllm.evaluate(f"runs/grounding/{name}", ["alone_boxes", "located"], conditions=("model", "withheld"))
+        assert {answer.score for answer in outcome.answers["alone_boxes"]} <= {0.0, 1.0}
+        assert all("boxes" in answer.fields for answer in outcome.answers["alone_boxes"])

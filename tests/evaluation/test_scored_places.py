@@ -149,3 +149,21 @@ def test_a_question_without_a_picture_is_read_over_its_own(tiny_parts, tmp_path)
     plan = [Chosen("refcoco", benchmark, items, 2, (), {"withheld": questions})]
     outcome = score_plan(plan, replies, 0, subject)
     assert [entry.score for entry in outcome.answers["refcoco"]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("are_read", "right"), [("true", 1.0), ("false", 0.0)])
+def test_questions_of_your_own_are_read_in_the_models_format_where_their_file_says_so(
+    tiny_parts, tmp_path, are_read, right
+):
+    """The same answer, in shares of a wide image padded to a square, is nothing in the pixels of the reference."""
+    save_image(tmp_path / "i.png", (250, 250, 250), size=(200, 100))
+    line = {"image": "i.png", "question": "where?", "answers": [[40, 20, 120, 60]], "width": 200, "height": 100}
+    (tmp_path / "q.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "own.yaml").write_text(f"file: q.jsonl\nmetric: iou\nanswers_with_places: {are_read}\n")
+    benchmark = find_benchmark(str(tmp_path / "own.yaml"))
+    items = tuple(benchmark.items(tmp_path))
+    question = Question(benchmark.prompt(items[0]), items[0].media, 9)
+    plan = [Chosen("own", benchmark, items, 1, (), {"model": (question,)})]
+    replies = {question: Reply("[0.20, 0.35, 0.60, 0.55]")}
+    outcome = score_plan(plan, replies, 0, subject_of(tiny_parts, "llava", fit="pad"))
+    assert outcome["own"].score == right
