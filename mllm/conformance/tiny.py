@@ -57,9 +57,8 @@ class Tiny:
     def peer(self) -> tuple[PreTrainedModel, ProcessorMixin]:
         """transformers' own model, with drawn weights, and its processor. Raises UserError where they can't be made here."""
         processor = _processor(self.family, self.config, self.tokenizer)
-        processor.chat_template = tiny_template(
-            self.family.image or getattr(processor, "image_token", USUAL["image_token"])
-        )
+        written = self.family.image or getattr(processor, "image_token", None) or USUAL["image_token"]
+        processor.chat_template = tiny_template(written)
         model = _model(self.config, torch.device("cpu")).float().eval()
         draw(model)
         return model, processor
