@@ -80,6 +80,8 @@ def plain(value):
     """A batch, or a part of one, as plain values."""
     if dataclasses.is_dataclass(value):
         return {name: plain(field) for name, field in vars(value).items()}
+    if isinstance(value, dict):
+        return {name: plain(tensor) for name, tensor in value.items()}
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
