@@ -31,6 +31,9 @@ COMMANDS = {
     "compare": Command("score", "compare", "Compare two evaluations question by question."),
     "calibrate": Command("score", "calibrate", "Say how well a model's probabilities tell right answers from wrong."),
     "score": Command("score", "score", "Score a file of predictions, without a model."),
+    "conformance": Command(
+        "ship", "conformance", "Hold what is computed of a public model against transformers alone."
+    ),
     "export": Command("ship", "export", "Write a model in another layout: Hugging Face's, llama.cpp's or ours."),
     "import": Command("ship", "import_llava", "Convert a Hugging Face LLaVA directory to a model directory of ours."),
     "convert-gguf": Command("ship", "convert_gguf", "Convert a GGUF language model to a Hugging Face directory."),

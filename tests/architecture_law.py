@@ -126,9 +126,16 @@ FLOORS = (
     ),
     Floor(
         7,
-        "experiments of papers, imported by nobody but `commands`",
-        "floors 0–6",
-        (Room("studies", "few-shot adaptation, misalignment, diagnosis; nobody but commands imports it", SIXTH),),
+        "experiments of papers and trials of models, imported by nobody but `commands`",
+        "floors 0–6; `conformance` floors 0–4 but `training`",
+        (
+            Room("studies", "few-shot adaptation, misalignment, diagnosis; nobody but commands imports it", SIXTH),
+            Room(
+                "conformance",
+                "families of transformers made tiny, and what is computed of them held against transformers alone",
+                FOURTH - _rooms("training"),
+            ),
+        ),
     ),
     Floor(
         8,
@@ -136,7 +143,7 @@ FLOORS = (
         "everything below",
         (
             Room("api", "what the package offers and no single room can", SIXTH),
-            Room("commands", "one file a subcommand", SIXTH | _rooms("studies api")),
+            Room("commands", "one file a subcommand", SIXTH | _rooms("studies conformance api")),
             Room("cli", "the table of subcommands", GROUND | _rooms("commands")),
             Room("__main__", "`python -m mllm`", _rooms("cli commands")),
         ),

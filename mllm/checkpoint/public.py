@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -24,6 +23,7 @@ from transformers.initialization import no_init_weights
 from mllm.checkpoint.fill import Beginning, Contents, row_std
 from mllm.checkpoint.origin import Held, Merged, Origin, StoredWeights, beneath, joined, part_files
 from mllm.checkpoint.parts import check_complete, first_line, local_directory
+from mllm.checkpoint.peer_processor import read_peer_processor
 from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.conversation.formats import NATIVE
 from mllm.errors import UserError
@@ -115,14 +115,7 @@ def load(source: Path | str, dtype: torch.dtype = torch.float32, box_format: str
 
 def load_processor(path: Path) -> ProcessorMixin:
     """Load transformers' processor of a directory. Raises UserError where there is none, or a package of it is missing."""
-    try:
-        processor = AutoProcessor.from_pretrained(path)
-    except (ImportError, AttributeError, OSError, ValueError, KeyError, TypeError) as error:
-        line = first_line(error)
-        # Without torchvision transformers has no processors of videos, and says so in several ways.
-        if isinstance(error, ImportError) or "torchvision" in line or "VIDEO_PROCESSOR" in line:
-            line += "; it needs a package that isn't there: pip install torchvision"
-        raise UserError(f"{path}: no processor could be loaded: {line}") from None
+    processor = read_peer_processor(path)
     if not isinstance(processor, ProcessorMixin):
         raise UserError(f"{path} has a {type(processor).__name__} alone and no processor for images and text together")
     return processor

@@ -21,7 +21,7 @@ from mllm.media.frame import Frame, frame_of
 from mllm.media.ref import ImageSource
 from mllm.media.visual import Media, Size, Visual
 from mllm.model.public.carried import Carried
-from mllm.model.public.replacements import PublicPlanner, Replacements, sizes_of
+from mllm.model.public.replacements import OF_TEXT, PublicPlanner, Replacements, sizes_of
 from mllm.processor import Processor, opening_ids
 
 SMALL: Size = (32, 32)
@@ -130,6 +130,12 @@ class PublicProcessor(Processor):
 
     def _check(self) -> None:
         """Raise UserError unless our ids are those of the model's own processor, for several conversations."""
+        made = self.replacements.blanks([SMALL])[1]
+        if self.carried.inputs.isdisjoint(made):
+            raise UserError(
+                f"{self.replacements.name} makes {', '.join(sorted(made))} of an image, which the part of "
+                f"{self.carried.name} that is trained takes under another name: it would never see an image"
+            )
         for sizes in CHECKED:
             question = Message(
                 role="user", content=(*(ImagePart() for _ in sizes), TextPart(text="What is this? " * 9))
@@ -148,12 +154,19 @@ class PublicProcessor(Processor):
         # As its own `apply_chat_template` does: a template that writes the first token is not given another.
         written = {"add_special_tokens": False} if not self._opening else {}
         try:
-            found = self.peer(text=[text], images=[images] if images else None, **written)["input_ids"]
+            found = self.peer(text=[text], images=[images] if images else None, return_tensors="pt", **written)
         except Exception as error:  # A processor is a program of somebody else's, which may fail in any way.
             raise UserError(
                 f"{self.replacements.name} refuses a conversation of {len(sizes)} image(s): {error}"
             ) from None
-        return [int(token) for token in found[0]]
+        ids = found["input_ids"]
+        told = {name for name, value in found.items() if getattr(value, "shape", None) == ids.shape}
+        more = sorted((told & self.carried.inputs).difference(OF_TEXT))
+        if more:
+            raise UserError(
+                f"{self.replacements.name} says more of each token ({', '.join(more)}) than rows of packed samples carry"
+            )
+        return [int(token) for token in ids[0]]
 
     def _difference(self, ours: list[int], theirs: list[int], images: int) -> str:
         place = next((n for n, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)

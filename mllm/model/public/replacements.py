@@ -61,6 +61,7 @@ class Replacements:
         added = sorted((token.content for token in peer.tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         self._special = re.compile("|".join(re.escape(token) for token in (*added, self.image_token)))
         self.of_sizes = lru_cache(KNOWN_SIZES)(self._of_sizes)
+        self._asked = lru_cache(KNOWN_SIZES)(self._question)
         self._counted = self._frame()
 
     def prepare(self, images: Sequence[Image.Image]) -> tuple[tuple[Replacement, ...], dict[str, torch.Tensor]]:
@@ -70,19 +71,33 @@ class Replacements:
         """
         try:
             made = self.peer(
-                text=[self.image_token * len(images)],
+                text=[self._asked(len(images))],
                 images=[list(images)],
                 return_tensors="pt",
                 return_text_replacement_offsets=True,
             )
-            replaced = [own["replacement"] for own in made["text_replacement_offsets"][0] if own["type"] == "image"]
         except Exception as error:  # A processor is a program of somebody else's, which may fail in any way.
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(f"{self.name} refuses the image(s): {reason}") from None
+        if "text_replacement_offsets" not in made:
+            raise UserError(
+                f"{self.name} doesn't say what takes an image's place in text: its images reach it otherwise"
+            )
+        replaced = [own["replacement"] for own in made["text_replacement_offsets"][0] if own["type"] == "image"]
         if len(replaced) != len(images):
             raise UserError(f"{self.name} says of {len(replaced)} of {len(images)} images what they become in text")
         media = {name: value for name, value in made.items() if name not in OF_TEXT and isinstance(value, torch.Tensor)}
         return tuple(self._tokenized(text) for text in replaced), media
+
+    def _question(self, images: int) -> str:
+        """A text that shows so many images, as the chat template writes it: some processors look at what stands around."""
+        try:
+            written: str = self.peer.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}] * images}], tokenize=False
+            )
+        except Exception:  # A template is a program of somebody else's, and is asked for more than images elsewhere.
+            written = ""
+        return written if written.count(self.image_token) == images else self.image_token * images
 
     def _tokenized(self, text: str) -> Replacement:
         found = list(self._special.finditer(text))
@@ -116,9 +131,12 @@ class Replacements:
         """
         if not hasattr(self.peer, "_get_num_multimodal_tokens"):
             return None
-        frames = set()
+        frames: set[Frame | None] = set()
         for sizes in [*((size,) for size in PROBE_SIZES), PROBE_SIZES[:3]]:
-            made, _ = self.blanks(sizes)
+            try:
+                made, _ = self.blanks(sizes)
+            except UserError:  # One that the processor refuses is no sample's either.
+                continue
             try:
                 counts = self._counts(sizes)
             except Exception:  # As above; where it can't count it doesn't.
