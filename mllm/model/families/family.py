@@ -3,7 +3,7 @@
 T tiles, S side in pixels, P patches, V vision width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 import transformers
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from mllm.errors import UserError
 
@@ -121,7 +123,7 @@ class EncoderFamily:
     def prepare(self, model: nn.Module, used_layers: int) -> None:
         """Have layers behind the features compute nothing; their parameters stay for whoever shares the checkpoint."""
         for layer in list(model.get_submodule(self.layers).children())[used_layers:]:
-            layer.forward = _pass_on
+            layer.forward = pass_on
 
     def layer_of(self, config: Any, name: str) -> int:
         """Return the layer that a parameter of this name is in, counted from 0; -1 for one that stands outside the layers."""
@@ -181,5 +183,28 @@ def _last_hidden_state_is_normalized(family: EncoderFamily) -> bool:
     return output.hidden_states[-1] is output.last_hidden_state
 
 
-def _pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def pass_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return hidden_states
+
+
+def counted_flops(family: EncoderFamily, config: Any, feature_layer: int, image_size_px: int) -> float:
+    """Count the FLOPs of a tile's features by running a model without contents on torch's meta device."""
+    with torch.device("meta"), no_init_weights(), FlopCounterMode(display=False) as counted:
+        model = family.build(config, image_size_px)
+        tile = torch.empty(1, 3, image_size_px, image_size_px)
+        family.hidden_state(model.eval(), tile, feature_layer, True)
+    return float(counted.get_total_flops())
+
+
+def with_buffers_cast(module: Any, forward: Callable[..., torch.Tensor], *inputs: Any, **named: Any) -> torch.Tensor:
+    """Compute with buffers in the dtype of the module's weights, which torch asks for; they themselves stay in float32.
+
+    Such are the statistics of a batch norm, and the zeros that EVA has for a bias of keys.
+    """
+    dtype = next((p.dtype for p in module._parameters.values() if p is not None), torch.float32)
+    kept = {n: b for n, b in module._buffers.items() if b is not None and b.is_floating_point() and b.dtype != dtype}
+    try:
+        module._buffers.update({name: buffer.to(dtype) for name, buffer in kept.items()})
+        return forward(*inputs, **named)
+    finally:
+        module._buffers.update(kept)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from mllm.errors import UserError
+from mllm.model.families.efficientnet import EfficientNetFamily
 from mllm.model.families.family import EncoderFamily
 from mllm.model.families.timm_wrapper import TimmFamily
 
@@ -80,6 +81,18 @@ ENCODERS: dict[str, EncoderFamily] = {
         model_class="InternVLVisionModel",
         config_class="InternVLVisionConfig",
         renamed=((r"^(model\.)?vision_tower\.", ""),),
+    ),
+    "efficientnet": EfficientNetFamily(
+        "EfficientNet",
+        "EfficientNetModel",
+        "EfficientNetConfig",
+        layers="encoder.blocks",
+        norm="",
+        norm_is_of_features=False,
+        has_class_token=False,
+        other_sizes="any",
+        behind=("encoder.top_conv", "encoder.top_bn", "encoder.top_activation"),
+        config_keys=("image_size",),
     ),
     "timm_wrapper": TimmFamily(
         "timm",

@@ -6,7 +6,7 @@ T tiles, P patches, V width of a stage.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import cache, partial
 from importlib.util import find_spec
@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mllm.errors import UserError
-from mllm.model.families.family import EncoderFamily, Statistics, transformers_class
+from mllm.model.families.family import EncoderFamily, Statistics, counted_flops, transformers_class, with_buffers_cast
 
 
 class Stage(NamedTuple):
@@ -85,7 +84,7 @@ class TimmFamily(EncoderFamily):
         """Let modules take weights in 16 bits beside their buffers. `hidden_state` stops at the layer by itself."""
         for module in model.modules():
             if module._parameters and module._buffers:
-                module.forward = partial(_with_buffers_cast, module, module.forward)
+                module.forward = partial(with_buffers_cast, module, module.forward)
 
     def layer_of(self, config: Any, name: str) -> int:
         prefix = f"timm_model.{_described(config).blocks}."
@@ -98,11 +97,7 @@ class TimmFamily(EncoderFamily):
         return self.is_behind(config, name) or self.layer_of(config, name) >= used_layers
 
     def forward_flops(self, config: Any, feature_layer: int, image_size_px: int) -> float | None:
-        with torch.device("meta"), no_init_weights(), FlopCounterMode(display=False) as counted:
-            model = self.build(config, image_size_px)
-            tile = torch.empty(1, 3, image_size_px, image_size_px)
-            self.hidden_state(model.eval(), tile, feature_layer, True)
-        return float(counted.get_total_flops())
+        return counted_flops(self, config, feature_layer, image_size_px)
 
     def statistics(self, config: Any) -> Statistics | None:
         saved = getattr(config, "pretrained_cfg", None) or {}
@@ -116,20 +111,6 @@ class TimmFamily(EncoderFamily):
 
     def steady_modules(self, model: nn.Module) -> Iterable[nn.Module]:
         return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-
-
-def _with_buffers_cast(module: Any, forward: Callable[..., torch.Tensor], *inputs: Any, **named: Any) -> torch.Tensor:
-    """Compute with buffers in the dtype of the module's weights, which torch asks for; they themselves stay in float32.
-
-    Such are the statistics of a batch norm, and the zeros that EVA has for a bias of keys.
-    """
-    dtype = next((p.dtype for p in module._parameters.values() if p is not None), torch.float32)
-    kept = {n: b for n, b in module._buffers.items() if b is not None and b.is_floating_point() and b.dtype != dtype}
-    try:
-        module._buffers.update({name: buffer.to(dtype) for name, buffer in kept.items()})
-        return forward(*inputs, **named)
-    finally:
-        module._buffers.update(kept)
 
 
 def _stage(config: Any, feature_layer: int) -> Stage:
