@@ -88,12 +88,12 @@ def write_encoder(weights: Mapping[str, torch.Tensor], out: Path) -> None:
     Raises UserError where `out` is not an earlier output of this.
     """
     check_directory(out, BY, [])
-    pixels = {
+    pixels: dict[str, object] = {
         "image_processor_type": "EfficientNetImageProcessor",
         "image_mean": [MEAN] * 3,
         "image_std": [DEVIATION] * 3,
+        "size": {"height": TRAINED_SIZE_PX, "width": TRAINED_SIZE_PX},
     }
-    pixels["size"] = {"height": TRAINED_SIZE_PX, "width": TRAINED_SIZE_PX}
     config = lite0_config().to_dict() | {"architectures": ["EfficientNetModel"]}
     with atomic_directory(out, BY) as root:
         save_file(lite0_state(weights), root / "model.safetensors", {"format": "pt"})
