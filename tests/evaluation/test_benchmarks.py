@@ -328,7 +328,7 @@ def test_own_questions_that_are_not_right_are_named(questions, tmp_path):
         find_benchmark(str(questions({"question": "What?"}))).items(tmp_path)
     with pytest.raises(UserError, match="id '1' appears twice"):
         find_benchmark(str(questions(*[{"id": "1", "question": "q", "answer": "a"}] * 2))).items(tmp_path)
-    with pytest.raises(UserError, match="unknown benchmark 'nope'; choose one of: ai2d, blink, chartqa"):
+    with pytest.raises(UserError, match="unknown benchmark 'nope'; choose one of: ai2d, alone_boxes, blink, chartqa"):
         find_benchmark("nope")
 
 
