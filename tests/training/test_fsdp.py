@@ -18,6 +18,7 @@ CASES = {
     "packed": {"data__packing": "shared_prefix", "train__global_batch_size": 12},
     "lora": {"trainable": LORA, "train__gradient_checkpointing": True},
     "qlora": {"trainable": LORA | {"language_model": "qlora"}},
+    "tiles": {"model__image": {"tiling": "anyres"}, "train__tiles_together": 2, "train__max_steps": 2},
     "low": {"train__dtype": "bfloat16"},
     "watched": {"train__max_steps": 4},
 }
@@ -47,7 +48,7 @@ def runs(tiny_parts, recipe, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["whole", "accumulated", "packed", "lora", "qlora"])
+@pytest.mark.parametrize("name", ["whole", "accumulated", "packed", "lora", "qlora", "tiles"])
 def test_two_ranks_of_fsdp_equal_one_process(runs, tiny_parts, recipe, tmp_path, name):
     """Losses of every step, 21 of them in the longest run, and the first gradient norm."""
     run_here(values_of(name, tiny_parts, recipe, tmp_path / "one"))
