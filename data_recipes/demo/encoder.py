@@ -25,7 +25,7 @@ BY = "python -m data_recipes.demo.encoder"
 # Google's lite nets take pixels of (v - 127) / 128.
 MEAN, DEVIATION = 127 / 255, 128 / 255
 TRAINED_SIZE_PX = 224
-# A block's layers, the first block's apart: it doesn't spread channels out, and its names are one behind.
+# The layers of a block; the first block, which doesn't spread channels out, lacks the first two.
 _LAYERS = {
     "_expand_conv": "expansion.expand_conv",
     "_bn0": "expansion.expand_bn",

@@ -4,14 +4,13 @@ T tiles, V width of a block's map.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.model.families.family import EncoderFamily, counted_flops, pass_on, square_side, with_buffers_cast
+from mllm.model.families.family import EncoderFamily, counted_flops, pass_on, square_side, take_weights_in_16_bits
 
 STEM_STRIDE = 2
 
@@ -45,11 +44,8 @@ class EfficientNetFamily(EncoderFamily):
         norm = model.embeddings.batchnorm if block is None else block.projection.project_bn
         return int(norm.num_features)
 
-    def used_layers(self, config: Any, feature_layer: int) -> int:
-        layers = sum(_repeats(config))
-        if not -(layers + 1) <= feature_layer <= layers:
-            raise UserError(f"feature_layer {feature_layer}: the encoder has hidden states {-(layers + 1)} to {layers}")
-        return feature_layer % (layers + 1)
+    def layer_count(self, config: Any) -> int:
+        return sum(_repeats(config))
 
     def hidden_state(self, model: Any, tiles: torch.Tensor, feature_layer: int, resized: bool) -> torch.Tensor:
         passed = self.used_layers(model.config, feature_layer)
@@ -63,9 +59,7 @@ class EfficientNetFamily(EncoderFamily):
         for name in self.behind:
             model.get_submodule(name).forward = pass_on
         model.get_submodule("pooler").forward = _mean
-        for module in model.modules():
-            if module._parameters and module._buffers:
-                module.forward = partial(with_buffers_cast, module, module.forward)
+        take_weights_in_16_bits(model)
 
     def is_behind(self, config: Any, name: str) -> bool:
         return name.rpartition(".")[0] in self.behind

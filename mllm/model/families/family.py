@@ -5,7 +5,7 @@ T tiles, S side in pixels, P patches, V vision width.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -105,12 +105,15 @@ class EncoderFamily:
     def width(self, config: Any, feature_layer: int) -> int:
         return int(config.hidden_size)
 
+    def layer_count(self, config: Any) -> int:
+        return int(config.num_hidden_layers)
+
     def used_layers(self, config: Any, feature_layer: int) -> int:
         """Count the layers that the features pass through.
 
         feature_layer indexes hidden states, of which 0 is the embeddings. Raises UserError for one that isn't there.
         """
-        layers = int(config.num_hidden_layers)
+        layers = self.layer_count(config)
         if not -(layers + 1) <= feature_layer <= layers:
             raise UserError(f"feature_layer {feature_layer}: the encoder has hidden states {-(layers + 1)} to {layers}")
         return feature_layer % (layers + 1)
@@ -196,7 +199,14 @@ def counted_flops(family: EncoderFamily, config: Any, feature_layer: int, image_
     return float(counted.get_total_flops())
 
 
-def with_buffers_cast(module: Any, forward: Callable[..., torch.Tensor], *inputs: Any, **named: Any) -> torch.Tensor:
+def take_weights_in_16_bits(model: nn.Module) -> None:
+    """Let modules that have both take weights in 16 bits beside their buffers."""
+    for module in model.modules():
+        if module._parameters and module._buffers:
+            module.forward = partial(_with_buffers_cast, module, module.forward)
+
+
+def _with_buffers_cast(module: Any, forward: Callable[..., torch.Tensor], *inputs: Any, **named: Any) -> torch.Tensor:
     """Compute with buffers in the dtype of the module's weights, which torch asks for; they themselves stay in float32.
 
     Such are the statistics of a batch norm, and the zeros that EVA has for a bias of keys.

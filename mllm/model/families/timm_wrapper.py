@@ -8,7 +8,7 @@ T tiles, P patches, V width of a stage.
 import json
 from collections.abc import Iterable
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -18,7 +18,13 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from mllm.errors import UserError
-from mllm.model.families.family import EncoderFamily, Statistics, counted_flops, transformers_class, with_buffers_cast
+from mllm.model.families.family import (
+    EncoderFamily,
+    Statistics,
+    counted_flops,
+    take_weights_in_16_bits,
+    transformers_class,
+)
 
 
 class Stage(NamedTuple):
@@ -82,9 +88,7 @@ class TimmFamily(EncoderFamily):
 
     def prepare(self, model: nn.Module, used_layers: int) -> None:
         """Let modules take weights in 16 bits beside their buffers. `hidden_state` stops at the layer by itself."""
-        for module in model.modules():
-            if module._parameters and module._buffers:
-                module.forward = partial(with_buffers_cast, module, module.forward)
+        take_weights_in_16_bits(model)
 
     def layer_of(self, config: Any, name: str) -> int:
         prefix = f"timm_model.{_described(config).blocks}."
