@@ -4,7 +4,6 @@ A photograph of each class would tell it, too, but there are none to be had here
 features it takes for a goldfish. N classes, V width of the features.
 """
 
-import importlib.util
 import json
 import runpy
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from data_recipes.demo.heldout_names import names_in
+from data_recipes.demo.packages import package_folder
 from data_recipes.demo.picture import decode
 from data_recipes.demo.rendered_words import read_words
 from mllm.checkpoint.parts import load_vision_model
@@ -84,9 +84,8 @@ def _middle_and_spread(encoder: VisionEncoder, preparer: ImagePreparer) -> tuple
 
 def _class_names() -> list[str]:
     """The names of ImageNet's classes that open_clip asks with, read without importing it. Raises UserError without it."""
-    spec = importlib.util.find_spec("open_clip")
-    places = spec.submodule_search_locations if spec is not None else None
-    path = Path(places[0]) / "zero_shot_metadata.py" if places else None
+    folder = package_folder("open_clip")
+    path = folder / "zero_shot_metadata.py" if folder else None
     if path is None or not path.is_file():
         raise UserError(
             "the names of ImageNet's classes come with open_clip: run `pip install --no-deps open_clip_torch`"

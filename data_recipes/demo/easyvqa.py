@@ -4,7 +4,6 @@ Layout, as its pip package or a folder holds it: `{root}/{train,test}/questions.
 number]`, the images are `{root}/{train,test}/images/{number}.png` and `{root}/answers.txt` lists the answers.
 """
 
-import importlib.util
 import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_recipes.demo.drafts import Drafted, SourceOutput, draft, pair_captions, pairs_per_text
+from data_recipes.demo.packages import package_folder
 from data_recipes.demo.phrases import Turn, is_negated, write_turns
 from data_recipes.demo.picture import Picture
 from data_recipes.demo.settings import EasyVqaSource
@@ -137,12 +137,12 @@ def _load_split(config: EasyVqaSource, split: Split) -> tuple[list[Picture], Que
 
 def installed_root() -> Path:
     """The data folder of the installed package, found without importing it. Raises UserError when there is none."""
-    spec = importlib.util.find_spec("easy_vqa")
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("easy_vqa")
+    if folder is None:
         raise UserError(
             "easy-VQA is not installed: run `pip install --no-deps easy-vqa`, or give the path of its data folder"
         )
-    return Path(spec.submodule_search_locations[0]) / "data"
+    return folder / "data"
 
 
 def read_easyvqa(root: Path | None, split: Split) -> list[EasyVqaQuestion]:

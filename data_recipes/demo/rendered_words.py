@@ -3,7 +3,6 @@
 A word is drawn so that it fills a small square image: text to read, in many looks.
 """
 
-import importlib.util
 import io
 import random
 from collections import Counter
@@ -15,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from data_recipes.demo.drafts import Drafted, HeldoutQuestion, SourceOutput, draft, pair_captions
+from data_recipes.demo.packages import package_folder
 from data_recipes.demo.phrases import Kind, write_turns
 from data_recipes.demo.picture import Picture
 from data_recipes.demo.settings import RenderedWordsSource
@@ -130,10 +130,10 @@ def _render(
 
 def font_folder() -> Path:
     """The fonts that come with matplotlib, found without importing it. Raises UserError when it isn't installed."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("matplotlib")
+    if folder is None:
         raise UserError("rendering words needs the fonts of matplotlib: run `pip install matplotlib`")
-    return Path(spec.submodule_search_locations[0]) / "mpl-data" / "fonts" / "ttf"
+    return folder / "mpl-data" / "fonts" / "ttf"
 
 
 @cache

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import data_recipes.demo.easyvqa as reader
 from data_recipes.demo.drafts import pairs_per_text
 from data_recipes.demo.easyvqa import EasyVqaQuestion, describe_shape, read_easyvqa, select_questions
 from mllm.errors import UserError
@@ -27,7 +26,7 @@ def test_questions_are_read_verbatim_with_their_type(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_told_with_the_command_that_installs_it(monkeypatch) -> None:
-    monkeypatch.setattr(reader.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install --no-deps easy-vqa"):
         read_easyvqa(None, "train")
 
