@@ -28,7 +28,8 @@ def read_pairs(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked or []
     if not isinstance(turns, list):
         raise BadRecordError(place, f"expected `messages` or `prompt` to be turns or text; {found(record)}")
-    rest = {name: value for name, value in record.items() if name not in (*SIDES, *OF_ANSWERS, "prompt")}
+    rest = {name: value for name, value in record.items() if name not in (*SIDES, *OF_ANSWERS, "prompt", "image")}
+    rest |= {"images": list(paths)} if (paths := image_paths(place, record)) else {}
     chosen, rejected = (
         next(message_samples(place, rest | {"messages": _with_answer(place, name, turns, record.get(name))}))
         for name in SIDES
