@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm.conversation.pair import SIDES, PreferencePair
+from mllm.conversation.pair import SIDES, PreferencePair, Side
 from mllm.conversation.schema import Message, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import (
@@ -88,8 +88,8 @@ def read_swift_pairs(place: str, record: dict[str, Any]) -> Iterator[Sample]:
             raise BadRecordError(place, f"expected `rejected_response` to be text, found {kind}; give a pair for each")
         rejected = [*turns[:-1], {"role": "assistant", "content": answer}]
     other = {"images": record["rejected_images"]} if record.get("rejected_images") else {}
-    sides = (record, record | other | {"messages": rejected})
-    yield pair_of(*(next(message_samples(place, side)) for side in sides), record)
+    chosen = next(message_samples(place, record))
+    yield pair_of(chosen, next(message_samples(place, record | other | {"messages": rejected})), record)
 
 
 @READERS.register("llama_factory_pairs")
@@ -179,7 +179,7 @@ def _pair(
     place: str,
     pair_id: str,
     asked: Turns,
-    answers: dict[str, str],
+    answers: dict[Side, str],
     media: RecordMedia,
     record: dict[str, Any],
     source: str = "",
