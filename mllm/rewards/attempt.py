@@ -16,8 +16,7 @@ class Attempt:
     id: of the prompt's sample. question: the words of the last user turn. references: the answers that are right; empty where
     none is known. reference_boxes: corners of the places that a right answer names, boxes: of those that this one names in
     its model's box format, in shares of the image; boxes is None where no image was shown. images: those of the prompt.
-    fields: what else a metric's lines hold (`question_type`, `objects`, …). is_cut: whether the answer reached the most tokens
-    that it might have, and ended there.
+    fields: what else a metric's lines hold (`question_type`, `objects`, …).
     """
 
     id: str
@@ -28,4 +27,3 @@ class Attempt:
     boxes: tuple[Corners, ...] | None = None
     images: tuple[ImageSource, ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict)
-    is_cut: bool = False

@@ -82,7 +82,9 @@ def python_reward(settings: PythonReward) -> Reward:
         module = _file_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:
         said = " ".join(str(error).split())
-        raise UserError(f"reward {settings.function}: {place} can't be imported ({type(error).__name__}: {said})") from None
+        raise UserError(
+            f"reward {settings.function}: {place} can't be imported ({type(error).__name__}: {said})"
+        ) from None
     function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"reward {settings.function}: {place} has no function {name}")

@@ -28,14 +28,14 @@ class MetricReward(Settings):
     kind: Literal["metric"]
     """The kind of reward: `metric`."""
     metric: str
-    """Name of the metric, as `mllm score --metric` takes it. Where less is better, the reward is 1 minus the score. `iou` reads
-    boxes in the model's own box format, and its reward is the overlap itself.
+    """Name of the metric, as `mllm score --metric` takes it. Where less is better, the reward is 1 minus the score.
+    `iou` reads boxes in the model's own box format, and its reward is the overlap itself.
     """
     settings: dict[str, str | float] = Field(default={})
     """The metric's own settings by name. Empty by default."""
     within: Pattern | None = None
-    """Regular expression whose first group is the part of the answer that is scored, such as `<answer>(.*)</answer>`; an answer
-    that it isn't found in is worth 0. None, the default, scores all of it.
+    """Regular expression whose first group is the part of the answer that is scored, such as
+    `<answer>(.*)</answer>`; an answer that it isn't found in is worth 0. None, the default, scores all of it.
     """
     weight: Weight = 1.0
     """Factor in the sum of rewards. 1 by default."""
@@ -47,8 +47,8 @@ class FormatReward(Settings):
     kind: Literal["format"]
     """The kind of reward: `format`."""
     pattern: Pattern = r"<think>.*</think>\s*<answer>.*</answer>"
-    """Regular expression that the whole answer has to match; a dot is any character, line ends too. Thoughts in `<think>`, then
-    an answer in `<answer>`, by default.
+    """Regular expression that the whole answer has to match; a dot is any character, line ends too. Thoughts in
+    `<think>`, then an answer in `<answer>`, by default.
     """
     weight: Weight = 1.0
     """Factor in the sum of rewards. 1 by default."""
@@ -63,8 +63,8 @@ class ObjectsReward(Settings):
     kind: Literal["objects"]
     """The kind of reward: `objects`."""
     vocabulary: tuple[str, ...] | PathText
-    """The names of objects that are looked for, in the singular: a list, or a file with one a line. Behind a name, further words
-    for the same thing may follow with commas between.
+    """The names of objects that are looked for, in the singular: a list, or a file with one a line. Behind a name,
+    further words for the same thing may follow with commas between.
     """
     weight: Weight = 1.0
     """Factor in the sum of rewards. 1 by default."""
@@ -78,8 +78,8 @@ class JudgeReward(Settings):
     backend: BackendSettings
     """Who judges: an endpoint, or a language model on this machine."""
     instruction: str = (
-        "You judge an answer to a question about an image. Say shortly what is right and wrong about it, then score it from 1 "
-        "(wrong) to 5 (right and complete)."
+        "You judge an answer to a question about an image. Say shortly what is right and wrong about it, then score it "
+        "from 1 (wrong) to 5 (right and complete)."
     )
     """What the judge is told. A sentence that asks for a score from 1 to 5 by default."""
     weight: Weight = 1.0
@@ -87,8 +87,7 @@ class JudgeReward(Settings):
 
 
 class PythonReward(Settings):
-    """A function of one's own: it is given the answer and the `Attempt` (question, references, images, fields), and returns
-    a number."""
+    """A function of one's own, of the answer and its `Attempt` (question, references, images, fields): a number."""
 
     kind: Literal["python"]
     """The kind of reward: `python`."""
@@ -109,11 +108,11 @@ class RewardSettings(Settings):
     parts: tuple[PartSettings, ...] = Field(min_length=1)
     """The rewards that are summed."""
     references: PathText | None = None
-    """JSON lines of `{"id", "references", …}` that say what is right by the samples' ids; further fields are those that metrics
-    know. By default the sample's last answer is its reference.
+    """JSON lines of `{"id", "references", …}` that say what is right by the samples' ids; further fields are those that
+    metrics know. By default the sample's last answer is its reference.
     """
     most_failures: int = Field(default=100, ge=0)
-    """Number of answers without a reward (one that isn't a number, or an error) after which the run ends; until then they are
+    """Number of answers without a reward (it isn't a number, or raises) after which the run ends; until then they are
     counted, and teach nothing. 100 by default.
     """
 
