@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mllm.kernels.log_probs import token_log_probs
+from mllm.kernels.log_probs import answer_sums, token_log_probs
 
 POSITIONS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -66,3 +66,14 @@ def test_under_autocast_the_products_are_in_bfloat16_and_the_log_probs_are_not(h
     learned = [hidden, *head.parameters()]
     for a, b in zip(torch.autograd.grad(ours.sum(), learned), torch.autograd.grad(theirs.sum(), learned), strict=True):
         assert a.dtype == torch.float32 and (a - b).norm() < 0.01 * b.norm()
+
+
+def test_sums_of_answers_are_those_of_their_tokens_and_none_have_a_gradient_too():
+    values, lengths = torch.randn(9, requires_grad=True), torch.tensor([2, 0, 4, 3])
+    found = answer_sums(values, lengths)
+    assert torch.allclose(found, torch.stack([part.double().sum() for part in values.split(lengths.tolist())]))
+    (found * torch.tensor([1.0, 5.0, 2.0, 3.0])).sum().backward()
+    assert values.grad.tolist() == [1, 1, 2, 2, 2, 2, 3, 3, 3]
+    none = torch.zeros(0, requires_grad=True)
+    answer_sums(none, lengths[:0]).sum().backward()
+    assert none.grad.shape == (0,)
