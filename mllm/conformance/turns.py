@@ -36,7 +36,8 @@ class _Seen:
 def chat(model: PublicModel, processor: PublicProcessor, turns: Sequence[tuple[str, Sequence[ImageSource]]]) -> Turns:
     """Ask `turns`, words and images each, in one chat."""
     session = ChatSession(model, processor, max_new_tokens=ANSWER_TOKENS)
-    found, known = Turns(), ()
+    found = Turns()
+    known: tuple[int, ...] = ()
     messages: list[Message] = []
     shown: list[ImageSource] = []
     for words, images in turns:

@@ -1,4 +1,4 @@
-"""Keys and values over several calls of a language model: prefill, branch, cut back. B rows, T tokens, D width."""
+"""Keys and values over several calls of a language model: branched, copied, cut back. B rows, H heads, T tokens."""
 
 import inspect
 from collections.abc import Iterator, Sequence

@@ -83,11 +83,11 @@ def continued_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Compute attention of query [B, H, T, d] to key and value [B, heads that divide H, K, d] by a mask made over the rows.
+    """Compute attention of query [B, H, T, d] to key and value [B, heads that divide H, K, d] by a mask.
 
-    Raises UserError for any other mask, and for what isn't computed here.
+    Raises UserError where none arrives, and for what isn't computed here.
     """
-    if attention_mask is None or not any(attention_mask is mask for mask in _under_way.get().masks):
+    if attention_mask is None:
         raise UserError(f"{type(module).__name__} does not attend by the mask that was made of its prompts")
     if softcap is not None:
         raise UserError(f"{type(module).__name__} uses soft-capping, which kept keys and values don't offer")
