@@ -58,14 +58,14 @@ class ContinuedReader(CalledReader):
     @torch.inference_mode()
     def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
         processors = RowProcessors([row.decoding for row in rows])
-        watcher, samples = RowWatcher(rows, processors), any(row.decoding.samples for row in rows)
+        watcher, draws = RowWatcher(rows, processors), any(row.decoding.draws_from_torch for row in rows)
         mask, positions, types = torch.cat([cached_mask, stretch.mask], 1), stretch.positions, stretch.token_types
         inputs, one = stretch.inputs, mask.new_ones(len(rows), 1)
         with continuing_attention(self.model, cache):
             while True:
                 hidden = states_behind(self.model, cache, ContinuedRows(mask), inputs, positions)
                 scores = processors(inputs["input_ids"], self.model.head(hidden[:, -1]).float())
-                chosen = torch.multinomial(scores.softmax(-1), 1) if samples else scores.argmax(-1, keepdim=True)
+                chosen = torch.multinomial(scores.softmax(-1), 1) if draws else scores.argmax(-1, keepdim=True)
                 watcher(chosen, scores)
                 if all(row.finish_reason is not None for row in rows):
                     return

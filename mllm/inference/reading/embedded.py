@@ -63,7 +63,7 @@ class EmbeddedReader(Reader):
         # transformers takes the embeddings from the start and cuts off what the cache holds.
         known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
         # How each row samples is the business of its own processors.
-        temperature = 1.0 if any(row.decoding.samples for row in rows) else 0.0
+        temperature = float(any(row.decoding.draws_from_torch for row in rows))
         with decoding_attention(language_model, cache):
             language_model.generate(
                 inputs_embeds=torch.cat([known, embeddings], 1),

@@ -31,7 +31,7 @@ class WholeReader(CalledReader):
     def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
         processors = RowProcessors([row.decoding for row in rows])
         longest = max(row.decoding.max_new_tokens for row in rows)
-        temperature = 1.0 if any(row.decoding.samples for row in rows) else 0.0
+        temperature = float(any(row.decoding.draws_from_torch for row in rows))
         with plain_attention(self.model.adapted_module("language_model")):
             self.model.generator.generate(
                 **stretch.inputs,
