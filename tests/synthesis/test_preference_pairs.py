@@ -162,7 +162,7 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_bytes_of_one_that_was_not
     with serving(answer=answer_to) as (url, ledger):
         whole = write_instructions(make_run(tmp_path, records, "whole", **PREFERENCE, backend=openai_backend(url)))
         asked = len(ledger.requests)
-        with pytest.raises(UserError, match="budget of 1.5 would be exceeded"):
+        with pytest.raises(UserError, match=r"budget of 1\.5 would be exceeded"):
             write_instructions(
                 make_run(tmp_path, records, **PREFERENCE, backend=openai_backend(url, **prices, budget=1.5))
             )
