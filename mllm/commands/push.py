@@ -28,7 +28,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from mllm.checkpoint.push import README, plan_upload, send
+    from mllm.checkpoint.card import README
+    from mllm.checkpoint.push import plan_upload, send
 
     upload = plan_upload(Path(options.model))
     for name in upload.files:

@@ -79,7 +79,7 @@ def test_an_adapter_of_a_public_model_has_our_logits_by_peft_alone(tmp_path, fam
 
 
 def test_a_base_that_the_adapter_was_not_trained_over_is_refused(tmp_path):
-    model, processor = public_run(tmp_path)
+    _, processor = public_run(tmp_path)
     other = learn(wrap(*tiny("rows_and_columns"))[0], also=("text_model.layers",))
     public.write(tmp_path / "other", other, processor, other.state_dict())
     with pytest.raises(UserError, match=r"other is not what the adapter was trained over: .*q_proj"):
