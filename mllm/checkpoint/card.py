@@ -49,7 +49,9 @@ def model_card(
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     head = {"library_name": _LIBRARIES[layout], "pipeline_tag": "image-text-to-text"}
     kind = ["llava"] if isinstance(model, MultimodalLM) else []
-    matter = head | ({} if base is None else {"base_model": base}) | {"tags": [*kind, "mllm"]}
+    # The hub takes ids alone there, and refuses a card with a path.
+    has_id = base is not None and not Path(base).is_dir()
+    matter = head | ({"base_model": base} if has_id else {}) | {"tags": [*kind, "mllm"]}
     adapter = "" if base is None else f", as an adapter for {base}"
     parts = _parts(model, processor) if isinstance(model, MultimodalLM) else _counts(model)
     parts += [f"- prompt format: {processor.format_name}", f"- box format: {processor.box_format}"]

@@ -1,6 +1,6 @@
 """A Modelfile, by which Ollama is told of a GGUF: its files, how prompts are written, and what ends an answer.
 
-The format is https://github.com/ollama/ollama/blob/main/docs/modelfile.md; Ollama itself was not run.
+The format is https://docs.ollama.com/modelfile; Ollama itself was not run.
 """
 
 import logging

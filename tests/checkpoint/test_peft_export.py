@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import mllm
 from mllm.checkpoint import ours, public
+from mllm.checkpoint.card import model_card
 from mllm.checkpoint.export import export
 from mllm.checkpoint.start import build
 from mllm.errors import UserError
@@ -74,7 +75,8 @@ def test_an_adapter_of_a_public_model_has_our_logits_by_peft_alone(tmp_path, fam
     assert config["base_model_name_or_path"] == str(tmp_path / "base") and config["use_dora"] == (kind == "dora")
     assert config["modules_to_save"] and all("connector" in n or "mm_soft" in n for n in config["modules_to_save"])
     card = (tmp_path / "adapter" / "README.md").read_text()
-    assert f"base_model: {tmp_path / 'base'}" in card and "library_name: peft" in card
+    assert f"an adapter for {tmp_path / 'base'}\n" in card and "library_name: peft" in card and "base_model" not in card
+    assert "\nbase_model: OWNER/NAME\n" in model_card(tmp_path / "run", model, processor, "peft", "OWNER/NAME")
     transformers.AutoTokenizer.from_pretrained(tmp_path / "adapter")
 
 
