@@ -94,4 +94,5 @@ def test_ranks_packing_and_resuming_train_as_one_process_does(peer, uneven, tmp_
         assert all(torch.allclose(t, ends[1][n], atol=1e-4) for n, t in ends[0].items()), name
     # Its base is that of the run's settings, which the export holds the trained weights against.
     export(str(tmp_path / "zero3_lora"), tmp_path / "adapter", "peft")
-    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] is None
+    kept = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
+    assert kept == ["model.connector.modality_projection.proj"]
