@@ -70,6 +70,7 @@ def begin(
     attention_kernel: Kernel = "segments",
     box_format: str | None = None,
     seed: int = 0,
+    neftune_alpha: float = 0.0,
 ) -> Beginning:
     """Begin a model of transformers from its directory: nothing but configurations, tokenizer and processor is read.
 
@@ -90,11 +91,12 @@ def begin(
             f"{path}: no model of images and text can be built by its config: {first_line(error)}"
         ) from None
     peer.tie_weights()
-    model = PublicModel(peer, attention_kernel)
+    model = PublicModel(peer, attention_kernel, neftune_alpha)
     saved = _beside(path)
     day = date.fromisoformat(saved["prompt_day"]) if saved.get("prompt_day") else None
     boxes = box_format or saved.get("box_format", DEFAULT_BOX_FORMAT)
     processor = PublicProcessor(load_processor(path), model.carried, day, boxes)
+    model.shown = processor.shown
     shapes = saved_shapes(peer)
 
     def open_contents() -> Contents:

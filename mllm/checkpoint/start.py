@@ -54,8 +54,10 @@ def begin_model(
     if settings.init_from is None:
         return begin(settings, seed, calibrate, attention_kernel, neftune_alpha)
     if (path := _peers_directory(settings.init_from)) is not None:
-        _refuse_parts_of_ours(settings, neftune_alpha)
-        return public.begin(path, _format_of_peer(settings), attention_kernel, settings.box_format, seed)
+        _refuse_parts_of_ours(settings)
+        return public.begin(
+            path, _format_of_peer(settings), attention_kernel, settings.box_format, seed, neftune_alpha
+        )
     return ours.begin(
         settings.init_from,
         settings.prompt_format,
@@ -185,7 +187,7 @@ def _format_of_peer(settings: ModelSettings) -> str | None:
     return settings.prompt_format if "prompt_format" in settings.model_fields_set else None
 
 
-def _refuse_parts_of_ours(settings: ModelSettings, neftune_alpha: float) -> None:
+def _refuse_parts_of_ours(settings: ModelSettings) -> None:
     """Raise UserError for settings of a model that is put together from parts, where one of transformers begins the run."""
     for name in ("vision_encoder", "projector", "image", "video"):
         if name in settings.model_fields_set and getattr(settings, name) is not None:
@@ -193,10 +195,6 @@ def _refuse_parts_of_ours(settings: ModelSettings, neftune_alpha: float) -> None
                 f"model.{name} describes a model that is put together from parts, and {settings.init_from} is one of "
                 "transformers, which brings its own: leave it out"
             )
-    if neftune_alpha:
-        raise UserError(
-            "train.neftune_alpha adds noise among embeddings, which a model of transformers makes by itself"
-        )
 
 
 def second_encoder(settings: VisionEncoderSettings) -> SecondEncoder | None:
