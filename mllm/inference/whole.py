@@ -44,7 +44,7 @@ def score_whole(
     kept = max(len(prompt) - start for prompt, start in zip(prompts, starts, strict=True)) + 1
     with plain_attention(model.adapted_module("language_model")):
         hidden = model.generator.base_model(**inputs, position_ids=positions, use_cache=False).last_hidden_state
-        logits = model.head(hidden[:, -kept:])
+        logits = model.logits_of(hidden[:, -kept:])
     scores = []
     for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
         ids = torch.tensor(prompt.tokens.input_ids[start:], device=logits.device)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import Batch
 from mllm.kernels.choice import Kernel
+from mllm.kernels.logit_rule import PLAIN, LogitRule
 from mllm.kernels.loss import supervised_loss_sum
 from mllm.media.visual import Visual
 from mllm.model.encoders import VisionEncoder
@@ -27,11 +28,13 @@ class VisionLanguageModel(nn.Module, ABC):
     """A model that reads packed rows of text and images and says how likely their targets are.
 
     adapters: part → kind and LoraSettings of its low-rank updates. attention_kernel: which computes attention over packed
-    rows. Every parameter is of one part (`part_of`), which policies, rates and tables go by.
+    rows. logit_rule: what becomes of the head's logits. Every parameter is of one part (`part_of`), which policies, rates
+    and tables go by.
     """
 
     adapters: dict[str, dict[str, Any]]
     attention_kernel: Kernel
+    logit_rule: LogitRule = PLAIN
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +89,7 @@ class VisionLanguageModel(nn.Module, ABC):
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """What turns hidden states [..., D] into logits [..., K]."""
+        """What turns hidden states [..., D] into logits [..., K], on which `logit_rule` has still to be used."""
 
     @abstractmethod
     def hidden_states(self, batch: Batch) -> torch.Tensor:
@@ -128,12 +131,15 @@ class VisionLanguageModel(nn.Module, ABC):
         """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
         hidden = self.hidden_states(batch)
         chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
-        return supervised_loss_sum(chosen, self.head, batch.target_ids)
+        return supervised_loss_sum(chosen, self.head, batch.target_ids, rule=self.logit_rule)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""
-        logits: torch.Tensor = self.head(self.hidden_states(batch))
-        return logits
+        return self.logits_of(self.hidden_states(batch))
+
+    def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., K] of final hidden states [..., D]."""
+        return self.logit_rule(self.head(hidden))
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         """The parameters of a part."""

@@ -19,6 +19,7 @@ from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.interface import VisionLanguageModel
+from mllm.model.logits import logit_rule_of
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
@@ -55,7 +56,7 @@ class MultimodalLM(VisionLanguageModel):
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
-        refuse_scaled_logits(language_model.config)
+        self.logit_rule = logit_rule_of(language_model)
 
     @property
     def device(self) -> torch.device:
@@ -210,17 +211,6 @@ def check_counts(places: int, counts: Sequence[int], owners: Sequence[str] = ())
     if places != sum(counts):
         named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
         raise UserError(f"{places} image tokens but {sum(counts)} image features ({len(counts)} images){named}")
-
-
-def refuse_scaled_logits(config: object) -> None:
-    """Raise UserError for language models whose logits aren't simply the head of the hidden state."""
-    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
-        value = getattr(config, name, None)
-        if value is not None and value != neutral:
-            kind = getattr(config, "model_type", "this language model")
-            raise UserError(
-                f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do"
-            )
 
 
 def add_noise(embeddings: torch.Tensor, batch: Batch, image_token_id: int, alpha: float) -> torch.Tensor:

@@ -15,7 +15,8 @@ from mllm.kernels.choice import Kernel
 from mllm.kernels.overlaid_rows import OVERLAID, OverlaidRows, masks_within
 from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
 from mllm.model.interface import VisionLanguageModel
-from mllm.model.multimodal import add_noise, refuse_scaled_logits
+from mllm.model.logits import logit_rule_of
+from mllm.model.multimodal import add_noise
 from mllm.model.public.carried import carried_by
 from mllm.model.public.reach import Reach, reach_of
 
@@ -39,7 +40,7 @@ class PublicModel(VisionLanguageModel):
         self.adapters: dict[str, dict[str, Any]] = {}
         self.neftune_alpha = neftune_alpha
         self.shown: Callable[[], Iterator[Batch]] = lambda: iter(())
-        refuse_scaled_logits(self.text_config)
+        self.logit_rule = logit_rule_of(peer)
         self._parts = _parts(peer)
 
     @property
