@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mllm.conversation.schema import Sample, boxes_of, media_kinds
+from mllm.conversation.schema import Sample, boxes_of
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.records import read_with_places
@@ -176,7 +176,7 @@ def examined(
         return error
 
     def finish(place: str, sample: Sample, resolved: Sample, problem: Problem | None) -> Examined:
-        reasons = [] if problem or not looks_at_images else [error_of(*shown) for shown in _shown(resolved)]
+        reasons = [] if problem or not looks_at_images else [error_of(*shown) for shown in resolved.shown]
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             problem = Problem(place, sample.id, "image", reason)
@@ -203,7 +203,7 @@ def examined(
                     except BadSampleError as error:
                         problem = Problem(place, sample.id, error.kind, error.reason)
                     else:
-                        for kind, image in _shown(resolved):
+                        for kind, image in resolved.shown:
                             if (kind, image) not in decoded:
                                 decoded[kind, image] = pool.submit(_decoding_error, kind, image)
                                 findings.images += kind == "image"
@@ -223,11 +223,6 @@ def _problem_of(place: str, check: Callable[[], None]) -> Problem | None:
     except BadSampleError as error:
         return Problem(place, error.sample_id, error.kind, error.reason)
     return None
-
-
-def _shown(sample: Sample) -> list[tuple[str, str]]:
-    """("image" or "video", path) of all that a sample shows."""
-    return list(zip(media_kinds(sample.messages), sample.images, strict=True))
 
 
 def _clipped(sample: Sample) -> int:

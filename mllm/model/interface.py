@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import Batch
 from mllm.kernels.choice import Kernel
+from mllm.kernels.log_probs import token_log_probs
 from mllm.kernels.logit_rule import PLAIN, LogitRule
 from mllm.kernels.loss import supervised_loss_sum
 from mllm.media.visual import Visual
@@ -127,11 +128,15 @@ class VisionLanguageModel(nn.Module, ABC):
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of layers and recompute the rest in the backward (Chen et al. 2016)."""
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
+    def forward(self, batch: Batch, by_token: bool = False) -> torch.Tensor:
+        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none.
+
+        by_token: the log-probability of each target instead, float32 [targets].
+        """
         hidden = self.hidden_states(batch)
         chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
-        return supervised_loss_sum(chosen, self.head, batch.target_ids, rule=self.logit_rule)
+        told = token_log_probs if by_token else supervised_loss_sum
+        return told(chosen, self.head, batch.target_ids, rule=self.logit_rule)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""
