@@ -28,6 +28,7 @@ from mllm.kernels.choice import Kernel
 from mllm.model.assemble import Parts, assemble, fit_embeddings, fused, saved_shapes
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder, SecondEncoder
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector
 from mllm.model.settings import ModelSettings, VisionEncoderSettings
@@ -56,7 +57,18 @@ def begin_model(
     if (path := _peers_directory(settings.init_from)) is not None:
         _refuse_parts_of_ours(settings)
         return public.begin(
-            path, _format_of_peer(settings), attention_kernel, settings.box_format, seed, neftune_alpha
+            path,
+            _format_of_peer(settings),
+            attention_kernel,
+            settings.box_format,
+            seed,
+            neftune_alpha,
+            settings.random_weights,
+        )
+    if settings.random_weights:
+        raise UserError(
+            f"model.random_weights draws the weights of a model of transformers, and {settings.init_from} is one of ours: "
+            "leave it out"
         )
     return ours.begin(
         settings.init_from,
@@ -124,14 +136,9 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
     return begin(settings, seed).filled()
 
 
-def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
+def build_skeleton(settings: ModelSettings) -> tuple[VisionLanguageModel, Processor]:
     """Build the model without low-rank updates and without contents, for planning, and its processor."""
     beginning = begin_model(settings, {})
-    if not isinstance(beginning.model, MultimodalLM):
-        raise UserError(
-            f"{settings.init_from} is a model of transformers, whose run can't be foreseen: plans are made of models that "
-            "are put together from parts"
-        )
     return beginning.model, beginning.processor
 
 

@@ -17,6 +17,7 @@ from mllm.kernels.choice import Kernel
 from mllm.kernels.log_probs import token_log_probs
 from mllm.kernels.logit_rule import PLAIN, LogitRule
 from mllm.kernels.loss import supervised_loss_sum
+from mllm.kernels.packed_rows import PackedRows
 from mllm.media.visual import Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
@@ -93,8 +94,11 @@ class VisionLanguageModel(nn.Module, ABC):
         """What turns hidden states [..., D] into logits [..., K], on which `logit_rule` has still to be used."""
 
     @abstractmethod
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D] of packed rows, in which samples see only themselves and their trunk."""
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
+        """Final hidden states [B, T, D] of packed rows, in which samples see only themselves and their trunk.
+
+        rows: attend in place of those that `attention_kernel` lays out; of no use to a model with masks of its own.
+        """
 
     @abstractmethod
     def part_of(self, name: str) -> str:
@@ -125,8 +129,13 @@ class VisionLanguageModel(nn.Module, ABC):
         """How many of the encoder's layers stand behind the parameter of that name. Raises UserError if it can't be told."""
 
     @abstractmethod
+    def stay_packed(self) -> None:
+        """Leave the language model on attention of packed rows, for recomputations, which come after a forward has ended."""
+
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of layers and recompute the rest in the backward (Chen et al. 2016)."""
+        self.stay_packed()
+        self.generator.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: Batch, by_token: bool = False) -> torch.Tensor:
         """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none.

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, flat_places
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
-from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.kernels.packed_rows import PACKED, PackedRows, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
@@ -123,12 +123,11 @@ class MultimodalLM(VisionLanguageModel):
                 )
         check_counts(len(batch.image_places), counts, batch.image_owners)
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D] of packed rows."""
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
         embeddings = self.embed(batch)
         if self.training and self.neftune_alpha:
             embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
-        rows = lay_out(self.attention_kernel, batch, embeddings.dtype)
+        rows = rows or lay_out(self.attention_kernel, batch, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()
             return decoder(
@@ -188,12 +187,12 @@ class MultimodalLM(VisionLanguageModel):
     def encoder_height_of(self, name: str) -> int:
         return self.vision_encoder.height_of(name.removeprefix("vision_encoder."))
 
-    def checkpoint_activations(self) -> None:
-        """As of the interface; the encoder's layers too, where it learns. The language model stays on packed attention: the
-        recomputation comes after the forward's `attention_of` has ended.
-        """
+    def stay_packed(self) -> None:
         self.language_model.set_attn_implementation(PACKED)
-        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def checkpoint_activations(self) -> None:
+        """As of the interface; the encoder's layers too, where it learns."""
+        super().checkpoint_activations()
         if any(parameter.requires_grad for parameter in self.vision_encoder.parameters()):
             self.vision_encoder.recompute_activations()
 

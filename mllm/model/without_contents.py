@@ -16,31 +16,39 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _KnownNumbers(TorchDispatchMode):
-    """Within a mode of tensors without contents: what is computed of contents alone has contents."""
+class EmptyWeights(TorchDispatchMode):
+    """Within a mode of tensors without contents: what is computed of numbers alone has contents, and weights have none."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._makes_weights = False
+
+    def empty(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor without contents, of the CPU."""
+        self._makes_weights = True
+        try:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        finally:
+            self._makes_weights = False
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        """A copy whose parameters learn and have no contents; buffers are copied as they are."""
+        weights = {id(own): nn.Parameter(self.empty(own.shape, own.dtype)) for own in module.parameters()}
+        return copy.deepcopy(module, weights)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, given))):
+        if self._makes_weights or any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, given))):
             return func(*args, **given)
         with unset_fake_temporarily():
             return func(*args, **given)
 
 
 @contextmanager
-def weights_without_contents() -> Iterator[FakeTensorMode]:
-    """Within the block, tensors that were made under the mode it gives, such as weights, are computed with by shape alone."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _KnownNumbers():  # type: ignore[no-untyped-call]
+def weights_without_contents() -> Iterator[EmptyWeights]:
+    """Within the block, tensors that the mode it gives has emptied are computed with by shape alone."""
+    with FakeTensorMode(allow_non_fake_inputs=True), EmptyWeights() as mode:
         yield mode
-
-
-def empty_copy(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are of the CPU, learn, and have no contents; buffers are copied as they are."""
-    with FakeTensorMode():  # type: ignore[no-untyped-call]
-        weights = {
-            id(own): nn.Parameter(torch.empty(own.shape, dtype=own.dtype, device="cpu")) for own in module.parameters()
-        }
-    return copy.deepcopy(module, weights)
 
 
 def leaves_behind(nodes: Iterable[Any]) -> set[int]:

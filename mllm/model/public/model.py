@@ -13,7 +13,7 @@ from mllm.batch import Batch
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.kernels.overlaid_rows import OVERLAID, OverlaidRows, masks_within
-from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.kernels.packed_rows import PACKED, PackedRows, attention_of, lay_out
 from mllm.model.interface import VisionLanguageModel
 from mllm.model.logits import logit_rule_of
 from mllm.model.multimodal import add_noise
@@ -89,11 +89,10 @@ class PublicModel(VisionLanguageModel):
     def head(self) -> nn.Module:
         return self.peer.get_output_embeddings()
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D]. Raises UserError where images and their tokens don't match."""
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
         noisy = self._noise(batch) if self.training and self.neftune_alpha else nullcontext()
         with noisy:
-            return self._on_rows(batch)
+            return self._on_rows(batch, rows)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """What `base_model` takes of a batch, but for what isolates its samples."""
@@ -126,12 +125,12 @@ class PublicModel(VisionLanguageModel):
         finally:
             hook.remove()
 
-    def _on_rows(self, batch: Batch) -> torch.Tensor:
+    def _on_rows(self, batch: Batch, rows: PackedRows | None) -> torch.Tensor:
         inputs, decoder = self._inputs(batch), self.peer.get_decoder()
         if not self.carried.has_own_mask:
-            rows = lay_out(self.attention_kernel, batch, _dtype_of(decoder))
+            laid_out = rows or lay_out(self.attention_kernel, batch, _dtype_of(decoder))
             with attention_of(decoder, PACKED):
-                return self._called(inputs, rows)
+                return self._called(inputs, laid_out)
         own = OverlaidRows.of(batch)
         # With a mask of ones transformers looks for no samples of a row by their positions, which may jump within one.
         inputs["attention_mask"] = torch.ones_like(batch.input_ids)
@@ -164,7 +163,8 @@ class PublicModel(VisionLanguageModel):
     @cached_property
     def _reach(self) -> Reach | None:
         """Found once, before low-rank updates and contents change the modules."""
-        return reach_of(self.peer, [self._inputs(batch) for batch in self.shown()])
+        with torch.device("cpu"):  # Whoever sets a policy may have new weights made elsewhere.
+            return reach_of(self.peer, [self._inputs(batch) for batch in self.shown()])
 
     def unused_parameters(self) -> list[nn.Parameter]:
         """Where it couldn't be found, none: a first step names what it leaves without a gradient."""
@@ -195,9 +195,8 @@ class PublicModel(VisionLanguageModel):
             )
         return self._reach
 
-    def checkpoint_activations(self) -> None:
+    def stay_packed(self) -> None:
         self.peer.get_decoder().set_attn_implementation(OVERLAID if self.carried.has_own_mask else PACKED)
-        self.peer.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def plain_name(name: str) -> str:

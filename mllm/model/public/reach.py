@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from mllm.model.without_contents import empty_copy, leaves_behind, weights_without_contents
+from mllm.model.without_contents import leaves_behind, weights_without_contents
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,18 @@ def reach_of(peer: PreTrainedModel, several: Iterable[Mapping[str, torch.Tensor]
     forward on tensors without contents doesn't come as far as the text."""
     if not (looked_at := list(several)):
         return None
-    shadow: Any = empty_copy(peer).eval()
+    with weights_without_contents() as mode:
+        return _looked_through(mode.copy(peer).eval(), looked_at)
+
+
+def _looked_through(shadow: Any, several: Iterable[Mapping[str, torch.Tensor]]) -> Reach | None:
     encoder = shadow.get_encoder(modality="image")
     own = {id(parameter): name for name, parameter in _named(shadow, encoder)}
     layers = _layers(encoder)
     reached: set[str] = set()
     heights: Counter[str] = Counter()
     used = 0
-    for inputs in looked_at:
+    for inputs in several:
         states = _forward(shadow, layers, inputs)
         if states is None:
             return None
@@ -98,7 +102,7 @@ def _forward(
     for layer, own in zip(layers, outputs, strict=True):
         hooks.append(layer.register_forward_hook(lambda *given, own=own: own.extend(_ends(given[-1]))))
     try:
-        with weights_without_contents(), torch.enable_grad():
+        with torch.enable_grad():
             shadow.base_model(**inputs, use_cache=False)
     except _AtTheText:
         return text, first, outputs
