@@ -56,7 +56,11 @@ class MultimodalLM(VisionLanguageModel):
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
-        self.logit_rule = logit_rule_of(language_model)
+        if not logit_rule_of(language_model).is_plain:
+            raise UserError(
+                f"{type(language_model).__name__} multiplies or soft-caps its logits behind the head, which the layouts that "
+                "a model of parts is written in have no place for; take another language model"
+            )
 
     @property
     def device(self) -> torch.device:

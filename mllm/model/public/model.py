@@ -31,12 +31,14 @@ class PublicModel(VisionLanguageModel):
     def __init__(
         self, peer: PreTrainedModel, attention_kernel: Kernel = "segments", neftune_alpha: float = 0.0
     ) -> None:
-        """attention_kernel: of packed rows, where the model's attention is causal; else it is a mask. Raises UserError for a
-        model that isn't carried."""
+        """attention_kernel: of packed rows; a model with masks of its own takes FlexAttention's where that is asked for, and
+        dense ones in place of any other. Raises UserError for a model that isn't carried."""
         super().__init__()
         self.peer = peer
         self.carried = carried_by(peer)
-        self.attention_kernel = "mask" if self.carried.has_own_mask else attention_kernel
+        self.attention_kernel = attention_kernel
+        if self.carried.has_own_mask and attention_kernel != "flex":
+            self.attention_kernel = "mask"
         self.adapters: dict[str, dict[str, Any]] = {}
         self.neftune_alpha = neftune_alpha
         self.shown: Callable[[], Iterator[Batch]] = lambda: iter(())
@@ -131,7 +133,7 @@ class PublicModel(VisionLanguageModel):
             laid_out = rows or lay_out(self.attention_kernel, batch, _dtype_of(decoder))
             with attention_of(decoder, PACKED):
                 return self._called(inputs, laid_out)
-        own = OverlaidRows.of(batch)
+        own = OverlaidRows.of(batch, "flex" if self.attention_kernel == "flex" else "mask")
         # With a mask of ones transformers looks for no samples of a row by their positions, which may jump within one.
         inputs["attention_mask"] = torch.ones_like(batch.input_ids)
         with attention_of(decoder, OVERLAID), masks_within(own):
