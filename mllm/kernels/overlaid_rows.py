@@ -1,8 +1,9 @@
 """Attention of packed rows in a model that has a mask of its own: windows, or images whose tokens see each other.
 
 The model builds its mask by transformers' functions, as it would for a row of one sample; here that is restricted to each
-sample. What it would show of another sample is never shown. Masks are dense, or FlexAttention's of blocks; kernels of
-variable length know neither spans nor windows that differ from layer to layer. B rows, H heads, T tokens, d features a head.
+sample. What it would show of another sample is never shown. Masks are dense, or FlexAttention's of blocks;
+flash-attention's kernels know neither spans nor windows that differ from layer to layer. B rows, H heads, T tokens, d
+features a head.
 """
 
 from collections.abc import Callable, Iterator
