@@ -105,6 +105,9 @@ class QuestionFile(Settings):
     answers_with_places: bool = False
     """Whether `iou` or `pointing` reads a model's answers in its own box format, over the image, and each is right or wrong
     (`iou`: at 0.5); questions have boxes in pixels, and `width` and `height` (default: false, any text that names a box)."""
+    mirrors: bool = False
+    """Whether the condition `mirrored` may exchange left and right in questions, options and answers: the words mean sides,
+    and nothing in an image has to be read (default: false, the condition is refused)."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The length of an answer at most, in tokens."""
     limit: int | None = Field(default=None, ge=1)
@@ -145,7 +148,7 @@ class UserFile(Benchmark):
         self.folder, self.metric = Path(name).name if name.endswith(YAML) else self.settings.file, self.settings.metric
         self.chooses_by_likelihood = self.settings.choice_by == "likelihood"
         self.max_new_tokens, self.default_limit = self.settings.max_new_tokens, self.settings.limit
-        self.answers_with_places = self.settings.answers_with_places
+        self.answers_with_places, self.mirrors = self.settings.answers_with_places, self.settings.mirrors
         if METRICS.get(self.metric).line.model_fields["prediction"].annotation is float:
             raise UserError(f"{name}: {self.metric} scores probabilities, not answers; name another metric")
 
