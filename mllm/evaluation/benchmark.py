@@ -231,6 +231,10 @@ class Benchmark:
         """The user's words, as models were trained to hear them."""
         return item.question + self.suffix
 
+    def has_answer(self, item: Item) -> bool:
+        """Whether an answer to the item is right for what it says, so that a wrong one can be named; no description is."""
+        return True
+
     def score(self, answer: str, item: Item) -> float:
         return self.score_all([answer], [item]).per_line[0]
 

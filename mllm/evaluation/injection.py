@@ -38,8 +38,7 @@ def planted_answers(benchmark: Benchmark, items: Sequence[Item], seed: int) -> l
     has no right and wrong answers in words.
     """
     metric = METRICS.get(benchmark.metric)
-    is_free = metric.right_at is None or metric.lower_is_better or not metric.has_answers
-    if is_free or benchmark.measures or benchmark.answers_with_places:
+    if metric.right_at is None or metric.lower_is_better or benchmark.measures or benchmark.answers_with_places:
         raise UserError(
             f"{benchmark.folder}: injected: its answers aren't right or wrong words, so that none can be planted; leave the "
             "condition out"
@@ -54,7 +53,7 @@ def planted_answers(benchmark: Benchmark, items: Sequence[Item], seed: int) -> l
 
 
 def _planted(benchmark: Benchmark, item: Item, others: Sequence[str], seed: int) -> str | None:
-    if not any(not medium.is_video for medium in item.media):
+    if all(medium.is_video for medium in item.media) or not benchmark.has_answer(item):
         return None
     rng = np.random.default_rng(_seed(item, seed))
     known = [str(option) for option in item.fields.get("options") or ()]

@@ -53,8 +53,7 @@ class Metric(BaseModel, ABC):
     """A scorer; its fields are its settings (`mllm score --name value`).
 
     lower_is_better: of scores. right_at: the score of a line from which its answer is right (down to which, where less is
-    better); None where answers aren't right or wrong. has_answers: whether an answer is right for what it says, so that there
-    are wrong ones to name; of a refusal, or of a description, it isn't.
+    better); None where answers aren't right or wrong.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,7 +61,6 @@ class Metric(BaseModel, ABC):
     line: ClassVar[type[Line]] = Line
     lower_is_better: ClassVar[bool] = False
     right_at: ClassVar[float | None] = 0.5
-    has_answers: ClassVar[bool] = True
 
     @classmethod
     def is_right(cls, score: float) -> bool | None:

@@ -44,7 +44,7 @@ _ENDINGS = [
 ]
 
 _CLITIC = r"n't\b|'(?:s|m|d|ll|re|ve)\b"
-_WORD = re.compile(rf"{_CLITIC}|(?:(?!{_CLITIC}|--|\.(?:\s|$)|\.\.)[^\s,;:@#$%&?!\"()\[\]{{}}<>`])+|\S")
+WORD = re.compile(rf"{_CLITIC}|(?:(?!{_CLITIC}|--|\.(?:\s|$)|\.\.)[^\s,;:@#$%&?!\"()\[\]{{}}<>`])+|\S")
 
 
 def _singular(word: str) -> str:
@@ -61,7 +61,7 @@ def _singular(word: str) -> str:
 
 def objects_of(caption: str) -> list[str]:
     """The COCO classes that a caption names, in order, repeats included."""
-    singles = [_singular(word.strip("'")) for word in _WORD.findall(caption.lower())]
+    singles = [_singular(word.strip("'")) for word in WORD.findall(caption.lower())]
     words: list[str] = []
     place = 0
     while place < len(singles):
