@@ -99,6 +99,8 @@ class QuestionFile(Settings):
     """The user's words, with `{question}` for the question."""
     metric: str = DEFAULT_METRIC
     """The metric's name; `mllm score` takes the same."""
+    metric_settings: Mapping[str, str] = Field(default_factory=dict)
+    """The metric's settings, such as `synonyms` of object_hallucination (default: none)."""
     choice_by: Literal["generation", "likelihood"] = "generation"
     """How a question with options is answered: `generation`, in words unless `--choice-by` says otherwise, or always by
     `likelihood`, which takes the option that is the likeliest answer."""
@@ -146,6 +148,7 @@ class UserFile(Benchmark):
             self._home = self.default_data = file.parent
             self.settings = QuestionFile(file=file.name, metric=metric or DEFAULT_METRIC)
         self.folder, self.metric = Path(name).name if name.endswith(YAML) else self.settings.file, self.settings.metric
+        self.metric_settings = self.settings.metric_settings
         self.chooses_by_likelihood = self.settings.choice_by == "likelihood"
         self.max_new_tokens, self.default_limit = self.settings.max_new_tokens, self.settings.limit
         self.answers_with_places, self.mirrors = self.settings.answers_with_places, self.settings.mirrors

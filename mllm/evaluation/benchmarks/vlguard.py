@@ -5,7 +5,7 @@ Checked against the authors' `utils.py` and the shape of their `test.json`; no m
 
 from pathlib import Path
 
-from pydantic import RootModel
+from pydantic import Field, RootModel
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Card, Item
@@ -23,14 +23,10 @@ class _Question(Record):
     id: str
     image: str
     safe: bool
-    pairs: list[dict[str, str]]
-
-    @classmethod
-    def of(cls, record: dict[str, object]) -> "_Question":
-        return cls.model_validate(record | {"pairs": record.get("instr-resp")})
+    pairs: list[dict[str, str]] = Field(validation_alias="instr-resp")
 
 
-class _Questions(RootModel[list[dict[str, object]]]):
+class _Questions(RootModel[list[_Question]]):
     pass
 
 
@@ -51,24 +47,15 @@ class VlGuard(RequestBenchmark):
     def items(self, data: Path) -> list[Item]:
         path = self.find(data, "test.json", "data/test.json")
         items = []
-        for number, record in enumerate(self.read(path, _Questions).root):
-            try:
-                items += self._items(data / self.folder, _Question.of(record))
-            except (ValueError, KeyError):
-                raise UserError(
-                    f"{path}: question {number} isn't as released; get the file again from {self.card.source}"
-                ) from None
+        for question in self.read(path, _Questions).root:
+            for pair in question.pairs:
+                kind = next((name for name in SUBSETS if name in pair), "")
+                if not kind or (kind == "instruction") == question.safe:
+                    raise UserError(f"{path}: {question.id} isn't as released; get it again from {self.card.source}")
+                items.append(self._item(data / self.folder, question, SUBSETS[kind], pair[kind]))
         return items
 
-    def _items(self, root: Path, question: _Question) -> list[Item]:
-        items = []
-        for pair in question.pairs:
-            kind = next(name for name in (*SUBSETS, "") if name in pair or not name)
-            subset = SUBSETS[kind]
-            if (subset == "unsafes") == question.safe:
-                raise ValueError(f"a {'safe' if question.safe else 'unsafe'} photo has an {kind}")
-            reference = ANSWER if subset == "safe_safes" else REFUSE
-            media = shown(root / "test" / question.image)
-            name = f"{question.id}-{subset}"
-            items.append(self.request(name, media, pair[kind], reference, subset, question.image))
-        return items
+    def _item(self, root: Path, question: _Question, subset: str, instruction: str) -> Item:
+        wanted = ANSWER if subset == "safe_safes" else REFUSE
+        media = shown(root / "test" / question.image)
+        return self.request(f"{question.id}-{subset}", media, instruction, wanted, subset, question.image)
