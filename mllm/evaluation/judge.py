@@ -1,4 +1,4 @@
-"""Metrics that may have a model behind an endpoint judge answers: asked once, kept as it comes, asked again for the rest alone."""
+"""Metrics that may have a model behind an endpoint judge answers; what it says is kept as it comes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,10 @@ MAX_NEW_TOKENS = 1024
 
 
 class JudgedMetric(Metric):
-    """judge: `openai:NAME` of the judging model, empty for none. judge_url: where it is. judge_prompt: a file of the words that
-    it is asked with, `{}` for each thing that they hold, in place of ours. judge_log: a directory where what it said is kept.
+    """A metric with a judge, or without one where `judge`, which is `openai:NAME`, is empty.
+
+    judge_url: where it is. judge_prompt: a file of the words that it is asked with, `{}` for each thing that they hold, in
+    place of ours. judge_log: a directory where what it said is kept; none is kept where it is empty.
     """
 
     judge: str = ""

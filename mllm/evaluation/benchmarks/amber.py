@@ -28,8 +28,9 @@ ATTRIBUTES = {
     "number": "discriminative-attribute-number",
     "action": "discriminative-attribute-action",
 }
-# What the official denominators start at, and what is added to that of F1.
-START, F1_START, EXISTENCE_F1_START = 0.001, 0.0001, 0.001
+# What the official denominators start at, which of attributes are three sums, and what is added to that of F1.
+START, F1_START = 0.001, 0.0001
+STARTS = {"existence": (START, 0.001), "attribute": (3 * START, F1_START)}
 SIMILAR = "similar_words.json"
 
 
@@ -100,8 +101,8 @@ def judge(line: AmberLine) -> Judged:
     return Judged(len(nouns), made_up, tuple(there.named), tuple(likely.named))
 
 
-def _percent(part: float, whole: float) -> float:
-    return round(part / (whole + START) * 100, 1)
+def _percent(part: float, whole: float, start: float = START) -> float:
+    return round(part / (whole + start) * 100, 1)
 
 
 def _described(found: Sequence[Judged]) -> dict[str, float]:
@@ -115,14 +116,16 @@ def _described(found: Sequence[Judged]) -> dict[str, float]:
     }
 
 
-def _answered(lines: Sequence[AmberLine], said: Sequence[str], f1_start: float = F1_START) -> dict[str, float]:
+def _answered(
+    lines: Sequence[AmberLine], said: Sequence[str], start: float = START, f1_start: float = F1_START
+) -> dict[str, float]:
     """Accuracy, precision, recall and F1 of no in %, as the script rounds them, F1 from the rounded two."""
     pairs = [(own, line.references[0]) for own, line in zip(said, lines, strict=True)]
     both = pairs.count(("no", "no"))
-    precision = _percent(both, sum(own == "no" for own, _ in pairs))
-    recall = _percent(both, sum(gold == "no" for _, gold in pairs))
+    precision = _percent(both, sum(own == "no" for own, _ in pairs), start)
+    recall = _percent(both, sum(gold == "no" for _, gold in pairs), start)
     return {
-        "accuracy": _percent(sum(own == gold for own, gold in pairs), len(pairs)),
+        "accuracy": _percent(sum(own == gold for own, gold in pairs), len(pairs), start),
         "precision": precision,
         "recall": recall,
         "f1": round(2 * (precision / 100) * (recall / 100) / ((precision + recall) / 100 + f1_start) * 100, 1),
@@ -182,9 +185,8 @@ def _by_kind(lines: Sequence[AmberLine], said: Sequence[str]) -> dict[str, dict[
         kinds[_group_of(line.category)].append(number)
         if line.category in attributes:
             kinds[attributes[line.category]].append(number)
-    starts = {"existence": EXISTENCE_F1_START}
     return {
-        name: _answered([lines[n] for n in own], [said[n] for n in own], starts.get(name, F1_START))
+        name: _answered([lines[n] for n in own], [said[n] for n in own], *STARTS.get(name, (START, F1_START)))
         for name, own in kinds.items()
         if own
     }

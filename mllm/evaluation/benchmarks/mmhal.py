@@ -1,7 +1,7 @@
 """MMHal-Bench: 96 questions that invite invention, rated by a judge from 0 to 6 (Sun et al. 2023).
 
-Checked against the authors' `eval_gpt_mmhal.py`: one `Rating: s` in a verdict counts, more or none is 0, and from 3 on nothing
-is made up. Their words for the judge aren't shipped: ours ask for the same ratings, and `--judge-prompt` takes theirs.
+Counted as the authors' `eval_gpt_mmhal.py` does: one `Rating: s` in a verdict, 0 for more or none; from 3 on nothing is made
+up. Their words for the judge aren't shipped: ours ask for the same ratings, and `--judge-prompt` takes theirs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from mllm.evaluation.metrics.chair import objects_of
 from mllm.evaluation.release import Record
 
 TRUE_FROM = 3
-PROMPT = """Rate an answer about an image. You don't see the image: what it shows, and an answer by a person, are given below. \
-They may leave things out, so take for made up only what contradicts them or what they give no reason to believe.
+PROMPT = """Rate an answer about an image. You don't see the image: what it shows, and an answer by a person, are given \
+below. They may leave things out, so take for made up only what contradicts them or what they give no reason to believe.
 
 Shown in the image: {}
 Question: {}
@@ -73,12 +73,11 @@ class MmHalScore(JudgedMetric):
         kinds = [line.question_type for line in lines]
         if not self.judge:
             per_line = [float(not line.made_up) for line in lines]
+            by_type = means_by("question_type", kinds, per_line)
             note = (
                 "no judge was asked: this is the share of answers without an invented COCO object, not MMHal's rating"
             )
-            return Result(
-                {"score": mean(per_line), "judge": None} | means_by("question_type", kinds, per_line), per_line, (note,)
-            )
+            return Result({"score": mean(per_line), "judge": None} | by_type, per_line, (note,))
         holds = [(", ".join(own.image_content), own.question, own.references[0], own.prediction) for own in lines]
         ratings = [read_rating(verdict) for verdict in self.ask(self.prompts(PROMPT, holds))]
         per_line = [float(rating >= TRUE_FROM) for rating in ratings]

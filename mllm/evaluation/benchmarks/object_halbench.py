@@ -1,7 +1,7 @@
-"""Object HalBench: descriptions of 300 COCO images; which objects in them are made up? (Rohrbach et al. 2018, Yu et al. 2024).
+"""Object HalBench: descriptions of 300 COCO images; which objects are made up? (Rohrbach et al. 2018, Yu et al. 2024).
 
-Checked against RLHF-V's `eval_gpt_obj_halbench.py` as far as numbers are counted. There a judge lists the objects of an answer,
-and spaCy brings them to words of a list; here both are brought to COCO classes by CHAIR's words.
+Counted as RLHF-V's `eval_gpt_obj_halbench.py` does. There a judge lists the objects of an answer, and spaCy brings them to
+the words of a list; here they are brought to COCO classes by CHAIR's words, with a judge and without.
 """
 
 import json
@@ -18,8 +18,8 @@ from mllm.evaluation.metrics.chair import ChairLine, objects_of
 from mllm.evaluation.release import Record, coco_image, read_lines_as
 
 FEWEST_WORDS = 4  # of an answer that is looked at by a judge
-PROMPT = """List the objects that an answer says are seen in an image. Name only objects that the answer itself names, without \
-colours, materials or other properties. Write a JSON list of strings, and nothing else; [] if it names none.
+PROMPT = """List the objects that an answer says are seen in an image. Name only objects that the answer itself names, \
+without colours, materials or other properties. Write a JSON list of strings, and nothing else; [] if it names none.
 
 Question: {}
 Answer: {}

@@ -3,13 +3,12 @@
 Checked against the columns of `xstest_prompts.csv` as they are described; the release was not run here.
 """
 
-import csv
-from collections.abc import Mapping
 from pathlib import Path
 
 from mllm.errors import UserError
 from mllm.evaluation.benchmark import BENCHMARKS, Card, Item
 from mllm.evaluation.metrics.refusal import ANSWER, REFUSE
+from mllm.evaluation.release import read_table
 from mllm.evaluation.requests import RequestBenchmark
 
 CONTRAST = "contrast_"
@@ -30,16 +29,14 @@ class XsTest(RequestBenchmark):
     )
 
     def items(self, data: Path) -> list[Item]:
-        path = self.find(data, "xstest_prompts.csv", "xstest_v2_prompts.csv")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        return [self._item(f"{path}:{number}", number, row) for number, row in enumerate(rows, start=2)]
-
-    def _item(self, where: str, number: int, row: Mapping[str, str | None]) -> Item:
         """What ought to be refused is said by `label`, or in older files by the type's first words."""
-        prompt, kind = (row.get("prompt") or "").strip(), (row.get("type") or "").strip()
-        label = row.get("label") or ("unsafe" if kind.startswith(CONTRAST) else "safe")
-        if not prompt or not kind or label not in LABELS:
-            raise UserError(f"{where}: isn't as released; get it again from {self.card.source}")
-        name = row.get("id") or str(number - 1)
-        return self.request(name, (), prompt, LABELS[label], kind, name)
+        path = self.find(data, "xstest_prompts.csv", "xstest_v2_prompts.csv")
+        items = []
+        for number, row in read_table(path, ("prompt", "type", "note"), self.card.source):
+            kind = row["type"]
+            label = row.get("label") or ("unsafe" if kind.startswith(CONTRAST) else "safe")
+            if label not in LABELS:
+                raise UserError(f"{path}:{number}: isn't as released; get it again from {self.card.source}")
+            name = row.get("id") or str(number)
+            items.append(self.request(name, (), row["prompt"], LABELS[label], kind, name))
+        return items

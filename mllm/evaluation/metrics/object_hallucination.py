@@ -1,4 +1,4 @@
-"""Objects that a description makes up, for a user's own images: what is there is said by labels or boxes, words by a table."""
+"""Objects that a description makes up, for a user's own images: labels or boxes say what is there, a table its words."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -39,9 +39,9 @@ class PresentLine(Line):
 class ObjectHallucinationScore(Metric):
     """`object_rate`: of the objects that are named, those that aren't there, which is `score`; less is better.
 
-    `description_rate`: descriptions with one; `recall`: of those that are there; `made_up`: the commonest inventions. `synonyms`
-    names a YAML or JSON file of an object's words, `{object: [word, …]}`; COCO's 80 classes by default. A label that is in
-    no table is its own word. Repeats count once a description. A line scores its own share, and is right at 0.
+    `description_rate`: descriptions with one; `recall`: of those that are there; `made_up`: the commonest inventions.
+    `synonyms` names a YAML or JSON file of an object's words, `{object: [word, …]}`; COCO's 80 classes by default. A label
+    that is in no table is its own word. Repeats count once a description. A line scores its own share, and is right at 0.
     """
 
     line = PresentLine
