@@ -15,7 +15,7 @@ from mllm.data.readers import READERS
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import read_with_places
 from mllm.data.recipe import RecipeSettings, SourceSettings
-from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
+from mllm.data.samples import IMAGE_COLUMNS, ChainedSamples, IndexedSamples, with_resolved_images
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import UserError
 from mllm.media.ref import is_stored
@@ -124,7 +124,8 @@ class Mixture:
         """The paths of all images of the recipe, each once, sorted; none is opened."""
         found: set[str] = set()
         for samples in self.indexed("a list of its images"):
-            found.update(pc.unique(samples.image_paths().flatten()).to_pylist())
+            for column in IMAGE_COLUMNS:
+                found.update(pc.unique(samples.image_paths(column).flatten()).to_pylist())
         return sorted(found)
 
     def holds_image(self, path: str) -> bool:

@@ -31,22 +31,30 @@ def supervised_loss_sum(
     Logits exist for `rows` positions at a time (default: `chunk_rows` of the head on its device). The gradient is taken
     beside them, so that they are neither kept nor computed twice, and is a tensor of zeros without targets.
     """
-    if rows is None:
-        vocabulary = getattr(head, "out_features", None)
-        rows = UNSIZED_ROWS if vocabulary is None else chunk_rows(vocabulary, hidden.device.type)
+    rows = rows or rows_at_once(head, hidden.device.type)
     own = head.forward
-    is_linear = type(head).forward is nn.Linear.forward and "forward" not in vars(head)
 
     def loss_sum(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             losses = [_chunk_loss(own, *chunk) for chunk in _chunks(hidden, targets, rows)]
             return torch.stack(losses).sum() if losses else hidden.new_zeros((), dtype=torch.float32)
-        if is_linear:
+        if is_plain(own):
             return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
         learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
         return _HeadCrossEntropy.apply(hidden, targets, rows, own, *learned)  # type: ignore[no-untyped-call]
 
-    return _call_with(head, loss_sum, hidden, targets)
+    return call_with(head, loss_sum, hidden, targets)
+
+
+def rows_at_once(head: nn.Module, device: str) -> int:
+    """Return how many positions have logits of `head` at a time on a kind of device."""
+    vocabulary = getattr(head, "out_features", None)
+    return UNSIZED_ROWS if vocabulary is None else chunk_rows(vocabulary, device)
+
+
+def is_plain(forward: Callable[..., torch.Tensor]) -> bool:
+    """Whether `forward`, a head's own, is a product with its weight, plus its bias, and nothing more."""
+    return getattr(forward, "__func__", None) is nn.Linear.forward
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
@@ -56,7 +64,7 @@ def chunk_rows(vocabulary: int, device: str) -> int:
     return max(1, GPU_LOGIT_ELEMENTS // vocabulary // GPU_TILE_ROWS) * GPU_TILE_ROWS
 
 
-def _call_with(module: nn.Module, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+def call_with(module: nn.Module, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
     """Call `module` with its hooks, and `forward` in place of its own."""
     replaced = vars(module).get("forward")
     module.forward = forward
@@ -125,7 +133,7 @@ class _LinearCrossEntropy(_WithGradient):
         shift = None if bias is None else bias.to(dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        weight_grad = _Sum(weight, at_once=len(targets) <= chunk) if wants_weight else None
+        weight_grad = WeightSum(weight, at_once=len(targets) <= chunk) if wants_weight else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         with torch.autocast(device, enabled=False):
@@ -154,7 +162,7 @@ class _LinearCrossEntropy(_WithGradient):
         return loss
 
 
-class _Sum:
+class WeightSum:
     """The gradient of a weight [K, D] as a sum of products, of which `at_once` there is but one."""
 
     def __init__(self, weight: torch.Tensor, at_once: bool) -> None:
