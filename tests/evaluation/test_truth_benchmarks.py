@@ -180,6 +180,10 @@ def test_a_judge_lists_the_objects_of_object_halbench(tmp_path, server):
     pytest.importorskip("openai")
     TRUTH_WRITERS["object_halbench"](tmp_path)
     path = answers_file("object_halbench", ["Two dogs beside a sleepy cat.", "A bike."], tmp_path)
+    server.refuse = lambda body, number: (401, {"error": {"message": "no key"}})
+    with pytest.raises(UserError, match=r"127\.0\.0\.1.*model j: .*no key"):
+        score_file("object_halbench", path, {"judge": "openai:j", "judge_url": server.url})
+    server.bodies.clear()
     server.refuse = verdict_of(lambda body: 'Here:\n["dogs", "dog", "cat"]')
     found = score_file("object_halbench", path, {"judge": "openai:j", "judge_url": server.url})
     assert len(server.bodies) == 1  # an answer of up to three words isn't looked at
