@@ -8,6 +8,7 @@ import yaml
 
 import mllm
 from mllm.checkpoint import public
+from mllm.checkpoint.export import export
 from mllm.model.public import wrap
 from tests.helpers.launches import launch_runs
 from tests.helpers.public_models import tiny
@@ -91,3 +92,7 @@ def test_ranks_packing_and_resuming_train_as_one_process_does(peer, uneven, tmp_
         ends = [mllm.load(path)[0].state_dict() for path in (here, there)]
         assert ends[0].keys() == ends[1].keys() and losses[-1] < losses[0]
         assert all(torch.allclose(t, ends[1][n], atol=1e-4) for n, t in ends[0].items()), name
+    # Its base is that of the run's settings, which the export holds the trained weights against.
+    export(str(tmp_path / "zero3_lora"), tmp_path / "adapter", "peft")
+    kept = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
+    assert kept == ["model.connector.modality_projection.proj"]
