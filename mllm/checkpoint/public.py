@@ -22,7 +22,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from mllm.checkpoint.fill import Beginning, Contents, row_std
-from mllm.checkpoint.origin import FACTOR, Held, Merged, Origin, StoredWeights, beneath, joined, part_files
+from mllm.checkpoint.origin import FACTOR, Held, Made, Merged, Origin, StoredWeights, beneath, joined, part_files
 from mllm.checkpoint.parts import check_complete, first_line, local_directory
 from mllm.checkpoint.peer_processor import read_peer_processor
 from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
@@ -73,10 +73,13 @@ def begin(
     attention_kernel: Kernel = "segments",
     box_format: str | None = None,
     seed: int = 0,
+    neftune_alpha: float = 0.0,
+    random_weights: bool = False,
 ) -> Beginning:
     """Begin a model of transformers from its directory: nothing but configurations, tokenizer and processor is read.
 
-    prompt_format: None or `native`, its own chat template. Raises UserError for what isn't carried.
+    prompt_format: None or `native`, its own chat template. random_weights: drawn by the model's own code and `seed`, in
+    place of those of the directory. Raises UserError for what isn't carried.
     """
     path = Path(source)
     if prompt_format not in (None, NATIVE):
@@ -85,15 +88,17 @@ def begin(
             "chat template: write native, or leave it out"
         )
     peer = _without_contents(path)
-    model = PublicModel(peer, attention_kernel)
+    model = PublicModel(peer, attention_kernel, neftune_alpha)
     saved = _beside(path)
     day = date.fromisoformat(saved["prompt_day"]) if saved.get("prompt_day") else None
     boxes = box_format or saved.get("box_format", DEFAULT_BOX_FORMAT)
     processor = PublicProcessor(load_processor(path), model.carried, day, boxes)
+    model.shown = processor.shown
     shapes = saved_shapes(peer)
 
     def open_contents() -> Contents:
-        return Contents(joined({PREFIX: _origin(path, shapes, _tied(peer))}), frozenset(), row_std(peer), seed)
+        origin = _drawn(peer.config, shapes, seed) if random_weights else _origin(path, shapes, _tied(peer))
+        return Contents(joined({PREFIX: origin}), frozenset(), row_std(peer), seed)
 
     return Beginning(model, processor, open_contents)
 
@@ -212,12 +217,31 @@ def _known_types() -> frozenset[str]:
     return frozenset(CONFIG_MAPPING.keys())
 
 
+def _drawn(config: PreTrainedConfig, shapes: Mapping[str, torch.Size], seed: int) -> Origin:
+    """Weights as the model's own code draws them, always the same ones of a seed."""
+
+    def draw() -> Mapping[str, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            made = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        weights: Mapping[str, torch.Tensor] = made.state_dict()
+        return weights
+
+    return Made(shapes, draw)
+
+
 def _origin(path: Path, shapes: Mapping[str, torch.Size], tied: frozenset[str]) -> Origin:
     """The weights of a directory: read one at a time where files have the model's own names, else by transformers, whole.
 
     Raises UserError where weights are missing or unused.
     """
-    stored = StoredWeights(part_files(local_directory(path)))
+    files = part_files(local_directory(path))
+    if not files:
+        raise UserError(
+            f"{path} has no weights (model.safetensors): copy them there, or begin a run with drawn ones "
+            "(model.random_weights: true)"
+        )
+    stored = StoredWeights(files)
     if all(stored.shapes.get(name) == shape for name, shape in shapes.items()):
         _check_unused(path, [name for name in stored.shapes if name not in shapes and name not in tied])
         return stored
