@@ -118,7 +118,7 @@ def _watched(model: PublicModel) -> Iterator[_Seen]:
         seen.tokens += given["inputs_embeds"].shape[:2].numel()
 
     def keep(_: Any, __: Any, out: torch.Tensor) -> None:
-        seen.logits.append(out.flatten(0, -2)[-1])
+        seen.logits.append(model.logit_rule(out.flatten(0, -2)[-1]))
 
     handles = [
         model.adapted_module("language_model").register_forward_pre_hook(count, with_kwargs=True),
