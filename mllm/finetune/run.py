@@ -1,7 +1,7 @@
 """The run behind `train/finetune.py`, from settings to a saved model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,27 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
     return load_settings(FinetuneSettings, path, overrides)
 
 
+MakeTask = Callable[[RunContext, Mixture], tuple[InstructionTask, Sequence[Callback]]]
+
+
+def instruction_task(context: RunContext, mixture: Mixture) -> tuple[InstructionTask, Sequence[Callback]]:
+    """The task of learning the answers of a mixture, which has no callbacks of its own."""
+    settings, multiple = context.settings, length_multiple(context.engine.device)
+    costs = unit_flops(context.model)
+    return InstructionTask(mixture, context.processor, settings.data, settings.train, costs, multiple), ()
+
+
 def finetune(
-    settings: FinetuneSettings, stop_after: int | None = None, callbacks: Sequence[Callback] = ()
+    settings: FinetuneSettings,
+    stop_after: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    make_task: MakeTask = instruction_task,
 ) -> Path | None:
     """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
 
     The resolved settings are saved first; a run that is finished with the same ones has nothing to do. With `stop_after`,
-    the run ends (resumable) when that many steps are done. callbacks: further ones, the same on every rank.
+    the run ends (resumable) when that many steps are done. callbacks: further ones, the same on every rank. make_task: what
+    is learned of the samples, and the callbacks that belong to it.
     """
     run_dir, train = Path(settings.run_dir), with_known_dtype(settings.train)
     derived = ("train.dtype",) if settings.train.dtype == "auto" else ()
@@ -82,13 +96,12 @@ def finetune(
     _use_one_day(processor, run_dir, engine)
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[model.attention_kernel])
 
-    multiple = length_multiple(engine.device)
-    task = InstructionTask(mixture, processor, settings.data, train, unit_flops(model), multiple)
+    context = RunContext(settings, run_dir, model, processor, engine)
+    task, own = make_task(context, mixture)
     task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
-    watching = watchers(RunContext(settings, run_dir, model, processor, engine))
-    everything = [*watching, *callbacks, *recorders(settings, train, run_dir, engine)]
+    everything = [*own, *watchers(context), *callbacks, *recorders(settings, train, run_dir, engine)]
     peak_flops = device_peak_flops(engine.device, train.dtype)
     write = partial(write_model, model, processor, settings)
     trainer = Trainer(task, engine, settings.optim, train, run_dir, write, everything, peak_flops)

@@ -8,9 +8,10 @@ else. Several ranks lay out what was counted before (`mllm.data.counts`), and ea
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def length_multiple(device: torch.device) -> int:
 
 
 @dataclass
-class _Skips:
+class Skips:
     """Bad samples of one window, or the error at the first of them."""
 
     raise_at_once: bool
@@ -55,6 +56,8 @@ class _Skips:
 
 class InstructionTask:
     """Samples of a mixture through a processor into micro-batches, and their loss."""
+
+    depends_on_weights = False
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class InstructionTask:
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
         self.prepare(world_size)
-        skips = _Skips(self.data.on_bad_sample == "error", [])
+        skips = Skips(self.data.on_bad_sample == "error", [])
         refused: dict[str, str] = {}
 
         def render(index: int) -> Example:
@@ -124,15 +127,21 @@ class InstructionTask:
             ids, outlines = self._usable(step, self._outline, skips)
             dealt, layout = self._dealt(outlines, rank, world_size)
             groups = _rendered(dealt, render)
+        micro_batches = self.micro_batches(groups, skips, refused)
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+
+    def micro_batches(
+        self, groups: Sequence[list[Row]], skips: Skips, refused: Mapping[str, str] = MappingProxyType({})
+    ) -> list[MicroBatch]:
+        """The batches of groups of rows, whose images are decoded ahead. refused: path → why it may not be opened."""
         ahead = deque(
             self._decoder.start(((image.path, image.visual) for row in group for image in shown_images(row)), refused)
             for group in groups
         )
         # A group's decoder is let go with it: what it holds is in the batch by then.
-        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
-        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+        return [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
 
-    def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
+    def _usable(self, step: int, look: Callable[[int], E], skips: Skips) -> tuple[tuple[str, ...], list[E]]:
         """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
         ids: list[str] = []
         found: list[E] = []
@@ -164,7 +173,7 @@ class InstructionTask:
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size, self.tile_cost)
         return deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost), layout_number(rows)
 
-    def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
+    def _micro_batch(self, rows: list[Row], skips: Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode, self.length_multiple)
         work = work_of(rows, batch.target_count)
         return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
