@@ -35,8 +35,8 @@ FIRST = GROUND | _rooms("kernels conversation media batch clients")
 SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
 FOURTH = THIRD | _rooms("training inference")
-FIFTH = FOURTH | _rooms("evaluation synthesis")
-SIXTH = FIFTH | _rooms("finetune contrastive")
+FIFTH = FOURTH | _rooms("evaluation synthesis rewards")
+SIXTH = FIFTH | _rooms("finetune contrastive grpo preference")
 
 FLOORS = (
     Floor(
@@ -107,21 +107,28 @@ FLOORS = (
     Floor(
         5,
         "asking many questions, and writing many answers",
-        "floors 0–4 but `training`",
+        "floors 0–4 but `training`; `rewards` also the others",
         (
             Room("evaluation", "benchmarks, metrics, controls, intervals, reports", FOURTH - _rooms("training")),
             Room(
                 "synthesis", "captions → instructions: prompts, backends, journal, filters", FOURTH - _rooms("training")
+            ),
+            Room(
+                "rewards",
+                "what an answer is worth: metrics, rules, judges, functions",
+                FOURTH - _rooms("training") | _rooms("evaluation synthesis"),
             ),
         ),
     ),
     Floor(
         6,
         "what can be trained: a room each, of the same files",
-        "floors 0–5, never each other",
+        "floors 0–5, never each other; `grpo` and `preference` also `finetune`",
         (
             Room("finetune", "alignment and instruction tuning: settings, task, run, plan", FIFTH),
             Room("contrastive", "CLIP and SigLIP: settings, data, task, run, zero-shot, retrieval", FIFTH),
+            Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune")),
+            Room("preference", "pairs of answers: their losses, references and task", FIFTH | _rooms("finetune")),
         ),
     ),
     Floor(

@@ -73,7 +73,7 @@ def continue_rows(
     # transformers takes the embeddings from the start and cuts off what the cache holds.
     known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
     # How each row samples is the business of its own processors.
-    config = generation_config(processor, longest, temperature=1.0 if any(r.decoding.samples for r in rows) else 0.0)
+    config = generation_config(processor, longest, temperature=float(any(r.decoding.draws_from_torch for r in rows)))
     with decoding_attention(language_model, cache):
         language_model.generate(
             inputs_embeds=torch.cat([known, embeddings], 1),

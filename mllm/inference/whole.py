@@ -25,7 +25,7 @@ def answer_whole(
     inputs, _ = _padded(model, processor, prompts)
     processors = RowProcessors([row.decoding for row in rows])
     longest = max(row.decoding.max_new_tokens for row in rows)
-    config = generation_config(processor, longest, temperature=1.0 if any(r.decoding.samples for r in rows) else 0.0)
+    config = generation_config(processor, longest, temperature=float(any(r.decoding.draws_from_torch for r in rows)))
     with plain_attention(model.adapted_module("language_model")):
         model.generator.generate(
             **inputs,
