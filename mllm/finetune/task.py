@@ -73,7 +73,9 @@ class InstructionTask:
     """Samples of a mixture through a processor into micro-batches, and their loss."""
 
     depends_on_weights = False
-    listed_kinds: tuple[str, ...] = ()  # of samples that are left out whatever the settings say, since they teach nothing
+    listed_kinds: tuple[
+        str, ...
+    ] = ()  # of samples that are left out whatever the settings say, since they teach nothing
 
     def __init__(
         self,
@@ -183,9 +185,7 @@ class InstructionTask:
                 skips.found.append((outline.sample_id, "truncated", used))
         return tuple(ids), found
 
-    def used_in(
-        self, step: int, look: Callable[[int], Told], skips: Skips
-    ) -> tuple[tuple[str, ...], list[Told]]:
+    def used_in(self, step: int, look: Callable[[int], Told], skips: Skips) -> tuple[tuple[str, ...], list[Told]]:
         """`usable` of the samples of a step. Raises UserError where none is."""
         ids, found = self.usable(self.sample_indices(step), look, skips)
         if not found:

@@ -85,6 +85,11 @@ def add_lora(
     model.adapters[part] = {"kind": kind, **settings.model_dump(mode="json")}
 
 
+def is_update(name: str) -> bool:
+    """Whether the parameter of that name belongs to a low-rank update."""
+    return "lora_" in name
+
+
 @contextmanager
 def without_updates(model: nn.Module) -> Iterator[None]:
     """Within the block, compute as if the low-rank updates of `model` weren't there; what learns stays as it is."""

@@ -84,7 +84,7 @@ def refuse_updates_that_go_on(context: RunContext) -> None:
     if begins_with is None or not (Path(begins_with) / "config.json").is_file():
         return
     wanted = wanted_adapters(context.settings.trainable)
-    if any(wanted.get(part) == own for part, own in saved_adapters(read_config(begins_with)).items()):
+    if any(wanted.get(part) == own for part, own in saved_adapters(read_config(Path(begins_with))).items()):
         raise UserError(
             f"preference.reference.kind is adapters_off, but {begins_with} brings low-rank updates that go on learning: "
             "without them it isn't the model that the run begins with; take cached or model"
