@@ -15,8 +15,8 @@ def train(
     overrides: Sequence[str] = (),
     stop_after: int | None = None,
 ) -> Path | None:
-    """Train what a YAML file or settings describe: a multimodal LLM, on preference pairs where `preference` is given, or a dual
-    encoder where `data.pairs` is.
+    """Train what a YAML file or settings describe: a multimodal LLM, on preference pairs where `preference` is given, or a
+    dual encoder where `data.pairs` is.
 
         final = mllm.train("train/configs/finetune.yaml", ["optim.lr=1e-5"])
 
