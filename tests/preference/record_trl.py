@@ -1,7 +1,7 @@
 """Writes `trl_dpo.json`: losses and gradients of TRL's DPOTrainer for made-up log-probabilities.
 
-    pip install trl==1.16.0 --no-deps --target /tmp/trl
-    PYTHONPATH=/tmp/trl python tests/preference/record_trl.py
+pip install trl==1.16.0 --no-deps --target /tmp/trl
+PYTHONPATH=/tmp/trl python tests/preference/record_trl.py
 """
 
 import json
@@ -99,7 +99,13 @@ def main():
         else:
             loss = loss_of(kind, beta, smoothing, learned, reference, mask)
         loss.backward()
-        case = {"kind": kind, "beta": beta, "label_smoothing": smoothing, "simpo_margin": SIMPO_MARGIN, "loss": loss.item()}
+        case = {
+            "kind": kind,
+            "beta": beta,
+            "label_smoothing": smoothing,
+            "simpo_margin": SIMPO_MARGIN,
+            "loss": loss.item(),
+        }
         told["losses"].append(case | {"gradient": learned.grad[real].tolist()})
     Path(__file__).with_name("trl_dpo.json").write_text(json.dumps(told) + "\n")
 

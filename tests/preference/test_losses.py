@@ -77,7 +77,10 @@ def test_every_term_that_a_config_may_name_is_there():
         ({"terms": {"dpo": 1}}, "preference.terms.dpo.* Input should be 'sigmoid', 'robust'"),
         ({"preset": "mpo", "terms": {"sft": 1}}, "preset mpo says which terms there are; remove it or terms"),
         ({"reference": {"cache": "a", "kind": "model"}}, "cache is given but kind is model; it goes with kind: cached"),
-        ({"reference": {"kind": "adapters_off"}}, "adapters_off, which is the model that the run began with only where"),
+        (
+            {"reference": {"kind": "adapters_off"}},
+            "adapters_off, which is the model that the run began with only where",
+        ),
         ({"betta": 1}, "unknown key 'preference.betta'; did you mean 'beta'?"),
     ],
 )
@@ -87,9 +90,13 @@ def test_settings_that_make_no_sense_are_refused_with_one_line(tiny_parts, tmp_p
         validate_settings(PreferenceSettings, values, "test")
     assert "\n" not in str(error.value)
     off = {"reference": {"kind": "adapters_off"}}
-    assert validate_settings(PreferenceSettings, pair_config(tiny_parts, tmp_path, tmp_path, off) | {"trainable": LORA}, "t")
+    assert validate_settings(
+        PreferenceSettings, pair_config(tiny_parts, tmp_path, tmp_path, off) | {"trainable": LORA}, "t"
+    )
 
 
 def test_equal_likelihoods_cost_the_logarithm_of_two():
     reference = torch.tensor(TOLD["reference"])
-    assert pair_losses(scored(reference), ObjectiveSettings()).tolist() == pytest.approx([math.log(2)] * PAIRS, abs=1e-12)
+    assert pair_losses(scored(reference), ObjectiveSettings()).tolist() == pytest.approx(
+        [math.log(2)] * PAIRS, abs=1e-12
+    )
