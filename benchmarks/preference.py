@@ -9,8 +9,8 @@ of transformers' LLaVA, random weights; the encoder is frozen, all else learns. 
 every step, and their losses have to agree in the first steps, the second of which tells gradients apart.
 
 `ours` shares the prompt between both answers and the image between its pairs, reads the reference from a file (whose pass is
-timed once, before) and makes logits of answers alone. Each other line of ours gives one of these up. TRL computes the reference
-in every step (it refuses to compute it ahead of training for images), and its chunked head reads every position.
+timed once, before) and makes logits of answers alone. Each other line of ours gives one of these up. TRL computes the
+reference in every step (it refuses to compute it ahead of training for images), and its chunked head reads every position.
 """
 
 import argparse
