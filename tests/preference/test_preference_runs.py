@@ -7,7 +7,12 @@ import pytest
 
 from mllm.checkpoint import public
 from mllm.errors import UserError
+from mllm.finetune.estimate import estimate_runs
+from mllm.finetune.plan import Machine, plan_runs
 from mllm.model.public import wrap
+from mllm.preference.run import foreseen_task
+from mllm.preference.settings import PreferenceSettings
+from mllm.settings import validate_settings
 from tests.helpers.pairs import LORA, learn, pair_config, pair_records, write_pairs
 from tests.helpers.public_models import tiny
 from tests.helpers.runs import metrics, series, skipped_ids
@@ -59,6 +64,24 @@ def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe_of_
             expected = [step[name] for step in told["none"]]
             assert [step[name] for step in steps] == pytest.approx(expected, rel=1e-5, abs=1e-5), name
         assert steps[0]["grad_norm"] == pytest.approx(told["none"][0]["grad_norm"], rel=1e-5)
+
+
+def test_a_run_of_pairs_is_planned_and_estimated_as_it_will_be(tiny_parts, recipe_of_pairs, tmp_path):
+    def planned(objective):
+        own = pair_config(tiny_parts, recipe_of_pairs, tmp_path / "run", objective, train__epochs=1, **AT_ONCE)
+        return own, validate_settings(PreferenceSettings, own, "test")
+
+    own, settings = planned(EVERYTHING)
+    (plan,) = plan_runs([settings], Machine(), 100, foreseen_task)
+    (estimate,) = estimate_runs([settings], foreseen_task)
+    learn(own)
+    told = metrics(tmp_path / "run")
+    assert plan.data.steps == estimate.steps_left == len(told) and plan.data.samples == 10
+    assert plan.rows.tokens == sum(step["tokens"] for step in told) / len(told)
+    assert estimate.tokens_per_step == told[0]["tokens"]
+    assert plan.data.lengths.maximum < 128 and plan.data.images.count == 2 * 10 + 10
+    (beside,) = plan_runs([planned({"reference": {"kind": "model"}})[1]], Machine(), 100, foreseen_task)
+    assert beside.own_memory.weights == 2 * plan.own_memory.weights
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_with_the_mean_of_its_rewards(tiny_parts, recipe_of_pairs, tmp_path):
