@@ -1,0 +1,127 @@
+"""A model that learns from the rewards of its own answers: exact, resumable, and not stopped by an odd sample or reward."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from mllm.checkpoint.ours import load
+from mllm.errors import UserError
+from mllm.grpo.run import learn_from_rewards
+from mllm.grpo.settings import GrpoSettings
+from mllm.settings import validate_settings
+from tests.helpers.recipes import write_recipe
+from tests.helpers.runs import config, metrics, series, skipped_ids
+
+pytestmark = pytest.mark.slow
+OWN = "tests.grpo.own_rewards"
+
+
+def values_of(tiny_parts, recipe, run_dir, **changes):
+    values = config(tiny_parts, recipe, run_dir)
+    values["data"] |= {"packing": "samples"}
+    values["train"] |= {"global_batch_size": 3, "micro_batch_size": 2, "max_steps": 2, "trackers": []}
+    values["trainable"] = {"language_model": "full"}
+    values["sampling"] = {"answers": 3, "max_new_tokens": 5}
+    values["rewards"] = {"parts": [{"kind": "python", "function": f"{OWN}:early_letters"}]}
+    values["objective"] = {}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section][name] = value
+    return values
+
+
+def run(values, stop_after=None):
+    return learn_from_rewards(validate_settings(GrpoSettings, values, "test"), stop_after)
+
+
+def answers(run_dir):
+    return [json.loads(line) for line in (run_dir / "answers.jsonl").read_text().splitlines()]
+
+
+def weights(run_dir):
+    return dict(load(run_dir / "final")[0].named_parameters())
+
+
+def test_answers_on_one_trunk_teach_what_separate_rows_and_other_micro_batches_teach(tiny_parts, recipe, tmp_path):
+    """The answers are the same, too: they were sampled from the same weights."""
+    told = {}
+    for name, changes in {
+        "trunks": {},
+        "rows": {"data__packing": "none"},
+        "singly": {"train__micro_batch_size": 1, "sampling__batch_size": 2},
+    }.items():
+        for kind in ("dapo", "grpo"):
+            where = tmp_path / f"{name}_{kind}"
+            run(values_of(tiny_parts, recipe, where, objective__normalization=kind, train__max_steps=1, **changes))
+            told[name, kind] = metrics(where)[0], answers(where), weights(where)
+    assert told["rows", "dapo"][0]["tokens"] > 1.5 * told["trunks", "dapo"][0]["tokens"]
+    for (name, kind), (measured, said, learned) in told.items():
+        expected, also_said, also_learned = told["trunks", kind]
+        assert said == also_said, name
+        assert measured["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5) and measured["grad_norm"] > 0.1
+        assert measured["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+        for parameter in learned:
+            assert torch.allclose(learned[parameter], also_learned[parameter], atol=1e-5)
+
+
+def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_parts, recipe, tmp_path):
+    changes = {"objective__updates": 2, "objective__epsilon": 0.01, "train__max_steps": 6, "objective__resamples": 1}
+    for name, stop_after in (("whole", None), ("stopped", 3)):
+        values = values_of(tiny_parts, recipe, tmp_path / name, **changes)
+        values["trainable"] |= {"language_model": "lora", "lora": {"rank": 2, "dropout": 0.2}}
+        values["optim"]["lr"] = 0.05
+        if stop_after:
+            run(values, stop_after)
+        run(values)
+    assert series(tmp_path / "stopped") == series(tmp_path / "whole")
+    assert answers(tmp_path / "stopped") == answers(tmp_path / "whole")
+    one, other = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    clipped = [step["clipped"] for step in metrics(tmp_path / "whole")]
+    assert clipped[0::2] == [0.0] * 3 and min(clipped[1::2]) > 0.1
+
+
+def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
+    values = values_of(tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=16, train__epochs=20)
+    values["optim"] |= {"lr": 2e-2, "schedule": "constant", "max_grad_norm": 1.0}
+    run(values)
+    rewards = [step["reward"] for step in metrics(tmp_path / "run")]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3, rewards
+
+
+def test_odd_samples_and_rewards_are_counted_and_the_run_goes_on(tiny_parts, tmp_path):
+    (tmp_path / "data").mkdir()
+    recipe = write_recipe(tmp_path / "data")
+    whole = (tmp_path / "data" / "red.png").read_bytes()
+    values = values_of(
+        tiny_parts,
+        recipe,
+        tmp_path / "run",
+        rewards__parts=[{"kind": "python", "function": f"{OWN}:none_for_blue"}, {"kind": "format", "pattern": ".*"}],
+        data__on_bad_sample="skip",
+        train__global_batch_size=12,
+        objective__masks_cut_answers=True,
+    )
+    (tmp_path / "data" / "red.png").write_bytes(whole[:50])  # its size can be read, and no more
+    run(values)
+    first = metrics(tmp_path / "run")[0]
+    assert skipped_ids(tmp_path / "run") == ["s0", "s6", "s9"]
+    assert first["failed_rewards"] == 12 and first["reward/none_for_blue"] == 1.0 and first["reward/format"] == 1.0
+    assert first["flat_groups"] == 1.0 and first["loss"] == 0.0 and first["cut_answers"] > 0.5
+    values["run_dir"], values["rewards"]["most_failures"] = str(tmp_path / "poor"), 5
+    with pytest.raises(UserError, match=r"12 answers have no reward|6 answers have no reward \(none_for_blue 6\)"):
+        run(values)
+
+
+def test_groups_of_one_and_prompts_without_room_are_refused_in_one_line(tiny_parts, recipe, tmp_path):
+    for change, said in (
+        ({"sampling__answers": 1}, "compared with the others to its prompt: give at least 2"),
+        ({"sampling__max_new_tokens": 128}, "leaves no room for a prompt"),
+        ({"objective__kl": 0.1}, "name objective.reference, or train with LoRA alone"),
+    ):
+        with pytest.raises((UserError, ValidationError), match=said):
+            run(values_of(tiny_parts, recipe, tmp_path / "run", **change))
+    with pytest.raises(UserError, match=r"its prompt of \d+ tokens and an answer .* set data.on_too_long to drop"):
+        run(values_of(tiny_parts, recipe, tmp_path / "run", sampling__max_new_tokens=120))
