@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mllm.errors import BadSampleError, UserError
+from mllm.errors import BadSampleError
 from mllm.grpo.objective import is_flat
 from mllm.grpo.settings import GrpoSettings
-from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
-from mllm.inference.sampling import sample_answers, seed_of
+from mllm.inference.sampling import seed_of
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
-from mllm.rewards.asked import Asked, unreadable
+from mllm.rewards.asked import Asked
+from mllm.rewards.sampled import answers_to
 from mllm.rewards.scoring import Rewards
 
 
@@ -73,41 +73,33 @@ class Sampler:
         return [found[number] for number, _ in prompts]
 
     def _groups(self, step: int, attempt: int, prompts: Sequence[tuple[int, Asked]]) -> list[Group]:
-        if not prompts:
-            return []
-        try:
-            answers = self._answers(step, attempt, [asked for _, asked in prompts])
-        except UserError:
-            bad = {n: error for n, asked in prompts if (error := unreadable(asked, self._processor)) is not None}
-            if not bad:
-                raise
-            rest = self._groups(step, attempt, [(n, asked) for n, asked in prompts if n not in bad])
-            return [*(Group(n, problem=error.reason) for n, error in bad.items()), *rest]
+        sampling, seed = self._settings.sampling, self._settings.seed
+        seeds = [
+            [seed_of(seed, step, attempt, asked.sample_id, number) for number in range(sampling.answers)]
+            for _, asked in prompts
+        ]
+        decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
+        asked = [own for _, own in prompts]
+        found = answers_to(self._model, self._processor, asked, seeds, decoding, sampling.batch_size)
         attempts = [
-            asked.attempt(answer.text, self._processor)
-            for (_, asked), own in zip(prompts, answers, strict=True)
-            for answer in own
+            own.attempt(answer.text, self._processor)
+            for own, answers in zip(asked, found, strict=True)
+            if not isinstance(answers, BadSampleError)
+            for answer in answers
         ]
         scored = iter(self._rewards(attempts))
         groups = []
-        for (number, _), own in zip(prompts, answers, strict=True):
-            told = [(answer, next(scored)) for answer in own]
+        for (number, _), answers in zip(prompts, found, strict=True):
+            if isinstance(answers, BadSampleError):
+                groups.append(Group(number, tries=attempt + 1, problem=answers.reason))
+                continue
+            told = [(answer, next(scored)) for answer in answers]
             worth = tuple(
                 Told(answer.token_ids, answer.text, answer.finish_reason == "length", s.total, s.parts)
                 for answer, s in told
             )
             groups.append(Group(number, worth, attempt + 1))
         return groups
-
-    def _answers(self, step: int, attempt: int, prompts: Sequence[Asked]) -> list[list[Answer]]:
-        sampling, seed = self._settings.sampling, self._settings.seed
-        seeds = [
-            [seed_of(seed, step, attempt, asked.sample_id, number) for number in range(sampling.answers)]
-            for asked in prompts
-        ]
-        decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
-        own = [asked.prompt for asked in prompts]
-        return sample_answers(self._model, self._processor, own, seeds, decoding, sampling.batch_size)
 
 
 def bad_sample(group: Group, asked: Asked) -> BadSampleError | None:

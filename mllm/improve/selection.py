@@ -1,0 +1,104 @@
+"""The third arrow of a round: answers and their rewards become pairs, or samples, to learn from."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mllm.conversation.schema import Sample
+from mllm.errors import UserError
+from mllm.files import write_text_atomically
+from mllm.improve.settings import SelectionSettings
+from mllm.rewards.asked import messages_before_answer
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best and the worst answer to a prompt, by their places."""
+
+    best: int
+    worst: int
+
+
+def choose(
+    answers: Sequence[Mapping[str, Any]], rewards: Sequence[float | None], selection: SelectionSettings
+) -> Choice | None:
+    """What is learned of the answers to a prompt; None where nothing is.
+
+    Answers without a reward, without words or without an end have no part in it. Of equally bad ones, the one that is nearest
+    the best in length is the worst, so that length teaches little.
+    """
+    known = {
+        place: reward
+        for place, (answer, reward) in enumerate(zip(answers, rewards, strict=True))
+        if reward is not None and answer["text"].strip() and not answer["cut"]
+    }
+    if not known:
+        return None
+    best = max(known, key=lambda place: (known[place], -place))
+    if selection.learn_from == "best":
+        is_learned = selection.least_reward is None or known[best] >= selection.least_reward
+        return Choice(best, best) if is_learned else None
+    length = len(answers[best]["text"])
+    worst = min(known, key=lambda place: (known[place], abs(len(answers[place]["text"]) - length), place))
+    # Rewards are sums of rounded numbers.
+    return Choice(best, worst) if known[best] - known[worst] >= selection.margin - 1e-9 else None
+
+
+def select_round(
+    directory: Path,
+    answers: Sequence[Mapping[str, Any]],
+    rewards: Sequence[Mapping[str, Any]],
+    sample_of: Callable[[int], Sample],
+    selection: SelectionSettings,
+    by: str,
+) -> Path:
+    """Write what is learned, `pairs.jsonl` or `best.jsonl`, and `recipe.yaml`, whose path is returned.
+
+    sample_of: the sample at a place of the round. Raises UserError where nothing would be learned.
+    """
+    lines = []
+    for place, (told, worth) in enumerate(zip(answers, rewards, strict=True)):
+        choice = choose(told.get("answers", ()), worth["rewards"], selection)
+        if choice is None:
+            continue
+        sample = sample_of(place)
+        if selection.learn_from == "best":
+            lines.append(_sample_line(sample, told["answers"][choice.best]["text"]))
+        elif sample.images:
+            lines.append(_pair_line(sample, told, worth, choice))
+    name = "pairs" if selection.learn_from == "pairs" else "best"
+    if not lines:
+        wanted = "a pair of a question with an image" if name == "pairs" else "an answer to learn"
+        raise UserError(
+            f"{directory}: none of {len(answers)} prompts gives {wanted}; see answers.jsonl and rewards.jsonl there, and "
+            "mend the rewards, lower selection.margin, or raise sampling.answers or sampling.max_new_tokens"
+        )
+    path, recipe = directory / f"{name}.jsonl", directory / "recipe.yaml"
+    write_text_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), by)
+    source = json.dumps({"path": str(path), "image_root": "/"}, ensure_ascii=False)
+    write_text_atomically(recipe, f"name: {directory.name}-{name}\nsources:\n  - {source}\n", by)
+    return recipe
+
+
+def _prompt_line(sample: Sample) -> dict[str, Any]:
+    messages = [message.model_dump(mode="json", exclude_none=True) for message in messages_before_answer(sample)]
+    images = [str(Path(image).absolute()) for image in sample.images]
+    return {"id": sample.id, "images": images, "messages": messages}
+
+
+def _pair_line(
+    sample: Sample, told: Mapping[str, Any], worth: Mapping[str, Any], choice: Choice
+) -> dict[str, Any]:
+    sides = {"chosen": choice.best, "rejected": choice.worst}
+    texts = {side: told["answers"][place]["text"] for side, place in sides.items()}
+    margin = worth["rewards"][choice.best] - worth["rewards"][choice.worst]
+    scores = {side: {"reward": worth["rewards"][place], **worth["parts"][place]} for side, place in sides.items()}
+    return _prompt_line(sample) | texts | {"margin": margin, "scores": scores}
+
+
+def _sample_line(sample: Sample, answer: str) -> dict[str, Any]:
+    line = _prompt_line(sample)
+    line["messages"].append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return line
