@@ -110,6 +110,11 @@ class PreferencePair(Sample):
         )
 
 
+def sides_of(sample: Sample) -> tuple[Sample, ...]:
+    """Both sides of a pair; any other sample alone."""
+    return sample.sides if isinstance(sample, PreferencePair) else (sample,)
+
+
 def _normal(content: Sequence[Part]) -> tuple[str, ...]:
     """What has to differ between two answers: words but for blanks, and places."""
     return tuple(

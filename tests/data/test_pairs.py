@@ -6,11 +6,16 @@ import pytest
 
 from mllm.conversation.pair import PreferencePair
 from mllm.data.changed_words import changed_weights
+from mllm.data.convert import convert
 from mllm.data.dataset import Mixture
 from mllm.data.example import render_example
-from mllm.data.recipe import RecipeSettings, SourceSettings
+from mllm.data.readers import READERS
+from mllm.data.recipe import RecipeSettings, SourceSettings, load_recipe
+from mllm.data.report.page import write_page
+from mllm.data.report.survey import survey_recipe
+from mllm.data.show import coloured_tokens
 from mllm.data.validate import validate
-from mllm.errors import BadSampleError
+from mllm.errors import BadSampleError, UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry
 from mllm.processor import Processor
@@ -157,3 +162,54 @@ def test_words_that_took_the_place_of_others_are_the_changed_ones():
     assert second == [1] * 4 + [5] * 5 + [1] * 5, "a short match belongs to the change, what was only added doesn't"
     assert changed_weights(same, same, 5.0) == ([1] * 4, [1] * 4)
     assert changed_weights(short, same, 5.0) == ([5] * 2, [5] * 4)
+
+
+def test_pairs_are_converted_and_come_back_the_same(tmp_path):
+    records = [
+        pair(),
+        pair(id="q", context="It is ", rejected_images=["b.png"], chosen_weights=[[0, 1, 2.0]], margin=0.5),
+        pair(id="r", scores={"chosen": {"facts": 1.0}, "rejected": {"facts": 0.5, "chair": 0.25}}, kind="count"),
+        pair(id="s", chosen=[{"type": "boxes", "boxes": [{"label": "cat", "box": [0, 0, 1, 0.5]}]}]),
+    ]
+    source = recipe(tmp_path, records).sources[0]
+    first = list(READERS.get("pairs")(source.path))
+    for step in ("one.parquet", "two.jsonl"):
+        out = tmp_path / step
+        assert convert(source, out, embed_images=False) == len(records)
+        assert list(READERS.get("pairs")(out)) == first
+        source = source.model_copy(update={"path": str(out)})
+    kept = json.loads(out.read_text().splitlines()[0])
+    assert kept["chosen"] == "a cat" and "context" not in kept and "chosen_weights" not in kept
+    with pytest.raises(UserError, match="no pairs"):
+        convert(source, tmp_path / "llava.json", embed_images=False)
+    with pytest.raises(UserError, match="can't be put into the file"):
+        convert(source, tmp_path / "embedded.parquet", embed_images=True)
+
+
+def test_a_clean_copy_of_pairs_is_read_as_pairs_and_counted(tmp_path):
+    records = [pair(), pair(id="q", chosen="it is a cat", rejected="it is a small dog"), pair(id="r", chosen="")]
+    findings = validate(recipe(tmp_path, records), 1, fix_directory=tmp_path / "clean")
+    assert (findings.pairs.pairs, findings.bad_pairs) == (2, 1)
+    assert findings.pairs.summary(findings.bad_pairs).endswith("differ; 1 more (33.3 %) can't be used")
+    assert findings.pairs.median_ratio == 0.9 and findings.pairs.parting_at_once == 0
+    mixture = Mixture(load_recipe(str(tmp_path / "clean" / "recipe.yaml")), 0, False)
+    assert [sample.id for sample in mixture.samples[:2]] == ["p", "q"]
+
+
+def test_the_report_tells_how_both_answers_of_pairs_are_and_why_others_are_not_used(tmp_path):
+    records = [pair(), pair(id="q", rejected="no <b>dog</b>"), pair(id="r", chosen=""), pair(id="s", rejected="a cat")]
+    survey = survey_recipe(recipe(tmp_path, records))
+    assert (survey.samples, survey.pairs.pairs) == (2, 2) and survey.bad_pairs == {"pair": 1, "no_difference": 1}
+    write_page(tmp_path / "page.html", "r", survey)
+    page = (tmp_path / "page.html").read_text()
+    assert "2 pairs" in page and "no &lt;b&gt;dog&lt;/b&gt;" in page and "words rejected" in page
+    assert "first words of 50.0 % differ; 2 more (50.0 %)" in page
+
+
+def test_both_sides_are_shown_with_what_counts_otherwise_marked():
+    p = processor("chatml")
+    made = PreferencePair.model_validate(pair(chosen_weights=[[2, 5, 5.0]]))
+    chosen, rejected = (coloured_tokens(render_example(side, p, 512), p) for side in made.sides)
+    assert "cat" in chosen.plain and "dog" in rejected.plain
+    marked = lambda text: [text.plain[s.start : s.end].strip() for s in text.spans if "underline" in str(s.style)]  # noqa: E731
+    assert marked(chosen) == ["cat"] and marked(rejected) == []

@@ -1,5 +1,6 @@
 """Preference pairs: the project's own lines, and what TRL and the Hub's data sets have."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +29,8 @@ def read_pairs(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked or []
     if not isinstance(turns, list):
         raise BadRecordError(place, f"expected `messages` or `prompt` to be turns or text; {found(record)}")
-    rest = {name: value for name, value in record.items() if name not in (*SIDES, *OF_ANSWERS, "prompt")}
+    rest = {name: value for name, value in record.items() if name not in (*SIDES, *OF_ANSWERS, "prompt", "image")}
+    rest |= {"images": list(paths)} if (paths := image_paths(place, record)) else {}
     chosen, rejected = (
         next(message_samples(place, rest | {"messages": _with_answer(place, name, turns, record.get(name))}))
         for name in SIDES
@@ -55,8 +57,16 @@ def pair_of(chosen: Sample, rejected: Sample, record: dict[str, Any]) -> Prefere
         chosen=chosen.messages[-1].content,
         rejected=rejected.messages[-1].content,
         rejected_images=None if rejected.images == chosen.images else rejected.images,
-        **{name: record[name] for name in OF_ANSWERS if record.get(name) is not None},
+        **{name: _told(record[name]) for name in OF_ANSWERS if record.get(name) is not None},
     )
+
+
+def _told(value: Any) -> Any:
+    """The value of a field of `OF_ANSWERS`; a table holds scores as JSON in text, as their names differ from row to row."""
+    try:
+        return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+    except ValueError:
+        return value
 
 
 def _with_answer(place: str, name: str, turns: list[Any], answer: Any) -> list[Any]:

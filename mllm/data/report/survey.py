@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample, media_kinds
+from mllm.data.pair_counts import PairCounts
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
-from mllm.errors import UserError
+from mllm.errors import BadSampleError, UserError
 from mllm.media.decode import read_image_size
 
 SHOWN = 24
@@ -32,6 +34,8 @@ class Survey:
 
     `overlap` holds, for images that have a caption (a sample of kind "caption"), the share of an instruction's answer words
     (longer than three letters) that the captions have. `funnels` are by source file, from a synthesis report beside it.
+    `pairs`: what preference pairs are like whose chosen answers are counted with the rest; `bad_pairs`: those that a run
+    would refuse, by the kind of what is wrong, which are counted nowhere else.
     """
 
     samples: int = 0
@@ -48,6 +52,8 @@ class Survey:
     overlap: list[float] = field(default_factory=list)
     shown: list[Sample] = field(default_factory=list)
     funnels: dict[str, dict[str, int]] = field(default_factory=dict)
+    pairs: PairCounts = field(default_factory=PairCounts)
+    bad_pairs: Counter[str] = field(default_factory=Counter)
 
 
 class Surveyor:
@@ -80,6 +86,24 @@ class Surveyor:
 
     def add(self, sample: Sample, file: str) -> None:
         survey = self.survey
+        if isinstance(sample, PreferencePair):
+            try:
+                sample.check()
+            except BadSampleError as error:
+                survey.bad_pairs[error.kind] += 1
+                return
+            survey.pairs.add(sample)
+            self._add_turns(sample.sides[0], file)
+        else:
+            self._add_turns(sample, file)
+        # Reservoir sampling (Vitter 1985, algorithm R).
+        if len(survey.shown) < SHOWN:
+            survey.shown.append(sample)
+        elif (place := self._rng.randrange(survey.samples)) < SHOWN:
+            survey.shown[place] = sample
+
+    def _add_turns(self, sample: Sample, file: str) -> None:
+        survey = self.survey
         survey.samples += 1
         survey.without_image += not sample.images
         survey.sources[sample.source or file] += 1
@@ -94,11 +118,6 @@ class Surveyor:
         for kind, image in zip(media_kinds(sample.messages), sample.images, strict=False):
             if kind == "image":  # a video's size is known only once its packets are read
                 self._measure(image)
-        # Reservoir sampling (Vitter 1985, algorithm R).
-        if len(survey.shown) < SHOWN:
-            survey.shown.append(sample)
-        elif (place := self._rng.randrange(survey.samples)) < SHOWN:
-            survey.shown[place] = sample
 
     def _add_turn(self, question: str, answer: str) -> None:
         survey = self.survey
