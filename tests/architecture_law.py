@@ -132,9 +132,10 @@ FLOORS = (
     ),
     Floor(
         7,
-        "experiments of papers and trials of models, imported by nobody but `commands`",
+        "experiments of papers, trials of models and rounds of training, imported by nobody but `commands`",
         "floors 0–6; `conformance` floors 0–4 but `training`",
         (
+            Room("improve", "rounds of sampling, verifying, selecting, training and scoring", SIXTH),
             Room("studies", "few-shot adaptation, misalignment, diagnosis; nobody but commands imports it", SIXTH),
             Room(
                 "conformance",
@@ -149,7 +150,7 @@ FLOORS = (
         "everything below",
         (
             Room("api", "what the package offers and no single room can", SIXTH),
-            Room("commands", "one file a subcommand", SIXTH | _rooms("studies conformance api")),
+            Room("commands", "one file a subcommand", SIXTH | _rooms("improve studies conformance api")),
             Room("cli", "the table of subcommands", GROUND | _rooms("commands")),
             Room("__main__", "`python -m mllm`", _rooms("cli commands")),
         ),

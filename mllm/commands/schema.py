@@ -10,6 +10,7 @@ from mllm.commands.arguments import describe
 KINDS = {
     "train": ("mllm.finetune.settings", "FinetuneSettings"),
     "grpo": ("mllm.grpo.settings", "GrpoSettings"),
+    "improve": ("mllm.improve.settings", "ImproveSettings"),
     "clip": ("mllm.contrastive.settings", "ContrastiveSettings"),
     "recipe": ("mllm.data.recipe", "RecipeSettings"),
     "synth": ("mllm.synthesis.settings", "InstructionConfig"),
@@ -30,7 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=list(KINDS),
         default="train",
-        help="The kind of config: of mllm train (with rewards: grpo), of mllm clip train, a data recipe, or of mllm "
+        help="The kind of config: of mllm train (with rewards: grpo), mllm improve, mllm clip train, a data recipe, or of mllm "
         "synth (default: %(default)s).",
     )
 

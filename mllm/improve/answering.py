@@ -70,9 +70,7 @@ def _sampled(
     asked: list[Asked | BadSampleError] = [_asked(mixture, index, opened[1]) for index in indices]
     usable = [one for one in asked if isinstance(one, Asked)]
     sampling = settings.sampling
-    seeds = [
-        [seed_of(settings.seed, number, one.sample_id, n) for n in range(sampling.answers)] for one in usable
-    ]
+    seeds = [[seed_of(settings.seed, number, one.sample_id, n) for n in range(sampling.answers)] for one in usable]
     decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
     answers = iter(answers_to(*opened, usable, seeds, decoding, sampling.batch_size) if usable else [])
     records = []
@@ -95,7 +93,9 @@ def _asked(mixture: Mixture, index: int, processor: Processor) -> Asked | BadSam
             raise sample.bad("image", next(iter(leaving.values())))
         inside = next((image for image in sample.images if is_stored(image)), None)
         if inside is not None:
-            reason = f"its image {inside!r} lies inside a file, and pairs name files; lay them out with mllm data convert"
+            reason = (
+                f"its image {inside!r} lies inside a file, and pairs name files; lay them out with mllm data convert"
+            )
             raise sample.bad("image", reason)
         return ask(sample, processor)
     except BadSampleError as error:
@@ -120,7 +120,9 @@ def verify_round(
     try:
         with open(path, "a", encoding="utf-8") as file:
             for start in range(done, len(answers), CHUNK_PROMPTS):
-                lines = list(_verified(answers, range(start, min(start + CHUNK_PROMPTS, len(answers))), asked, processor, given))
+                lines = list(
+                    _verified(answers, range(start, min(start + CHUNK_PROMPTS, len(answers))), asked, processor, given)
+                )
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                 file.flush()
     finally:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm.conversation.schema import Sample
+from mllm.conversation.pair import PreferencePair, Scores
+from mllm.conversation.schema import Message, Sample, TextPart
+from mllm.data.writers import record_of
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.improve.settings import SelectionSettings
@@ -58,16 +60,16 @@ def select_round(
 
     sample_of: the sample at a place of the round. Raises UserError where nothing would be learned.
     """
-    lines = []
+    lines: list[Sample] = []
     for place, (told, worth) in enumerate(zip(answers, rewards, strict=True)):
         choice = choose(told.get("answers", ()), worth["rewards"], selection)
         if choice is None:
             continue
         sample = sample_of(place)
         if selection.learn_from == "best":
-            lines.append(_sample_line(sample, told["answers"][choice.best]["text"]))
+            lines.append(_sample(sample, told["answers"][choice.best]["text"]))
         elif sample.images:
-            lines.append(_pair_line(sample, told, worth, choice))
+            lines.append(_pair(sample, told, worth, choice))
     name = "pairs" if selection.learn_from == "pairs" else "best"
     if not lines:
         wanted = "a pair of a question with an image" if name == "pairs" else "an answer to learn"
@@ -76,29 +78,27 @@ def select_round(
             "mend the rewards, lower selection.margin, or raise sampling.answers or sampling.max_new_tokens"
         )
     path, recipe = directory / f"{name}.jsonl", directory / "recipe.yaml"
-    write_text_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), by)
+    write_text_atomically(path, "".join(json.dumps(record_of(line), ensure_ascii=False) + "\n" for line in lines), by)
     source = json.dumps({"path": str(path), "image_root": "/"}, ensure_ascii=False)
     write_text_atomically(recipe, f"name: {directory.name}-{name}\nsources:\n  - {source}\n", by)
     return recipe
 
 
-def _prompt_line(sample: Sample) -> dict[str, Any]:
-    messages = [message.model_dump(mode="json", exclude_none=True) for message in messages_before_answer(sample)]
-    images = [str(Path(image).absolute()) for image in sample.images]
-    return {"id": sample.id, "images": images, "messages": messages}
+def _shared(sample: Sample) -> dict[str, Any]:
+    """What a pair and a sample have in common."""
+    images = tuple(str(Path(image).absolute()) for image in sample.images)
+    return {"id": sample.id, "images": images, "source": sample.source, "kind": sample.kind}
 
 
-def _pair_line(
-    sample: Sample, told: Mapping[str, Any], worth: Mapping[str, Any], choice: Choice
-) -> dict[str, Any]:
+def _pair(sample: Sample, told: Mapping[str, Any], worth: Mapping[str, Any], choice: Choice) -> PreferencePair:
     sides = {"chosen": choice.best, "rejected": choice.worst}
-    texts = {side: told["answers"][place]["text"] for side, place in sides.items()}
+    texts = {side: (TextPart(text=told["answers"][place]["text"]),) for side, place in sides.items()}
     margin = worth["rewards"][choice.best] - worth["rewards"][choice.worst]
     scores = {side: {"reward": worth["rewards"][place], **worth["parts"][place]} for side, place in sides.items()}
-    return _prompt_line(sample) | texts | {"margin": margin, "scores": scores}
+    messages = messages_before_answer(sample)
+    return PreferencePair(**_shared(sample), messages=messages, margin=margin, scores=Scores(**scores), **texts)
 
 
-def _sample_line(sample: Sample, answer: str) -> dict[str, Any]:
-    line = _prompt_line(sample)
-    line["messages"].append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return line
+def _sample(sample: Sample, answer: str) -> Sample:
+    said = Message(role="assistant", content=(TextPart(text=answer),))
+    return Sample(**_shared(sample), messages=(*messages_before_answer(sample), said))
