@@ -36,7 +36,7 @@ SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
 FOURTH = THIRD | _rooms("training inference")
 FIFTH = FOURTH | _rooms("evaluation synthesis rewards")
-SIXTH = FIFTH | _rooms("finetune contrastive grpo")
+SIXTH = FIFTH | _rooms("finetune contrastive grpo preference")
 
 FLOORS = (
     Floor(
@@ -123,11 +123,12 @@ FLOORS = (
     Floor(
         6,
         "what can be trained: a room each, of the same files",
-        "floors 0–5, never each other; `grpo` also `finetune`",
+        "floors 0–5, never each other; `grpo` and `preference` also `finetune`",
         (
             Room("finetune", "alignment and instruction tuning: settings, task, run, plan", FIFTH),
             Room("contrastive", "CLIP and SigLIP: settings, data, task, run, zero-shot, retrieval", FIFTH),
             Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune")),
+            Room("preference", "pairs of answers: their losses, references and task", FIFTH | _rooms("finetune")),
         ),
     ),
     Floor(
