@@ -123,11 +123,11 @@ FLOORS = (
     Floor(
         6,
         "what can be trained: a room each, of the same files",
-        "floors 0–5, never each other; `grpo` and `preference` also `finetune`",
+        "floors 0–5, never each other; `preference` also `finetune`, `grpo` both",
         (
             Room("finetune", "alignment and instruction tuning: settings, task, run, plan", FIFTH),
             Room("contrastive", "CLIP and SigLIP: settings, data, task, run, zero-shot, retrieval", FIFTH),
-            Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune")),
+            Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune preference")),
             Room("preference", "pairs of answers: their losses, references and task", FIFTH | _rooms("finetune")),
         ),
     ),

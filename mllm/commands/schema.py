@@ -31,8 +31,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=list(KINDS),
         default="train",
-        help="The kind of config: of mllm train (with rewards: grpo), mllm improve, mllm clip train, a data recipe, or of mllm "
-        "synth (default: %(default)s).",
+        help="The kind of config: of mllm train (with rewards: grpo), mllm improve, mllm clip train, a data recipe, or of "
+        "mllm synth (default: %(default)s).",
     )
 
 

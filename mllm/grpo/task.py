@@ -25,7 +25,9 @@ from mllm.finetune.watching import RunContext, ranks_in_step
 from mllm.grpo.objective import advantages, count_of, token_losses, token_weight
 from mllm.grpo.rounds import Group, Sampler, bad_sample
 from mllm.grpo.settings import GrpoSettings
+from mllm.model.lora import without_updates
 from mllm.model.multimodal import is_partitioned
+from mllm.preference.reference import refuse_updates_that_go_on, second_model, told_by
 from mllm.rewards.asked import Asked, ask
 from mllm.rewards.scoring import Rewards
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -45,25 +47,26 @@ class AnswerBatch:
     """A batch, and of each of its targets the advantage, the weight and, unless they are those of now, the log-probability
     that it was sampled with, float32 [S]. owners: (place in step, tokens) of each answer, in order."""
 
-    batch: Batch
+    rows: Batch
     advantages: torch.Tensor
     weights: torch.Tensor
     old: torch.Tensor | None
     owners: tuple[tuple[int, int], ...]
 
     def to(self, device: torch.device) -> "AnswerBatch":
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self._own().items()}
-        return replace(self, batch=self.batch.to(device), **moved)
+        return self._with(self.rows.to(device), [tensor.to(device, non_blocking=True) for tensor in self._own()])
 
     def pin_memory(self) -> "AnswerBatch":
-        return replace(self, batch=self.batch.pin_memory(), **{n: t.pin_memory() for n, t in self._own().items()})
+        return self._with(self.rows.pin_memory(), [tensor.pin_memory() for tensor in self._own()])
 
     def tensors(self) -> list[torch.Tensor]:
-        return [*self.batch.tensors(), *self._own().values()]
+        return [*self.rows.tensors(), *self._own()]
 
-    def _own(self) -> dict[str, torch.Tensor]:
-        named = {"advantages": self.advantages, "weights": self.weights, "old": self.old}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+    def _own(self) -> list[torch.Tensor]:
+        return [self.advantages, self.weights, *([] if self.old is None else [self.old])]
+
+    def _with(self, rows: Batch, own: Sequence[torch.Tensor]) -> "AnswerBatch":
+        return AnswerBatch(rows, own[0], own[1], own[2] if len(own) > 2 else None, self.owners)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class GrpoTask(InstructionTask):
         self.round: Round | None = None
         self.old: dict[int, torch.Tensor] = {}
         self._context = context
+        self._reference = _reference_of(settings, context)
         self._sampler = Sampler(context.model, context.processor, rewards, settings)
 
     @property
@@ -115,7 +119,7 @@ class GrpoTask(InstructionTask):
         if self.round is None or self.round.number != number:
             self.round, self.old = self._sampled(number, rank, world_size), {}
         skips = Skips(self.data.on_bad_sample == "error", list(self.round.skipped))
-        bundles = self.examples(self.round)
+        bundles: list[list[Example]] = self.examples(self.round)
         packing: Packing = "none" if self.data.packing == "none" else "shared_prefix"
         rows = pack_bundles(bundles, packing, self.data.max_length_tokens, world_size, self.tile_cost)
         dealt = deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost)
@@ -123,7 +127,7 @@ class GrpoTask(InstructionTask):
             self._with_figures(group, micro_batch)
             for group, micro_batch in zip(dealt, self.micro_batches(dealt, skips), strict=True)
         ]
-        if rank == 0 and not any(example.weight for bundle in bundles for example in bundle):
+        if rank == 0 and not any(isinstance(e, AnswerExample) and e.weight for bundle in bundles for e in bundle):
             # All answers were cut and are masked: a sum of zeros, over 1.
             micro_batches[0] = replace(micro_batches[0], target_count=1)
         return StepWindow(self.round.ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout_number(rows))
@@ -131,7 +135,7 @@ class GrpoTask(InstructionTask):
     def _sampled(self, number: int, rank: int, world_size: int) -> Round:
         """The round of that number. Each rank answers its share of the prompts, and all ranks are told all answers."""
         skips = Skips(self.data.on_bad_sample == "error", [])
-        ids, asked = self._usable(number * self.settings.objective.updates, self._asked, skips)
+        ids, asked = self.used_in(number * self.settings.objective.updates, self._asked, skips)
         engine, model = self._context.engine, self._context.model
         # Where the weights are spread over ranks, all of them have to compute alike, and rank 0's answers count.
         share = slice(0, None) if is_partitioned(engine.module) else slice(rank, None, world_size)
@@ -175,17 +179,17 @@ class GrpoTask(InstructionTask):
     def restore(self, number: int, groups: Sequence[Group], old: Mapping[int, torch.Tensor]) -> None:
         """Go on with the round that a checkpoint was written in."""
         skips = Skips(self.data.on_bad_sample == "error", [])
-        ids, asked = self._usable(number * self.settings.objective.updates, self._asked, skips)
+        ids, asked = self.used_in(number * self.settings.objective.updates, self._asked, skips)
         self.round = self._usable_round(number, ids, asked, groups, skips)
         self.old = dict(old)
 
-    def examples(self, told: Round) -> list[list[AnswerExample]]:
+    def examples(self, told: Round) -> list[list[Example]]:
         """For each prompt its answers, with what their tokens count."""
         objective, sampling = self.settings.objective, self.settings.sampling
         worth = advantages([group.rewards for group in told.groups], objective.scale)
         bundles = []
         for group, own in zip(told.groups, worth, strict=True):
-            asked, examples = told.asked[group.number], []
+            asked, examples = told.asked[group.number], list[Example]()
             for place, (answer, advantage) in enumerate(zip(group.answers, own, strict=True)):
                 is_masked = answer.is_cut and objective.masks_cut_answers
                 weight = token_weight(objective.normalization, len(answer.token_ids), sampling.max_new_tokens)
@@ -205,7 +209,7 @@ class GrpoTask(InstructionTask):
             bundles.append(examples)
         return bundles
 
-    def _with_figures(self, rows: Sequence[Row], micro_batch: MicroBatch) -> MicroBatch:
+    def _with_figures(self, rows: Sequence[Row[Any]], micro_batch: MicroBatch) -> MicroBatch:
         """The micro-batch of `rows` with what its targets count; they stand in the order of rows and segments."""
         told: list[tuple[AnswerExample, int]] = []
         for segment in (segment for row in rows for segment in row.segments):
@@ -238,8 +242,8 @@ class GrpoTask(InstructionTask):
         objective = self.settings.objective
         inputs: AnswerBatch = micro_batch.inputs.to(next(module.parameters()).device)
         # First, so that no adapter is off between the policy's forward and its backward.
-        reference = self._reference_log_probs(module, inputs.batch) if objective.kl else None
-        log_probs = module(inputs.batch, by_token=True)
+        reference = self._reference_log_probs(module, inputs.rows) if objective.kl else None
+        log_probs = module(inputs.rows, by_token=True)
         old = log_probs.detach() if inputs.old is None else inputs.old
         if objective.updates > 1 and inputs.old is None:
             parts = log_probs.detach().cpu().split([count for _, count in inputs.owners])
@@ -251,8 +255,25 @@ class GrpoTask(InstructionTask):
             sums["kl"] = (found.divergence * inputs.weights).sum()
         return TaskOutput((found.loss * inputs.weights).sum(), {n: value.detach() for n, value in sums.items()})
 
-    def _reference_log_probs(self, module: nn.Module, batch: Batch) -> torch.Tensor:
-        raise NotImplementedError
+    def _reference_log_probs(self, module: nn.Module, rows: Batch) -> torch.Tensor:
+        """float32 [S], without a gradient."""
+        if self._reference is not None:
+            return told_by(self._reference, rows)
+        with without_updates(module):
+            return told_by(module, rows)
+
+
+def _reference_of(settings: GrpoSettings, context: RunContext) -> nn.Module | None:
+    """The model that the divergence is measured from; None for the one that learns without its updates, or where none is.
+
+    Raises UserError for a model that isn't the one it would stand for.
+    """
+    if not settings.objective.kl:
+        return None
+    if settings.objective.reference is None:
+        refuse_updates_that_go_on(context)
+        return None
+    return second_model(context, settings.objective.reference).model
 
 
 def answered(prompt: Tokens, token_ids: Sequence[int]) -> Tokens:

@@ -73,7 +73,7 @@ def _sampled(
     seeds = [[seed_of(settings.seed, number, one.sample_id, n) for n in range(sampling.answers)] for one in usable]
     decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
     answers = iter(answers_to(*opened, usable, seeds, decoding, sampling.batch_size) if usable else [])
-    records = []
+    records: list[dict[str, Any]] = []
     for one in asked:
         found = next(answers) if isinstance(one, Asked) else one
         if isinstance(found, BadSampleError):
@@ -106,12 +106,13 @@ def verify_round(
     path: Path,
     answers: Sequence[Mapping[str, Any]],
     asked: Callable[[int], Asked],
-    processor: Processor,
+    processor: Callable[[], Processor],
     rewards: Callable[[], Rewards],
 ) -> None:
     """Write a line for each prompt of the round to `path`: `{"id", "rewards", "parts"}`, a reward for each answer.
 
-    answers: the lines of `sample_round`. asked: the prompt at a place of the round. rewards: called if any are to be given.
+    answers: the lines of `sample_round`. asked: the prompt at a place of the round. processor, rewards: called if any rewards
+    are to be given.
     """
     done = len(whole_records(path))
     if done == len(answers):
@@ -121,7 +122,9 @@ def verify_round(
         with open(path, "a", encoding="utf-8") as file:
             for start in range(done, len(answers), CHUNK_PROMPTS):
                 lines = list(
-                    _verified(answers, range(start, min(start + CHUNK_PROMPTS, len(answers))), asked, processor, given)
+                    _verified(
+                        answers, range(start, min(start + CHUNK_PROMPTS, len(answers))), asked, processor(), given
+                    )
                 )
                 file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
                 file.flush()

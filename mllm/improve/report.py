@@ -1,4 +1,4 @@
-"""The page about a run of rounds: what was asked, what it was worth, what was learned of it, and what it did to the scores."""
+"""The page about a run of rounds: what was asked, what it was worth, what was learned of it, and the scores."""
 
 import json
 import math

@@ -5,7 +5,6 @@ Each arrow leaves a file, and one whose file is whole isn't gone through again.
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,8 @@ from mllm.improve.selection import select_round
 from mllm.improve.settings import ImproveSettings
 from mllm.launch import launched_world_size
 from mllm.outputs import check_files
+from mllm.preference.run import train_preference
+from mllm.preference.settings import PreferenceSettings
 from mllm.rewards.asked import Asked, ask
 from mllm.rewards.scoring import Rewards
 from mllm.settings import dump_yaml, load_settings, read_yaml, validate_settings
@@ -157,7 +158,7 @@ class Round:
         run_dir = self.directory / "training"
         values = training_values(self.settings, self.model, run_dir, recipe)
         logger.info("round %d: training in %s", self.number, run_dir)
-        final = trainer_of(values)(values, self.settings.training)
+        final = _trained(values, self.settings.training)
         assert final is not None, "a run without an end that is set comes to its end"
         return final
 
@@ -180,13 +181,13 @@ def training_values(settings: ImproveSettings, model: str, run_dir: Path, recipe
     return values
 
 
-def _validated(values: dict[str, Any], origin: str) -> FinetuneSettings:
-    return validate_settings(FinetuneSettings, values, origin)
+def _validated(values: dict[str, Any], origin: str) -> FinetuneSettings | PreferenceSettings:
+    return validate_settings(PreferenceSettings if "preference" in values else FinetuneSettings, values, origin)
 
 
-def trainer_of(values: dict[str, Any]) -> Callable[[dict[str, Any], str], Path | None]:
-    """What trains by a config's values."""
-    return lambda own, origin: finetune(_validated(own, origin))
+def _trained(values: dict[str, Any], origin: str) -> Path | None:
+    settings = _validated(values, origin)
+    return train_preference(settings) if isinstance(settings, PreferenceSettings) else finetune(settings)
 
 
 def _score(settings: ImproveSettings, model: str, directory: Path) -> None:

@@ -28,13 +28,13 @@ def choose(
 ) -> Choice | None:
     """What is learned of the answers to a prompt; None where nothing is.
 
-    Answers without a reward, without words or without an end have no part in it. Of equally bad ones, the one that is nearest
-    the best in length is the worst, so that length teaches little.
+    Answers without a reward or without words have no part in it, nor have those without an end unless the settings say so. Of
+    equally bad ones, the one that is nearest the best in length is the worst, so that length teaches little.
     """
     known = {
         place: reward
         for place, (answer, reward) in enumerate(zip(answers, rewards, strict=True))
-        if reward is not None and answer["text"].strip() and not answer["cut"]
+        if reward is not None and answer["text"].strip() and (selection.takes_cut_answers or not answer["cut"])
     }
     if not known:
         return None
@@ -79,7 +79,8 @@ def select_round(
         )
     path, recipe = directory / f"{name}.jsonl", directory / "recipe.yaml"
     write_text_atomically(path, "".join(json.dumps(record_of(line), ensure_ascii=False) + "\n" for line in lines), by)
-    source = json.dumps({"path": str(path), "image_root": "/"}, ensure_ascii=False)
+    reader = "pairs" if name == "pairs" else "messages"
+    source = json.dumps({"path": str(path), "reader": reader, "image_root": "/"}, ensure_ascii=False)
     write_text_atomically(recipe, f"name: {directory.name}-{name}\nsources:\n  - {source}\n", by)
     return recipe
 

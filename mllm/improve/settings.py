@@ -33,6 +33,10 @@ class SelectionSettings(Settings):
     """Difference of rewards from which two answers are a pair. 0.1 by default."""
     least_reward: float | None = None
     """Reward below which a best answer isn't learned. None, the default, sets no limit."""
+    takes_cut_answers: bool = False
+    """Whether answers that reached `sampling.max_new_tokens` are learned from, too, though they have no end. False by
+    default.
+    """
 
 
 class ScoreSettings(Settings):

@@ -83,6 +83,25 @@ def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_pa
     assert clipped[0::2] == [0.0] * 3 and min(clipped[1::2]) > 0.1
 
 
+def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_second_one_alike(
+    tiny_parts, recipe, tmp_path
+):
+    run(values_of(tiny_parts, recipe, tmp_path / "start", train__max_steps=1))
+    for name in ("switched_off", "second"):
+        values = values_of(tiny_parts, recipe, tmp_path / name, objective__kl=0.1, train__max_steps=3)
+        values["model"], values["data"]["max_length_tokens"] = {"init_from": str(tmp_path / "start" / "final")}, 256
+        values["trainable"] = {"projector": "frozen", "language_model": "lora", "lora": {"rank": 2}}
+        values["optim"]["lr"] = 0.05
+        if name == "second":
+            values["objective"]["reference"] = str(tmp_path / "start" / "final")
+        run(values)
+    one, other = metrics(tmp_path / "switched_off"), metrics(tmp_path / "second")
+    assert one[0]["kl"] == 0.0 and one[2]["kl"] > 1e-4
+    for mine, its in zip(one, other, strict=True):
+        for name in ("kl", "loss", "grad_norm"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-5, abs=1e-6), name
+
+
 def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
     values = values_of(tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=16, train__epochs=20)
     values["optim"] |= {"lr": 2e-2, "schedule": "constant", "max_grad_norm": 1.0}
