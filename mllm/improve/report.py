@@ -141,7 +141,7 @@ def _score(entry: Mapping[str, float] | None) -> str:
 
 def _curve(directory: Path, number: int) -> str:
     losses = [step["loss"] for step in whole_records(directory / "training" / "metrics.jsonl")]
-    return draw_curve(f"training of round {number}", losses, f"{len(losses)} steps") if losses else ""
+    return draw_curve(f"training of round {number}", losses, f"{len(losses)} steps") if len(losses) > 1 else ""
 
 
 def _gallery(directory: Path) -> str:

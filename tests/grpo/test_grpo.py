@@ -15,7 +15,7 @@ from tests.helpers.recipes import write_recipe
 from tests.helpers.runs import config, metrics, series, skipped_ids
 
 pytestmark = pytest.mark.slow
-OWN = "tests.grpo.own_rewards"
+OWN = "tests.helpers.own_rewards"
 
 
 def values_of(tiny_parts, recipe, run_dir, **changes):
@@ -47,15 +47,15 @@ def weights(run_dir):
 def test_answers_on_one_trunk_teach_what_separate_rows_and_other_micro_batches_teach(tiny_parts, recipe, tmp_path):
     """The answers are the same, too: they were sampled from the same weights."""
     told = {}
-    for name, changes in {
-        "trunks": {},
-        "rows": {"data__packing": "none"},
-        "singly": {"train__micro_batch_size": 1, "sampling__batch_size": 2},
-    }.items():
-        for kind in ("dapo", "grpo"):
-            where = tmp_path / f"{name}_{kind}"
-            run(values_of(tiny_parts, recipe, where, objective__normalization=kind, train__max_steps=1, **changes))
-            told[name, kind] = metrics(where)[0], answers(where), weights(where)
+    for name, kind, changes in (
+        ("trunks", "dapo", {}),
+        ("rows", "dapo", {"data__packing": "none"}),
+        ("trunks", "grpo", {}),
+        ("singly", "grpo", {"data__packing": "none", "train__micro_batch_size": 1, "sampling__batch_size": 2}),
+    ):
+        where = tmp_path / f"{name}_{kind}"
+        run(values_of(tiny_parts, recipe, where, objective__normalization=kind, train__max_steps=1, **changes))
+        told[name, kind] = metrics(where)[0], answers(where), weights(where)
     assert told["rows", "dapo"][0]["tokens"] > 1.5 * told["trunks", "dapo"][0]["tokens"]
     for (name, kind), (measured, said, learned) in told.items():
         expected, also_said, also_learned = told["trunks", kind]
@@ -67,7 +67,7 @@ def test_answers_on_one_trunk_teach_what_separate_rows_and_other_micro_batches_t
 
 
 def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_parts, recipe, tmp_path):
-    changes = {"objective__updates": 2, "objective__epsilon": 0.01, "train__max_steps": 6, "objective__resamples": 1}
+    changes = {"objective__updates": 2, "objective__epsilon": 0.01, "train__max_steps": 4, "objective__resamples": 1}
     for name, stop_after in (("whole", None), ("stopped", 3)):
         values = values_of(tiny_parts, recipe, tmp_path / name, **changes)
         values["trainable"] |= {"language_model": "lora", "lora": {"rank": 2, "dropout": 0.2}}
@@ -80,7 +80,7 @@ def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_pa
     one, other = weights(tmp_path / "stopped"), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in other)
     clipped = [step["clipped"] for step in metrics(tmp_path / "whole")]
-    assert clipped[0::2] == [0.0] * 3 and min(clipped[1::2]) > 0.1
+    assert clipped[0::2] == [0.0] * 2 and min(clipped[1::2]) > 0.1
 
 
 def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_second_one_alike(
@@ -88,7 +88,7 @@ def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_se
 ):
     run(values_of(tiny_parts, recipe, tmp_path / "start", train__max_steps=1))
     for name in ("switched_off", "second"):
-        values = values_of(tiny_parts, recipe, tmp_path / name, objective__kl=0.1, train__max_steps=3)
+        values = values_of(tiny_parts, recipe, tmp_path / name, objective__kl=0.1, train__max_steps=2)
         values["model"], values["data"]["max_length_tokens"] = {"init_from": str(tmp_path / "start" / "final")}, 256
         values["trainable"] = {"projector": "frozen", "language_model": "lora", "lora": {"rank": 2}}
         values["optim"]["lr"] = 0.05
@@ -96,15 +96,15 @@ def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_se
             values["objective"]["reference"] = str(tmp_path / "start" / "final")
         run(values)
     one, other = metrics(tmp_path / "switched_off"), metrics(tmp_path / "second")
-    assert one[0]["kl"] == 0.0 and one[2]["kl"] > 1e-4
+    assert one[0]["kl"] == 0.0 and one[1]["kl"] > 1e-4
     for mine, its in zip(one, other, strict=True):
         for name in ("kl", "loss", "grad_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-5, abs=1e-6), name
 
 
 def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
-    values = values_of(tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=16, train__epochs=20)
-    values["optim"] |= {"lr": 2e-2, "schedule": "constant", "max_grad_norm": 1.0}
+    values = values_of(tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=12, train__epochs=20)
+    values["optim"] |= {"lr": 3e-2, "schedule": "constant", "max_grad_norm": 1.0}
     run(values)
     rewards = [step["reward"] for step in metrics(tmp_path / "run")]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3, rewards
