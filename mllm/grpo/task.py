@@ -91,7 +91,7 @@ class GrpoTask(InstructionTask):
         self.settings, self.rewards = settings, rewards
         self.round: Round | None = None
         self.old: dict[int, torch.Tensor] = {}
-        self._context = context
+        self.context = context
         self._reference = _reference_of(settings, context)
         self._sampler = Sampler(context.model, context.processor, rewards, settings)
 
@@ -136,7 +136,7 @@ class GrpoTask(InstructionTask):
         """The round of that number. Each rank answers its share of the prompts, and all ranks are told all answers."""
         skips = Skips(self.data.on_bad_sample == "error", [])
         ids, asked = self.used_in(number * self.settings.objective.updates, self._asked, skips)
-        engine, model = self._context.engine, self._context.model
+        engine, model = self.context.engine, self.context.model
         # Where the weights are spread over ranks, all of them have to compute alike, and rank 0's answers count.
         share = slice(0, None) if is_partitioned(engine.module) else slice(rank, None, world_size)
         try:
