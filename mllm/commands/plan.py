@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from mllm.commands.arguments import at_least_1, describe
 from mllm.commands.shared import add_overrides
+from mllm.commands.train import read_run
 from mllm.errors import UserError
-from mllm.settings import expanded, load_settings
+from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.finetune.settings import FinetuneSettings
@@ -87,9 +88,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_runs(options: argparse.Namespace) -> "list[FinetuneSettings]":
-    from mllm.finetune.settings import FinetuneSettings
-
-    return [load_settings(FinetuneSettings, path, options.overrides) for path in options.configs]
+    return [read_run(path, options.overrides) for path in options.configs]
 
 
 def measure(options: argparse.Namespace) -> None:

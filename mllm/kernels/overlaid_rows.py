@@ -49,7 +49,7 @@ class OverlaidRows:
         places = torch.arange(length, device=self.segment_ids.device)
         row = torch.arange(rows, device=places.device)
         if use_vmap:
-            visible = torch.stack([_asked_by_place(shows, r, places) for r in row])
+            visible = torch.stack([asked_by_place(shows, r, places, places) for r in row])
         else:
             visible = shows(row[:, None, None, None], row.new_zeros(1, 1, 1, 1), places[:, None], places)
             visible = visible.expand(rows, 1, length, length)[:, 0]
@@ -60,11 +60,11 @@ class OverlaidRows:
         return mask
 
 
-def _asked_by_place(shows: MaskFunction, row: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Boolean [T, T] of one row, by a function that takes one place at a time."""
+def asked_by_place(shows: MaskFunction, row: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Boolean [queries, keys] of one row, by a function that takes one place at a time."""
     over_keys = torch.vmap(shows, in_dims=(None, None, None, 0))
     zero = row.new_zeros(())
-    return torch.vmap(over_keys, in_dims=(None, None, 0, None))(row, zero, places, places)
+    return torch.vmap(over_keys, in_dims=(None, None, 0, None))(row, zero, queries, keys)
 
 
 _under_way: ContextVar[OverlaidRows] = ContextVar("overlaid rows under way")

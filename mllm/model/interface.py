@@ -54,7 +54,12 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def embeds_images(self) -> bool:
         """Whether features of images are computed apart and put among the embeddings of words, so that what was computed of
-        an image, or of how prompts open, serves several of them. Else the model reads prompts whole (`whole_inputs`)."""
+        an image serves several prompts. Else the model is called with ids and what images became (`whole_inputs`)."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether each token sees all that stands before it and nothing else; else the model makes masks of its own."""
+        return True
 
     @property
     @abstractmethod
@@ -68,11 +73,11 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S], of a model that embeds images."""
-        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+        raise NotImplementedError(f"{type(self).__name__} is called with ids")
 
     def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, T, D] of ids int64 [B, T], with each image's features in their places, of such a model."""
-        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+        raise NotImplementedError(f"{type(self).__name__} is called with ids")
 
     def whole_inputs(
         self,
@@ -81,7 +86,7 @@ class VisionLanguageModel(nn.Module, ABC):
         token_types: torch.Tensor | None,
         media: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """What a model that reads prompts whole takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
+        """What a model that is called with ids takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
         raise NotImplementedError(f"{type(self).__name__} embeds images apart")
 
     @property

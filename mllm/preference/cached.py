@@ -49,8 +49,8 @@ class CachedReference(NoReference):
             key = self.keys.of(example)
             if key not in self.file:
                 raise UserError(
-                    f"pair {example.sample_id!r}: {self.path} holds no log-probabilities of it as it is; its text, an image or "
-                    "the prompt format has changed since the run began, so use another run_dir"
+                    f"pair {example.sample_id!r}: {self.path} holds no log-probabilities of it as it is; its text, an image "
+                    "or the prompt format has changed since the run began, so use another run_dir"
                 )
             found.append(torch.from_numpy(self.file.get(key).copy()))
         return PairBatch(batch.rows, batch.lengths, batch.weights, batch.sides, torch.cat(found))

@@ -1,7 +1,7 @@
 """Losses of preference pairs, a small function each. P pairs; every number of a pair is float64 [P].
 
-Each gives the loss of every pair by itself, and none is averaged over a micro-batch: a step's loss is their sum over the global
-batch divided by the number of its pairs.
+Each gives the loss of every pair by itself, and none is averaged over a micro-batch: a step's loss is their sum over the
+global batch divided by the number of its pairs.
 """
 
 from collections.abc import Callable

@@ -20,6 +20,8 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.kernels import loss
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.trainable import apply_policy, count_parameters
+from mllm.preference.run import train_preference
+from mllm.preference.settings import PreferenceSettings
 from mllm.settings import validate_settings
 from mllm.training.build_engine import start_engine
 from mllm.training.deepspeed_engine import init_distributed
@@ -39,11 +41,13 @@ def runs_in_step(planned: str) -> None:
     dist.destroy_process_group = lambda group=None: None
     store, rank, world_size = next(dist.rendezvous("env://"))
     for number, (values, stop_after) in enumerate(json.loads(planned)):
-        settings = validate_settings(FinetuneSettings, values, "test")
+        learns_pairs = "preference" in values
+        settings = validate_settings(PreferenceSettings if learns_pairs else FinetuneSettings, values, "test")
+        train = train_preference if learns_pairs else finetune
         with recorded(meeting(dist.PrefixStore(f"run{number}", store), rank, world_size)):
             if stop_after is not None:
-                assert finetune(settings, stop_after) is None
-            assert finetune(settings) is not None
+                assert train(settings, stop_after) is None
+            assert train(settings) is not None
 
 
 def _begin(settings):

@@ -49,6 +49,10 @@ class PublicModel(VisionLanguageModel):
         return False
 
     @property
+    def is_causal(self) -> bool:
+        return not self.carried.has_own_mask
+
+    @property
     def tile_parts(self) -> None:
         return None
 

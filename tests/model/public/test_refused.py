@@ -18,7 +18,8 @@ FILES = (
     "model/public",
     "checkpoint/public.py",
     "checkpoint/write.py",
-    "inference/whole.py",
+    "inference/reading",
+    "kernels/continued_rows.py",
     "kernels/overlaid_rows.py",
 )
 
