@@ -102,7 +102,7 @@ def test_a_round_samples_verifies_pairs_trains_and_scores_and_is_done_once(
     report = json.loads((run_dir / "report.json").read_text())
     (told,) = report["rounds"]
     assert (told["prompts"], told["answers"], told["learned"]) == (6, 18, len(pairs)) and told["steps"] >= 1
-    assert [list(own.values())[0]["count"] for own in report["scores"]] == [1, 1]
+    assert [next(iter(own.values()))["count"] for own in report["scores"]] == [1, 1]
     page = (run_dir / "report.html").read_text()
     assert "scores in %" in page and "data:image/png" in page and page.count("class=name>chosen") == len(pairs)
     for name in ("load", "evaluate", "_trained"):
