@@ -49,6 +49,17 @@ def settings() -> str:
     return settings_page("Settings of fine-tuning", lead, settings_class("train"))
 
 
+def preference_settings() -> str:
+    lead = (
+        "What a configuration for `mllm train` that learns from preference pairs has beside the keys of "
+        "[settings](settings.md). The group `preference` is what makes it one; it may be empty (`preference: {}`)."
+    )
+    schema = settings_class("preference").model_json_schema()
+    shared = settings_class("train").model_fields
+    schema["properties"] = {name: field for name, field in schema["properties"].items() if name not in shared}
+    return "\n\n".join(("# Settings of preference tuning", NOTE, lead, *settings_sections(schema)))
+
+
 def clip_settings() -> str:
     lead = "Every key of a configuration for `mllm clip train`."
     return settings_page("Settings of contrastive training", lead, settings_class("clip"))
@@ -252,6 +263,7 @@ def floors() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "settings": settings,
+    "preference_settings": preference_settings,
     "clip_settings": clip_settings,
     "recipe": recipe,
     "benchmark_file": benchmark_file,

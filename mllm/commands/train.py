@@ -1,9 +1,9 @@
 """`mllm train`: align a projector, tune a model on instructions, or let it learn which answers are wanted."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mllm.commands.arguments import add_config, at_least_1, describe, one_of, read_config
 from mllm.launch import launched_rank
@@ -54,7 +54,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     config = one_of(options, "config")
-    kind = INSTRUCTIONS if config is None else kind_of(config)
+    kind = INSTRUCTIONS if config is None else _kind_of(read_yaml(config))
     settings = read_config(options, kind.settings_class(), "mllm train CONFIG.yaml")
     # A mistake in the config is said before torch is loaded.
     train = getattr(import_module(f"{kind.package}.run"), kind.function)
@@ -63,12 +63,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"saved {final}")
 
 
-def kind_of(config: str) -> Kind:
-    """What a training config is for. Raises UserError where it can't be read."""
-    values = read_yaml(config)
+def _kind_of(values: Mapping[str, Any]) -> Kind:
     return next((kind for group, kind in KINDS.items() if group in values), INSTRUCTIONS)
+
+
+def class_for(values: Mapping[str, Any]) -> "type[FinetuneSettings]":
+    """The class of the settings that a training config with these keys is for."""
+    return _kind_of(values).settings_class()
 
 
 def read_run(config: str, overrides: Sequence[str] = ()) -> "FinetuneSettings":
     """The settings of a training config of whichever kind. Raises UserError naming file, line and key."""
-    return load_settings(kind_of(config).settings_class(), config, overrides)
+    return load_settings(class_for(read_yaml(config)), config, overrides)

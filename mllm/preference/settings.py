@@ -65,8 +65,8 @@ class ObjectiveSettings(Settings):
     `bco`, `simpo`, `sft`, `image`, `anchor`. Those of the preset, or else one `sigmoid`, by default.
     """
     beta: float = Field(default=0.1, gt=0)
-    """Strength of the tie to the reference: what a difference of log-probabilities is multiplied by. 0.1 by default; terms
-    that divide by the length of answers (sigmoid_norm, simpo) want 2 to 10.
+    """Strength of the tie to the reference: what a difference of log-probabilities is multiplied by. 0.1 by default;
+    terms that divide by the length of answers (`sigmoid_norm`, `simpo`) want 2 to 10.
     """
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of the pairs that are taken to be the wrong way round, from 0 to below 0.5, in `sigmoid` (as conservative
@@ -77,7 +77,7 @@ class ObjectiveSettings(Settings):
     damage: DamageSettings = DamageSettings()
     """What is done to the images that the term `image` compares with."""
     reference: ReferenceSettings = ReferenceSettings()
-    """Where the log-probabilities come from that those of the model are compared with."""
+    """What the model is compared with, unless no term asks for it."""
 
     @model_validator(mode="after")
     def _terms_or_a_preset(self) -> "ObjectiveSettings":
