@@ -11,25 +11,11 @@ from mllm.errors import UserError
 from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
 from mllm.settings import validate_settings
+from tests.helpers.own_rewards import REWARDS, reward_config
 from tests.helpers.recipes import write_recipe
-from tests.helpers.runs import config, metrics, series, skipped_ids
+from tests.helpers.runs import metrics, series, skipped_ids
 
 pytestmark = pytest.mark.slow
-OWN = "tests.helpers.own_rewards"
-
-
-def values_of(tiny_parts, recipe, run_dir, **changes):
-    values = config(tiny_parts, recipe, run_dir)
-    values["data"] |= {"packing": "samples"}
-    values["train"] |= {"global_batch_size": 3, "micro_batch_size": 2, "max_steps": 2, "trackers": []}
-    values["trainable"] = {"language_model": "full"}
-    values["sampling"] = {"answers": 3, "max_new_tokens": 5}
-    values["rewards"] = {"parts": [{"kind": "python", "function": f"{OWN}:early_letters"}]}
-    values["objective"] = {}
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        values[section][name] = value
-    return values
 
 
 def run(values, stop_after=None):
@@ -54,7 +40,7 @@ def test_answers_on_one_trunk_teach_what_separate_rows_and_other_micro_batches_t
         ("singly", "grpo", {"data__packing": "none", "train__micro_batch_size": 1, "sampling__batch_size": 2}),
     ):
         where = tmp_path / f"{name}_{kind}"
-        run(values_of(tiny_parts, recipe, where, objective__normalization=kind, train__max_steps=1, **changes))
+        run(reward_config(tiny_parts, recipe, where, objective__normalization=kind, train__max_steps=1, **changes))
         told[name, kind] = metrics(where)[0], answers(where), weights(where)
     assert told["rows", "dapo"][0]["tokens"] > 1.5 * told["trunks", "dapo"][0]["tokens"]
     for (name, kind), (measured, said, learned) in told.items():
@@ -69,7 +55,7 @@ def test_answers_on_one_trunk_teach_what_separate_rows_and_other_micro_batches_t
 def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_parts, recipe, tmp_path):
     changes = {"objective__updates": 2, "objective__epsilon": 0.01, "train__max_steps": 4, "objective__resamples": 1}
     for name, stop_after in (("whole", None), ("stopped", 3)):
-        values = values_of(tiny_parts, recipe, tmp_path / name, **changes)
+        values = reward_config(tiny_parts, recipe, tmp_path / name, **changes)
         values["trainable"] |= {"language_model": "lora", "lora": {"rank": 2, "dropout": 0.2}}
         values["optim"]["lr"] = 0.05
         if stop_after:
@@ -86,9 +72,9 @@ def test_a_run_stopped_amid_the_steps_of_a_round_goes_on_to_the_last_bit(tiny_pa
 def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_second_one_alike(
     tiny_parts, recipe, tmp_path
 ):
-    run(values_of(tiny_parts, recipe, tmp_path / "start", train__max_steps=1))
+    run(reward_config(tiny_parts, recipe, tmp_path / "start", train__max_steps=1))
     for name in ("switched_off", "second"):
-        values = values_of(tiny_parts, recipe, tmp_path / name, objective__kl=0.1, train__max_steps=2)
+        values = reward_config(tiny_parts, recipe, tmp_path / name, objective__kl=0.1, train__max_steps=2)
         values["model"], values["data"]["max_length_tokens"] = {"init_from": str(tmp_path / "start" / "final")}, 256
         values["trainable"] = {"projector": "frozen", "language_model": "lora", "lora": {"rank": 2}}
         values["optim"]["lr"] = 0.05
@@ -103,7 +89,9 @@ def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_se
 
 
 def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
-    values = values_of(tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=12, train__epochs=20)
+    values = reward_config(
+        tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=12, train__epochs=20
+    )
     values["optim"] |= {"lr": 3e-2, "schedule": "constant", "max_grad_norm": 1.0}
     run(values)
     rewards = [step["reward"] for step in metrics(tmp_path / "run")]
@@ -114,11 +102,14 @@ def test_odd_samples_and_rewards_are_counted_and_the_run_goes_on(tiny_parts, tmp
     (tmp_path / "data").mkdir()
     recipe = write_recipe(tmp_path / "data")
     whole = (tmp_path / "data" / "red.png").read_bytes()
-    values = values_of(
+    values = reward_config(
         tiny_parts,
         recipe,
         tmp_path / "run",
-        rewards__parts=[{"kind": "python", "function": f"{OWN}:none_for_blue"}, {"kind": "format", "pattern": ".*"}],
+        rewards__parts=[
+            {"kind": "python", "function": f"{REWARDS}:none_for_blue"},
+            {"kind": "format", "pattern": ".*"},
+        ],
         data__on_bad_sample="skip",
         train__global_batch_size=12,
         objective__masks_cut_answers=True,
@@ -141,6 +132,6 @@ def test_groups_of_one_and_prompts_without_room_are_refused_in_one_line(tiny_par
         ({"objective__kl": 0.1}, "name objective.reference, or train with LoRA alone"),
     ):
         with pytest.raises((UserError, ValidationError), match=said):
-            run(values_of(tiny_parts, recipe, tmp_path / "run", **change))
+            run(reward_config(tiny_parts, recipe, tmp_path / "run", **change))
     with pytest.raises(UserError, match=r"its prompt of \d+ tokens and an answer .* set data.on_too_long to drop"):
-        run(values_of(tiny_parts, recipe, tmp_path / "run", sampling__max_new_tokens=120))
+        run(reward_config(tiny_parts, recipe, tmp_path / "run", sampling__max_new_tokens=120))
