@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from mllm.batch import Batch
 from mllm.conversation.boxes import BOX_FORMATS, DEFAULT_BOX_FORMAT, Region
 from mllm.conversation.formats import NATIVE, PromptFormat, Segment, prompt_format
 from mllm.conversation.last_answer import learn_last_answer
@@ -196,6 +197,10 @@ class Processor:
     def prepare(self, visuals: Sequence[Visual], tiles: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What the model takes for a sample's images, by name; tiles: of each, as they were read."""
         return {"tiles": torch.stack([tile for own in tiles for tile in own])}
+
+    def blank_batch(self, together: Sequence[Sequence[Visual]], rows: int, length: int) -> Batch:
+        """A batch that shows black images in so many rows and tokens, of a model that takes them whole."""
+        raise NotImplementedError(f"{type(self).__name__} cuts images into tiles")
 
     def blank(self, visual: Visual, dtype: torch.dtype | None) -> list[torch.Tensor]:
         """Tiles without contents, in place of those that can't be read; dtype: of the others, None for torch's own."""

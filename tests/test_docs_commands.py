@@ -21,7 +21,8 @@ FILES = {fence.file: fence for page in pages() for fence in fences(page) if fenc
 CONSOLE = [fence for page in pages() for fence in fences(page) if fence.language == "console"]
 IN_THE_CHECKOUT = ("benchmarks/", "data_recipes/", "docs/", "ds_configs/", "eval/", "train/")
 # Programs that are not ours, in blocks with a marker or as the beginning of a pipe.
-FOREIGN = {"cat", "docker", "export", "llama-server", "tar"}
+FOREIGN = {"cat", "docker", "export", "llama-server", "ollama", "tar", "vllm"}
+FOREIGN_MODULES = {"pytest", "sglang.launch_server"}
 IN_A_TEXT = re.compile(r"(?<!`)`((?:[A-Z_]+=\S+ )*(?:mllm|make|python) [^`\n]+)`")
 WALK = (ROOT / "docs/start/your_own_data.md", ROOT / "docs/start/your_own_benchmark.md")
 SCRIPTS = {
@@ -142,7 +143,7 @@ def check_module(words, line):
     module, *arguments = words
     if module == "mllm":
         return check_mllm(arguments, line)
-    if module == "pytest":
+    if module in FOREIGN_MODULES:
         return None
     path = ROOT / module.replace(".", "/")
     assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file(), f"{line.place}: no module {module}"

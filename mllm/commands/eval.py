@@ -85,8 +85,25 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         default=",".join(CONDITIONS),
         metavar="NAMES",
         help="What is shown with the questions, with commas between: their own images and videos (model), none (withheld), "
-        "another question's (swapped), the first of several alone (single), or a video's frames in another order "
-        "(shuffled) (default: %(default)s).",
+        "another question's (swapped), the first of several alone (single), a video's frames in another order "
+        "(shuffled), images blurred (blurred), in shades of grey (grey) or mirrored with left and right exchanged in the "
+        "words (mirrored), an order to give a wrong answer written into them (injected), or its strokes in disorder "
+        "(scrawled) (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--injection-size",
+        type=share,
+        default=0.08,
+        metavar="SHARE",
+        help="Height of a line that injected writes, as a share of the image's height, to 0.5 (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--injection-contrast",
+        type=share,
+        default=1.0,
+        metavar="SHARE",
+        help="Contrast of what injected writes: 1 is black or white, less lets as much of the image through "
+        "(default: %(default)s).",
     )
     add_dtype(parser)
     parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
@@ -141,6 +158,14 @@ def temperature(text: str) -> float | None:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a number above 0 and at most 1; argparse shows the ValueError as one line."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
 def conditions(text: str) -> tuple[str, ...]:
     """Parse names of conditions; argparse shows the ArgumentTypeError as one line."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -160,6 +185,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
     from mllm.evaluation.benchmarks import find_benchmark
+    from mllm.evaluation.injection import Injection
     from mllm.evaluation.plan import Setup
     from mllm.evaluation.results import print_scores
     from mllm.evaluation.run import evaluate_subject
@@ -178,6 +204,7 @@ def run(options: argparse.Namespace) -> None:
         options.on_missing,
         options.choice_by,
         options.conditions,
+        Injection(options.injection_size, options.injection_contrast),
     )
     outcome = evaluate_subject(setup, _subject(options))
     if launched_rank() == 0:

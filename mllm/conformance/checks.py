@@ -51,7 +51,11 @@ CHECKS = {
     ),
     "batch": Check("batch n", "largest difference of logits in a batch of several padded rows to those of a row alone"),
     "text": Check("text only", "largest difference of the logits of a batch without images to transformers'"),
-    "unlearned": Check("unlearned", "tensors that learn in transformers and have no gradient here", is_count=True),
+    "unlearned": Check(
+        "unlearned",
+        "tensors that learn in transformers and have no gradient here, or are kept from learning",
+        is_count=True,
+    ),
     "saved": Check("saved", "largest difference of logits after saving and loading"),
     "turns": Check(
         "turns",
@@ -212,7 +216,9 @@ def gradients(subject: Subject) -> tuple[float, float]:
         subject.model(subject.batch(subject.rows("samples", subject.trial.samples))).backward()
         ours = {name: p.grad for name, p in peer.named_parameters() if p.grad is not None}
         learning = [name for name, gradient in theirs.items() if gradient.any()]
-        unlearned = sum(name not in ours or not ours[name].any() for name in learning)
+        idle = {id(parameter) for parameter in subject.model.unused_parameters()}
+        frozen = {name for name, parameter in peer.named_parameters() if id(parameter) in idle}
+        unlearned = sum(name in frozen or name not in ours or not ours[name].any() for name in learning)
         shared = [name for name in theirs if name in ours]
         worst = max(_largest(ours[name] - theirs[name]) / max(1.0, _largest(theirs[name])) for name in shared)
     return worst, float(unlearned)

@@ -1,7 +1,7 @@
 """The samples of a recipe, and the order in which an epoch visits them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mllm.conversation.schema import Sample
+from mllm.data.answer_balance import Cell, answer_key, balanced_cells, drawn
 from mllm.data.index import join_indexes, open_index
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import raise_error
@@ -27,11 +28,15 @@ BATCHES_PER_SORT = 32
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it."""
+    """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it.
+
+    cells: which of them are visited equally often; () for all.
+    """
 
     samples: IndexedSamples | StreamedSamples
     count: int
     phase: int = 0
+    cells: Sequence[Cell] = ()
 
 
 def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
@@ -49,7 +54,9 @@ def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
     if not samples:
         filtered = source.kinds is not None or source.origins is not None
         raise UserError(f"{source.path} gives no samples{' of the kinds and origins asked for' if filtered else ''}")
-    return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))), source.phase)
+    count = source.count or max(1, round(source.weight * len(samples)))
+    keys = (answer_key(sample.messages) for sample in samples.unlocated()) if source.balance_answers else ()
+    return SourceSamples(samples, count, source.phase, balanced_cells(keys, count) if source.balance_answers else ())
 
 
 def _stream(source: SourceSettings, seed: str) -> StreamedSamples:
@@ -133,7 +140,8 @@ class Mixture:
         return is_stored(path) or any(Path(path).resolve().is_relative_to(root) for root in self._roots)
 
     def order(self, epoch: int) -> list[int]:
-        """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement.
+        """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement,
+        or where answers are balanced of each of its cells.
 
         With `group_by_image`, samples that share their image stand together; groups come in random order. Sources of
         one phase are shuffled together, and the phases follow each other. A stream gives its samples in their own order.
@@ -151,8 +159,7 @@ class Mixture:
                 chosen += streams[-1]
                 offset += size
                 continue
-            whole, rest = divmod(source.count, size)
-            chosen += [*range(offset, offset + size)] * whole + [offset + i for i in rng.sample(range(size), rest)]
+            chosen += [offset + i for i in drawn(source.cells or [(range(size), source.count)], rng)]
             offset += size
         order = [index for phase in sorted(phases) for index in self._shuffled(phases[phase], rng)]
         for stream in streams:

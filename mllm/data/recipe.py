@@ -45,6 +45,10 @@ class SourceSettings(Settings):
     """Number of the phase of an epoch in which the source is visited: lower ones come first, and sources of one phase
     are shuffled together (a curriculum). 0 by default.
     """
+    balance_answers: bool = False
+    """Whether the short answers of each form of question (its first two words) are visited equally often, none more than
+    three times as often as its own number would have it. False by default; `mllm data report` shows the balance.
+    """
     stream: bool = False
     """Whether the files are read as training goes on, with no index; `count` is then needed. False by default."""
     shuffle_buffer: int = Field(default=4096, ge=1)
@@ -54,6 +58,8 @@ class SourceSettings(Settings):
     def _a_stream_has_a_count(self) -> "SourceSettings":
         if self.stream and self.count is None:
             raise ValueError("a stream has no known length: give `count`, the samples of it that an epoch visits")
+        if self.stream and self.balance_answers:
+            raise ValueError("the answers of a stream aren't known ahead: remove `balance_answers` or `stream`")
         return self
 
     def files(self) -> list[str]:

@@ -2,7 +2,7 @@
 
 import bisect
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ class IndexedSamples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return with_resolved_images(self.source[int(self.rows[index])], self._root, self._files)
+
+    def unlocated(self) -> Iterator[Sample]:
+        """Each sample in turn, its images as the index has them."""
+        return (self.source[int(row)] for row in self.rows)
 
     def unchecked(self, index: int) -> tuple[Sample, dict[str, str]]:
         """A sample with its images below the root though one may leave it, and why those that do are refused.

@@ -34,7 +34,7 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.projectors import Projector
-from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
+from mllm.model.trainable import apply_policy, idle_modules, policy_table, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
 from mllm.training.build_engine import start_engine, with_known_dtype
@@ -119,6 +119,8 @@ def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel
         model.checkpoint_activations()
     rates = {part: part_rate(settings.optim, part) for part in PARTS}
     logger.info("what learns:\n%s", policy_table(counts, rates))
+    if idle := idle_modules(model, settings.trainable):
+        logger.info("no feature depends on these of the encoder, so they stay as they are: %s", ", ".join(idle))
     if (decay := settings.optim.layer_decay_vision_encoder) != 1.0:
         logger.info("a layer of the encoder learns at %g of the rate of the one behind it", decay)
     return beginning

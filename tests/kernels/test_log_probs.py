@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from mllm.kernels.log_probs import answer_sums, token_log_probs
+from mllm.kernels.logit_rule import PLAIN, LogitRule
 
 POSITIONS, WIDTH, VOCABULARY = 37, 24, 301
 
@@ -27,19 +28,20 @@ def positions():
     return torch.randn(POSITIONS, WIDTH, requires_grad=True), torch.randint(VOCABULARY, (POSITIONS,))
 
 
-def reference(hidden, head, targets):
-    return head(hidden).float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+def reference(hidden, head, targets, rule=PLAIN):
+    return rule(head(hidden).float()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
+@pytest.mark.parametrize("rule", [PLAIN, LogitRule(0.5), LogitRule(3.0, 2.0)], ids=["plain", "factor", "cap"])
 @pytest.mark.parametrize("rows", [1, 10, None])
 @pytest.mark.parametrize("learns", ["all", "head", "hidden"])
-def test_log_probs_in_chunks_and_their_gradients_equal_those_of_all_logits(head, positions, rows, learns):
+def test_log_probs_in_chunks_and_their_gradients_equal_those_of_all_logits(head, positions, rows, learns, rule):
     hidden, targets = positions
     head.requires_grad_(learns != "hidden")
     hidden.requires_grad_(learns != "head")
     learned = [t for t in (hidden, *head.parameters()) if t.requires_grad]
     upstream = torch.linspace(-1, 2, POSITIONS)
-    ours, theirs = token_log_probs(hidden, head, targets, rows), reference(hidden, head, targets)
+    ours, theirs = token_log_probs(hidden, head, targets, rows, rule), reference(hidden, head, targets, rule)
     assert ours.dtype == torch.float32 and torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     pairs = zip(
         torch.autograd.grad(ours, learned, upstream), torch.autograd.grad(theirs, learned, upstream), strict=True
@@ -47,7 +49,7 @@ def test_log_probs_in_chunks_and_their_gradients_equal_those_of_all_logits(head,
     for a, b in pairs:
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        assert torch.allclose(token_log_probs(hidden, head, targets, rows), theirs, rtol=1e-5, atol=1e-6)
+        assert torch.allclose(token_log_probs(hidden, head, targets, rows, rule), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_without_targets_there_is_a_gradient_of_zeros(head):

@@ -44,14 +44,14 @@ def test_presets_are_their_papers_formulas():
     weight = torch.tensor([4.0, 5.0, 6.0], dtype=torch.float64)
     sides = [Answers(s, r, weight) for s, r in zip(*values, strict=True)]
     scores, beta, mean = Scores(*sides, reward_mean=0.03), 0.1, 0.03
-    (w, l, d), s_w = values[1], values[0][0]
-    mpo = 0.8 * -logsigmoid(beta * (w - l)) - s_w / weight
-    mpo += 0.2 * (-logsigmoid(beta * w - mean) - logsigmoid(-(beta * l - mean)))
+    (w, other, d), s_w = values[1], values[0][0]
+    mpo = 0.8 * -logsigmoid(beta * (w - other)) - s_w / weight
+    mpo += 0.2 * (-logsigmoid(beta * w - mean) - logsigmoid(-(beta * other - mean)))
     assert torch.allclose(pair_losses(scores, ObjectiveSettings(preset="mpo")), mpo)
-    mdpo = -logsigmoid(beta * (w - l)) - logsigmoid(beta * (w - d)) - logsigmoid(beta * w)
+    mdpo = -logsigmoid(beta * (w - other)) - logsigmoid(beta * (w - d)) - logsigmoid(beta * w)
     assert torch.allclose(pair_losses(scores, ObjectiveSettings(preset="mdpo")), mdpo)
     smooth = ObjectiveSettings(label_smoothing=0.1)
-    cdpo = -0.9 * logsigmoid(beta * (w - l)) - 0.1 * logsigmoid(beta * (l - w))
+    cdpo = -0.9 * logsigmoid(beta * (w - other)) - 0.1 * logsigmoid(beta * (other - w))
     assert torch.allclose(pair_losses(scores, smooth), cdpo)
 
 

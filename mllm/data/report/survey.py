@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample, media_kinds
+from mllm.data.answer_balance import question_form, short_answer
 from mllm.data.pair_counts import PairCounts
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
@@ -20,6 +21,7 @@ SHOWN = 24
 SIZED_IMAGES = 5000
 CAPTIONED_IMAGES = 20000
 KEPT_ANSWERS = 50000
+KEPT_FORMS = 5000
 SCRIPTS = {
     "Latin": r"[a-zA-ZÀ-ɏ]", "Cyrillic": r"[Ѐ-ӿ]", "Greek": r"[Ͱ-Ͽ]", "Arabic": r"[؀-ۿ]", "Hebrew": r"[֐-׿]",
     "Devanagari": r"[ऀ-ॿ]", "Bengali": r"[ঀ-৿]", "Tamil": r"[஀-௿]", "Thai": r"[฀-๿]", "Kana": r"[぀-ヿ]", "Hangul": r"[가-힣]",
@@ -34,8 +36,9 @@ class Survey:
 
     `overlap` holds, for images that have a caption (a sample of kind "caption"), the share of an instruction's answer words
     (longer than three letters) that the captions have. `funnels` are by source file, from a synthesis report beside it.
-    `pairs`: what preference pairs are like whose chosen answers are counted with the rest; `bad_pairs`: those that a run
-    would refuse, by the kind of what is wrong, which are counted nowhere else.
+    `forms` has the short answers by the form of their question. `pairs`: what preference pairs are like whose chosen answers
+    are counted with the rest; `bad_pairs`: those that a run would refuse, by the kind of what is wrong, which are counted
+    nowhere else.
     """
 
     samples: int = 0
@@ -48,6 +51,7 @@ class Survey:
     words: Counter[int] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     yes_no: dict[str, Counter[str]] = field(default_factory=dict)
+    forms: dict[str, Counter[str]] = field(default_factory=dict)
     sides: list[tuple[int, int]] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
     shown: list[Sample] = field(default_factory=list)
@@ -123,9 +127,12 @@ class Surveyor:
         survey = self.survey
         words = answer.split()
         survey.words[len(words)] += 1
-        short = " ".join(words).lower().rstrip(".")
-        if len(words) <= 3 and (short in survey.answers or len(survey.answers) < KEPT_ANSWERS):
+        short = short_answer(answer)
+        if short is not None and (short in survey.answers or len(survey.answers) < KEPT_ANSWERS):
             survey.answers[short] += 1
+            form = question_form(question)
+            if form in survey.forms or len(survey.forms) < KEPT_FORMS:
+                survey.forms.setdefault(form, Counter())[short] += 1
         first = words[0].lower().strip(".,!:;") if words else ""
         if first in ("yes", "no"):
             text = question.strip().split("\n")[0]

@@ -29,8 +29,8 @@ from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
 from mllm.kernels.choice import gpu_capability, planned_kernel
 from mllm.media.visual import Visual
+from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.lora import linear_layers
-from mllm.model.multimodal import MultimodalLM
 from mllm.model.settings import ModelSettings
 from mllm.model.trainable import PartCount, apply_policy
 from mllm.training.build_engine import with_known_dtype
@@ -157,7 +157,7 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
         # Of images of one tile the positions tell enough.
         is_tiled = rows.most_tiled.tiles > rows.most_tiled.images
         shapes = dict.fromkeys((rows.largest, rows.most_tiled) if is_tiled else (rows.largest,))
-        return largest_of([step_memory(model, shape, dtype, again, device, kernel) for shape in shapes])
+        return largest_of([step_memory(model, shape, dtype, again, device, kernel, processor) for shape in shapes])
 
     step = step_in(dtype)
 
@@ -189,14 +189,15 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     )
 
 
-def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
+def _parts(model: VisionLanguageModel, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
     """Apply the run's policy to a model without weights; counts by part, and the sizes that memory depends on."""
     policy = run.trainable
     quantized = 0
     if policy.language_model == "qlora":
         # There is nothing to quantize here: the shapes are those of LoRA, and the bytes are counted apart.
         layers = linear_layers(model, "language_model")
-        quantized = sum(model.language_model.get_submodule(name).weight.numel() for name in layers)
+        words = model.adapted_module("language_model")
+        quantized = sum(words.get_submodule(name).weight.numel() for name in layers)
         policy = policy.model_copy(update={"language_model": "lora"})
     with torch.device("meta"):
         parts = tuple(apply_policy(model, policy))
@@ -216,12 +217,14 @@ def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings, on_gpu: bo
     return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop, on_gpu)
 
 
-def host_memory(memory: GpuMemory, model: MultimodalLM, weights: Weights, dtype: str, calibrated: bool) -> HostMemory:
+def host_memory(
+    memory: GpuMemory, model: VisionLanguageModel, weights: Weights, dtype: str, calibrated: bool
+) -> HostMemory:
     """Main memory under the engine of `memory`; `calibrated`: the run sets the scale of a new projector."""
     largest = max(parameter.numel() for parameter in model.parameters())
     start = float(TENSOR_BYTES_EACH * largest)
     if calibrated:
-        start += 4.0 * sum(p.numel() for part in (model.vision_encoder, model.projector) for p in part.parameters())
+        start += 4.0 * sum(p.numel() for part in PARTS[:2] for p in model.parameters_of(part))
     in_bfloat16 = dtype == "bfloat16" and memory.stage is not None
     return HostMemory(memory.stage, start, 0.0, weights.size(2 if in_bfloat16 else 4), memory.host)
 

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby, pairwise
 from statistics import median
 
 from mllm.data.collate import padded_length, shown_images
@@ -36,12 +37,22 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """One forward of one rank: rows of `length` positions, what their images became, supervised tokens."""
+    """One forward of one rank: rows of `length` positions, what their images became, supervised tokens.
+
+    by_sample: how many of the images each sample that shows some has, in order; empty where each counts for itself.
+    """
 
     rows: int
     length: int
     visuals: tuple[Visual, ...]
     targets: int
+    by_sample: tuple[int, ...] = ()
+
+    @property
+    def together(self) -> list[tuple[Visual, ...]]:
+        """The images of each sample."""
+        counts = self.by_sample or (1,) * len(self.visuals)
+        return [self.visuals[start:stop] for start, stop in pairwise(accumulate(counts, initial=0))]
 
     @property
     def images(self) -> int:
@@ -189,8 +200,9 @@ def _figures(
 
 def _shape(rows: Sequence[Row], length_multiple: int) -> Shape:
     length = padded_length(rows, length_multiple)
-    visuals = tuple(image.visual for row in rows for image in shown_images(row))
-    return Shape(len(rows), length, visuals, sum(_targets(r) for r in rows))
+    shown = [image for row in rows for image in shown_images(row)]
+    by_sample = tuple(len(list(own)) for _, own in groupby(shown, key=lambda image: id(image.segment)))
+    return Shape(len(rows), length, tuple(i.visual for i in shown), sum(_targets(r) for r in rows), by_sample)
 
 
 def _targets(row: Row) -> int:

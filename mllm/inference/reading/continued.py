@@ -64,7 +64,7 @@ class ContinuedReader(CalledReader):
         with continuing_attention(self.model, cache):
             while True:
                 hidden = states_behind(self.model, cache, ContinuedRows(mask), inputs, positions)
-                scores = processors(inputs["input_ids"], self.model.head(hidden[:, -1]).float())
+                scores = processors(inputs["input_ids"], self.model.logits_of(hidden[:, -1]).float())
                 chosen = torch.multinomial(scores.softmax(-1), 1) if draws else scores.argmax(-1, keepdim=True)
                 watcher(chosen, scores)
                 if all(row.finish_reason is not None for row in rows):
@@ -80,5 +80,5 @@ class ContinuedReader(CalledReader):
         mask = torch.cat([cached_mask, stretch.mask], 1)
         with continuing_attention(self.model, cache):
             hidden = states_behind(self.model, cache, ContinuedRows(mask), stretch.inputs, stretch.positions)
-            found: torch.Tensor = self.model.head(hidden[:, -count:])
+            found: torch.Tensor = self.model.logits_of(hidden[:, -count:])
         return found

@@ -46,5 +46,5 @@ class WholeReader(CalledReader):
             hidden = self.model.generator.base_model(
                 **stretch.inputs, position_ids=stretch.positions, use_cache=False
             ).last_hidden_state
-            found: torch.Tensor = self.model.head(hidden[:, -count:])
+            found: torch.Tensor = self.model.logits_of(hidden[:, -count:])
         return found
