@@ -94,7 +94,9 @@ def _read_runs(options: argparse.Namespace) -> "list[FinetuneSettings]":
     runs = [read_run(path, options.overrides) for path in options.configs]
     for path, settings in zip(options.configs, runs, strict=True):
         if isinstance(settings, GrpoSettings):
-            raise UserError(f"{path} has `rewards`: how long a model's own answers will be isn't known, so no plan is made")
+            raise UserError(
+                f"{path} has `rewards`: how long a model's own answers will be isn't known, so no plan is made"
+            )
     return runs
 
 
