@@ -77,9 +77,9 @@ class GrpoSettings(FinetuneSettings):
     rewards: RewardSettings
     """What an answer is worth."""
     sampling: SamplingSettings = SamplingSettings()
-    """How answers are sampled."""
+    """How many answers a prompt is given, and how they are drawn."""
     objective: ObjectiveSettings = ObjectiveSettings()
-    """The loss of the answers' tokens."""
+    """What the loss is, and which answers teach."""
 
     @model_validator(mode="after")
     def _answers_fit(self) -> "GrpoSettings":

@@ -64,13 +64,13 @@ class ImproveSettings(Settings):
     rounds: int = Field(default=2, ge=1)
     """Number of rounds. 2 by default."""
     prompts: PromptSettings
-    """What the model is asked."""
+    """The samples whose questions are asked."""
     sampling: SamplingSettings = SamplingSettings()
-    """How answers are sampled."""
+    """How many answers a prompt is given, and how they are drawn."""
     rewards: RewardSettings
     """What an answer is worth."""
     selection: SelectionSettings = SelectionSettings()
-    """What is learned of the answers."""
+    """Which of the answers are learned from, and as what."""
     training: PathText
     """A config of `mllm train`, with `preference` where pairs are learned; its run_dir, model.init_from and data.recipe
     are those of the round.
