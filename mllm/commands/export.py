@@ -31,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--base",
+        type=expanded,
         help="The directory or hub id of transformers that a peft adapter is for (default: what the run began with).",
     )
     merging = parser.add_mutually_exclusive_group()

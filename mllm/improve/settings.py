@@ -26,8 +26,8 @@ class SelectionSettings(Settings):
     """What is learned of the answers to a prompt."""
 
     learn_from: Literal["pairs", "best"] = "pairs"
-    """`pairs` (the default): the best and the worst answer to a prompt as a preference pair, where they are `margin`
-    apart. `best`: the best answer to each prompt as a sample.
+    """What becomes of the answers to a prompt: `pairs` (the default), of the best and the worst where they are `margin`
+    apart, or samples of the `best` alone.
     """
     margin: float = Field(default=0.1, gt=0)
     """Difference of rewards from which two answers are a pair. 0.1 by default."""

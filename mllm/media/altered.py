@@ -20,7 +20,8 @@ BLUR = 1 / 32  # the blur's standard deviation, of the longer side
 FEWEST_TEXT_PX = 6
 MARGIN = 0.5  # around the words, of a line's height
 CELLS_A_LINE = 3  # shuffled strokes are cut into squares, this many in a line's height
-_ALTERED = re.compile(r"^altered:([^:]*):")
+ALTERED = r"^altered:([^:]*):"  # for pyarrow, too
+_ALTERED = re.compile(ALTERED)
 
 
 def altered_reference(source: str, change: str) -> str:

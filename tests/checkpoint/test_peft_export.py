@@ -24,7 +24,8 @@ from tests.helpers.public_models import tiny
 from tests.helpers.samples import batch_of, sample
 from tests.helpers.tiny import save_image, tiny_settings
 
-WORDS, EYES = LoraSettings(rank=2, alpha=4, dropout=0.0), LoraSettings(rank=3, alpha=3, dropout=0.0, targets=("fc1",))
+WORDS, EYES = LoraSettings(rank=2, alpha=4, dropout=0.0), LoraSettings(rank=3, alpha=3, dropout=0.0)
+PROJECTORS = ("connector", "mm_soft", "multi_modal_projector.linear")
 
 
 def learn(model, also=()):
@@ -61,10 +62,14 @@ def public_run(root, kind="lora", also=(), family="rows_and_columns"):
 
 
 @pytest.mark.parametrize(
-    "family,kind", [("rows_and_columns", "lora"), ("rows_and_columns", "dora"), ("spans_and_windows", "lora")]
+    "family,kind",
+    [
+        ("rows_and_columns", "dora"),
+        *((family, "lora") for family in ("rows_and_columns", "several_axes", "whole_samples", "spans_and_windows")),
+    ],
 )
 def test_an_adapter_of_a_public_model_has_our_logits_by_peft_alone(tmp_path, family, kind):
-    model, processor = public_run(tmp_path, kind, also=("connector", "multi_modal_projector.mm_soft"), family=family)
+    model, processor = public_run(tmp_path, kind, PROJECTORS, family=family)
     export(str(tmp_path / "run"), tmp_path / "adapter", "peft")
     batch = batch_for(processor, tmp_path)
     types = {model.carried.token_types: batch.token_types} if model.carried.token_types else {}
@@ -73,7 +78,9 @@ def test_an_adapter_of_a_public_model_has_our_logits_by_peft_alone(tmp_path, fam
         assert torch.allclose(theirs.logits, model.logits(batch), rtol=0, atol=1e-5)
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base") and config["use_dora"] == (kind == "dora")
-    assert config["modules_to_save"] and all("connector" in n or "mm_soft" in n for n in config["modules_to_save"])
+    kept = config["modules_to_save"] or ()
+    assert all(any(own in name for own in PROJECTORS) for name in kept)
+    assert bool(kept) == (family != "several_axes")  # whose projector is within its encoder
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert f"an adapter for {tmp_path / 'base'}\n" in card and "library_name: peft" in card and "base_model" not in card
     assert "\nbase_model: OWNER/NAME\n" in model_card(tmp_path / "run", model, processor, "peft", "OWNER/NAME")

@@ -7,13 +7,18 @@ import pytest
 import yaml
 
 import mllm
+from mllm.checkpoint import public
 from mllm.checkpoint.ours import directory_hash
 from mllm.checkpoint.push import plan_upload
 from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.files import hash_files
+from mllm.model.lora import add_lora
+from mllm.model.public import wrap
+from mllm.model.settings import LoraSettings
 from tests.helpers.commands import command
 from tests.helpers.fake_hub import running_hub
+from tests.helpers.public_models import tiny
 from tests.helpers.tiny import tiny_settings
 
 
@@ -77,6 +82,16 @@ def test_scores_of_other_weights_are_said_to_be(tiny_parts, tmp_path):
     assert "of other weights" in str(plan_upload(run).card)
     (run / "final" / "README.md").write_text("mine")
     assert plan_upload(run).card is None and "README.md" in plan_upload(run).files
+
+
+def test_a_model_of_transformers_is_sent_with_its_factors_and_a_card_of_its_own(tmp_path):
+    model, processor = wrap(*tiny("rows_and_columns"))
+    add_lora(model, LoraSettings(rank=2, alpha=4, dropout=0.0))
+    public.write(tmp_path / "model", model, processor, model.state_dict())
+    upload = plan_upload(tmp_path / "model")
+    assert {"model.safetensors", "mllm.json", public.LOW_RANK} <= set(upload.files) and not upload.left
+    assert "- model of transformers: Idefics3ForConditionalGeneration" in upload.card
+    assert "Not measured." in upload.card and yaml.safe_load(upload.card.split("---")[1])["tags"] == ["mllm"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ RELEASED = {
         {"messages": TURNS, "images": ["a.png"], "chosen": CHOSEN, "rejected": REJECTED},
         {"prompt": QUESTION, "image": "a.png", "chosen": CHOSEN, "rejected": REJECTED},
         {"prompt": PARTS, "images": ["a.png"], "chosen": parts(CHOSEN), "rejected": parts(REJECTED)},
+        {"messages": PARTS, "images": ["a.png"], "chosen": said(CHOSEN)[0], "rejected": said(REJECTED)[0]},
         {"images": ["a.png"], "chosen": PARTS + parts(CHOSEN), "rejected": PARTS + parts(REJECTED)},
         {"prompt": QUESTION, "images": ["a.png"], "chosen": TURNS + said(CHOSEN), "rejected": TURNS + said(REJECTED)},
     ],
@@ -126,6 +127,15 @@ def test_sides_that_were_asked_different_things_are_no_pair(tmp_path):
     (pair,) = READERS.get("pairs")(write(tmp_path, [record]))
     with pytest.raises(UserError, match="asks other questions"):
         pair.check()
+
+
+def test_answers_that_go_on_for_turns_are_pairs_of_their_last_where_they_began_alike(tmp_path):
+    more = [*said("Wait."), {"role": "user", "content": "Well?"}]
+    record = {"prompt": PARTS, "images": ["a.png"], "chosen": more + said(CHOSEN), "rejected": more + said(REJECTED)}
+    (pair,) = READERS.get("pairs")(write(tmp_path, [record]))
+    pair.check()
+    assert [message.role for message in pair.messages] == ["user", "assistant", "user"]
+    assert pair.texts == (CHOSEN, REJECTED)
 
 
 def test_a_context_of_sentinel_opens_both_answers(tmp_path):

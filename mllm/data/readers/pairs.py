@@ -70,11 +70,13 @@ def _told(value: Any) -> Any:
 
 
 def _with_answer(place: str, name: str, turns: list[Any], answer: Any) -> list[Any]:
-    """The turns of one side: `turns`, where the answer's own list doesn't say them again, and the answer."""
+    """The turns of one side: `turns` and then the answer, or the answer's own list where that begins with the question."""
+    answer = [answer] if isinstance(answer, dict) else answer
     if answer is None or isinstance(answer, str):
         return [*turns, {"role": "assistant", "content": answer or ""}]
     if not isinstance(answer, list) or not answer:
         raise BadRecordError(place, f"expected `{name}` to be text or turns, found {type(answer).__name__}")
     if all(isinstance(part, dict) and "type" in part for part in answer):
         return [*turns, {"role": "assistant", "content": answer}]
-    return answer if len(answer) > 1 else [*turns, *answer]
+    first = answer[0].get("role") if isinstance(answer[0], dict) else None
+    return [*turns, *answer] if first == "assistant" else answer

@@ -228,6 +228,11 @@ class _Similar(RootModel[dict[str, list[str]]]):
     pass
 
 
+def _places(root: Path, name: str) -> tuple[Path, ...]:
+    """Where an image may lie: the archive's folder goes by either name, or was left out."""
+    return root / "image" / name, root / "images" / name, root / name
+
+
 @BENCHMARKS.register("amber")
 class Amber(Benchmark):
     """All of it; `amber_generative` and `amber_discriminative` are its parts."""
@@ -278,7 +283,7 @@ class Amber(Benchmark):
             fields |= {"options": ["Yes", "No"]}
         references = (truth,) if isinstance(truth, str) else tuple(truth)
         kind = GENERATIVE if annotation.type == GENERATIVE else _group_of(annotation.type)
-        image = root / "image" / query.image
+        image = next((path for path in _places(root, query.image) if path.is_file()), root / "image" / query.image)
         return Item(str(query.id), shown(image), query.query, references, kind, query.image, fields)
 
     def has_answer(self, item: Item) -> bool:
