@@ -82,7 +82,7 @@ class Sampler:
         asked = [own for _, own in prompts]
         found = answers_to(self._model, self._processor, asked, seeds, decoding, sampling.batch_size)
         attempts = [
-            own.attempt(answer.text, self._processor)
+            own.attempt(answer.text, self._processor, self._rewards.reads_places)
             for own, answers in zip(asked, found, strict=True)
             if not isinstance(answers, BadSampleError)
             for answer in answers

@@ -17,7 +17,7 @@ class SamplingSettings(Settings):
     max_new_tokens: int = Field(default=256, ge=1)
     """Number of tokens of an answer at most. 256 by default."""
     temperature: float = Field(default=1.0, gt=0)
-    """Temperature of sampling. 1 by default, which is what the loss reckons with: others are the policy's only nearly."""
+    """Temperature of sampling, by which a loss that takes log-probabilities divides logits, too. 1 by default."""
     batch_size: int = Field(default=32, ge=1)
     """Number of answers that are written together, by each process. 32 by default."""
 

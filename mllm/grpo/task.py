@@ -243,7 +243,7 @@ class GrpoTask(InstructionTask):
         inputs: AnswerBatch = micro_batch.inputs.to(next(module.parameters()).device)
         # First, so that no adapter is off between the policy's forward and its backward.
         reference = self._reference_log_probs(module, inputs.rows) if objective.kl else None
-        log_probs = module(inputs.rows, by_token=True)
+        log_probs = module(inputs.rows, by_token=True, temperature=self.settings.sampling.temperature)
         old = log_probs.detach() if inputs.old is None else inputs.old
         if objective.updates > 1 and inputs.old is None:
             parts = log_probs.detach().cpu().split([count for _, count in inputs.owners])
@@ -258,9 +258,9 @@ class GrpoTask(InstructionTask):
     def _reference_log_probs(self, module: nn.Module, rows: Batch) -> torch.Tensor:
         """float32 [S], without a gradient."""
         if self._reference is not None:
-            return told_by(self._reference, rows)
+            return told_by(self._reference, rows, self.settings.sampling.temperature)
         with without_updates(module):
-            return told_by(module, rows)
+            return told_by(module, rows, self.settings.sampling.temperature)
 
 
 def _reference_of(settings: GrpoSettings, context: RunContext) -> nn.Module | None:

@@ -141,7 +141,7 @@ def _verified(
 ) -> Iterator[dict[str, Any]]:
     told = {place: [answer["text"] for answer in answers[place].get("answers", ())] for place in places}
     attempts = [
-        prompt.attempt(text, processor)
+        prompt.attempt(text, processor, rewards.reads_places)
         for place, texts in told.items()
         if texts
         for prompt in [asked(place)]

@@ -66,12 +66,15 @@ class SecondModel(NoReference):
 
 
 @torch.no_grad()
-def told_by(module: nn.Module, rows: Batch) -> torch.Tensor:
-    """Log-probabilities of a batch's targets, float32 [S], computed as if the module weren't training."""
+def told_by(module: nn.Module, rows: Batch, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of a batch's targets, float32 [S], computed as if the module weren't training.
+
+    temperature: what logits are divided by.
+    """
     was_training = module.training
     module.eval()
     try:
-        log_probs: torch.Tensor = module(rows, by_token=True)
+        log_probs: torch.Tensor = module(rows, by_token=True, temperature=temperature)
     finally:
         module.train(was_training)
     # Autocast keeps low-precision copies of weights; those made here would hide the weights from the pass that learns.
