@@ -28,6 +28,7 @@ WALK = (ROOT / "docs/start/your_own_data.md", ROOT / "docs/start/your_own_benchm
 SCRIPTS = {
     "train/finetune.py": ["train"],
     "train/preference.py": ["train"],
+    "train/grpo.py": ["train"],
     "train/contrastive.py": ["clip", "train"],
 }
 

@@ -89,7 +89,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_runs(options: argparse.Namespace) -> "list[FinetuneSettings]":
-    return [read_run(path, options.overrides) for path in options.configs]
+    """Raises UserError for a run that learns from its own answers, whose lengths nobody knows ahead."""
+    from mllm.grpo.settings import GrpoSettings
+
+    runs = [read_run(path, options.overrides) for path in options.configs]
+    for path, settings in zip(options.configs, runs, strict=True):
+        if isinstance(settings, GrpoSettings):
+            raise UserError(
+                f"{path} has `rewards`: how long a model's own answers will be isn't known, so no plan is made"
+            )
+    return runs
 
 
 def measure(options: argparse.Namespace) -> None:

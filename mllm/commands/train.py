@@ -29,6 +29,7 @@ INSTRUCTIONS = Kind("mllm.finetune", "FinetuneSettings", "finetune")
 # By the group of settings that no other kind has.
 KINDS = {
     "preference": Kind("mllm.preference", "PreferenceSettings", "train_preference"),
+    "rewards": Kind("mllm.grpo", "GrpoSettings", "learn_from_rewards"),
 }
 
 
@@ -37,12 +38,13 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         run,
         "Align a projector (stage 1) or tune a model on instructions (stage 2), as a YAML config says; with `preference` "
-        "in it, let the model learn from pairs of answers. The same command goes on with a run that was stopped. A launcher "
-        "starts it on several GPUs or machines.",
+        "in it, let the model learn from pairs of answers, with `rewards` from what its own answers are worth. The same "
+        "command goes on with a run that was stopped. A launcher starts it on several GPUs or machines.",
         "mllm train train/configs/demo_stage1.yaml --set optim.lr=1e-3",
         "deepspeed train/finetune.py --config train/configs/demo_stage2.yaml",
         "torchrun --nproc_per_node 8 -m mllm train train/configs/demo_stage2.yaml",
         "deepspeed train/preference.py --config train/configs/llava15_7b_dpo.yaml",
+        "deepspeed train/grpo.py --config train/configs/llava15_7b_grpo.yaml",
     )
     add_config(parser)
     parser.add_argument(

@@ -117,7 +117,7 @@ class ReferencePass(Callback):
         own: dict[bytes, np.ndarray] = {}
         for group, made in zip(groups, Feed(batches, engine.device), strict=True):
             with engine.autocast():
-                values = told_by(engine.module, made.inputs).cpu()
+                values = told_by(engine.module, made.inputs.rows).cpu()
             examples, lengths = answers_in(made.inputs.rows, group)
             for example, log_probs in zip(examples, values.split(lengths.tolist()), strict=True):
                 own[keys.of(example)] = log_probs.numpy().copy()

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from mllm.batch import Batch
 from mllm.checkpoint.ours import read_config, saved_adapters
 from mllm.data.counts import rendering_key
 from mllm.data.packing import Row
@@ -51,26 +52,29 @@ class WithoutUpdates(NoReference):
 
     def log_probs(self, module: nn.Module, batch: PairBatch) -> torch.Tensor | None:
         with without_updates(module):
-            return told_by(module, batch)
+            return told_by(module, batch.rows)
 
 
 class SecondModel(NoReference):
     """A model of its own, whole on every rank."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
-        self._model = model.requires_grad_(False).eval()
+        self.model = model.requires_grad_(False).eval()
 
     def log_probs(self, module: nn.Module, batch: PairBatch) -> torch.Tensor | None:
-        return told_by(self._model, batch)
+        return told_by(self.model, batch.rows)
 
 
 @torch.no_grad()
-def told_by(module: nn.Module, batch: PairBatch) -> torch.Tensor:
-    """Log-probabilities of a batch's targets, float32 [S], computed as if the module weren't training."""
+def told_by(module: nn.Module, rows: Batch, temperature: float = 1.0) -> torch.Tensor:
+    """Log-probabilities of a batch's targets, float32 [S], computed as if the module weren't training.
+
+    temperature: what logits are divided by.
+    """
     was_training = module.training
     module.eval()
     try:
-        log_probs: torch.Tensor = module(batch.rows, by_token=True)
+        log_probs: torch.Tensor = module(rows, by_token=True, temperature=temperature)
     finally:
         module.train(was_training)
     # Autocast keeps low-precision copies of weights; those made here would hide the weights from the pass that learns.
@@ -86,8 +90,8 @@ def refuse_updates_that_go_on(context: RunContext) -> None:
     wanted = wanted_adapters(context.settings.trainable)
     if any(wanted.get(part) == own for part, own in saved_adapters(read_config(Path(begins_with))).items()):
         raise UserError(
-            f"preference.reference.kind is adapters_off, but {begins_with} brings low-rank updates that go on learning: "
-            "without them it isn't the model that the run begins with; take cached or model"
+            f"the reference is the model without low-rank updates, and {begins_with} brings some that go on learning: "
+            "without them it isn't the model that the run begins with; take another reference, such as a second model"
         )
 
 
@@ -108,7 +112,7 @@ def second_model(context: RunContext, path: str | None) -> SecondModel:
             apply_policy(beginning.model, settings.trainable)  # fresh updates change nothing, and weights in 4 bits do
     elif rendering_key(beginning.processor) != rendering_key(context.processor):
         raise UserError(
-            f"preference.reference.model {path} reads prompts otherwise than the model that learns: its tokenizer, prompt "
+            f"the reference {path} reads prompts otherwise than the model that learns: its tokenizer, prompt "
             "format or images differ, so that likelihoods can't be compared"
         )
     dtype = torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32

@@ -17,6 +17,8 @@ from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.finetune.run import build_beginning, filling, finetune, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
+from mllm.grpo.run import learn_from_rewards
+from mllm.grpo.settings import GrpoSettings
 from mllm.kernels import loss
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.trainable import apply_policy, count_parameters
@@ -31,6 +33,9 @@ PATIENCE_S = {"stuck": 10}  # the others have as long as a busy machine takes to
 WAIT_S = 600
 
 
+KINDS = {"preference": (PreferenceSettings, train_preference), "rewards": (GrpoSettings, learn_from_rewards)}
+
+
 def runs_in_step(planned: str) -> None:
     """Several runs after each other; `planned` is a list of [settings, step to stop and resume at or null] in JSON."""
     configure_logging()
@@ -41,9 +46,8 @@ def runs_in_step(planned: str) -> None:
     dist.destroy_process_group = lambda group=None: None
     store, rank, world_size = next(dist.rendezvous("env://"))
     for number, (values, stop_after) in enumerate(json.loads(planned)):
-        learns_pairs = "preference" in values
-        settings = validate_settings(PreferenceSettings if learns_pairs else FinetuneSettings, values, "test")
-        train = train_preference if learns_pairs else finetune
+        kind, train = next((found for group, found in KINDS.items() if group in values), (FinetuneSettings, finetune))
+        settings = validate_settings(kind, values, "test")
         with recorded(meeting(dist.PrefixStore(f"run{number}", store), rank, world_size)):
             if stop_after is not None:
                 assert train(settings, stop_after) is None
