@@ -27,9 +27,9 @@ CHUNK_PROMPTS = 64
 Opened = tuple[VisionLanguageModel, Processor]
 
 
-def prompts_of_round(mixture: Mixture, number: int, count: int) -> list[int]:
-    """Indices of the prompts of round `number` (from 1): the next `count` of the mixture's epochs."""
-    first, length = (number - 1) * count, mixture.epoch_length
+def prompts_of_round(mixture: Mixture, first: int, count: int) -> list[int]:
+    """Indices of the prompts of a round: `count` of the mixture's epochs from place `first` on."""
+    length = mixture.epoch_length
     orders: dict[int, list[int]] = {}
     chosen = []
     for place in range(first, first + count):
@@ -45,14 +45,14 @@ def sample_round(
     settings: ImproveSettings,
     mixture: Mixture,
     number: int,
-    count: int,
+    chosen: Sequence[int],
     open_model: Callable[[], Opened],
 ) -> None:
-    """Write a line for each prompt of the round to `path`: `{"id", "answers": [{"text", "cut"}]}`, or `{"id", "problem"}`.
+    """Write a line for each prompt of a round to `path`: `{"id", "answers": [{"text", "cut"}]}`, or `{"id", "problem"}`.
 
-    Prompts that have a line already aren't asked again, and the model is opened only for those that have none.
+    number: of the round. chosen: the indices of its prompts. Those that have a line already aren't asked again, and the model
+    is opened only for those that have none.
     """
-    chosen = prompts_of_round(mixture, number, count)
     done = len(whole_records(path))
     model_and_processor = open_model() if done < len(chosen) else None
     with open(path, "a", encoding="utf-8") as file:

@@ -67,7 +67,7 @@ def improve(settings: ImproveSettings) -> Path:
             logger.info("round %d: max_answers (%d) are sampled", number, settings.max_answers)
             break
         left = None if left is None else left - count * settings.sampling.answers
-        one = Round(settings, mixture, number, count, model)
+        one = Round(settings, mixture, number, prompts_of_round(mixture, (number - 1) * wanted, count), model)
         try:
             model = str(one.finish())
         finally:
@@ -90,12 +90,12 @@ def _check_same(settings: ImproveSettings, path: Path) -> None:
 
 @dataclass
 class Round:
-    """Round `number` (from 1) of `count` prompts, which begins with `model`; its files lie in `round_NUMBER/`."""
+    """Round `number` (from 1), which begins with `model`; indices: of its prompts. Its files lie in `round_NUMBER/`."""
 
     settings: ImproveSettings
     mixture: Mixture
     number: int
-    count: int
+    indices: list[int]
     model: str
 
     @property
@@ -119,7 +119,7 @@ class Round:
         if recipe.is_file():
             return recipe
         answers_file, rewards_file = self.directory / "answers.jsonl", self.directory / "rewards.jsonl"
-        sample_round(answers_file, self.settings, self.mixture, self.number, self.count, lambda: self._opened)
+        sample_round(answers_file, self.settings, self.mixture, self.number, self.indices, lambda: self._opened)
         answers = whole_records(answers_file)
         skipped = [record for record in answers if "problem" in record]
         if skipped:
@@ -128,12 +128,11 @@ class Round:
             logger.warning("round %d: %d prompt(s) can't be asked; skipped.jsonl lists them", self.number, len(skipped))
         verify_round(rewards_file, answers, self._asked, lambda: self._opened[1], self._rewards)
         worth = whole_records(rewards_file)
-        indices = self._indices
         return select_round(
             self.directory,
             answers,
             worth,
-            lambda place: self.mixture.samples[indices[place]],
+            lambda place: self.mixture.samples[self.indices[place]],
             self.settings.selection,
             BY,
         )
@@ -143,12 +142,8 @@ class Round:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return load(self.model, dtype=resolve_dtype(self.settings.dtype, device), device=device)
 
-    @cached_property
-    def _indices(self) -> list[int]:
-        return prompts_of_round(self.mixture, self.number, self.count)
-
     def _asked(self, place: int) -> Asked:
-        return ask(self.mixture.samples[self._indices[place]], self._opened[1])
+        return ask(self.mixture.samples[self.indices[place]], self._opened[1])
 
     def _rewards(self) -> Rewards:
         # One place for all rounds, so that no answer is paid for twice.

@@ -152,8 +152,12 @@ def test_the_budget_of_answers_shortens_a_round_and_ends_the_run(tiny_parts, rec
     values = values_of(tiny_parts, recipe, start, tmp_path, "best", rounds=9, max_answers=23)
     values["prompts"] = {"recipe": str(recipe), "count": 4}
     go(values)
-    counts = [len(lines(tmp_path / "run" / f"round_{n}" / "answers.jsonl")) for n in (1, 2)]
-    assert counts == [4, 3] and not (tmp_path / "run" / "round_3").exists()
+    ids = [[line["id"] for line in lines(tmp_path / "run" / f"round_{n}" / "answers.jsonl")] for n in (1, 2)]
+    assert (
+        [len(own) for own in ids] == [4, 3]
+        and len({*ids[0], *ids[1]}) == 7
+        and not (tmp_path / "run" / "round_3").exists()
+    )
 
 
 def test_what_would_go_wrong_is_one_line(tiny_parts, recipe, start, tmp_path, stubbed):
