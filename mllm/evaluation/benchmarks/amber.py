@@ -19,6 +19,7 @@ from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, Metric, Result
 from mllm.evaluation.metrics.amber_nouns import nouns_of
 from mllm.evaluation.metrics.amber_words import ASSOCIATIONS, SAFE_WORDS
+from mllm.evaluation.metrics.closed import spelled_as
 from mllm.evaluation.release import SHORT_ANSWER, Record
 
 GENERATIVE = "generative"
@@ -51,9 +52,10 @@ class AmberLine(Line):
             unknown = next((word for word in (*self.references, *self.hallu) if word not in ASSOCIATIONS), None)
             if unknown is not None:
                 raise ValueError(f"references: {unknown!r} is not on AMBER's list")
-        elif self.references not in (["yes"], ["no"]):
+            return self
+        if len(self.references) != 1:
             raise ValueError("references: expected yes or no")
-        return self
+        return self.model_copy(update={"references": [spelled_as(("yes", "no"), self.references[0])]})
 
 
 @dataclass(frozen=True)
