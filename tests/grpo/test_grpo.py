@@ -6,12 +6,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mllm.checkpoint import public
 from mllm.checkpoint.ours import load
 from mllm.errors import UserError
 from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
+from mllm.model.public import wrap
 from mllm.settings import validate_settings
 from tests.helpers.own_rewards import REWARDS, reward_config
+from tests.helpers.public_models import tiny
 from tests.helpers.recipes import write_recipe
 from tests.helpers.runs import metrics, series, skipped_ids
 
@@ -86,6 +89,19 @@ def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_se
     for mine, its in zip(one, other, strict=True):
         for name in ("kl", "loss", "grad_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-5, abs=1e-6), name
+
+
+def test_a_model_of_transformers_learns_from_its_answers_as_it_is(recipe, tmp_path):
+    model, processor = wrap(*tiny("rows_and_columns"))
+    public.write(tmp_path / "peer", model, processor, model.state_dict())
+    for packing in ("none", "samples"):
+        values = reward_config(tmp_path, recipe, tmp_path / packing, train__max_steps=1, data__packing=packing)
+        values["model"] = {"init_from": str(tmp_path / "peer")}
+        values["data"]["max_length_tokens"] = 400
+        run(values)
+    assert answers(tmp_path / "none") == answers(tmp_path / "samples")
+    (rows,), (trunks,) = metrics(tmp_path / "none"), metrics(tmp_path / "samples")
+    assert trunks["grad_norm"] == pytest.approx(rows["grad_norm"], rel=1e-5) and trunks["tokens"] < rows["tokens"]
 
 
 def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
