@@ -77,8 +77,9 @@ def run(options: argparse.Namespace) -> None:
     from mllm.console import report_console
     from mllm.finetune.plan import Machine, plan_runs
     from mllm.finetune.plan.report import plan_report
+    from mllm.preference.run import foreseen_task
 
-    plans = plan_runs(runs, Machine(options.gpu, options.ranks, options.mfu), options.samples)
+    plans = plan_runs(runs, Machine(options.gpu, options.ranks, options.mfu), options.samples, foreseen_task)
     if options.json:
         print(json.dumps([asdict(plan) for plan in plans], indent=2))
         return
@@ -106,8 +107,9 @@ def measure(options: argparse.Namespace) -> None:
         raise UserError("--gpu is for a GPU that isn't here; --measure times this machine; give one of them")
     runs = _read_runs(options)
     from mllm.finetune.estimate import estimate_runs
+    from mllm.preference.run import foreseen_task
 
-    estimates = estimate_runs(runs)
+    estimates = estimate_runs(runs, foreseen_task)
     seconds = [estimate.seconds(options.ranks) for estimate in estimates]
     if options.json:
         each = zip(estimates, seconds, strict=True)

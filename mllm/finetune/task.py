@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mllm.conversation.schema import Sample
 from mllm.data.balance import exchanged
 from mllm.data.collate import Decode, ImageDecoder, collate, reading, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
@@ -28,6 +29,7 @@ from mllm.data.settings import DataSettings
 from mllm.data.sizes import estimated_image_tokens
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
+from mllm.finetune.settings import FinetuneSettings
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -70,12 +72,15 @@ class Skips:
 
 
 class InstructionTask:
-    """Samples of a mixture through a processor into micro-batches, and their loss."""
+    """Samples of a mixture through a processor into micro-batches, and their loss.
+
+    listed_kinds: of samples that are left out whatever the settings say, since they teach nothing. has_second_model: whether
+    one that only computes is in memory, too.
+    """
 
     depends_on_weights = False
-    listed_kinds: tuple[
-        str, ...
-    ] = ()  # of samples that are left out whatever the settings say, since they teach nothing
+    listed_kinds: tuple[str, ...] = ()
+    has_second_model = False
 
     def __init__(
         self,
@@ -138,7 +143,7 @@ class InstructionTask:
             if leaving and self.processor.measures(sample.messages):
                 raise sample.bad("image", next(iter(leaving.values())))
             refused.update(leaving)
-            return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+            return self.render(sample)
 
         if self._counts is None:
             ids, examples = self.used_in(step, render, skips)
@@ -149,6 +154,14 @@ class InstructionTask:
             groups = _rendered(dealt, render)
         micro_batches = self.micro_batches(groups, skips, refused)
         return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+
+    def render(self, sample: Sample) -> Example:
+        """Render a sample as the settings say. Raises BadSampleError when it can't be trained on."""
+        return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+
+    def bundle(self, sample: Sample) -> tuple[Example, ...]:
+        """What of a sample is never parted: its example. Raises BadSampleError when it can't be trained on."""
+        return (self.render(sample),)
 
     def micro_batches(
         self, groups: Sequence[list[Row]], skips: Skips, refused: Mapping[str, str] = MappingProxyType({})
@@ -208,6 +221,27 @@ class InstructionTask:
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
         return TaskOutput(module(micro_batch.inputs.to(next(module.parameters()).device)))
+
+
+class TaskOf(Protocol):
+    """Gives the task of a run that isn't there yet, whose model is known by its costs alone."""
+
+    def __call__(
+        self,
+        run: FinetuneSettings,
+        mixture: Mixture,
+        processor: Processor,
+        costs: UnitFlops | None,
+        length_multiple: int,
+        /,
+    ) -> InstructionTask: ...
+
+
+def task_of_samples(
+    run: FinetuneSettings, mixture: Mixture, processor: Processor, costs: UnitFlops | None, length_multiple: int
+) -> InstructionTask:
+    """The task of a run that learns the answers of samples."""
+    return InstructionTask(mixture, processor, run.data, run.train, costs, length_multiple)
 
 
 def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:

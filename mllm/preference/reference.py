@@ -15,9 +15,9 @@ from mllm.checkpoint.ours import read_config, saved_adapters
 from mllm.data.counts import rendering_key
 from mllm.data.packing import Row
 from mllm.errors import UserError
-from mllm.finetune.run import start_model
+from mllm.finetune.run import build_beginning, filling
 from mllm.finetune.watching import RunContext
-from mllm.kernels.precision import cast_parameters
+from mllm.model.assemble import parameters_on_meta
 from mllm.model.interface import VisionLanguageModel
 from mllm.model.lora import without_updates
 from mllm.model.settings import TrainableSettings
@@ -106,13 +106,15 @@ def second_model(context: RunContext, path: str | None) -> SecondModel:
         changes = {"init_from": path, "vision_encoder": None, "language_model": None}
         model = settings.model.model_copy(update=changes)
         settings = settings.model_copy(update={"model": model, "trainable": TrainableSettings()})
-    found, processor = start_model(settings, context.model.attention_kernel)
+    beginning = build_beginning(settings, attention_kernel=context.model.attention_kernel)
     if path is None:
-        apply_policy(found, settings.trainable)  # fresh updates change nothing, and weights in 4 bits do
-    elif rendering_key(processor) != rendering_key(context.processor):
+        with parameters_on_meta():
+            apply_policy(beginning.model, settings.trainable)  # fresh updates change nothing, and weights in 4 bits do
+    elif rendering_key(beginning.processor) != rendering_key(context.processor):
         raise UserError(
             f"the reference {path} reads prompts otherwise than the model that learns: its tokenizer, prompt "
             "format or images differ, so that likelihoods can't be compared"
         )
-    cast_parameters(found, torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32)
-    return SecondModel(found.to(engine.device))
+    dtype = torch.bfloat16 if settings.train.dtype == "bfloat16" else torch.float32
+    filling(beginning)(beginning.model, dtype, engine.device)
+    return SecondModel(beginning.model)

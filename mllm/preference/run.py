@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mllm.data.dataset import Mixture
 from mllm.errors import UserError
-from mllm.finetune.flops import unit_flops
+from mllm.finetune.flops import UnitFlops, unit_flops
 from mllm.finetune.run import finetune
-from mllm.finetune.task import length_multiple
+from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.task import InstructionTask, length_multiple, task_of_samples
 from mllm.finetune.watching import RunContext
 from mllm.preference.cache import AnswerKeys
 from mllm.preference.cached import CachedReference, ReferencePass
@@ -21,6 +22,7 @@ from mllm.preference.reference import (
 )
 from mllm.preference.settings import PreferenceSettings
 from mllm.preference.task import PreferenceTask
+from mllm.processor import Processor
 from mllm.training.callbacks import Callback
 
 CACHE = "reference.safetensors"
@@ -49,6 +51,17 @@ def preference_task(context: RunContext, mixture: Mixture) -> tuple[PreferenceTa
     if isinstance(reference, CachedReference):
         own.append(ReferencePass(task, reference, context.engine, settings.train.epochs))
     return task, own
+
+
+def foreseen_task(
+    run: FinetuneSettings, mixture: Mixture, processor: Processor, costs: UnitFlops | None, length_multiple: int
+) -> InstructionTask:
+    """The task of a run of samples or pairs that isn't there yet; a reference in the step is computed by the model itself."""
+    if not isinstance(run, PreferenceSettings):
+        return task_of_samples(run, mixture, processor, costs, length_multiple)
+    is_in_step = run.preference.needs_reference and run.preference.reference.kind != "cached"
+    reference = WithoutUpdates() if is_in_step else NoReference()
+    return PreferenceTask(mixture, processor, run, reference, costs, length_multiple)
 
 
 def build_reference(settings: PreferenceSettings, context: RunContext) -> Reference:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from mllm.conversation.schema import Sample
 from mllm.data.dataset import Mixture
+from mllm.data.example import Example
 from mllm.data.packing import Row, pack_bundles
 from mllm.finetune.flops import UnitFlops
 from mllm.finetune.task import InstructionTask, Skips, deal, layout_number
@@ -43,6 +45,7 @@ class PreferenceTask(InstructionTask):
         read = Damage(objective.damage, settings.seed).reading(processor)
         super().__init__(mixture, processor, settings.data, settings.train, costs, length_multiple, read)
         self.objective, self.reference, self.reward_mean = objective, reference, RewardMean()
+        self.has_second_model = objective.needs_reference and objective.reference.kind == "model"
         self._side_count = 3 if objective.damages_images else 2
 
     def prepare(self, world_size: int) -> None:
@@ -55,6 +58,10 @@ class PreferenceTask(InstructionTask):
         micro_batches = self.pair_batches(groups, pairs, skips, refused)
         known = [self._with_reference(made, group) for made, group in zip(micro_batches, groups, strict=True)]
         return StepWindow(ids, known, tuple(dict.fromkeys(skips.found)), layout)
+
+    def bundle(self, sample: Sample) -> tuple[Example, ...]:
+        """The sides of a pair. Raises BadSampleError when it can't be learned from."""
+        return render_pair(sample, self.processor, self.data, self.objective.damages_images).sides
 
     def render_all(self, indices: Sequence[int], skips: Skips, refused: dict[str, str]) -> list[RenderedPair]:
         """The pairs of `indices` that can be learned from; refused: is told which images may not be opened, and why."""
