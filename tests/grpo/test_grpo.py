@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 from mllm.checkpoint import public
@@ -13,6 +14,7 @@ from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
 from mllm.model.public import wrap
 from mllm.settings import validate_settings
+from tests.helpers.commands import command
 from tests.helpers.own_rewards import REWARDS, reward_config
 from tests.helpers.public_models import tiny
 from tests.helpers.recipes import write_recipe
@@ -149,5 +151,8 @@ def test_groups_of_one_and_prompts_without_room_are_refused_in_one_line(tiny_par
     ):
         with pytest.raises((UserError, ValidationError), match=said):
             run(reward_config(tiny_parts, recipe, tmp_path / "run", **change))
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(reward_config(tiny_parts, recipe, tmp_path / "run")))
+    _, said = command("train/grpo.py", "--config", tmp_path / "one.yaml", "--set", "sampling.answers=1", code=2)
+    assert "one.yaml" in said and "give at least 2" in said and "Traceback" not in said
     with pytest.raises(UserError, match=r"its prompt of \d+ tokens and an answer .* set data.on_too_long to drop"):
         run(reward_config(tiny_parts, recipe, tmp_path / "run", sampling__max_new_tokens=120))
