@@ -130,8 +130,10 @@ def report(
         ]
         for layout, name in LAYOUTS.items()
     ]
-    what = f"{options.prompts} prompts, {options.answers} answers of {options.tokens} tokens to each, {options.dtype}"
-    print(f"A training step of {what}:\n")
+    what = (
+        f"{options.answers} answers of {options.tokens} tokens to each of {options.prompts} prompt(s), {options.dtype}"
+    )
+    print(f"A training step on {what}:\n")
     print(markdown_table(["layout", "tokens", "s", "against separate rows", "spread"], rows))
     print("\nSampling the answers to a prompt:\n")
     rows = [

@@ -4,14 +4,19 @@ import json
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
+from mllm.checkpoint import public
 from mllm.checkpoint.ours import load
 from mllm.errors import UserError
 from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
+from mllm.model.public import wrap
 from mllm.settings import validate_settings
+from tests.helpers.commands import command
 from tests.helpers.own_rewards import REWARDS, reward_config
+from tests.helpers.public_models import tiny
 from tests.helpers.recipes import write_recipe
 from tests.helpers.runs import metrics, series, skipped_ids
 
@@ -88,6 +93,19 @@ def test_the_divergence_is_that_from_the_model_without_its_updates_and_from_a_se
             assert mine[name] == pytest.approx(its[name], rel=1e-5, abs=1e-6), name
 
 
+def test_a_model_of_transformers_learns_from_its_answers_as_it_is(recipe, tmp_path):
+    model, processor = wrap(*tiny("rows_and_columns"))
+    public.write(tmp_path / "peer", model, processor, model.state_dict())
+    for packing in ("none", "samples"):
+        values = reward_config(tmp_path, recipe, tmp_path / packing, train__max_steps=1, data__packing=packing)
+        values["model"] = {"init_from": str(tmp_path / "peer")}
+        values["data"]["max_length_tokens"] = 400
+        run(values)
+    assert answers(tmp_path / "none") == answers(tmp_path / "samples")
+    (rows,), (trunks,) = metrics(tmp_path / "none"), metrics(tmp_path / "samples")
+    assert trunks["grad_norm"] == pytest.approx(rows["grad_norm"], rel=1e-5) and trunks["tokens"] < rows["tokens"]
+
+
 def test_the_reward_climbs(tiny_parts, recipe, tmp_path):
     values = reward_config(
         tiny_parts, recipe, tmp_path / "run", sampling__answers=8, train__max_steps=12, train__epochs=20
@@ -133,5 +151,8 @@ def test_groups_of_one_and_prompts_without_room_are_refused_in_one_line(tiny_par
     ):
         with pytest.raises((UserError, ValidationError), match=said):
             run(reward_config(tiny_parts, recipe, tmp_path / "run", **change))
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(reward_config(tiny_parts, recipe, tmp_path / "run")))
+    _, said = command("train/grpo.py", "--config", tmp_path / "one.yaml", "--set", "sampling.answers=1", code=2)
+    assert "one.yaml" in said and "give at least 2" in said and "Traceback" not in said
     with pytest.raises(UserError, match=r"its prompt of \d+ tokens and an answer .* set data.on_too_long to drop"):
         run(reward_config(tiny_parts, recipe, tmp_path / "run", sampling__max_new_tokens=120))

@@ -38,6 +38,9 @@ def test_a_sampled_answer_depends_on_its_seed_and_on_no_answer_beside_it(assembl
     (alone,) = sample_answers(*assembled, prompts[1:], [seeds[1][2:3]], decoding)
     assert alone[0].token_ids == together[1][2].token_ids
     assert len({answer.token_ids for own in together for answer in own}) > 4
+    special = {*assembled[1].tokenizer.all_special_ids} - {*assembled[1].stop_token_ids}
+    assert assembled[1].image_token_id in special
+    assert not special & {token for own in together for answer in own for token in answer.token_ids}
 
 
 def test_greedy_rows_and_rows_without_a_seed_stay_what_they_are_beside_seeded_ones(assembled, prompts):
