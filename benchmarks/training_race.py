@@ -18,6 +18,8 @@ from transformers import Trainer, TrainerCallback
 from workloads import LOSSES_AGREE, SHAPES, prepare
 
 from mllm.finetune.settings import FinetuneSettings
+from mllm.training.engine import Engine
+from mllm.training.task import Task
 
 WARM_UP = 2  # untimed steps of a round: until the second both sides still ask the kernel for memory
 
@@ -89,9 +91,11 @@ def report(options: argparse.Namespace, found: Mapping[str, list[dict[str, Any]]
     print(f"\nspread of the step times: {max(spread(taken) for taken in seconds.values()):.2f}")
 
 
-def our_steps(settings: FinetuneSettings, steps: int) -> Callable[[], dict[str, Any]]:
-    """A round of our run: `steps` timed ones behind those that warm up."""
-    task, engine = prepare(settings)
+def our_steps(
+    settings: FinetuneSettings, steps: int, prepared: Callable[[FinetuneSettings], tuple[Task, Engine]] = prepare
+) -> Callable[[], dict[str, Any]]:
+    """A round of our run: `steps` timed ones behind those that warm up. prepared: gives its task and engine."""
+    task, engine = prepared(settings)
     step = 0
 
     def run() -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train", "Align a projector or tune a model on instructions, as a config says."),
+    "improve": Command("train", "improve", "Let a model learn from its own answers, verified, in rounds."),
     "plan": Command("train", "plan", "Say what runs will take: tokens, memory and hours, computed or measured."),
     "estimate": Command("", "estimate", "Do what `mllm plan --measure` does."),
     "schema": Command("train", "schema", "Print the JSON schema of a kind of config file, for editors."),

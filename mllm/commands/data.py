@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import add_part, add_parts
 from mllm.commands.layout import add_layout
+from mllm.commands.train import read_run
 from mllm.errors import UserError
-from mllm.settings import expanded, load_settings
+from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.conversation.schema import Sample
@@ -128,9 +129,7 @@ def _add_convert(parts: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from mllm.finetune.settings import FinetuneSettings
-
-    settings = load_settings(FinetuneSettings, options.config)
+    settings = read_run(options.config)
     # A mistake in the config is said before torch is loaded.
     from rich.console import Console
 
@@ -200,9 +199,7 @@ def _findings(options: argparse.Namespace) -> "Findings":
 
 def _check_by(config: str) -> "Check":
     """A check that a sample's tokens and labels are those that a training config asks for."""
-    from mllm.finetune.settings import FinetuneSettings
-
-    settings = load_settings(FinetuneSettings, config)
+    settings = read_run(config)
     from mllm.checkpoint.start import load_processor
     from mllm.conversation.pair import sides_of
     from mllm.data.example import render_example
@@ -233,9 +230,8 @@ def _report(options: argparse.Namespace) -> None:
 def _planner_of(config: str) -> "VisualPlanner":
     """The planner of the model that a training config is for."""
     from mllm.checkpoint.geometry import layout_of_settings
-    from mllm.finetune.settings import FinetuneSettings
 
-    _, planner = layout_of_settings(load_settings(FinetuneSettings, config).model)
+    _, planner = layout_of_settings(read_run(config).model)
     return planner
 
 

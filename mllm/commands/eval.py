@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from mllm.clients.openai import MaxTokensName, Sampling
+from mllm.clients.openai import PREFIX, MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
 from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS
@@ -213,7 +213,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
-    from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
+    from mllm.evaluation.subjects.endpoint import Endpoint
     from mllm.evaluation.subjects.local import open_directory
 
     if not options.model.startswith(PREFIX):

@@ -13,7 +13,7 @@ from mllm.batch import Batch
 from mllm.checkpoint import public
 from mllm.conformance.reference import peers_inputs, peers_logits, summed_loss
 from mllm.conformance.samples import Trial
-from mllm.conformance.turns import chat
+from mllm.conformance.turns import chat, shared
 from mllm.conversation.schema import Sample
 from mllm.data.collate import collate
 from mllm.data.example import Example, render_example
@@ -63,6 +63,11 @@ CHECKS = {
         "of the whole conversation",
     ),
     "chat": Check("chat", "answers of a chat over turns that a fresh computation doesn't give", is_count=True),
+    "shared": Check(
+        "shared",
+        "largest difference of the log-probabilities of answers to questions that share an image, which is computed once, to "
+        "transformers' of each whole conversation",
+    ),
     "again": Check("again", "tokens of earlier turns that enter the decoder of a chat again", is_count=True),
 }
 
@@ -246,6 +251,10 @@ def check_saved(subject: Subject) -> float:
         return max(_largest(logits - before[key]) for key, logits in again.logits(rows).items())
 
 
+def check_shared(subject: Subject) -> float:
+    return shared(subject.model, subject.processor, subject.trial.samples[0].images[0])
+
+
 def turns(subject: Subject) -> dict[str, float]:
     """What a chat differs by, in three questions: about an image, without one, and about another."""
     first, *_, several = subject.trial.samples
@@ -265,6 +274,7 @@ SINGLE: dict[str, Callable[[Subject], float]] = {
     "batch": check_batch,
     "text": check_text,
     "saved": check_saved,
+    "shared": check_shared,
 }
 
 

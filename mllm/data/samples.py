@@ -15,11 +15,13 @@ from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
+from mllm.media.altered import ALTERED, without_change
 from mllm.media.ref import STORED, ImageRef, is_stored
 from mllm.media.span import SPAN, without_span
 
 IMAGE_COLUMNS = ("images", "rejected_images")
 LEAVES = r"^/|(^|/)\.\.(/|$)"
+UNLIKE_PATHS = f"{LEAVES}|{SPAN}|{ALTERED}"
 
 
 def resolve_image(root: Path, image: str, sample_id: str, place: str = "") -> Path:
@@ -42,6 +44,9 @@ def locate_image(root: Path, image: str, files: Collection[str], sample_id: str,
     """Where `image` lies: its path below `root`, or the reference as it is, which must point into one of `files`."""
     if without_span(image)[1] is not None:
         reason = f"{image!r} names a part of a video, which samples can't; cut the video"
+        raise BadSampleError(sample_id, "image", reason, place)
+    if without_change(image)[1]:
+        reason = f"{image!r} names an altered image, which samples can't; write it as a file"
         raise BadSampleError(sample_id, "image", reason, place)
     if not is_stored(image):
         return str(resolve_image(root, image, sample_id, place))
@@ -91,7 +96,7 @@ class IndexedSamples(Sequence[Sample]):
             holders = pc.replace_substring_regex(flat, STORED, "")
             is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
             doubtful = pc.if_else(
-                pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, f"{LEAVES}|{SPAN}")
+                pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, UNLIKE_PATHS)
             )
             for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
                 self[int(row)]

@@ -63,7 +63,12 @@ def _planted(benchmark: Benchmark, item: Item, others: Sequence[str], seed: int)
         known = [*others[start:], *others[:start]][:TRIES]
     else:
         known = [known[place] for place in rng.permutation(len(known))]
-    return next((answer for answer in known if not says(benchmark, answer, item)), None)
+    return next((answer for answer in known if _is_wrong_and_told(benchmark, answer, item)), None)
+
+
+def _is_wrong_and_told(benchmark: Benchmark, answer: str, item: Item) -> bool:
+    """Whether an answer is wrong of an item, and who gives it to the letter is seen to."""
+    return not says(benchmark, answer, item) and says(benchmark, answer, _as_if_right(item, answer))
 
 
 def says(benchmark: Benchmark, answer: str, item: Item) -> bool:

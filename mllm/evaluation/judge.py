@@ -7,10 +7,9 @@ from tempfile import TemporaryDirectory
 from pydantic import model_validator
 from typing_extensions import Self
 
+from mllm.clients.openai import PREFIX
 from mllm.errors import UserError
-from mllm.evaluation.asking import AnswerLog, Question, answer_all
 from mllm.evaluation.metric import Metric
-from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
 
 CONCURRENCY = 8
 MAX_NEW_TOKENS = 1024
@@ -54,6 +53,10 @@ class JudgedMetric(Metric):
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """What the judge says to each. Raises UserError where it can't be reached; what it said before then is kept."""
+        # A file is scored without a judge, and benchmarks are listed, without what answers are asked with.
+        from mllm.evaluation.asking import AnswerLog, Question, answer_all
+        from mllm.evaluation.subjects.endpoint import Endpoint
+
         subject = Endpoint(self.judge.removeprefix(PREFIX), self.judge_url, CONCURRENCY)
         questions = [Question(prompt, (), MAX_NEW_TOKENS) for prompt in prompts]
         with TemporaryDirectory() as passing:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from mllm.conversation.schema import Sample
 from mllm.data.balance import exchanged
 from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
@@ -27,6 +29,7 @@ from mllm.data.settings import DataSettings
 from mllm.data.sizes import estimated_image_tokens
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
+from mllm.finetune.settings import FinetuneSettings
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -39,6 +42,20 @@ def length_multiple(device: torch.device) -> int:
     """What rows are padded to a multiple of: on a GPU to few lengths, so that its allocator and compiled kernels meet the
     same ones again; on a CPU no more than they need."""
     return 1 if device.type == "cpu" else GPU_LENGTH_MULTIPLE
+
+
+class Lengths(Protocol):
+    """What is said of a sample that was cut: tokens, and those of them that are left out."""
+
+    @property
+    def sample_id(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def cut_tokens(self) -> int: ...
+
+
+Told = TypeVar("Told", bound=Lengths)
 
 
 @dataclass
@@ -55,9 +72,15 @@ class Skips:
 
 
 class InstructionTask:
-    """Samples of a mixture through a processor into micro-batches, and their loss."""
+    """Samples of a mixture through a processor into micro-batches, and their loss.
+
+    listed_kinds: of samples that are left out whatever the settings say, since they teach nothing. has_second_model: whether
+    one that only computes is in memory, too.
+    """
 
     depends_on_weights = False
+    listed_kinds: tuple[str, ...] = ()
+    has_second_model = False
 
     def __init__(
         self,
@@ -118,17 +141,25 @@ class InstructionTask:
             if leaving and self.processor.measures(sample.messages):
                 raise sample.bad("image", next(iter(leaving.values())))
             refused.update(leaving)
-            return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+            return self.render(sample)
 
         if self._counts is None:
-            ids, examples = self._usable(step, render, skips)
+            ids, examples = self.used_in(step, render, skips)
             groups, layout = self._dealt(examples, rank, world_size)
         else:
-            ids, outlines = self._usable(step, self._outline, skips)
+            ids, outlines = self.used_in(step, self._outline, skips)
             dealt, layout = self._dealt(outlines, rank, world_size)
             groups = _rendered(dealt, render)
         micro_batches = self.micro_batches(groups, skips, refused)
         return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+
+    def render(self, sample: Sample) -> Example:
+        """Render a sample as the settings say. Raises BadSampleError when it can't be trained on."""
+        return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+
+    def bundle(self, sample: Sample) -> tuple[Example, ...]:
+        """What of a sample is never parted: its example. Raises BadSampleError when it can't be trained on."""
+        return (self.render(sample),)
 
     def micro_batches(
         self, groups: Sequence[list[Row]], skips: Skips, refused: Mapping[str, str] = MappingProxyType({})
@@ -141,15 +172,18 @@ class InstructionTask:
         # A group's decoder is let go with it: what it holds is in the batch by then.
         return [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
 
-    def _usable(self, step: int, look: Callable[[int], E], skips: Skips) -> tuple[tuple[str, ...], list[E]]:
-        """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
+    def usable(
+        self, indices: Sequence[int], look: Callable[[int], Told], skips: Skips
+    ) -> tuple[tuple[str, ...], list[Told]]:
+        """The ids of all samples of `indices`, and what `look` makes of those that can be trained on."""
         ids: list[str] = []
-        found: list[E] = []
-        for index in self.sample_indices(step):
+        found: list[Told] = []
+        for index in indices:
             try:
                 outline = look(index)
             except BadSampleError as error:
-                if error.kind in TOO_LARGE and self.data.on_too_long != "error":
+                too_large = error.kind in TOO_LARGE and self.data.on_too_long != "error"
+                if too_large or error.kind in self.listed_kinds:
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
@@ -160,9 +194,14 @@ class InstructionTask:
             if outline.cut_tokens:
                 used = f"its first {outline.length} of {outline.length + outline.cut_tokens} tokens were used"
                 skips.found.append((outline.sample_id, "truncated", used))
+        return tuple(ids), found
+
+    def used_in(self, step: int, look: Callable[[int], Told], skips: Skips) -> tuple[tuple[str, ...], list[Told]]:
+        """`usable` of the samples of a step. Raises UserError where none is."""
+        ids, found = self.usable(self.sample_indices(step), look, skips)
         if not found:
             raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
-        return tuple(ids), found
+        return ids, found
 
     def _outline(self, index: int) -> Counted:
         assert self._counts is not None
@@ -180,6 +219,27 @@ class InstructionTask:
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
         return TaskOutput(module(micro_batch.inputs.to(next(module.parameters()).device)))
+
+
+class TaskOf(Protocol):
+    """Gives the task of a run that isn't there yet, whose model is known by its costs alone."""
+
+    def __call__(
+        self,
+        run: FinetuneSettings,
+        mixture: Mixture,
+        processor: Processor,
+        costs: UnitFlops | None,
+        length_multiple: int,
+        /,
+    ) -> InstructionTask: ...
+
+
+def task_of_samples(
+    run: FinetuneSettings, mixture: Mixture, processor: Processor, costs: UnitFlops | None, length_multiple: int
+) -> InstructionTask:
+    """The task of a run that learns the answers of samples."""
+    return InstructionTask(mixture, processor, run.data, run.train, costs, length_multiple)
 
 
 def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:

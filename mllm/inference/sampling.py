@@ -27,10 +27,12 @@ def sample_answers(
 ) -> list[list[Answer]]:
     """For each prompt an answer for each of its seeds, in order; the model is left in evaluation mode.
 
-    No answer holds an image token, which a model may have learned to write and none can read. `batch_size`: answers that are
-    computed together. Raises UserError as `generate_answers` does.
+    No answer holds an image token, or another special token but those that end one: a model would read it as an image that
+    isn't there. `batch_size`: answers that are computed together. Raises UserError as `generate_answers` does.
     """
-    own = replace(decoding, forbidden=(*decoding.forbidden, processor.image_token_id))
+    special = {*processor.tokenizer.all_special_ids, processor.image_token_id}
+    forbidden = {*decoding.forbidden, *special.difference(processor.stop_token_ids)}
+    own = replace(decoding, forbidden=tuple(sorted(forbidden)))
     rows = [Stream(processor, replace(own, seed=seed)) for each in seeds for seed in each]
     repeated = [prompt for prompt, each in zip(prompts, seeds, strict=True) for _ in each]
     answers = iter(generate_rows(model, processor, repeated, rows, batch_size))

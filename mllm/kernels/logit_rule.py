@@ -16,6 +16,10 @@ class LogitRule:
     def is_plain(self) -> bool:
         return self == LogitRule()
 
+    def tempered(self, temperature: float) -> "LogitRule":
+        """The rule whose logits are these, divided by a temperature."""
+        return LogitRule(self.factor / temperature, None if self.cap is None else self.cap / temperature)
+
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits of any shape → as many, differentiable."""
         if self.factor != 1.0:

@@ -1,7 +1,7 @@
 """An image or a video that is changed as it is read, named by a string as other references are (`mllm.media.ref`).
 
-`altered:CHANGE:SOURCE`; SOURCE is an image or a video as `ImageRef` takes it, CHANGE one of CHANGES or what `Writing` names.
-Sizes stay as they are.
+`altered:CHANGE:SOURCE`; SOURCE is an image or a video as `ImageRef` takes it, CHANGE one of CHANGES or what `Writing` or
+`Damage` names. Sizes stay as they are.
 """
 
 import math
@@ -15,12 +15,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from mllm.errors import UserError
+from mllm.media.damage import Damage
 
 BLUR = 1 / 32  # the blur's standard deviation, of the longer side
 FEWEST_TEXT_PX = 6
 MARGIN = 0.5  # around the words, of a line's height
 CELLS_A_LINE = 3  # shuffled strokes are cut into squares, this many in a line's height
-_ALTERED = re.compile(r"^altered:([^:]*):")
+ALTERED = r"^altered:([^:]*):"  # for pyarrow, too
+_ALTERED = re.compile(ALTERED)
 
 
 def altered_reference(source: str, change: str) -> str:
@@ -40,6 +42,8 @@ def alter(picture: Image.Image, change: str) -> Image.Image:
         return picture
     if change in CHANGES:
         return CHANGES[change](picture)
+    if (damage := Damage.named(change)) is not None:
+        return damage.done_to(picture)
     return Writing.of(change).write(picture)
 
 

@@ -142,15 +142,15 @@ class VisionLanguageModel(nn.Module, ABC):
         self.stay_packed()
         self.generator.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def forward(self, batch: Batch, by_token: bool = False) -> torch.Tensor:
+    def forward(self, batch: Batch, by_token: bool = False, temperature: float = 1.0) -> torch.Tensor:
         """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none.
 
-        by_token: the log-probability of each target instead, float32 [targets].
+        by_token: the log-probability of each target instead, float32 [targets]. temperature: what logits are divided by.
         """
         hidden = self.hidden_states(batch)
         chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
         told = token_log_probs if by_token else supervised_loss_sum
-        return told(chosen, self.head, batch.target_ids, rule=self.logit_rule)
+        return told(chosen, self.head, batch.target_ids, rule=self.logit_rule.tempered(temperature))
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""

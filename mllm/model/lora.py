@@ -1,7 +1,8 @@
 """Low-rank updates of a part: which layers they go to, adding them, folding them in."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,27 @@ def add_lora(
     if adapted != set(targets):
         raise RuntimeError(f"LoRA landed in {sorted(adapted ^ set(targets))[:3]}, which was not asked for")
     model.adapters[part] = {"kind": kind, **settings.model_dump(mode="json")}
+
+
+def is_update(name: str) -> bool:
+    """Whether the parameter of that name belongs to a low-rank update."""
+    return "lora_" in name
+
+
+@contextmanager
+def without_updates(model: nn.Module) -> Iterator[None]:
+    """Within the block, compute as if the low-rank updates of `model` weren't there; what learns stays as it is."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        # peft's own switch would also freeze the updates, and engines have hooks on what learns.
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def merge_lora(model: VisionLanguageModel, part: str | None = None) -> None:

@@ -1,7 +1,6 @@
 """A sample as a prompt: what stands before its last answer is asked, and that answer is the reference."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mllm.conversation.schema import BoxesPart, Sample
@@ -32,14 +31,20 @@ class Asked:
     def length(self) -> int:
         return len(self.prompt)
 
-    def attempt(self, answer: str, processor: Processor, fields: Mapping[str, Any] | None = None) -> Attempt:
-        """An answer to the prompt; the places that it names are read where right answers name some."""
-        regions = read_regions(answer, self.prompt.shown, processor) if self.reference_boxes else None
-        boxes = None if regions is None else tuple(region.bounds for region in regions if region.kind != "point")
+    def attempt(self, answer: str, processor: Processor, reads_places: bool) -> Attempt:
+        """An answer to the prompt, with the places that it names where they are wanted."""
+        regions = read_regions(answer, self.prompt.shown, processor) if reads_places else None
         question = next(message for message in reversed(self.asked_messages) if message.role == "user").text
-        images = self.prompt.images
-        return Attempt(
-            self.sample.id, question, answer, self.references, self.reference_boxes, boxes, images, fields or {}
+        attempt = Attempt(
+            self.sample.id, question, answer, self.references, self.reference_boxes, images=self.prompt.images
+        )
+        if regions is None:
+            return attempt
+        bounds = [region.bounds for region in regions]
+        return replace(
+            attempt,
+            boxes=tuple(region.bounds for region in regions if region.kind != "point"),
+            points=tuple(((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in bounds),
         )
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
-from mllm.evaluation.benchmarks import build_metric
+from mllm.evaluation.benchmarks import METRICS, build_metric
 from mllm.evaluation.metric import parse_line
 from mllm.evaluation.metrics.iou import IouLine
 from mllm.rewards.attempt import Attempt
@@ -18,12 +18,16 @@ Reward = Callable[[Attempt], Any]
 """What one answer is worth; what it raises, and what is no finite number, is a failure."""
 
 
+def reads_places(settings: MetricReward) -> bool:
+    """Whether a metric wants the places that answers name. Raises UserError for a metric that there isn't."""
+    return issubclass(METRICS.get(settings.metric).line, IouLine)
+
+
 def metric_reward(settings: MetricReward) -> Reward:
     """The score of one answer by a metric. Raises UserError for a metric or a setting that there isn't."""
     texts = {name: str(value) for name, value in settings.settings.items()}
     metric = build_metric(settings.metric, texts)
-    reads_boxes = issubclass(metric.line, IouLine)
-    if reads_boxes and "reference_convention" not in texts:
+    if reads_places(settings) and "reference_convention" not in texts:
         # References of samples are boxes in shares of the image; those of a file are what their author says.
         in_shares = build_metric(settings.metric, texts | {"reference_convention": "0-1"})
 
@@ -36,8 +40,9 @@ def metric_reward(settings: MetricReward) -> Reward:
             answer = found[1] if found.re.groups else found[0]
         record: dict[str, Any] = {"id": attempt.id, "prediction": answer, "references": list(attempt.references)}
         scorer = metric
-        if reads_boxes and attempt.boxes is not None:
+        if attempt.boxes is not None and reads_places(settings):
             record["boxes"] = [list(box) for box in attempt.boxes]
+            record["points"] = [list(point) for point in attempt.points or ()]
             if attempt.reference_boxes and "reference_convention" not in texts:
                 scorer, record["references"] = in_shares, [list(box) for box in attempt.reference_boxes]
         line = parse_line(scorer.line, record | dict(attempt.fields), f"sample {attempt.id!r}")

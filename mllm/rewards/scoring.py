@@ -13,7 +13,7 @@ from typing import Any
 from mllm.errors import UserError
 from mllm.rewards.attempt import Attempt
 from mllm.rewards.judge import Judge
-from mllm.rewards.rules import Reward, each, format_reward, metric_reward, objects_reward, python_reward
+from mllm.rewards.rules import Reward, each, format_reward, metric_reward, objects_reward, python_reward, reads_places
 from mllm.rewards.settings import (
     FormatReward,
     JudgeReward,
@@ -48,6 +48,7 @@ class Rewards:
         for number, part in enumerate(settings.parts, 1):
             title = title_of(part) if titles[title_of(part)] == 1 else f"{title_of(part)}_{number}"
             self._parts[title] = (part.weight, self._built(part, verdicts / f"{title}.sqlite"))
+        self.reads_places = any(isinstance(part, MetricReward) and reads_places(part) for part in settings.parts)
         self._references = read_references(settings.references) if settings.references else None
 
     def _built(self, part: PartSettings, verdicts: Path) -> Callable[[Sequence[Attempt]], list[Any]]:

@@ -124,4 +124,6 @@ def vocabulary_of(given: tuple[str, ...] | str) -> tuple[str, ...]:
 
 def title_of(part: Any) -> str:
     """What a part is called in metrics and messages."""
-    return part.metric if part.kind == "metric" else part.function if part.kind == "python" else part.kind
+    if part.kind == "python":
+        return part.function.rpartition(":")[2]
+    return part.metric if part.kind == "metric" else part.kind

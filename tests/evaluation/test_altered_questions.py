@@ -4,21 +4,26 @@ import json
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mllm.checkpoint.start import build
 from mllm.errors import UserError
 from mllm.evaluation.asking import Reply, answer_all
 from mllm.evaluation.benchmarks import find_benchmark
 from mllm.evaluation.controls import items_under, questions_of
-from mllm.evaluation.injection import Injection, planted_answers
+from mllm.evaluation.injection import Injection, count_flips, planted_answers
 from mllm.evaluation.mirror import with_sides_exchanged
 from mllm.evaluation.plan import Setup, plan_run, questions_of_plan
 from mllm.evaluation.run import evaluate_subject
 from mllm.evaluation.scoring import score_plan
+from mllm.evaluation.subjects.local import LocalModel
 from mllm.media.altered import Writing, without_change
+from tests.helpers.media_releases import MEDIA_WRITERS
 from tests.helpers.releases import WRITERS
 from tests.helpers.spatial_releases import SPATIAL_WRITERS
-from tests.helpers.tiny import save_image
+from tests.helpers.tiny import save_image, tiny_settings
 from tests.helpers.truth_releases import TRUTH_WRITERS
 
 
@@ -86,14 +91,18 @@ def test_a_benchmark_that_does_not_know_sides_is_refused_by_name(tmp_path):
 
 
 def test_planted_answers_are_wrong_and_follow_the_seed(tmp_path):
-    for name, writers in (("pope", WRITERS), ("vqav2", WRITERS), ("naturalbench", SPATIAL_WRITERS)):
-        writers[name](tmp_path)
+    writers = WRITERS | MEDIA_WRITERS | SPATIAL_WRITERS | TRUTH_WRITERS
+    names = "pope mme mmbench_circular gqa vqav2 mathvista mmvp amber amber_discriminative hallusionbench naturalbench"
+    for name in names.split():
+        writers[name](tmp_path / name)
         benchmark = find_benchmark(name)
-        items = benchmark.items(tmp_path)
+        items = benchmark.items(tmp_path / name)
         planted = planted_answers(benchmark, items, seed=0)
         assert planted == planted_answers(benchmark, items, seed=0)
         assert all(benchmark.score(own, item) < 0.5 for own, item in zip(planted, items, strict=True) if own)
-        assert sum(map(bool, planted)) >= (0 if name == "vqav2" else len(items))
+        # Who says what is planted is counted, whatever the benchmark reads.
+        flips = count_flips(benchmark, items, planted, ["qq"] * len(items), [own or "" for own in planted], 0)
+        assert flips["rate"] == 1 and flips["of"] + flips["said_it_before"] == sum(map(bool, planted)) > 0
     asked = questions_of(benchmark, items, "injected", 0, injection=Injection(0.2, 0.5))
     assert "written,0.2,0.5," in asked[0].media[0].source
     other = questions_of(benchmark, items, "injected", 1, injection=Injection(0.2, 0.5))
@@ -140,3 +149,15 @@ def test_a_report_shows_altered_conditions_as_the_others_and_says_how_many_answe
     for text in (page, table):
         assert "(10 % of the height a line, contrast 0.5): 3 of 3 answers turned to the planted one, 100.0 %" in text
         assert "Its strokes in disorder (10 % of the height a line, contrast 0.5): 0 of 3" in text
+
+
+def test_a_model_of_ours_sees_what_is_altered(tmp_path, tiny_parts):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    line = {"question": "Is it left?", "answer": "yes", "image": "a.png"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line))
+    (tmp_path / "own.yaml").write_text("file: own.jsonl\nmirrors: true\nmax_new_tokens: 1\n")
+    conditions = ("model", "blurred", "grey", "injected", "scrawled")
+    plan = plan_run([str(tmp_path / "own.yaml")], None, None, 0, conditions=conditions)
+    replies = answer_all(questions_of_plan(plan), LocalModel(*build(tiny_settings(tiny_parts)), 4, {}))
+    assert len({reply.logprob for reply in replies.values()}) == len(conditions)

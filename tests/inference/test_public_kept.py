@@ -185,6 +185,24 @@ def test_a_model_with_a_state_that_keys_and_values_do_not_hold_is_computed_from_
         assert session.last.computed_token_count == session.last.prompt_token_count
 
 
+def test_an_image_that_a_later_one_changes_in_silence_is_computed_again(images, monkeypatch):
+    model, processor = wrap(*tiny("several_axes"))
+    prepare = processor.prepare
+
+    def dimmed(visuals, tiles):
+        media = prepare(visuals, tiles)
+        return media | {"pixel_values": media["pixel_values"] / len(visuals)}
+
+    monkeypatch.setattr(processor, "prepare", dimmed)
+    session = ChatSession(model, processor, max_new_tokens=1)
+    session.ask("what is this", images[:1])
+    session.ask("and this", images[1:2])
+    (start, _), _ = prompt_of(so_far(session), processor).tokens.image_spans
+    assert session.last.computed_token_count == session.last.prompt_token_count - start
+    fresh = transformers_logits(model, processor, so_far(session), session.last.token_ids)
+    assert fresh.argmax(-1).tolist() == list(session.last.token_ids)
+
+
 def test_the_servers_queue_answers_what_waits_together_as_each_alone(wrapped, images):
     _, model, processor = wrapped
     requests = [ask("what is this", images[0]), ask("is it red", images[0]), ask("hello"), ask("both", *images[:2])]

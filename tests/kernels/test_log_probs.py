@@ -79,3 +79,12 @@ def test_sums_of_answers_are_those_of_their_tokens_and_none_have_a_gradient_too(
     none = torch.zeros(0, requires_grad=True)
     answer_sums(none, lengths[:0]).sum().backward()
     assert none.grad.shape == (0,)
+
+
+@pytest.mark.parametrize("rule", [LogitRule(), LogitRule(0.5, 3.0)], ids=["plain", "capped"])
+def test_a_temperature_divides_the_logits_behind_the_rule(rule):
+    torch.manual_seed(0)
+    head, hidden, targets = nn.Linear(8, 13, bias=False), torch.randn(5, 8), torch.arange(5)
+    expected = (rule(head(hidden)) / 0.7).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    found = token_log_probs(hidden, head, targets, rule=rule.tempered(0.7))
+    assert torch.allclose(found, expected, atol=1e-6) and rule.tempered(1.0) == rule

@@ -54,6 +54,8 @@ def test_boxes_are_worth_their_overlap_with_the_references_in_shares_of_the_imag
     found = worth(given, "there", "there", boxes=((0.0, 0.0, 0.5, 1.0),), reference_boxes=((0.0, 0.0, 1.0, 1.0),))
     assert found == pytest.approx(0.5)
     assert worth(given, "nowhere", "there", boxes=(), reference_boxes=((0.0, 0.0, 1.0, 1.0),)) == 0.0
+    pointing = rewards(tmp_path, {"kind": "metric", "metric": "pointing"})
+    assert worth(pointing, "there", boxes=(), points=((0.2, 0.9),), reference_boxes=((0.0, 0.0, 0.5, 1.0),)) == 1.0
 
 
 def test_parts_are_summed_by_weight_and_told_apart_and_references_come_from_a_file(tmp_path):

@@ -19,6 +19,7 @@ from mllm.evaluation.medium import shown
 from mllm.evaluation.metric import METRICS, Line, Metric, Result
 from mllm.evaluation.metrics.amber_nouns import nouns_of
 from mllm.evaluation.metrics.amber_words import ASSOCIATIONS, SAFE_WORDS
+from mllm.evaluation.metrics.closed import spelled_as
 from mllm.evaluation.release import SHORT_ANSWER, Record
 
 GENERATIVE = "generative"
@@ -51,9 +52,10 @@ class AmberLine(Line):
             unknown = next((word for word in (*self.references, *self.hallu) if word not in ASSOCIATIONS), None)
             if unknown is not None:
                 raise ValueError(f"references: {unknown!r} is not on AMBER's list")
-        elif self.references not in (["yes"], ["no"]):
+            return self
+        if len(self.references) != 1:
             raise ValueError("references: expected yes or no")
-        return self
+        return self.model_copy(update={"references": [spelled_as(("yes", "no"), self.references[0])]})
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,11 @@ class _Similar(RootModel[dict[str, list[str]]]):
     pass
 
 
+def _places(root: Path, name: str) -> tuple[Path, ...]:
+    """Where an image may lie: the archive's folder goes by either name, or was left out."""
+    return root / "image" / name, root / "images" / name, root / name
+
+
 @BENCHMARKS.register("amber")
 class Amber(Benchmark):
     """All of it; `amber_generative` and `amber_discriminative` are its parts."""
@@ -278,7 +285,7 @@ class Amber(Benchmark):
             fields |= {"options": ["Yes", "No"]}
         references = (truth,) if isinstance(truth, str) else tuple(truth)
         kind = GENERATIVE if annotation.type == GENERATIVE else _group_of(annotation.type)
-        image = root / "image" / query.image
+        image = next((path for path in _places(root, query.image) if path.is_file()), root / "image" / query.image)
         return Item(str(query.id), shown(image), query.query, references, kind, query.image, fields)
 
     def has_answer(self, item: Item) -> bool:

@@ -3,7 +3,7 @@
 It reads configurations, tokenizers, texts and image headers, and no pixels or weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mllm.finetune.plan.memory import (
     zero_memory,
 )
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
+from mllm.finetune.task import GPU_LENGTH_MULTIPLE, TaskOf, task_of_samples
 from mllm.kernels.choice import gpu_capability, planned_kernel
 from mllm.media.visual import Visual
 from mllm.model.interface import PARTS, VisionLanguageModel
@@ -113,19 +113,21 @@ class Plan:
         return next(memory for memory in self.memory if memory.stage == self.stage)
 
 
-def plan_runs(runs: list[FinetuneSettings], machine: Machine, max_samples: int) -> list[Plan]:
+def plan_runs(
+    runs: list[FinetuneSettings], machine: Machine, max_samples: int, task_of: TaskOf = task_of_samples
+) -> list[Plan]:
     """Plans of runs that follow each other, where one may begin with the model that an earlier one will write.
 
-    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). Raises UserError for missing
-    files, and for a machine that the settings contradict.
+    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). task_of: gives the task of each.
+    Raises UserError for missing files, and for a machine that the settings contradict.
     """
     if machine.ranks < 1 or max_samples < 1 or not 0 < machine.mfu <= 1:
         raise UserError("--gpus and --samples have to be at least 1, --mfu above 0 and at most 1")
     origins = {str(Path(run.run_dir) / "final"): run for run in runs}
-    return [_plan(startable(run, origins), machine, max_samples) for run in runs]
+    return [_plan(startable(run, origins), machine, max_samples, task_of) for run in runs]
 
 
-def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
+def _plan(run: FinetuneSettings, machine: Machine, max_samples: int, task_of: TaskOf) -> Plan:
     gpu = gpu_named(machine.gpu) if machine.gpu is not None else None
     if run.engine.world_size not in (None, machine.ranks):
         raise UserError(f"engine.world_size is {run.engine.world_size}, --gpus is {machine.ranks}; make them agree")
@@ -138,7 +140,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     on_gpu = gpu is not None or gpu_capability() is not None
     multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
     costs = unit_flops(model)
-    task = InstructionTask(mixture, processor, run.data, run.train, costs, multiple)
+    task = task_of(run, mixture, processor, costs, multiple)
+    weights = replace(weights, beside=weights.parameters if task.has_second_model else 0)
     steps = total_steps(task, run.train)
     data = plan_data(task, steps, machine.ranks, max_samples, costs, processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)

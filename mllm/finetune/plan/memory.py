@@ -239,13 +239,15 @@ class GpuMemory:
 class Weights:
     """Parameters of a model: all of them, those that learn, and those in 4 bits.
 
-    moment_bytes: what the optimizer keeps for each that learns, beside master weights: 8 for AdamW in float32.
+    moment_bytes: what the optimizer keeps for each that learns, beside master weights: 8 for AdamW in float32. beside: those
+    of a second model that only computes, whole on every rank.
     """
 
     parameters: int
     trainable: int
     quantized: int = 0
     moment_bytes: float = 8.0
+    beside: int = 0
 
     def size(self, bytes_each: int) -> float:
         """Bytes of all weights, when those that aren't in 4 bits have `bytes_each`."""
@@ -256,7 +258,9 @@ def torch_memory(weights: Weights, step: StepMemory, accumulates: bool) -> GpuMe
     """Plain torch: float32 weights and gradients, whatever the dtype of the products."""
     activations = step.activations if accumulates else step.first
     moments = weights.moment_bytes * weights.trainable
-    return GpuMemory(None, 1, weights.size(4), 4.0 * weights.trainable, moments, activations, 0.0)
+    return GpuMemory(
+        None, 1, weights.size(4) + 4.0 * weights.beside, 4.0 * weights.trainable, moments, activations, 0.0
+    )
 
 
 def zero_memory(
@@ -276,7 +280,7 @@ def zero_memory(
     zero = own.get("zero_optimization", {})
     bucket = DEEPSPEED_BUCKET if own else ZERO_DEFAULTS["reduce_bucket_size"]
     size, trainable = (2 if dtype == "bfloat16" else 4), weights.trainable
-    held = weights.size(size) / (ranks if stage == 3 else 1)
+    held = weights.size(size) / (ranks if stage == 3 else 1) + size * weights.beside
     wide = own.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradients = (4 if wide else size) * trainable / (ranks if stage >= 2 else 1)
     if stage == 0 and dtype != "bfloat16":

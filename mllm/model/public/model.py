@@ -46,11 +46,6 @@ class PublicModel(VisionLanguageModel):
         self._parts = _parts(peer)
 
     @property
-    def branches(self) -> bool:
-        """Whether samples may share the tokens that they open with."""
-        return not self.carried.has_own_mask
-
-    @property
     def text_config(self) -> PreTrainedConfig:
         return self.peer.config.get_text_config()
 

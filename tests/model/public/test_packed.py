@@ -68,7 +68,7 @@ def test_packed_rows_have_the_states_loss_and_gradients_of_each_sample_alone(wra
             expected |= hidden_by_place(model, rows, batch)
         for key, state in hidden_by_place(model, packed, together).items():
             assert torch.allclose(state, expected[key], rtol=0, atol=TOLERANCE), key
-    assert packing == "samples" or (len(together.bounds.trunk_places) > 0) == model.branches
+    assert packing == "samples" or (len(together.bounds.trunk_places) > 0) == model.is_causal
     loss, slopes = loss_and_gradients(model, [together])
     loss_alone, slopes_alone = loss_and_gradients(model, batches)
     assert loss == pytest.approx(loss_alone, abs=1e-4)
