@@ -16,6 +16,8 @@ from mllm.console import report_console
 from mllm.evaluation.asking import Subject
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.confidence_drawing import draw_confidences
+from mllm.evaluation.confidences import abstention_remark, reliability_of
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Chosen, Setup
 from mllm.evaluation.report import TrainingRun, as_markdown, write_report
@@ -116,6 +118,7 @@ def write_results(
     found = {
         "official": outcome.official,
         "empty_answers": empty,
+        "reliability": reliability_of(outcome),
         "scores": {benchmark: as_records(entries) for benchmark, entries in scores.items()},
     }
     lines = [json.dumps({"benchmark": n} | r, ensure_ascii=False) for n, e in answers.items() for r in as_records(e)]
@@ -124,10 +127,17 @@ def write_results(
     write_text_atomically(output / "skipped.jsonl", "".join(skipped), BY)
     write_json_atomically(output / "results.json", provenance | found, BY)
     note = partial_note(plan)
-    said = {chosen.name: remarks(chosen, outcome.official[chosen.name], empty[chosen.name]) for chosen in plan}
+    said = {
+        chosen.name: [
+            *remarks(chosen, outcome.official[chosen.name], empty[chosen.name]),
+            *abstention_remark(answers[chosen.name], setup.min_confidence),
+        ]
+        for chosen in plan
+    }
     title = f"Scores of {name}"
     write_text_atomically(output / "report.md", as_markdown(title, scores, note, said), BY)
-    write_report(output / "report.html", title, scores, answers, runs, note, said, by=BY)
+    drawings = {name: draw_confidences(name, own) for name, own in answers.items()}
+    write_report(output / "report.html", title, scores, answers, runs, note, said, drawings, BY)
     logger.info("wrote results.json, answers.jsonl, report.md and report.html to %s", output)
     if note is not None:
         logger.warning(note)

@@ -79,7 +79,7 @@ def area_under_risk(confidences: np.ndarray, gains: np.ndarray) -> float:
     Among answers of equal confidence the mean over all their orders is taken.
     """
     order = np.argsort(-confidences, kind="stable")
-    values, place, counts = np.unique(-confidences, return_inverse=True, return_counts=True)
+    _, place, counts = np.unique(-confidences, return_inverse=True, return_counts=True)
     mean_loss = np.bincount(place, 1 - gains) / counts
     losses = mean_loss[place[order]]
     return float(np.mean(np.cumsum(losses) / np.arange(1, len(losses) + 1)))
