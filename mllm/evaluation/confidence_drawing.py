@@ -43,7 +43,7 @@ def _reliability(name: str, shown: Sequence[tuple[str, Judged]]) -> str:
                 f"fill='{colour}' fill-opacity=0.55 />"
             )
     parts += [_axis("confidence; below: number of answers", COUNTS_PX), _upright(1.0)]
-    return _figure(f"reliability of {name}", "Share right, % over confidence, %", shown, parts, COUNTS_PX)
+    return _figure(f"reliability of {name}", "Right answers, %, by confidence, %", shown, parts, COUNTS_PX)
 
 
 def _risk_coverage(name: str, shown: Sequence[tuple[str, Judged]]) -> str:

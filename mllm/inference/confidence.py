@@ -105,6 +105,15 @@ class Calibration(_Saved):
 
 
 @dataclass(frozen=True)
+class Said:
+    """What is said of an answer: its text, or the words for not knowing; how sure it is, None where that isn't known."""
+
+    text: str
+    confidence: float | None = None
+    abstained: bool = False
+
+
+@dataclass(frozen=True)
 class Confidence:
     """How sure written answers are, and below which confidence `abstention` is said instead (None: every answer is)."""
 
@@ -112,13 +121,17 @@ class Confidence:
     min_confidence: float | None = None
     abstention: str = ABSTENTION
 
-    def of(self, answer: Answer) -> float:
-        """The confidence of an answer that was written with its log-probabilities."""
-        return self.scale.confidence(sum(token.logprob for token in answer.logprobs))
+    @property
+    def may_abstain(self) -> bool:
+        """Whether an answer can be said only when it is whole."""
+        return self.min_confidence is not None
 
-    def keeps_back(self, confidence: float) -> bool:
-        """Whether an answer of this confidence isn't said."""
-        return self.min_confidence is not None and confidence < self.min_confidence
+    def said(self, answer: Answer) -> Said:
+        """What is said of an answer that was written with its log-probabilities."""
+        sure = self.scale.confidence(sum(token.logprob for token in answer.logprobs))
+        if self.min_confidence is not None and sure < self.min_confidence:
+            return Said(self.abstention, sure, True)
+        return Said(answer.text, sure)
 
 
 def find_calibration(model: str | Path) -> Path | None:
