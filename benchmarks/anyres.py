@@ -24,7 +24,7 @@ import torch
 from inference_peers import picture, words
 from measuring import in_turn, machine, markdown_table, spread
 from training_peers import OURS, compare
-from training_peers import arguments as training_arguments
+from training_race import arguments as training_arguments
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from workloads import SHAPES, save_parts
 

@@ -28,12 +28,15 @@ def serve(prepare: Callable[[], Callable[[], dict[str, Any]]]) -> None:
 
 
 class Contender:
-    """The process of `script` with `arguments`, whose `main` ends in `serve`. Its stderr goes to `log`."""
+    """The process of `script` with `arguments`, whose `main` ends in `serve`. Its stderr goes to `log`.
 
-    def __init__(self, script: str, arguments: list[str], log: Path) -> None:
+    python: what runs it; None is the Python that runs this.
+    """
+
+    def __init__(self, script: str, arguments: list[str], log: Path, python: str | None = None) -> None:
         self._log = log
         self._process = subprocess.Popen(
-            [sys.executable, script, *arguments],
+            [python or sys.executable, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=open(log, "w"),  # noqa: SIM115 (the process holds it)

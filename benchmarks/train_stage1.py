@@ -7,7 +7,8 @@ A language model of SmolLM2-135M's shape, an encoder of CLIP-B/16's that gives 1
 
 import argparse
 
-from training_peers import arguments, compare
+from training_peers import compare
+from training_race import arguments
 
 
 def main() -> None:

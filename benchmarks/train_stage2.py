@@ -9,7 +9,8 @@ A language model of SmolLM2-135M's shape, an encoder of CLIP-B/16's that gives 1
 
 import argparse
 
-from training_peers import OURS, arguments, compare
+from training_peers import OURS, compare
+from training_race import arguments
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ Weights are random and data is made here from a seed: a benchmark needs no downl
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,13 @@ SHAPES = {
 SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>"]
 
 
-def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `vocabulary` ids in which every word `w0`, `w1`, … is one token: lengths can be chosen exactly."""
-    names = [*SPECIALS, "user", "assistant", "system"]
+def word_tokenizer(vocabulary: int, specials: Sequence[str] = (), **named: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of `vocabulary` ids in which every word `w0`, `w1`, … is one token: lengths can be chosen exactly.
+
+    specials: further special tokens. named: special tokens that it has as attributes.
+    """
+    further = [*specials, *named.values()]
+    names = [*SPECIALS, *further, "user", "assistant", "system"]
     names += [f"w{n}" for n in range(vocabulary - len(names))]
     tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -97,7 +101,8 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         unk_token="<unk>",
-        extra_special_tokens=["<|im_start|>", "<image>"],
+        extra_special_tokens=["<|im_start|>", "<image>", *further],
+        model_specific_special_tokens=named,
     )
 
 
@@ -118,9 +123,14 @@ def save_parts(
 
 
 def save_recipe(
-    root: Path, images: int, conversations_per_image: int, text_tokens: tuple[int, int], seed: int = 0
+    root: Path,
+    images: int,
+    conversations_per_image: int,
+    text_tokens: tuple[int, int],
+    seed: int = 0,
+    size: tuple[int, int] = (240, 320),
 ) -> Path:
-    """Write a recipe of `images` pictures; returns its path.
+    """Write a recipe of `images` pictures of `size` (height, width); returns its path.
 
     Each conversation has between `text_tokens[0]` and `text_tokens[1]` words, drawn uniformly, a third of them (at most
     20) its question: the chat format adds its special tokens to that.
@@ -130,7 +140,7 @@ def save_recipe(
     with open(root / "samples.jsonl", "w", encoding="utf-8") as file:
         for n in range(images):
             colour = tuple(rng.randrange(256) for _ in range(3))
-            Image.new("RGB", (320, 240), colour).save(root / f"{n}.png")
+            Image.new("RGB", size[::-1], colour).save(root / f"{n}.png")
             for turn in range(conversations_per_image):
                 words = [f"w{rng.randrange(1000)}" for _ in range(rng.randint(*text_tokens))]
                 asked = min(20, len(words) // 3)

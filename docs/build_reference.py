@@ -49,6 +49,35 @@ def settings() -> str:
     return settings_page("Settings of fine-tuning", lead, settings_class("train"))
 
 
+def preference_settings() -> str:
+    lead = (
+        "What a configuration for `mllm train` that learns from preference pairs has beside the keys of "
+        "[settings](settings.md). The group `preference` is what makes it one; it may be empty (`preference: {}`)."
+    )
+    return further_settings("Settings of preference tuning", lead, settings_class("preference"))
+
+
+def grpo_settings() -> str:
+    lead = (
+        "What a configuration for `mllm train` that learns from the rewards of its own answers has beside the keys of "
+        "[settings](settings.md). The group `rewards` is what makes it one."
+    )
+    return further_settings("Settings of GRPO", lead, settings_class("grpo"))
+
+
+def further_settings(title: str, lead: str, cls: Any) -> str:
+    """The page of what a class of settings has beside those of fine-tuning."""
+    schema = cls.model_json_schema()
+    shared = settings_class("train").model_fields
+    schema["properties"] = {name: field for name, field in schema["properties"].items() if name not in shared}
+    return "\n\n".join((f"# {title}", NOTE, lead, *settings_sections(schema)))
+
+
+def improve_settings() -> str:
+    lead = "Every key of a configuration for `mllm improve`."
+    return settings_page("Settings of improvement in rounds", lead, settings_class("improve"))
+
+
 def clip_settings() -> str:
     lead = "Every key of a configuration for `mllm clip train`."
     return settings_page("Settings of contrastive training", lead, settings_class("clip"))
@@ -252,6 +281,9 @@ def floors() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "settings": settings,
+    "preference_settings": preference_settings,
+    "grpo_settings": grpo_settings,
+    "improve_settings": improve_settings,
     "clip_settings": clip_settings,
     "recipe": recipe,
     "benchmark_file": benchmark_file,

@@ -6,7 +6,9 @@ from typing import Any
 
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.finetune.settings import FinetuneSettings
-from mllm.settings import command_of, expanded, read_values, validate_settings
+from mllm.grpo.settings import GrpoSettings
+from mllm.preference.settings import PreferenceSettings
+from mllm.settings import Settings, command_of, expanded, read_values, validate_settings
 
 
 def train(
@@ -14,7 +16,8 @@ def train(
     overrides: Sequence[str] = (),
     stop_after: int | None = None,
 ) -> Path | None:
-    """Train what a YAML file or settings describe: a multimodal LLM, or a dual encoder where `data.pairs` is given.
+    """Train what a YAML file or settings describe: a multimodal LLM, on preference pairs where `preference` is given and by
+    what its answers are worth where `rewards` are, or a dual encoder where `data.pairs` is.
 
         final = mllm.train("train/configs/finetune.yaml", ["optim.lr=1e-5"])
 
@@ -24,12 +27,22 @@ def train(
     settings: Any = config
     if isinstance(config, str | Path):
         values = read_values(config, overrides)
-        kind = ContrastiveSettings if command_of(values) == "mllm clip train" else FinetuneSettings
+        kind: type[Settings] = PreferenceSettings if "preference" in values else FinetuneSettings
+        kind = GrpoSettings if "rewards" in values else kind
+        kind = ContrastiveSettings if command_of(values) == "mllm clip train" else kind
         settings = validate_settings(kind, values, expanded(str(config)))
     if isinstance(settings, ContrastiveSettings):
         from mllm.contrastive.run import train_clip
 
         return train_clip(settings, stop_after)
+    if isinstance(settings, PreferenceSettings):
+        from mllm.preference.run import train_preference
+
+        return train_preference(settings, stop_after)
+    if isinstance(settings, GrpoSettings):
+        from mllm.grpo.run import learn_from_rewards
+
+        return learn_from_rewards(settings, stop_after)
     from mllm.finetune.run import finetune
 
     return finetune(settings, stop_after)

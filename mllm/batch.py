@@ -24,6 +24,18 @@ def flat_places(mask: torch.Tensor) -> torch.Tensor:
     return mask.flatten().nonzero()[:, 0]
 
 
+def answers_of(batch: "Batch") -> tuple[list[tuple[int, int]], torch.Tensor]:
+    """Of a batch on the CPU: (row, segment) of each segment with targets, in order, and its number of them, int64 [answers].
+
+    The targets of a segment follow each other, so that with these lengths a vector of one value a target falls apart into
+    answers.
+    """
+    length, width = batch.input_ids.shape[1], batch.parent_segment.shape[1]
+    segments = batch.segment_ids.flatten()[batch.target_places] + batch.target_places // length * width
+    found, lengths = torch.unique_consecutive(segments, return_counts=True)
+    return [divmod(segment, width) for segment in found.tolist()], lengths
+
+
 @dataclass(frozen=True)
 class SegmentBounds:
     """Where segments stand in the line of B · T places that the rows make, for kernels that take lengths and no mask.

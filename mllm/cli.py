@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train", "train", "Align a projector or tune a model on instructions, as a config says."),
+    "improve": Command("train", "improve", "Let a model learn from its own answers, verified, in rounds."),
     "plan": Command("train", "plan", "Say what runs will take: tokens, memory and hours, computed or measured."),
     "estimate": Command("", "estimate", "Do what `mllm plan --measure` does."),
     "schema": Command("train", "schema", "Print the JSON schema of a kind of config file, for editors."),
@@ -34,7 +35,10 @@ COMMANDS = {
     "conformance": Command(
         "ship", "conformance", "Hold what is computed of a public model against transformers alone."
     ),
-    "export": Command("ship", "export", "Write a model in another layout: Hugging Face's, llama.cpp's or ours."),
+    "export": Command(
+        "ship", "export", "Write a model in another layout: Hugging Face's, llama.cpp's, peft's or ours."
+    ),
+    "push": Command("ship", "push", "Send a model directory to the hub, with its card."),
     "import": Command("ship", "import_llava", "Convert a Hugging Face LLaVA directory to a model directory of ours."),
     "convert-gguf": Command("ship", "convert_gguf", "Convert a GGUF language model to a Hugging Face directory."),
     "clip": Command("clip", "clip", "Train a CLIP or SigLIP; classify, retrieve, search and study with one."),

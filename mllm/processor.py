@@ -1,7 +1,6 @@
 """The one processor: conversation and images in, tokens and pixels out, for training, chat and evaluation alike."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import date
 from functools import cached_property
 
@@ -9,10 +8,12 @@ import torch
 from PIL import Image
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from mllm.batch import Batch
 from mllm.conversation.boxes import BOX_FORMATS, DEFAULT_BOX_FORMAT, Region
 from mllm.conversation.formats import NATIVE, PromptFormat, Segment, prompt_format
+from mllm.conversation.last_answer import learn_last_answer
 from mllm.conversation.native import NativeFormat
-from mllm.conversation.schema import BoxesPart, Message, Part, Shown, TextPart, boxes_of, media_kinds
+from mllm.conversation.schema import BoxesPart, LastAnswer, Message, Part, Shown, TextPart, boxes_of, media_kinds
 from mllm.conversation.tokenize import RunEncoder, Tokens, tokenize
 from mllm.media.clip import each_frame, read_clip
 from mllm.media.decode import read_image, read_image_size
@@ -77,28 +78,29 @@ class Processor:
         self.planner = planner
         self.box_format, self._boxes = box_format, BOX_FORMATS.get(box_format)
 
-    def render(self, messages: Sequence[Message], media: Sequence[Media] = (), generation: bool = False) -> Tokens:
+    def render(
+        self,
+        messages: Sequence[Message],
+        media: Sequence[Media] = (),
+        generation: bool = False,
+        last_answer: LastAnswer | None = None,
+    ) -> Tokens:
         """Tokens of a conversation, and what its images and videos become; `media`: their sizes in the order of their parts.
 
-        With `generation`, the opening of an assistant turn follows: the prompt to generate from. Raises ImageBudgetError
+        With `generation`, the opening of an assistant turn follows: the prompt to generate from. last_answer: how the last
+        turn is learned, where no other is; None learns every answer. Raises ImageBudgetError
         for images of more tokens than the model's settings allow, and ConversationRefusedError for what the prompt or box
         format doesn't take.
         """
         visuals = self.planner.plan(media, turns_of(messages))
         written = self._with_boxes(messages, media, visuals)
         segments = self.format.segments(with_words(written, visuals), self.tokenizer.eos_token or "", generation)
+        if last_answer is not None:
+            segments = learn_last_answer(segments, written[-1].text, last_answer)
         segments = self.around_images(segments, media)
         opened = bool(self._opening)
         tokens = tokenize(segments, self._encoder, self.image_ids(media, visuals), visuals, starts_with_special=opened)
-        if not opened:
-            return tokens
-        shift = len(self._opening)
-        return replace(
-            tokens,
-            input_ids=self._opening + tokens.input_ids,
-            supervised=(False,) * shift + tokens.supervised,
-            image_spans=tuple((start + shift, length) for start, length in tokens.image_spans),
-        )
+        return tokens.behind(self._opening) if opened else tokens
 
     def image_ids(self, media: Sequence[Media], visuals: Sequence[Visual]) -> list[Sequence[int]]:
         """The ids that each image and video of a conversation stands for: as many image tokens as its visual says."""
@@ -195,6 +197,10 @@ class Processor:
     def prepare(self, visuals: Sequence[Visual], tiles: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
         """What the model takes for a sample's images, by name; tiles: of each, as they were read."""
         return {"tiles": torch.stack([tile for own in tiles for tile in own])}
+
+    def blank_batch(self, together: Sequence[Sequence[Visual]], rows: int, length: int) -> Batch:
+        """A batch that shows black images in so many rows and tokens, of a model that takes them whole."""
+        raise NotImplementedError(f"{type(self).__name__} cuts images into tiles")
 
     def blank(self, visual: Visual, dtype: torch.dtype | None) -> list[torch.Tensor]:
         """Tiles without contents, in place of those that can't be read; dtype: of the others, None for torch's own."""

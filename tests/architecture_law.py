@@ -35,8 +35,8 @@ FIRST = GROUND | _rooms("kernels conversation media batch clients")
 SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
 FOURTH = THIRD | _rooms("training inference")
-FIFTH = FOURTH | _rooms("evaluation synthesis")
-SIXTH = FIFTH | _rooms("finetune contrastive")
+FIFTH = FOURTH | _rooms("evaluation synthesis rewards")
+SIXTH = FIFTH | _rooms("finetune contrastive grpo preference")
 
 FLOORS = (
     Floor(
@@ -107,28 +107,36 @@ FLOORS = (
     Floor(
         5,
         "asking many questions, and writing many answers",
-        "floors 0–4 but `training`",
+        "floors 0–4 but `training`; `rewards` also the others",
         (
             Room("evaluation", "benchmarks, metrics, controls, intervals, reports", FOURTH - _rooms("training")),
             Room(
                 "synthesis", "captions → instructions: prompts, backends, journal, filters", FOURTH - _rooms("training")
+            ),
+            Room(
+                "rewards",
+                "what an answer is worth: metrics, rules, judges, functions",
+                FOURTH - _rooms("training") | _rooms("evaluation synthesis"),
             ),
         ),
     ),
     Floor(
         6,
         "what can be trained: a room each, of the same files",
-        "floors 0–5, never each other",
+        "floors 0–5, never each other; `preference` also `finetune`, `grpo` both",
         (
             Room("finetune", "alignment and instruction tuning: settings, task, run, plan", FIFTH),
             Room("contrastive", "CLIP and SigLIP: settings, data, task, run, zero-shot, retrieval", FIFTH),
+            Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune preference")),
+            Room("preference", "pairs of answers: their losses, references and task", FIFTH | _rooms("finetune")),
         ),
     ),
     Floor(
         7,
-        "experiments of papers and trials of models, imported by nobody but `commands`",
+        "experiments of papers, trials of models and rounds of training, imported by nobody but `commands`",
         "floors 0–6; `conformance` floors 0–4 but `training`",
         (
+            Room("improve", "rounds of sampling, verifying, selecting, training and scoring", SIXTH),
             Room("studies", "few-shot adaptation, misalignment, diagnosis; nobody but commands imports it", SIXTH),
             Room(
                 "conformance",
@@ -143,7 +151,7 @@ FLOORS = (
         "everything below",
         (
             Room("api", "what the package offers and no single room can", SIXTH),
-            Room("commands", "one file a subcommand", SIXTH | _rooms("studies conformance api")),
+            Room("commands", "one file a subcommand", SIXTH | _rooms("improve studies conformance api")),
             Room("cli", "the table of subcommands", GROUND | _rooms("commands")),
             Room("__main__", "`python -m mllm`", _rooms("cli commands")),
         ),

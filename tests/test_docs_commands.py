@@ -21,10 +21,16 @@ FILES = {fence.file: fence for page in pages() for fence in fences(page) if fenc
 CONSOLE = [fence for page in pages() for fence in fences(page) if fence.language == "console"]
 IN_THE_CHECKOUT = ("benchmarks/", "data_recipes/", "docs/", "ds_configs/", "eval/", "train/")
 # Programs that are not ours, in blocks with a marker or as the beginning of a pipe.
-FOREIGN = {"cat", "docker", "export", "llama-server", "tar"}
+FOREIGN = {"cat", "docker", "export", "llama-server", "ollama", "tar", "vllm"}
+FOREIGN_MODULES = {"pytest", "sglang.launch_server"}
 IN_A_TEXT = re.compile(r"(?<!`)`((?:[A-Z_]+=\S+ )*(?:mllm|make|python) [^`\n]+)`")
 WALK = (ROOT / "docs/start/your_own_data.md", ROOT / "docs/start/your_own_benchmark.md")
-SCRIPTS = {"train/finetune.py": ["train"], "train/contrastive.py": ["clip", "train"]}
+SCRIPTS = {
+    "train/finetune.py": ["train"],
+    "train/preference.py": ["train"],
+    "train/grpo.py": ["train"],
+    "train/contrastive.py": ["clip", "train"],
+}
 
 
 @dataclass(frozen=True)
@@ -103,17 +109,17 @@ def check_mllm(rest, line):
 
 def check_settings(words, options):
     """Configurations of ours, and of the pages, are loaded with the overrides given."""
+    from mllm.commands.train import class_for
     from mllm.contrastive.settings import ContrastiveSettings
-    from mllm.finetune.settings import FinetuneSettings
     from mllm.settings import apply_overrides, read_yaml, validate_settings
 
-    kinds = {"train": FinetuneSettings, "plan": FinetuneSettings, "clip": ContrastiveSettings}
-    for word in words if words[0] in kinds else ():
+    for word in words if words[0] in ("train", "plan", "clip") else ():
         if word.endswith(".yaml"):
             assert (ROOT / word).is_file() or word in FILES, f"{word} is neither in the checkout nor on a page"
             values = yaml.safe_load(FILES[word].text) if word in FILES else read_yaml(str(ROOT / word))
             apply_overrides(values, getattr(options, "overrides", []))
-            validate_settings(kinds[words[0]], values, word)
+            kind = ContrastiveSettings if words[0] == "clip" else class_for(values)
+            validate_settings(kind, values, word)
 
 
 def check_python(rest, line):
@@ -137,7 +143,7 @@ def check_module(words, line):
     module, *arguments = words
     if module == "mllm":
         return check_mllm(arguments, line)
-    if module == "pytest":
+    if module in FOREIGN_MODULES:
         return None
     path = ROOT / module.replace(".", "/")
     assert (path / "__main__.py").is_file() or path.with_suffix(".py").is_file(), f"{line.place}: no module {module}"

@@ -1,5 +1,7 @@
 """A prompt format as a Jinja template over content parts, for whoever renders prompts without our code."""
 
+from dataclasses import dataclass
+
 from mllm.conversation.native import NativeFormat
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.errors import UserError
@@ -48,31 +50,63 @@ def chat_template(processor: Processor, video_token: str | None = None) -> str:
             "prompt format plain has no turns to make a chat template of; finish with vicuna_v1, llama_3, chatml or native"
         )
     opening = processor.tokenizer.decode(processor.render([]).input_ids[:1]) if processor.opens_with_bos else ""
-
-    def text(messages: list[Message], generation: bool = False) -> str:
-        segments = processor.format.segments(messages, processor.tokenizer.eos_token or "", generation)
-        return "".join(IMAGE_TOKEN if s.kind == "image" else s.text for s in segments)
-
-    mark = "\ue0f0"
-    silent = Message(role="system", content="")
-    system = text([Message(role="system", content=mark)])
-    base = text([silent])
-    user = text([silent, Message(role="user", content=mark)]).removeprefix(base)
-    asked = text([silent, Message(role="user", content=mark)])
-    answer = text([silent, Message(role="user", content=mark), Message(role="assistant", content=mark)])
-    image = text([silent, Message(role="user", content=(ImagePart(), TextPart(text=mark)))]).removeprefix(base)
-    default = text([Message(role="user", content=mark)]).removesuffix(user)
-    shown = image.split(mark)[0].removeprefix(user.split(mark)[0])
-    pieces = {
-        "default": opening + default,
-        "image": shown,
-        "generation": text([silent], generation=True).removeprefix(base),
+    pieces = pieces_of(processor)
+    quoted = {
+        "default": _quote(opening + pieces.default),
+        "image": _quote(pieces.image),
+        "generation": _quote(pieces.generation),
+        "system": [_quote(opening + pieces.system[0]), _quote(pieces.system[1])],
+        "user": [_quote(piece) for piece in pieces.user],
+        "answer": [_quote(piece) for piece in pieces.answer],
     }
-    pairs = {"system": system.split(mark), "user": user.split(mark), "answer": answer.removeprefix(asked).split(mark)}
-    pairs["system"][0] = opening + pairs["system"][0]
-    quoted = {name: _quote(value) for name, value in pieces.items()}
-    video = "" if video_token is None else _VIDEO.format(video=_quote(shown.replace(IMAGE_TOKEN, video_token)))
-    return _TEMPLATE.format(video=video, **quoted, **{name: [_quote(v) for v in pair] for name, pair in pairs.items()})
+    video = "" if video_token is None else _VIDEO.format(video=_quote(pieces.image.replace(IMAGE_TOKEN, video_token)))
+    return _TEMPLATE.format(video=video, **quoted)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a prompt format puts around the words of each kind of turn, and of an image.
+
+    default: before a conversation that no system turn opens. image: in the place of an image. generation: what opens an
+    answer. system, user, answer: before the words, and behind them.
+    """
+
+    default: str
+    image: str
+    generation: str
+    system: tuple[str, str]
+    user: tuple[str, str]
+    answer: tuple[str, str]
+
+
+def written(processor: Processor, messages: list[Message], generation: bool = False) -> str:
+    """Write a conversation as the prompt format does, without what the tokenizer itself opens with."""
+    segments = processor.format.segments(messages, processor.tokenizer.eos_token or "", generation)
+    return "".join(IMAGE_TOKEN if s.kind == "image" else s.text for s in segments)
+
+
+def pieces_of(processor: Processor) -> Pieces:
+    """Read the pieces of a processor's prompt format off what it writes."""
+    mark = "\ue0f0"
+    silent, asking = Message(role="system", content=""), Message(role="user", content=mark)
+    base = written(processor, [silent])
+    asked = written(processor, [silent, asking])
+    user = asked.removeprefix(base)
+    answer = written(processor, [silent, asking, Message(role="assistant", content=mark)]).removeprefix(asked)
+    image = written(processor, [silent, Message(role="user", content=(ImagePart(), TextPart(text=mark)))])
+    return Pieces(
+        default=written(processor, [asking]).removesuffix(user),
+        image=image.removeprefix(base).split(mark)[0].removeprefix(user.split(mark)[0]),
+        generation=written(processor, [silent], generation=True).removeprefix(base),
+        system=_around(written(processor, [Message(role="system", content=mark)]), mark),
+        user=_around(user, mark),
+        answer=_around(answer, mark),
+    )
+
+
+def _around(text: str, mark: str) -> tuple[str, str]:
+    before, _, behind = text.partition(mark)
+    return before, behind
 
 
 def _joining_parts(video_token: str | None) -> str:

@@ -18,6 +18,7 @@ from mllm.model.quantized_layers import STATE_MARK, dequantized_weight, is_stati
 logger = logging.getLogger(__name__)
 
 BASE = ".base_layer."
+FACTOR = ".lora_"
 DOWN, UP, MAGNITUDE = ".lora_A.default.weight", ".lora_B.default.weight", ".lora_magnitude_vector.default.weight"
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -104,7 +105,7 @@ class Merged:
     def __init__(self, origin: Origin, adapter: Mapping[str, Any]) -> None:
         self._origin = origin
         self._scale = adapter["alpha"] / adapter["rank"]
-        stored = [name for name in origin.shapes if ".lora_" not in name and not is_statistic(name, origin.shapes)]
+        stored = [name for name in origin.shapes if FACTOR not in name and not is_statistic(name, origin.shapes)]
         self._stored = {name.replace(BASE, "."): name for name in stored}
         packed = {name.partition(STATE_MARK)[0] + ".weight" for name in origin.shapes if STATE_MARK in name}
         self._packed = packed

@@ -28,6 +28,7 @@ from mllm.kernels.choice import Kernel
 from mllm.model.assemble import Parts, assemble, fit_embeddings, fused, saved_shapes
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder, SecondEncoder
+from mllm.model.interface import VisionLanguageModel
 from mllm.model.multimodal import MultimodalLM
 from mllm.model.projectors import Projector
 from mllm.model.settings import ModelSettings, VisionEncoderSettings
@@ -54,8 +55,21 @@ def begin_model(
     if settings.init_from is None:
         return begin(settings, seed, calibrate, attention_kernel, neftune_alpha)
     if (path := _peers_directory(settings.init_from)) is not None:
-        _refuse_parts_of_ours(settings, neftune_alpha)
-        return public.begin(path, _format_of_peer(settings), attention_kernel, settings.box_format, seed)
+        _refuse_parts_of_ours(settings)
+        return public.begin(
+            path,
+            _format_of_peer(settings),
+            attention_kernel,
+            settings.box_format,
+            seed,
+            neftune_alpha,
+            settings.random_weights,
+        )
+    if settings.random_weights:
+        raise UserError(
+            f"model.random_weights draws the weights of a model of transformers, and {settings.init_from} is one of ours: "
+            "leave it out"
+        )
     return ours.begin(
         settings.init_from,
         settings.prompt_format,
@@ -122,14 +136,9 @@ def build(settings: ModelSettings, seed: int = 0) -> tuple[MultimodalLM, Process
     return begin(settings, seed).filled()
 
 
-def build_skeleton(settings: ModelSettings) -> tuple[MultimodalLM, Processor]:
+def build_skeleton(settings: ModelSettings) -> tuple[VisionLanguageModel, Processor]:
     """Build the model without low-rank updates and without contents, for planning, and its processor."""
     beginning = begin_model(settings, {})
-    if not isinstance(beginning.model, MultimodalLM):
-        raise UserError(
-            f"{settings.init_from} is a model of transformers, whose run can't be foreseen: plans are made of models that "
-            "are put together from parts"
-        )
     return beginning.model, beginning.processor
 
 
@@ -185,7 +194,7 @@ def _format_of_peer(settings: ModelSettings) -> str | None:
     return settings.prompt_format if "prompt_format" in settings.model_fields_set else None
 
 
-def _refuse_parts_of_ours(settings: ModelSettings, neftune_alpha: float) -> None:
+def _refuse_parts_of_ours(settings: ModelSettings) -> None:
     """Raise UserError for settings of a model that is put together from parts, where one of transformers begins the run."""
     for name in ("vision_encoder", "projector", "image", "video"):
         if name in settings.model_fields_set and getattr(settings, name) is not None:
@@ -193,10 +202,6 @@ def _refuse_parts_of_ours(settings: ModelSettings, neftune_alpha: float) -> None
                 f"model.{name} describes a model that is put together from parts, and {settings.init_from} is one of "
                 "transformers, which brings its own: leave it out"
             )
-    if neftune_alpha:
-        raise UserError(
-            "train.neftune_alpha adds noise among embeddings, which a model of transformers makes by itself"
-        )
 
 
 def second_encoder(settings: VisionEncoderSettings) -> SecondEncoder | None:

@@ -20,6 +20,8 @@ from mllm.errors import UserError
 
 log = logging.getLogger(__name__)
 
+PREFIX = "openai:"
+"""How a model behind an endpoint is told from a directory, before its name."""
 MaxTokensName = Literal["max_tokens", "max_completion_tokens"]
 # What servers say of a field that they don't know or whose value they don't offer, and not of one that is too large.
 REFUSES = re.compile(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import add_part, add_parts
 from mllm.commands.layout import add_layout
+from mllm.commands.train import read_run
 from mllm.errors import UserError
-from mllm.settings import expanded, load_settings
+from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.conversation.schema import Sample
@@ -35,8 +36,8 @@ def _add_show(parts: Any) -> None:
         parts,
         "show",
         _show,
-        "Print samples as a model sees them, coloured by trained and masked tokens. The config's recipe, tokenizer and "
-        "prompt format are used.",
+        "Print samples as a model sees them, coloured by trained and masked tokens; of a pair the chosen side and then the "
+        "rejected one. The config's recipe, tokenizer and prompt format are used.",
         "mllm data show train/configs/demo_stage2.yaml --count 3",
     )
     show.add_argument("config", type=expanded, metavar="CONFIG", help="A training config.")
@@ -128,13 +129,12 @@ def _add_convert(parts: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from mllm.finetune.settings import FinetuneSettings
-
-    settings = load_settings(FinetuneSettings, options.config)
+    settings = read_run(options.config)
     # A mistake in the config is said before torch is loaded.
     from rich.console import Console
 
     from mllm.checkpoint.start import load_processor
+    from mllm.conversation.pair import sides_of
     from mllm.data.dataset import Mixture
     from mllm.data.example import render_example
     from mllm.data.recipe import load_recipe
@@ -144,10 +144,9 @@ def _show(options: argparse.Namespace) -> None:
     mixture = Mixture(load_recipe(settings.data.recipe), settings.seed, settings.data.group_by_image)
     console = Console()
     for index in mixture.order(0)[: options.count]:
-        example = render_example(
-            mixture.samples[index], processor, settings.data.max_length_tokens, settings.data.on_too_long
-        )
-        console.print(coloured_tokens(example, processor))
+        for side in sides_of(mixture.samples[index]):
+            example = render_example(side, processor, settings.data.max_length_tokens, settings.data.on_too_long)
+            console.print(coloured_tokens(example, processor))
 
 
 def _validate(options: argparse.Namespace) -> None:
@@ -166,6 +165,8 @@ def _validate(options: argparse.Namespace) -> None:
     print(f"{findings.samples:,} samples with {findings.images:,} images{videos}: {len(findings.problems):,} problems")
     if findings.clipped:
         print(f"{findings.clipped:,} boxes reach beyond their image, and are cut at its edges")
+    if findings.pairs.pairs:
+        print(findings.pairs.summary(findings.bad_pairs))
     if findings.problems:
         report_console().print(findings.table())
         raise UserError(
@@ -198,16 +199,16 @@ def _findings(options: argparse.Namespace) -> "Findings":
 
 def _check_by(config: str) -> "Check":
     """A check that a sample's tokens and labels are those that a training config asks for."""
-    from mllm.finetune.settings import FinetuneSettings
-
-    settings = load_settings(FinetuneSettings, config)
+    settings = read_run(config)
     from mllm.checkpoint.start import load_processor
+    from mllm.conversation.pair import sides_of
     from mllm.data.example import render_example
 
     processor = load_processor(settings.model)
 
     def check(sample: "Sample") -> None:
-        render_example(sample, processor, settings.data.max_length_tokens, settings.data.on_too_long)
+        for side in sides_of(sample):
+            render_example(side, processor, settings.data.max_length_tokens, settings.data.on_too_long)
 
     return check
 
@@ -229,9 +230,8 @@ def _report(options: argparse.Namespace) -> None:
 def _planner_of(config: str) -> "VisualPlanner":
     """The planner of the model that a training config is for."""
     from mllm.checkpoint.geometry import layout_of_settings
-    from mllm.finetune.settings import FinetuneSettings
 
-    _, planner = layout_of_settings(load_settings(FinetuneSettings, config).model)
+    _, planner = layout_of_settings(read_run(config).model)
     return planner
 
 

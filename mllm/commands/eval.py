@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-from mllm.clients.openai import MaxTokensName, Sampling
+from mllm.clients.openai import PREFIX, MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_confidence, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
 from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS
@@ -105,8 +105,25 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         default=",".join(CONDITIONS),
         metavar="NAMES",
         help="What is shown with the questions, with commas between: their own images and videos (model), none (withheld), "
-        "another question's (swapped), the first of several alone (single), or a video's frames in another order "
-        "(shuffled) (default: %(default)s).",
+        "another question's (swapped), the first of several alone (single), a video's frames in another order "
+        "(shuffled), images blurred (blurred), in shades of grey (grey) or mirrored with left and right exchanged in the "
+        "words (mirrored), an order to give a wrong answer written into them (injected), or its strokes in disorder "
+        "(scrawled) (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--injection-size",
+        type=share,
+        default=0.08,
+        metavar="SHARE",
+        help="Height of a line that injected writes, as a share of the image's height, to 0.5 (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--injection-contrast",
+        type=share,
+        default=1.0,
+        metavar="SHARE",
+        help="Contrast of what injected writes: 1 is black or white, less lets as much of the image through "
+        "(default: %(default)s).",
     )
     add_confidence(parser, "answers.jsonl gets both, and the report says what is left")
 
@@ -153,6 +170,14 @@ def temperature(text: str) -> float | None:
     return value
 
 
+def share(text: str) -> float:
+    """Parse a number above 0 and at most 1; argparse shows the ValueError as one line."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
 def conditions(text: str) -> tuple[str, ...]:
     """Parse names of conditions; argparse shows the ArgumentTypeError as one line."""
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -171,6 +196,7 @@ def run(options: argparse.Namespace) -> None:
     if not options.model or not options.benchmarks:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
+    from mllm.evaluation.injection import Injection
     from mllm.evaluation.plan import Setup
     from mllm.evaluation.results import print_scores
     from mllm.evaluation.run import evaluate_subject
@@ -184,6 +210,7 @@ def run(options: argparse.Namespace) -> None:
         options.on_missing,
         options.choice_by,
         options.conditions,
+        Injection(options.injection_size, options.injection_contrast),
         options.calibration,
         options.min_confidence,
     )
@@ -206,7 +233,7 @@ def benchmark_names(text: str) -> list[str]:
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:
     """What opens the model that the options name: `openai:NAME` at `--base-url`, or one to be loaded."""
-    from mllm.evaluation.subjects.endpoint import PREFIX, Endpoint
+    from mllm.evaluation.subjects.endpoint import Endpoint
     from mllm.evaluation.subjects.local import open_directory
 
     if not options.model.startswith(PREFIX):

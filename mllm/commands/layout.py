@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import A_MODEL, add_part, at_least_1
+from mllm.commands.train import read_run
 from mllm.errors import UserError
-from mllm.settings import expanded, load_settings
+from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.checkpoint.geometry import Layout
@@ -106,9 +107,7 @@ def _layout_of(model: str) -> "Layout":
 
     if not model.endswith((".yaml", ".yml")):
         return layout_of_model(model)
-    from mllm.finetune.settings import FinetuneSettings
-
-    return layout_of_settings(load_settings(FinetuneSettings, model).model)
+    return layout_of_settings(read_run(model).model)
 
 
 def _kept(visual: "Visual", side: int) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from mllm.commands.arguments import at_least_1, describe
 from mllm.commands.shared import add_overrides
+from mllm.commands.train import read_run
 from mllm.errors import UserError
-from mllm.settings import expanded, load_settings
+from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.finetune.settings import FinetuneSettings
@@ -76,8 +77,9 @@ def run(options: argparse.Namespace) -> None:
     from mllm.console import report_console
     from mllm.finetune.plan import Machine, plan_runs
     from mllm.finetune.plan.report import plan_report
+    from mllm.preference.run import foreseen_task
 
-    plans = plan_runs(runs, Machine(options.gpu, options.ranks, options.mfu), options.samples)
+    plans = plan_runs(runs, Machine(options.gpu, options.ranks, options.mfu), options.samples, foreseen_task)
     if options.json:
         print(json.dumps([asdict(plan) for plan in plans], indent=2))
         return
@@ -87,9 +89,16 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _read_runs(options: argparse.Namespace) -> "list[FinetuneSettings]":
-    from mllm.finetune.settings import FinetuneSettings
+    """Raises UserError for a run that learns from its own answers, whose lengths nobody knows ahead."""
+    from mllm.grpo.settings import GrpoSettings
 
-    return [load_settings(FinetuneSettings, path, options.overrides) for path in options.configs]
+    runs = [read_run(path, options.overrides) for path in options.configs]
+    for path, settings in zip(options.configs, runs, strict=True):
+        if isinstance(settings, GrpoSettings):
+            raise UserError(
+                f"{path} has `rewards`: how long a model's own answers will be isn't known, so no plan is made"
+            )
+    return runs
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -98,8 +107,9 @@ def measure(options: argparse.Namespace) -> None:
         raise UserError("--gpu is for a GPU that isn't here; --measure times this machine; give one of them")
     runs = _read_runs(options)
     from mllm.finetune.estimate import estimate_runs
+    from mllm.preference.run import foreseen_task
 
-    estimates = estimate_runs(runs)
+    estimates = estimate_runs(runs, foreseen_task)
     seconds = [estimate.seconds(options.ranks) for estimate in estimates]
     if options.json:
         each = zip(estimates, seconds, strict=True)

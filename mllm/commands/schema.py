@@ -9,6 +9,9 @@ from mllm.commands.arguments import describe
 # What a config is for → module and class of its settings.
 KINDS = {
     "train": ("mllm.finetune.settings", "FinetuneSettings"),
+    "preference": ("mllm.preference.settings", "PreferenceSettings"),
+    "grpo": ("mllm.grpo.settings", "GrpoSettings"),
+    "improve": ("mllm.improve.settings", "ImproveSettings"),
     "clip": ("mllm.contrastive.settings", "ContrastiveSettings"),
     "recipe": ("mllm.data.recipe", "RecipeSettings"),
     "synth": ("mllm.synthesis.settings", "InstructionConfig"),
@@ -29,7 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=list(KINDS),
         default="train",
-        help="The kind of config: of mllm train, of mllm clip train, a data recipe, or of mllm synth (default: %(default)s).",
+        help="The kind of config: of mllm train (with preference: preference, with rewards: grpo), of mllm improve, of mllm "
+        "clip train, a data recipe, or of mllm synth (default: %(default)s).",
     )
 
 

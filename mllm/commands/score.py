@@ -7,7 +7,8 @@ from pathlib import Path
 from mllm.commands.arguments import describe
 from mllm.settings import expanded
 
-SETTINGS = ("bins", "norm", "convention", "reference_convention", "threshold", "parse")
+SETTINGS = ("bins", "norm", "convention", "reference_convention", "threshold", "parse", "synonyms")
+JUDGE = ("judge", "judge_url", "judge_prompt", "judge_log")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +45,40 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="For metrics that publishers read by rules of their own, such as mmmu: official, lmms_eval or vlmevalkit. It "
         "is official by default, where there is an official one.",
     )
+    settings.add_argument(
+        "--synonyms",
+        help="For object_hallucination: a YAML or JSON file of the words of each object. COCO's classes by default.",
+    )
+    _add_judge(parser)
     settings.add_argument("--threshold", help="For iou: the overlap from which a box counts as found. 0.5 by default.")
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    judge = parser.add_argument_group("a judge, for metrics that may have one: mmhal, object_halbench")
+    judge.add_argument("--judge", metavar="openai:NAME", help="Model behind an endpoint that judges. None by default.")
+    judge.add_argument("--judge-url", metavar="URL", help="Address of the judge's OpenAI-compatible endpoint.")
+    judge.add_argument(
+        "--judge-prompt",
+        type=expanded,
+        metavar="FILE",
+        help="Words to ask the judge with, {} for each thing that they hold. Ours by default.",
+    )
+    judge.add_argument(
+        "--judge-log",
+        type=expanded,
+        metavar="DIR",
+        help="Directory where what the judge said is kept, so that it is asked once. judged/ beside the predictions by "
+        "default.",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     from mllm.evaluation.predictions import score_file
 
     settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    if options.judge:
+        settings |= {name: getattr(options, name) for name in JUDGE if getattr(options, name) is not None}
+        settings.setdefault("judge_log", str(Path(options.predictions).parent / "judged"))
     per_sample = Path(options.per_sample) if options.per_sample else None
     found = score_file(options.metric, Path(options.predictions), settings, per_sample, options.benchmark)
     print(json.dumps(found, ensure_ascii=False))

@@ -13,21 +13,17 @@ from mllm.batch import Batch
 from mllm.checkpoint import public
 from mllm.conformance.reference import peers_inputs, peers_logits, summed_loss
 from mllm.conformance.samples import Trial
-from mllm.conversation.schema import ImagePart, Message, Sample, TextPart
+from mllm.conformance.turns import chat, shared
+from mllm.conversation.schema import Sample
 from mllm.data.collate import collate
 from mllm.data.example import Example, render_example
 from mllm.data.packing import Row, pack
 from mllm.data.settings import Packing
 from mllm.errors import BadSampleError
-from mllm.inference.chat import ChatSession
-from mllm.inference.generate import generate_batch
-from mllm.inference.request import Request
-from mllm.media.ref import ImageSource
 from mllm.model.public import PublicModel, PublicProcessor
 
 TOLERANCE = 1e-5
 LONGEST = 1 << 20
-ANSWER_TOKENS = 6
 
 
 class Check(NamedTuple):
@@ -55,9 +51,24 @@ CHECKS = {
     ),
     "batch": Check("batch n", "largest difference of logits in a batch of several padded rows to those of a row alone"),
     "text": Check("text only", "largest difference of the logits of a batch without images to transformers'"),
-    "unlearned": Check("unlearned", "tensors that learn in transformers and have no gradient here", is_count=True),
+    "unlearned": Check(
+        "unlearned",
+        "tensors that learn in transformers and have no gradient here, or are kept from learning",
+        is_count=True,
+    ),
     "saved": Check("saved", "largest difference of logits after saving and loading"),
+    "turns": Check(
+        "turns",
+        "largest difference of the logits that a chat answers by, behind the keys and values that it keeps, to transformers' "
+        "of the whole conversation",
+    ),
     "chat": Check("chat", "answers of a chat over turns that a fresh computation doesn't give", is_count=True),
+    "shared": Check(
+        "shared",
+        "largest difference of the log-probabilities of answers to questions that share an image, which is computed once, to "
+        "transformers' of each whole conversation",
+    ),
+    "again": Check("again", "tokens of earlier turns that enter the decoder of a chat again", is_count=True),
 }
 
 
@@ -210,7 +221,9 @@ def gradients(subject: Subject) -> tuple[float, float]:
         subject.model(subject.batch(subject.rows("samples", subject.trial.samples))).backward()
         ours = {name: p.grad for name, p in peer.named_parameters() if p.grad is not None}
         learning = [name for name, gradient in theirs.items() if gradient.any()]
-        unlearned = sum(name not in ours or not ours[name].any() for name in learning)
+        idle = {id(parameter) for parameter in subject.model.unused_parameters()}
+        frozen = {name for name, parameter in peer.named_parameters() if id(parameter) in idle}
+        unlearned = sum(name in frozen or name not in ours or not ours[name].any() for name in learning)
         shared = [name for name in theirs if name in ours]
         worst = max(_largest(ours[name] - theirs[name]) / max(1.0, _largest(theirs[name])) for name in shared)
     return worst, float(unlearned)
@@ -238,20 +251,16 @@ def check_saved(subject: Subject) -> float:
         return max(_largest(logits - before[key]) for key, logits in again.logits(rows).items())
 
 
-def check_chat(subject: Subject) -> float:
-    session = ChatSession(subject.model, subject.processor, max_new_tokens=ANSWER_TOKENS)
+def check_shared(subject: Subject) -> float:
+    return shared(subject.model, subject.processor, subject.trial.samples[0].images[0])
+
+
+def turns(subject: Subject) -> dict[str, float]:
+    """What a chat differs by, in three questions: about an image, without one, and about another."""
     first, *_, several = subject.trial.samples
-    messages: list[Message] = []
-    shown: list[ImageSource] = []
-    wrong = 0
-    for words, images in (("what is this?", first.images), ("and what else?", ()), ("and this?", several.images[:1])):
-        said = session.ask(words, images=list(images))
-        messages.append(Message(role="user", content=(*(ImagePart() for _ in images), TextPart(text=words))))
-        shown += images
-        fresh = Request(tuple(messages), tuple(shown))
-        wrong += generate_batch(subject.model, subject.processor, [fresh], ANSWER_TOKENS) != [said]
-        messages.append(Message(role="assistant", content=said))
-    return wrong
+    asked = [("what is this?", first.images), ("and what else?", ()), ("and this?", several.images[:1])]
+    found = chat(subject.model, subject.processor, asked)
+    return {"turns": found.difference, "chat": found.wrong, "again": found.again}
 
 
 SINGLE: dict[str, Callable[[Subject], float]] = {
@@ -265,7 +274,7 @@ SINGLE: dict[str, Callable[[Subject], float]] = {
     "batch": check_batch,
     "text": check_text,
     "saved": check_saved,
-    "chat": check_chat,
+    "shared": check_shared,
 }
 
 
@@ -273,4 +282,5 @@ def measured(subject: Subject) -> dict[str, float]:
     """The figure of each of CHECKS."""
     figures = {name: float(check(subject)) for name, check in SINGLE.items()}
     figures["gradients"], figures["unlearned"] = gradients(subject)
+    figures |= turns(subject)
     return {name: figures[name] for name in CHECKS}

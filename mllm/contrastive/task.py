@@ -62,6 +62,8 @@ class ContrastiveTask:
     arXiv:2101.06983): features of all chunks first, without a graph; the loss and its gradient with respect to them;
     then each chunk again, with a graph, whose backward starts from the cached gradient."""
 
+    depends_on_weights = False
+
     def __init__(self, batcher: PairBatcher, kind: LossKind = "infonce", chunk_size: int | None = None) -> None:
         self.batcher, self.kind, self.chunk_size = batcher, kind, chunk_size
         self._cached: _Cached | None = None

@@ -16,13 +16,15 @@ from mllm.errors import UserError
 class Segment:
     """A stretch of the prompt: `text` tokenized as plain text, a `special` token by its string, or an `image`.
 
-    `ends_turn` marks the text that ends an answer, behind which a prompt for generation may be cut.
+    `ends_turn` marks the text that ends an answer, behind which a prompt for generation may be cut. `weight`: what each
+    token of it counts in a loss, where it is supervised.
     """
 
     kind: Literal["text", "special", "image"]
     text: str = ""
     supervised: bool = False
     ends_turn: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)

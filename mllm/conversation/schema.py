@@ -9,7 +9,7 @@ become text in the model's box format when the conversation is rendered.
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
 
 from mllm.conversation.boxes.region import Region
 from mllm.errors import BadSampleError
@@ -63,21 +63,29 @@ Part = Annotated[TextPart | ImagePart | VideoPart | BoxesPart, Field(discriminat
 Shown = ImagePart | VideoPart
 
 
+def _as_parts(value: Any) -> Any:
+    return ({"type": "text", "text": value},) if isinstance(value, str) else value
+
+
+Content = Annotated[tuple[Part, ...], BeforeValidator(_as_parts)]
+"""The parts of a turn. A plain string is read as a single text part."""
+
+
+def words_of(content: Sequence[Part]) -> str:
+    """The words of a turn, without its images; its places in words for a reader (`BoxesPart.text`)."""
+    return "".join(part.text for part in content if not isinstance(part, Shown))
+
+
 class Message(_Strict):
     """One turn. A plain string as content is read as a single text part."""
 
     role: Role
-    content: tuple[Part, ...]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _string_is_one_text_part(cls, value: Any) -> Any:
-        return ({"type": "text", "text": value},) if isinstance(value, str) else value
+    content: Content
 
     @property
     def text(self) -> str:
-        """The words of the turn, without its images; its places in words for a reader (`BoxesPart.text`)."""
-        return "".join(part.text for part in self.content if not isinstance(part, Shown))
+        """`words_of` its content."""
+        return words_of(self.content)
 
     @property
     def image_count(self) -> int:
@@ -102,13 +110,28 @@ class Fault(_Strict):
     reason: str
 
 
+Stretch = tuple[int, int, FiniteFloat]
+"""(start, end, weight): characters of an answer, and what each token of them counts in a loss."""
+
+
+class LastAnswer(_Strict):
+    """That of a sample's answers the last alone is learned.
+
+    weights: stretches of its characters that count otherwise than 1, in order. A token counts what its last character does;
+    what counts 0 isn't learned. The token that ends the answer counts 1.
+    """
+
+    weights: tuple[Stretch, ...] = ()
+
+
 class Sample(_Strict):
     """A conversation and its images.
 
     `images` holds paths of images and videos, resolved against the image root of the recipe. `source` and `kind` are for
     reports, `group` names what samples of one image share (the image path unless said otherwise). `fault` is what `check`
     will raise; `place`, where the sample was read (`file:line` or alike), is known to samples of a recipe and goes
-    into errors only: samples that differ in nothing else are equal.
+    into errors only: samples that differ in nothing else are equal. `last_answer`: how the last answer is learned where no
+    other is, as in the sides of a pair; None, which every sample of a file has, learns them all.
     """
 
     id: str
@@ -118,6 +141,7 @@ class Sample(_Strict):
     kind: str = ""
     fault: Fault | None = Field(default=None, exclude=True)
     place: str = Field(default="", exclude=True)
+    last_answer: LastAnswer | None = Field(default=None, exclude=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sample):
@@ -130,6 +154,11 @@ class Sample(_Strict):
     @property
     def group(self) -> str:
         return "\n".join(self.images) if self.images else self.id
+
+    @property
+    def shown(self) -> list[tuple[Literal["image", "video"], str]]:
+        """What each of its images and videos is, and where it lies; of a sample whose counts were checked."""
+        return list(zip(media_kinds(self.messages), self.images, strict=True))
 
     def check(self) -> None:
         """Raise BadSampleError if this can't be trained on: see the messages for what is required."""

@@ -1,7 +1,7 @@
 """The samples of a recipe, and the order in which an epoch visits them."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mllm.conversation.schema import Sample
+from mllm.data.answer_balance import Cell, answer_key, balanced_cells, drawn
 from mllm.data.index import join_indexes, open_index
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.records import read_with_places
 from mllm.data.recipe import RecipeSettings, SourceSettings
-from mllm.data.samples import ChainedSamples, IndexedSamples, with_resolved_images
+from mllm.data.samples import IMAGE_COLUMNS, ChainedSamples, IndexedSamples, with_resolved_images
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import UserError
 from mllm.media.ref import is_stored
@@ -27,11 +28,15 @@ BATCHES_PER_SORT = 32
 
 @dataclass(frozen=True)
 class SourceSamples:
-    """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it."""
+    """Samples of one source, image paths resolved, how many of them an epoch visits, and in which phase of it.
+
+    cells: which of them are visited equally often; () for all.
+    """
 
     samples: IndexedSamples | StreamedSamples
     count: int
     phase: int = 0
+    cells: Sequence[Cell] = ()
 
 
 def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
@@ -49,7 +54,9 @@ def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
     if not samples:
         filtered = source.kinds is not None or source.origins is not None
         raise UserError(f"{source.path} gives no samples{' of the kinds and origins asked for' if filtered else ''}")
-    return SourceSamples(samples, source.count or max(1, round(source.weight * len(samples))), source.phase)
+    count = source.count or max(1, round(source.weight * len(samples)))
+    keys = (answer_key(sample.messages) for sample in samples.unlocated()) if source.balance_answers else ()
+    return SourceSamples(samples, count, source.phase, balanced_cells(keys, count) if source.balance_answers else ())
 
 
 def _stream(source: SourceSettings, seed: str) -> StreamedSamples:
@@ -124,7 +131,8 @@ class Mixture:
         """The paths of all images of the recipe, each once, sorted; none is opened."""
         found: set[str] = set()
         for samples in self.indexed("a list of its images"):
-            found.update(pc.unique(samples.image_paths().flatten()).to_pylist())
+            for column in IMAGE_COLUMNS:
+                found.update(pc.unique(samples.image_paths(column).flatten()).to_pylist())
         return sorted(found)
 
     def holds_image(self, path: str) -> bool:
@@ -132,7 +140,8 @@ class Mixture:
         return is_stored(path) or any(Path(path).resolve().is_relative_to(root) for root in self._roots)
 
     def order(self, epoch: int) -> list[int]:
-        """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement.
+        """Indices into `samples`: of each source every sample floor(weight) times, the rest drawn without replacement,
+        or where answers are balanced of each of its cells.
 
         With `group_by_image`, samples that share their image stand together; groups come in random order. Sources of
         one phase are shuffled together, and the phases follow each other. A stream gives its samples in their own order.
@@ -150,8 +159,7 @@ class Mixture:
                 chosen += streams[-1]
                 offset += size
                 continue
-            whole, rest = divmod(source.count, size)
-            chosen += [*range(offset, offset + size)] * whole + [offset + i for i in rng.sample(range(size), rest)]
+            chosen += [offset + i for i in drawn(source.cells or [(range(size), source.count)], rng)]
             offset += size
         order = [index for phase in sorted(phases) for index in self._shuffled(phases[phase], rng)]
         for stream in streams:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample
 from mllm.conversation.tokenize import Tokens
 from mllm.data.settings import OnTooLong
@@ -96,11 +97,16 @@ def spans_together(image_spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, i
 
 
 def render_whole(sample: Sample, processor: Processor) -> Tokens:
-    """All tokens of a sample, of which at least one is learned. Raises BadSampleError when it can't be trained on."""
+    """All tokens of a sample, of which at least one is learned. Raises BadSampleError when it can't be trained on.
+
+    A pair has none of its own: its sides do.
+    """
     sample.check()
+    if isinstance(sample, PreferencePair):
+        raise sample.bad("pair", "is a preference pair, of which a preference run learns; samples have one answer")
     media = read_sizes(sample, processor, opens_all=False)
     try:
-        tokens = processor.render(sample.messages, media)
+        tokens = processor.render(sample.messages, media, last_answer=sample.last_answer)
     except ImageBudgetError as error:
         raise sample.bad("too_many_image_tokens", str(error)) from None
     except ConversationRefusedError as error:

@@ -9,6 +9,7 @@ import bisect
 import fcntl
 import hashlib
 import inspect
+import json
 import logging
 import os
 import tempfile
@@ -25,6 +26,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, TypeAdapter
 
 from mllm.conversation.boxes import Region
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Fault, Message, Sample, boxes_of, media_kinds
 from mllm.data.readers import READERS, Reader
 from mllm.data.readers.errors import raise_error
@@ -35,7 +37,7 @@ from mllm.settings import expanded
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 ROWS_PER_BATCH = 4096
 CACHE_VARIABLE = "MLLM_CACHE_DIR"
 NO_CACHE = "off"
@@ -51,8 +53,12 @@ SCHEMA = pa.schema(
         ("text_chars", pa.int32()),
         ("place", pa.large_string()),
         ("fault", pa.large_string()),
+        ("rejected_images", pa.list_(pa.large_string())),
+        ("pair", pa.large_string()),
     ]
 )
+# What a pair is beside its question; null in the row of a sample.
+_OF_PAIR = PreferencePair.model_fields.keys() - Sample.model_fields.keys() - {"rejected_images"}
 # What is no number in a box comes back, so that the sample is refused with its line and not the index.
 _MESSAGES = TypeAdapter(tuple[Message, ...], config=ConfigDict(ser_json_inf_nan="constants"))
 
@@ -76,7 +82,11 @@ class SampleIndex:
         values = {name: self.field(row, name) for name in ("id", "images", "source", "kind", "place", "fault")}
         messages = _MESSAGES.validate_json(self.field(row, "messages"))
         fault = None if values["fault"] is None else Fault.model_validate_json(values["fault"])
-        return Sample(**values | {"messages": messages, "images": tuple(values["images"]), "fault": fault})
+        values |= {"messages": messages, "images": tuple(values["images"]), "fault": fault}
+        pair = self.field(row, "pair")
+        if pair is None:
+            return Sample(**values)
+        return PreferencePair(**values | json.loads(pair), rejected_images=self.field(row, "rejected_images"))
 
     def field(self, row: int, name: str) -> Any:
         """One field of the sample at `row`, as it is stored."""
@@ -129,7 +139,10 @@ def index_key(path: Path, reader_name: str, reader: Reader) -> str:
 
 def _code_hash(reader: Reader) -> str:
     """Of all that turns a file into rows: a mended reader must not meet the rows of a broken one."""
-    files = {Path(__file__), *(Path(inspect.getfile(kind)) for kind in (Sample, Region, inspect.unwrap(reader)))}
+    files = {
+        Path(__file__),
+        *(Path(inspect.getfile(kind)) for kind in (Sample, PreferencePair, Region, inspect.unwrap(reader))),
+    }
     files |= set((Path(__file__).parent / "readers").glob("*.py"))
     return hash_files(sorted(files))
 
@@ -217,12 +230,19 @@ def _write(samples: PlacedSamples, path: Path, final: Path) -> Path:
 def _row(place: str, sample: Sample) -> tuple[object, ...]:
     # What a faulty sample calls its images may be no paths; it is refused before any is looked for.
     images = [] if sample.fault else [str(Path(image)) for image in sample.images]
+    rejected_images, pair, sides = None, None, [sample]
+    if isinstance(sample, PreferencePair):
+        if sample.rejected_images is not None and not sample.fault:
+            rejected_images = [str(Path(image)) for image in sample.rejected_images]
+        pair = json.dumps(sample.model_dump(mode="json", include=_OF_PAIR, exclude_none=True), ensure_ascii=False)
+        sides = [sample, *sample.sides]
     messages = _MESSAGES.dump_json(sample.messages).decode()
-    chars = sum(len(m.text) for m in sample.messages)
+    chars = max(sum(len(m.text) for m in side.messages) for side in sides)
     fault = sample.fault.model_dump_json() if sample.fault else None
     has_video = "video" in media_kinds(sample.messages)
-    has_boxes = bool(boxes_of(sample.messages))
-    return (sample.id, messages, images, has_video, has_boxes, sample.source, sample.kind, chars, place, fault)
+    has_boxes = any(boxes_of(side.messages) for side in sides)
+    labels = sample.source, sample.kind
+    return (sample.id, messages, images, has_video, has_boxes, *labels, chars, place, fault, rejected_images, pair)
 
 
 def _batch(rows: list[tuple[object, ...]]) -> pa.RecordBatch:

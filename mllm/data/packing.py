@@ -134,17 +134,56 @@ class _Sharing(Generic[E]):
         return [trunk, *(PlacedSegment(e, prefix, e.length, parent=0) for e in self.examples)]
 
 
-def _split(examples: list[E], max_length: int) -> list[list[PlacedSegment[E]]]:
-    """Units of at most `max_length` tokens that hold all examples of the same pictures, in order."""
+@dataclass(frozen=True)
+class _Unit(Generic[E]):
+    """Bundles that share a row: their examples by the pictures that they open with."""
+
+    sharings: dict[Hashable, _Sharing[E]]
+
+    @classmethod
+    def of(cls, bundle: Sequence[E]) -> "_Unit[E]":
+        return cls({}).joined_by(bundle)
+
+    def joined_by(self, bundle: Sequence[E]) -> "_Unit[E]":
+        sharings = dict(self.sharings)
+        for example in bundle:
+            key = example.pictures
+            sharings[key] = sharings[key].joined_by(example) if key in sharings else _Sharing.of(example)
+        return _Unit(sharings)
+
+    @property
+    def length(self) -> int:
+        return sum(sharing.length for sharing in self.sharings.values())
+
+    def segments(self) -> list[PlacedSegment[E]]:
+        return _in_turn(sharing.unit() for sharing in self.sharings.values())
+
+
+def _split(bundles: list[Sequence[E]], max_length: int) -> list[list[PlacedSegment[E]]]:
+    """Units of at most `max_length` tokens, but for a bundle that is longer, that hold all bundles of the same pictures, in
+    order. A bundle of several that all together would share less than apart begins a unit of its own."""
     units: list[list[PlacedSegment[E]]] = []
-    current = _Sharing.of(examples[0])
-    for example in examples[1:]:
-        joined = current.joined_by(example)
-        if joined.length > max_length:
-            units.append(current.unit())
-            joined = _Sharing.of(example)
+    current = _Unit.of(bundles[0])
+    for bundle in bundles[1:]:
+        joined, alone = current.joined_by(bundle), _Unit.of(bundle)
+        loses = len(bundle) > 1 and joined.length > current.length + alone.length
+        if loses or joined.length > max_length:
+            units.append(current.segments())
+            joined = alone
         current = joined
-    return [*units, current.unit()]
+    return [*units, current.segments()]
+
+
+def _in_turn(units: Iterable[Sequence[PlacedSegment[E]]]) -> list[PlacedSegment[E]]:
+    """The segments of units in one row."""
+    row: list[PlacedSegment[E]] = []
+    for unit in units:
+        offset = len(row)
+        row += [
+            PlacedSegment(s.example, s.start, s.stop, NO_PARENT if s.parent == NO_PARENT else s.parent + offset)
+            for s in unit
+        ]
+    return row
 
 
 def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 1, tile_cost: int = 1) -> list[Row[E]]:
@@ -154,26 +193,36 @@ def pack(examples: Sequence[E], packing: Packing, max_length: int, ranks: int = 
     a multiple of `ranks`, so that rows are of like length and no rank waits for another. Where images have several tiles,
     units change places until rows are alike in tiles, too. tile_cost: what a tile costs, in tokens (`mllm.data.balance`).
     """
+    return pack_bundles([(example,) for example in examples], packing, max_length, ranks, tile_cost)
+
+
+def pack_bundles(
+    bundles: Sequence[Sequence[E]], packing: Packing, max_length: int, ranks: int = 1, tile_cost: int = 1
+) -> list[Row[E]]:
+    """`pack` of examples of which those of a bundle are never parted: their losses depend on each other.
+
+    Without packing a row holds a bundle. A bundle that is longer than `max_length` has a row to itself.
+    """
     if packing == "none":
-        return [Row((PlacedSegment(e, 0, e.length),)) for e in examples]
+        return [Row(tuple(_alone(bundle))) for bundle in bundles]
     if packing == "samples":
-        units = [[PlacedSegment(e, 0, e.length)] for e in examples]
+        units = [_alone(bundle) for bundle in bundles]
     else:
-        groups: dict[Hashable, list[E]] = {}
-        for number, example in enumerate(examples):
-            key = example.pictures if example.images else f"text/{number}"
-            groups.setdefault(key, []).append(example)
+        groups: dict[Hashable, list[Sequence[E]]] = {}
+        for number, bundle in enumerate(bundles):
+            key = bundle[0].pictures if bundle[0].images else f"text/{number}"
+            groups.setdefault(key, []).append(bundle)
         units = [unit for group in groups.values() for unit in _split(group, max_length)]
     units.sort(key=lambda unit: -_length(unit))
     places = _placed(units, max_length, ranks, tile_cost)
-    bins: list[list[PlacedSegment[E]]] = [[] for _ in range(max(places) + 1)]
+    bins: list[list[list[PlacedSegment[E]]]] = [[] for _ in range(max(places) + 1)]
     for unit, place in zip(units, places, strict=True):
-        offset = len(bins[place])
-        bins[place] += [
-            PlacedSegment(s.example, s.start, s.stop, NO_PARENT if s.parent == NO_PARENT else s.parent + offset)
-            for s in unit
-        ]
-    return [Row(tuple(segments)) for segments in bins]
+        bins[place].append(unit)
+    return [Row(tuple(_in_turn(together))) for together in bins]
+
+
+def _alone(bundle: Sequence[E]) -> list[PlacedSegment[E]]:
+    return [PlacedSegment(example, 0, example.length) for example in bundle]
 
 
 def _placed(units: Sequence[list[PlacedSegment[E]]], max_length: int, ranks: int, tile_cost: int) -> list[int]:

@@ -5,6 +5,8 @@ sources:
   - {path: runs/demo/data/instruct.jsonl, reader: messages, image_root: runs/demo/data, weight: 1.0}
 """
 
+import json
+from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 from typing import Literal
@@ -43,6 +45,10 @@ class SourceSettings(Settings):
     """Number of the phase of an epoch in which the source is visited: lower ones come first, and sources of one phase
     are shuffled together (a curriculum). 0 by default.
     """
+    balance_answers: bool = False
+    """Whether the short answers of each form of question (its first two words) are visited equally often, none more than
+    three times as often as its own number would have it. False by default; `mllm data report` shows the balance.
+    """
     stream: bool = False
     """Whether the files are read as training goes on, with no index; `count` is then needed. False by default."""
     shuffle_buffer: int = Field(default=4096, ge=1)
@@ -52,6 +58,8 @@ class SourceSettings(Settings):
     def _a_stream_has_a_count(self) -> "SourceSettings":
         if self.stream and self.count is None:
             raise ValueError("a stream has no known length: give `count`, the samples of it that an epoch visits")
+        if self.stream and self.balance_answers:
+            raise ValueError("the answers of a stream aren't known ahead: remove `balance_answers` or `stream`")
         return self
 
     def files(self) -> list[str]:
@@ -83,11 +91,43 @@ class RecipeSettings(Settings):
 
 
 def load_recipe(path: str) -> RecipeSettings:
-    """Read a recipe. Raises UserError when it, or a file it names, is missing or malformed."""
+    """Read a recipe. Raises UserError when it, or a file it names, is missing or malformed.
+
+    A source with reader `mmpr` whose path is MMPR's `meta.json` becomes a source for each of the files that it names.
+    """
     recipe = load_settings(RecipeSettings, path)
-    for source in recipe.sources:
-        try:
+    try:
+        sources = [named for source in recipe.sources for named in _named_by(source)]
+        for source in sources:
             source.files()
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-    return recipe
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return recipe.model_copy(update={"sources": tuple(sources)})
+
+
+def _named_by(source: SourceSettings) -> Iterator[SourceSettings]:
+    """The sources that MMPR's list names: `{NAME: {root, annotation, repeat_time}}`; any other source is itself.
+
+    Paths start from the list's folder; `repeat_time` is a weight, times the source's own.
+    """
+    place = Path(source.path)
+    if source.reader != "mmpr" or place.suffix != ".json" or source.stream or not place.is_file():
+        yield source
+        return
+    try:
+        listed = json.loads(place.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{place}: not valid JSON: {error}") from None
+    if not isinstance(listed, dict):
+        yield source
+        return
+    for name, entry in listed.items():
+        if not (isinstance(entry, dict) and isinstance(entry.get("annotation"), str)):
+            raise UserError(f"{place}: {name} has no `annotation`, the file of its pairs")
+        weight = entry.get("repeat_time", 1)
+        if not isinstance(weight, (int, float)) or not weight > 0:
+            raise UserError(f"{place}: {name} has the repeat_time {weight!r}; expected a number above 0")
+        root = str(place.parent / str(entry.get("root", "")))
+        annotation = str(place.parent / entry["annotation"])
+        changes = {"path": annotation, "image_root": root, "weight": source.weight * weight}
+        yield source.model_copy(update=changes)

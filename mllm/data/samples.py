@@ -2,7 +2,7 @@
 
 import bisect
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample
 from mllm.data.index import SampleIndex
 from mllm.errors import BadSampleError
+from mllm.media.altered import ALTERED, without_change
 from mllm.media.ref import STORED, ImageRef, is_stored
 from mllm.media.span import SPAN, without_span
 
+IMAGE_COLUMNS = ("images", "rejected_images")
 LEAVES = r"^/|(^|/)\.\.(/|$)"
+UNLIKE_PATHS = f"{LEAVES}|{SPAN}|{ALTERED}"
 
 
 def resolve_image(root: Path, image: str, sample_id: str, place: str = "") -> Path:
@@ -41,6 +45,9 @@ def locate_image(root: Path, image: str, files: Collection[str], sample_id: str,
     if without_span(image)[1] is not None:
         reason = f"{image!r} names a part of a video, which samples can't; cut the video"
         raise BadSampleError(sample_id, "image", reason, place)
+    if without_change(image)[1]:
+        reason = f"{image!r} names an altered image, which samples can't; write it as a file"
+        raise BadSampleError(sample_id, "image", reason, place)
     if not is_stored(image):
         return str(resolve_image(root, image, sample_id, place))
     if str(ImageRef.of(image).file) not in files:
@@ -55,8 +62,18 @@ def with_resolved_images(sample: Sample, root: Path, files: Collection[str]) -> 
     """
     if sample.fault is not None:
         return sample
-    images = tuple(locate_image(root, image, files, sample.id, sample.place) for image in sample.images)
-    return sample.model_copy(update={"images": images})
+    return sample.model_copy(
+        update={
+            name: tuple(locate_image(root, image, files, sample.id, sample.place) for image in images)
+            for name, images in images_of(sample).items()
+        }
+    )
+
+
+def images_of(sample: Sample) -> dict[str, tuple[str, ...]]:
+    """The fields of a sample that hold paths of images and videos."""
+    rejected = sample.rejected_images if isinstance(sample, PreferencePair) else None
+    return {"images": sample.images} | ({} if rejected is None else {"rejected_images": rejected})
 
 
 class IndexedSamples(Sequence[Sample]):
@@ -73,15 +90,16 @@ class IndexedSamples(Sequence[Sample]):
         Links are followed when a sample is asked for: a look at every file would not be opening an index.
         """
         self.source, self.rows, self._root, self._files = index, rows, root, files
-        images = self._columns("images")["images"].combine_chunks()
-        flat = pc.list_flatten(images)
-        holders = pc.replace_substring_regex(flat, STORED, "")
-        is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
-        doubtful = pc.if_else(
-            pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, f"{LEAVES}|{SPAN}")
-        )
-        for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
-            self[int(row)]
+        for name in IMAGE_COLUMNS:
+            images = self._columns(name)[name].combine_chunks()
+            flat = pc.list_flatten(images)
+            holders = pc.replace_substring_regex(flat, STORED, "")
+            is_elsewhere = pc.invert(pc.is_in(holders, value_set=pa.array(files, pa.large_string())))
+            doubtful = pc.if_else(
+                pc.match_substring_regex(flat, STORED), is_elsewhere, pc.match_substring_regex(flat, UNLIKE_PATHS)
+            )
+            for row in np.unique(pc.list_parent_indices(images).filter(doubtful).to_numpy()):
+                self[int(row)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,20 +109,26 @@ class IndexedSamples(Sequence[Sample]):
             return [self[i] for i in range(*index.indices(len(self)))]
         return with_resolved_images(self.source[int(self.rows[index])], self._root, self._files)
 
+    def unlocated(self) -> Iterator[Sample]:
+        """Each sample in turn, its images as the index has them."""
+        return (self.source[int(row)] for row in self.rows)
+
     def unchecked(self, index: int) -> tuple[Sample, dict[str, str]]:
         """A sample with its images below the root though one may leave it, and why those that do are refused.
 
         What decides on the rows of a step may not depend on the disk, which only the rank that opens an image looks at.
         """
         sample = self.source[int(self.rows[index])]
-        paths = self.image_names(index)
+        below: dict[str, tuple[str, ...]] = {}
         refused: dict[str, str] = {}
-        for path, image in zip(paths, sample.images, strict=True):
-            try:
-                locate_image(self._root, image, self._files, sample.id)
-            except BadSampleError as error:
-                refused[path] = error.reason
-        return sample.model_copy(update={"images": paths}), refused
+        for name, images in images_of(sample).items():
+            below[name] = self._below_root(images)
+            for path, image in zip(below[name], images, strict=True):
+                try:
+                    locate_image(self._root, image, self._files, sample.id)
+                except BadSampleError as error:
+                    refused[path] = error.reason
+        return sample.model_copy(update=below), refused
 
     def id_of(self, index: int) -> str:
         return self.source.field(int(self.rows[index]), "id")
@@ -115,17 +139,19 @@ class IndexedSamples(Sequence[Sample]):
 
     def image_names(self, index: int) -> tuple[str, ...]:
         """The paths of a sample's images as `self[index]` has them, unchecked."""
-        names = self.source.field(int(self.rows[index]), "images")
-        return tuple(name if is_stored(name) else str(self._root / name) for name in names)
+        return self._below_root(self.source.field(int(self.rows[index]), "images"))
 
-    def image_paths(self) -> pa.ListArray:
-        """For each sample the paths of its images, resolved, unchecked."""
-        images = self._columns("images")["images"].combine_chunks()
+    def _below_root(self, images: Sequence[str]) -> tuple[str, ...]:
+        return tuple(image if is_stored(image) else str(self._root / image) for image in images)
+
+    def image_paths(self, column: str = "images") -> pa.ListArray:
+        """For each sample the paths of its images, resolved, unchecked; column: of `IMAGE_COLUMNS`."""
+        images = self._columns(column)[column].combine_chunks()
         flat = pc.list_flatten(images)
         prefix, nothing = (pa.scalar(text, pa.large_string()) for text in (self._prefix(), ""))
         joined = pc.binary_join_element_wise(prefix, flat, nothing)
         resolved = pc.if_else(pc.match_substring_regex(flat, f"^/|{STORED}"), flat, joined)
-        lengths = pc.list_value_length(images).to_numpy()
+        lengths = pc.fill_null(pc.list_value_length(images), 0).to_numpy()
         return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), resolved)
 
     def _prefix(self) -> str:

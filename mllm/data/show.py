@@ -6,12 +6,12 @@ from mllm.data.example import Example
 from mllm.media.visual import Visual
 from mllm.processor import Processor
 
-TRAINED, MASKED, IMAGE = "bold green", "dim", "cyan"
+TRAINED, WEIGHTED, MASKED, IMAGE = "bold green", "bold green underline", "dim", "cyan"
 
 
 def coloured_tokens(example: Example, processor: Processor) -> Text:
-    """Each token in its colour: green is learned, dim is not; an image's tokens are drawn as one box with their count, and
-    the number of tiles or frames that they are made of, where there are several."""
+    """Each token in its colour: green is learned, dim is not, underlined counts otherwise than 1; an image's tokens are drawn
+    as one box with their count, and the number of tiles or frames that they are made of, where there are several."""
     out = Text(f"{example.sample_id}  {example.length} tokens, {example.tokens.supervised_count} trained\n")
     starts = {start: visual for (start, _), visual in zip(example.image_spans, example.tokens.visuals, strict=True)}
     index = 0
@@ -21,7 +21,9 @@ def coloured_tokens(example: Example, processor: Processor) -> Text:
             index += max(1, starts[index].token_count)
             continue
         token = processor.tokenizer.decode([example.tokens.input_ids[index]])
-        out.append(token.replace("\n", "↵\n"), TRAINED if example.tokens.supervised[index] else MASKED)
+        weights = example.tokens.weights
+        trained = TRAINED if weights is None or weights[index] == 1 else WEIGHTED
+        out.append(token.replace("\n", "↵\n"), trained if example.tokens.supervised[index] else MASKED)
         index += 1
     return out
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mllm.conversation.schema import Sample, boxes_of, media_kinds
+from mllm.conversation.pair import PreferencePair, sides_of
+from mllm.conversation.schema import Sample, boxes_of
+from mllm.data.pair_counts import PairCounts
 from mllm.data.readers import READERS
 from mllm.data.readers.errors import BadRecordError
 from mllm.data.readers.records import read_with_places
@@ -49,12 +51,15 @@ class Findings:
     """What a validation found. `samples` counts the samples that could be read, `images` and `videos` files, each once.
 
     clipped: boxes of good samples that reach beyond their image, and are cut at its edges when they are trained on.
+    pairs: what the good pairs are like; bad_pairs: how many others there are.
     """
 
     samples: int = 0
     images: int = 0
     videos: int = 0
     clipped: int = 0
+    pairs: PairCounts = field(default_factory=PairCounts)
+    bad_pairs: int = 0
     problems: list[Problem] = field(default_factory=list)
 
     def table(self) -> Table:
@@ -87,7 +92,7 @@ def validate(
     a tar or parquet file become parquet with the images inside.
     advance(findings) is called after every sample. Raises UserError when there is nothing good to write.
     """
-    findings = Findings()
+    findings, readers = Findings(), dict[tuple[str, str, str], str]()
     distinct = {_key(source): source for source in recipe.sources}
     copies = {key: _copy_name(number, source) for number, (key, source) in enumerate(distinct.items())}
     if fix_directory is not None:
@@ -95,10 +100,14 @@ def validate(
     with ThreadPoolExecutor(jobs) as pool, ExitStack() as files:  # which have their names when all of it is done
         for key, source in distinct.items():
             copy = None if fix_directory is None else fix_directory / copies[key]
+            before = findings.pairs.pairs
             _validate_source(source, copy, files, pool, check, findings, advance)
+            readers[key] = "pairs" if findings.pairs.pairs > before else "messages"
     if fix_directory is not None:
         sources = [
-            source.model_copy(update={"path": str(fix_directory / copies[_key(source)]), "reader": "messages"})
+            source.model_copy(
+                update={"path": str(fix_directory / copies[_key(source)]), "reader": readers[_key(source)]}
+            )
             for source in recipe.sources
         ]
         fixed = recipe.model_copy(update={"sources": tuple(sources)})
@@ -176,7 +185,7 @@ def examined(
         return error
 
     def finish(place: str, sample: Sample, resolved: Sample, problem: Problem | None) -> Examined:
-        reasons = [] if problem or not looks_at_images else [error_of(*shown) for shown in _shown(resolved)]
+        reasons = [] if problem or not looks_at_images else [error_of(*shown) for shown in resolved.shown]
         reason = next((r for r in reasons if r is not None), None)
         if reason is not None:
             problem = Problem(place, sample.id, "image", reason)
@@ -184,8 +193,11 @@ def examined(
             problem = _problem_of(place, lambda: check(resolved))
         if problem is not None:
             findings.problems.append(problem)
+            findings.bad_pairs += isinstance(sample, PreferencePair)
         elif looks_at_images:
             findings.clipped += _clipped(resolved)
+        if problem is None and isinstance(sample, PreferencePair):
+            findings.pairs.add(sample)
         seen[sample.id] += 1
         if seen[sample.id] == 2:
             findings.problems.append(Problem(place, sample.id, "duplicate_id", "another sample has this id"))
@@ -203,7 +215,7 @@ def examined(
                     except BadSampleError as error:
                         problem = Problem(place, sample.id, error.kind, error.reason)
                     else:
-                        for kind, image in _shown(resolved):
+                        for kind, image in resolved.shown:
                             if (kind, image) not in decoded:
                                 decoded[kind, image] = pool.submit(_decoding_error, kind, image)
                                 findings.images += kind == "image"
@@ -225,15 +237,10 @@ def _problem_of(place: str, check: Callable[[], None]) -> Problem | None:
     return None
 
 
-def _shown(sample: Sample) -> list[tuple[str, str]]:
-    """("image" or "video", path) of all that a sample shows."""
-    return list(zip(media_kinds(sample.messages), sample.images, strict=True))
-
-
 def _clipped(sample: Sample) -> int:
     """How many places of a sample reach beyond their image."""
     count = 0
-    for part in boxes_of(sample.messages):
+    for part in dict.fromkeys(part for side in sides_of(sample) for part in boxes_of(side.messages)):
         size = read_image_size(sample.images[part.image]) if part.unit == "pixels" else (1, 1)
         count += sum(not region.is_within for region in part.shares(size))
     return count

@@ -10,9 +10,11 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mllm.conversation.pair import SIDES, PreferencePair
 from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.readers.fields import PLACEHOLDER, VIDEO_PLACEHOLDER, RecordMedia
 from mllm.data.readers.llava import read_llava_record
+from mllm.data.readers.pairs import OF_ANSWERS
 from mllm.errors import UserError
 from mllm.files import atomic_file
 from mllm.media.clip import DEFAULT_CLIP_LIMITS
@@ -27,6 +29,15 @@ OF_BOXES = [("boxes", pa.list_(REGION)), ("image", pa.int32()), ("unit", pa.stri
 PART = pa.struct([("type", pa.string()), ("text", pa.string()), *OF_BOXES])
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.list_(PART))])
 IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+_WEIGHTS = pa.list_(pa.list_(pa.float64()))
+PAIR = [
+    *((name, pa.list_(PART)) for name in SIDES),
+    *((f"{name}_weights", _WEIGHTS) for name in SIDES),
+    ("rejected_images", pa.list_(pa.string())),
+    ("context", pa.string()),
+    ("margin", pa.float64()),
+    ("scores", pa.string()),
+]
 Located = Callable[[str], str]
 
 
@@ -96,9 +107,17 @@ class JsonLinesWriter(_TextWriter):
 
 
 def record_of(sample: Sample) -> dict[str, Any]:
-    """A sample in the schema of the Hub: images and videos in a list of their own each."""
+    """A sample in the schema of the Hub, images and videos in a list of their own each; a pair as the reader `pairs` has it.
+
+    An answer of a pair that is one stretch of words is text, another a list of parts.
+    """
     record = sample.model_dump(mode="json", exclude_none=True)
     media = media_of(sample)
+    if isinstance(sample, PreferencePair):
+        record = {name: value for name, value in record.items() if name not in OF_ANSWERS or value not in ("", [])}
+        for name in SIDES:
+            if [part["type"] for part in record[name]] == ["text"]:
+                record[name] = record[name][0]["text"]
     return record | {"images": list(media.images)} | ({"videos": list(media.videos)} if media.videos else {})
 
 
@@ -114,6 +133,8 @@ class LlavaWriter(_TextWriter):
     opening, between, closing = "[\n", ",\n", "\n]\n"
 
     def _record(self, sample: Sample) -> dict[str, Any]:
+        if isinstance(sample, PreferencePair):
+            raise UserError(f"sample {sample.id!r}: LLaVA's JSON has no pairs; write to .jsonl or .parquet")
         roles = {"user": "human", "assistant": "gpt", "system": "system"}
         media = media_of(sample)
         # LLaVA-Video's own data has the image's placeholder for a video, too.
@@ -139,29 +160,35 @@ class LlavaWriter(_TextWriter):
 class ParquetWriter(SampleWriter):
     """Rows in the schema of the Hub. With `embed_images`, `images` and `videos` hold `{bytes, path}`, the files' bytes.
 
-    Images that lie inside another file can't be referred to from this one: they have to be embedded.
+    Images that lie inside another file can't be referred to from this one: they have to be embedded. Whether it is a file of
+    samples or of pairs is told by the first of them.
     """
 
     def __init__(self, path: Path, by: str, embed_images: bool = False) -> None:
         super().__init__(path, by)
-        image = IMAGE if embed_images else pa.string()
         self._embed = embed_images
-        strings = [(name, pa.string()) for name in ("source", "kind")]
-        self._schema = pa.schema(
-            [
-                ("id", pa.string()),
-                ("messages", pa.list_(MESSAGE)),
-                ("images", pa.list_(image)),
-                ("videos", pa.list_(image)),
-                *strings,
-            ]
-        )
-        self._writer = pq.ParquetWriter(self.temporary, self._schema)
+        self._writer: pq.ParquetWriter | None = None
+        self._holds_pairs = False
         self._rows: list[dict[str, Any]] = []
         self._held_bytes = 0
 
+    def _opened(self, holds_pairs: bool) -> pq.ParquetWriter:
+        image = IMAGE if self._embed else pa.string()
+        strings = [(name, pa.string()) for name in ("source", "kind")]
+        columns = [("id", pa.string()), ("messages", pa.list_(MESSAGE))]
+        columns += [("images", pa.list_(image)), ("videos", pa.list_(image)), *strings]
+        self._holds_pairs = holds_pairs
+        return pq.ParquetWriter(self.temporary, pa.schema(columns + (PAIR if holds_pairs else [])))
+
     def _write(self, sample: Sample, located: Located) -> None:
-        row = record_of(sample)
+        is_pair = isinstance(sample, PreferencePair)
+        if self._writer is None:
+            self._writer = self._opened(is_pair)
+        if is_pair != self._holds_pairs:
+            raise UserError(f"sample {sample.id!r}: pairs and samples don't go into one file; write to .jsonl")
+        row = _row_of(sample) if isinstance(sample, PreferencePair) else record_of(sample)
+        if self._embed and row.get("rejected_images"):
+            raise UserError(f"sample {sample.id!r}: its `rejected_images` can't be put into the file; write to .jsonl")
         if self._embed:
             media = media_of(sample)
             for name, noun, paths in (("images", "image", media.images), ("videos", "video", media.videos)):
@@ -174,13 +201,24 @@ class ParquetWriter(SampleWriter):
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        assert self._writer is not None, self.path
+        self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
         self._rows, self._held_bytes = [], 0
 
     def _close(self) -> None:
+        if self._writer is None:
+            self._writer = self._opened(holds_pairs=False)
         if self._rows:
             self._flush()
         self._writer.close()
+
+
+def _row_of(pair: PreferencePair) -> dict[str, Any]:
+    """A pair as a row: its answers as parts, and its scores, whose names differ from row to row, as JSON."""
+    row = record_of(pair)
+    for name in SIDES:
+        row[name] = [{"type": "text", "text": row[name]}] if isinstance(row[name], str) else row[name]
+    return row | ({"scores": json.dumps(row["scores"], ensure_ascii=False)} if "scores" in row else {})
 
 
 def _embedded(name: str, location: str, noun: str) -> dict[str, Any]:

@@ -204,7 +204,8 @@ class Benchmark:
     hub: the data sets of the hub that hold it. measures: whether an answer is a number, the log-probability of the one option
     of each item, however multiple choice is answered. chooses_by_likelihood: whether the likeliest option is the answer,
     whatever the run says. answers_with_places: whether answers are read in the box format of the
-    model under test, where that is known, before they are scored.
+    model under test, where that is known, before they are scored. mirrors: whether left and right may be exchanged in
+    questions, options and answers where images are mirrored: nothing in an image has to be read, and the words mean sides.
     """
 
     card: Card
@@ -220,6 +221,7 @@ class Benchmark:
     measures: bool = False
     chooses_by_likelihood: bool = False
     answers_with_places: bool = False
+    mirrors: bool = False
 
     def items(self, data: Path) -> list[Item]:
         """Every item, in file order. Raises UserError when files are missing or not as released."""
@@ -228,6 +230,10 @@ class Benchmark:
     def prompt(self, item: Item) -> str:
         """The user's words, as models were trained to hear them."""
         return item.question + self.suffix
+
+    def has_answer(self, item: Item) -> bool:
+        """Whether an answer to the item is right for what it says, so that a wrong one can be named; no description is."""
+        return True
 
     def score(self, answer: str, item: Item) -> float:
         return self.score_all([answer], [item]).per_line[0]

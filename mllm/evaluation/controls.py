@@ -1,7 +1,8 @@
 """Which items are asked, and with whose images and videos: seeded, so that two runs ask the same.
 
 Beside the question with its own there are blind controls: without any, and with another item's. What several images or the
-order of frames add is told by two more: the first image alone, and frames in another order.
+order of frames add is told by two more: the first image alone, and frames in another order. What detail, colour and sides add
+is told by images that are blurred, grey or mirrored, and what words in the image do by orders written into it.
 """
 
 import math
@@ -16,21 +17,38 @@ import numpy as np
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item
+from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.injection import Injection, planted_answers, with_order
 from mllm.evaluation.medium import Medium
+from mllm.evaluation.mirror import mirrored_item
+from mllm.media.altered import CHANGES, altered_reference
 
 ORDERS = 8  # of frames; clips in one order are answered together
 
 
+def items_under(benchmark: Benchmark, items: Sequence[Item], condition: str) -> Sequence[Item]:
+    """The items as they are asked and scored under a condition: of mirrored images other words are true."""
+    return [mirrored_item(item) for item in items] if condition == "mirrored" else items
+
+
 def questions_of(
-    benchmark: Benchmark, items: Sequence[Item], condition: str, seed: int, by_likelihood: bool = False
+    benchmark: Benchmark,
+    items: Sequence[Item],
+    condition: str,
+    seed: int,
+    by_likelihood: bool = False,
+    injection: Injection | None = None,
 ) -> list[Question]:
     """What is asked under `model` (the item's media), `withheld` (none) or `swapped` (another item's in their places).
 
-    Further conditions are `single` (the first of the item's media alone) and `shuffled` (the frames of its videos in another
-    order). by_likelihood: where an item has options, the answer is the likeliest of them. Raises UserError where a condition
-    would change nothing, for want of a second medium or of a video.
+    Further conditions are `single` (the first of the item's media alone), `shuffled` (the frames of its videos in another
+    order), `blurred`, `grey` and `mirrored` (images and videos so changed), `injected` (an order to give a wrong answer
+    written into the images as `injection` says) and `scrawled` (its strokes in disorder). by_likelihood: where an item has
+    options, the answer is the likeliest of them. Raises UserError where a condition would change nothing, for want of a
+    second medium or of a video, and where a benchmark doesn't know what it does to its answers.
     """
     _check_condition(benchmark, items, condition)
+    items = items_under(benchmark, items, condition)
     media: Sequence[tuple[Medium, ...]] = [item.media for item in items]
     if condition == "withheld":
         media = [()] * len(items)
@@ -42,6 +60,16 @@ def questions_of(
         media = [partners.get(item.id, ()) for item in items]
     elif condition == "single":
         media = [item.media[:1] for item in items]
+    elif condition in CHANGES:
+        media = [
+            tuple(replace(own, source=altered_reference(own.source, condition)) for own in item.media) for item in items
+        ]
+    elif condition in INJECTIONS:
+        planted = planted_answers(benchmark, items, seed)
+        media = [
+            with_order(item, answer, injection or Injection(), seed, condition == "scrawled")
+            for item, answer in zip(items, planted, strict=True)
+        ]
     asked = [
         Question(
             benchmark.prompt(item),
@@ -62,6 +90,10 @@ def _check_condition(benchmark: Benchmark, items: Sequence[Item], condition: str
         raise UserError(f"{benchmark.folder}: single: no question shows more than one image; leave the condition out")
     if condition == "shuffled" and not any(medium.is_video for item in items for medium in item.media):
         raise UserError(f"{benchmark.folder}: shuffled: no question shows a video; leave the condition out")
+    if condition == "mirrored" and not benchmark.mirrors:
+        raise UserError(
+            f"{benchmark.folder}: mirrored: what becomes of its answers in a mirror isn't known; leave the condition out"
+        )
 
 
 def _order_seed(item: Item, seed: int) -> int | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mllm.conversation.schema import ImagePart, Part, TextPart, VideoPart
 from mllm.files import hash_files
+from mllm.media.altered import without_change
 from mllm.media.clip import DEFAULT_CLIP_LIMITS
 from mllm.media.ref import ImageRef, is_stored
 from mllm.media.span import without_span
@@ -28,7 +29,7 @@ class Medium:
 
     @property
     def is_there(self) -> bool:
-        file = ImageRef.of(without_span(self.source)[0]).file
+        file = ImageRef.of(self.source).file
         return file is None or file.is_file() or (self.is_video and file.is_dir())
 
     @property
@@ -60,15 +61,18 @@ def placed(text: str, images: Mapping[str, Medium]) -> tuple[str, tuple[Medium, 
 def source_hash(source: str) -> str:
     """SHA-256 of a file, of an image inside one, or of the names and contents of a folder of frames.
 
-    Of a part of a video it is that of the video, with the part's times behind it.
+    Of a part of a video it is that of the video, with the part's times behind it, and of what is altered with the change
+    behind it.
     """
+    source, change = without_change(source)
     whole, span = without_span(source)
     if is_stored(whole):
         found = hashlib.sha256(ImageRef.of(whole).read(DEFAULT_CLIP_LIMITS.max_bytes)).hexdigest()
     else:
         path = Path(whole)
         found = hash_files(sorted(path.iterdir())) if path.is_dir() else hash_file(path)
-    return found if span is None else f"{found}:{span[0]}:{span[1]}"
+    found = found if span is None else f"{found}:{span[0]}:{span[1]}"
+    return f"{found}:{change}" if change else found
 
 
 def parts_of(words: str, media: Sequence[Medium], places: Sequence[int]) -> tuple[Part, ...]:

@@ -9,8 +9,9 @@ from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
 from mllm.evaluation.benchmarks import find_benchmark
-from mllm.evaluation.conditions import CONDITIONS
+from mllm.evaluation.conditions import CONDITIONS, INJECTIONS
 from mllm.evaluation.controls import complete_groups, options_of, questions_of, stratified_sample
+from mllm.evaluation.injection import Injection
 from mllm.evaluation.medium import Medium
 
 NAMED_MEDIA = 3
@@ -47,8 +48,9 @@ class Setup:
 
     data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
     own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
-    `likelihood` where a question has options. conditions: see `questions_of`. calibration: the file by which answers have a
-    confidence (None = the one beside the model, if there is one). min_confidence: abstain below it (None = never).
+    `likelihood` where a question has options. conditions, injection: see `questions_of`. calibration: the file by which
+    answers have a confidence (None = the one beside the model, if there is one). min_confidence: abstain below it (None =
+    never).
     """
 
     benchmarks: Sequence[str]
@@ -59,13 +61,21 @@ class Setup:
     on_missing: str = "error"
     choice_by: str = "generation"
     conditions: Sequence[str] = CONDITIONS
+    injection: Injection = field(default_factory=Injection)
     calibration: Path | None = None
     min_confidence: float | None = None
 
     def plan(self) -> list[Chosen]:
         by_likelihood = self.choice_by == "likelihood"
         return plan_run(
-            self.benchmarks, self.data, self.limit, self.seed, self.on_missing, by_likelihood, self.conditions
+            self.benchmarks,
+            self.data,
+            self.limit,
+            self.seed,
+            self.on_missing,
+            by_likelihood,
+            self.conditions,
+            self.injection,
         )
 
 
@@ -77,13 +87,19 @@ def plan_run(
     on_missing: str = "error",
     by_likelihood: bool = False,
     conditions: Sequence[str] = CONDITIONS,
+    injection: Injection | None = None,
 ) -> list[Chosen]:
     """Read the benchmarks and draw their questions.
 
     data: where their files lie (None = where each says). limit: questions per benchmark (None = its own default).
     on_missing: `error`, or `skip` to leave out questions whose image isn't there. Raises UserError for an unknown benchmark,
-    missing files, nothing to ask, or questions whose answers couldn't be scored.
+    missing files, nothing to ask, questions whose answers couldn't be scored, or conditions that lack what they are compared
+    with.
     """
+    if any(condition in INJECTIONS for condition in conditions) and "model" not in conditions:
+        raise UserError(
+            "answers that turn are counted beside those to the image as it is: name the condition model, too"
+        )
     plan = []
     for name in dict.fromkeys(names):
         benchmark = find_benchmark(name)
@@ -91,7 +107,9 @@ def plan_run(
         if directory is None:
             raise UserError(f"{name}: say where its files lie with --data DIR; they are in DIR/{benchmark.folder}")
         chosen = _choose(name, benchmark, directory, limit, seed, on_missing)
-        questions = {c: tuple(questions_of(benchmark, chosen.items, c, seed, by_likelihood)) for c in conditions}
+        questions = {
+            c: tuple(questions_of(benchmark, chosen.items, c, seed, by_likelihood, injection)) for c in conditions
+        }
         plan.append(replace(chosen, questions=questions, majority=benchmark.majority(directory)))
     if by_likelihood and not any(options_of(item) for chosen in plan for item in chosen.items):
         raise UserError(

@@ -1,6 +1,7 @@
 """Official files as they are released: where they lie, what they hold, and what benchmarks say of them alike."""
 
 import ast
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,17 @@ def read_lines_as(kind: type[R], path: Path, source: str) -> list[R]:
             except ValidationError as error:
                 raise UserError(f"{path}:{number}: {first_problem(error)}; get it again from {source}") from None
     return found
+
+
+def read_table(path: Path, columns: Sequence[str], source: str) -> list[tuple[int, dict[str, str]]]:
+    """Read the numbered lines of a CSV file as rows by column. Raises UserError naming a line without one of `columns`."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [(reader.line_num, row) for row in reader]
+    for number, row in rows or [(1, {})]:
+        if any(row.get(column) is None for column in columns):
+            raise UserError(f"{path}:{number}: isn't as released; get it again from {source}")
+    return rows
 
 
 def first_problem(error: ValidationError) -> str:

@@ -30,6 +30,11 @@ COLOURS = {
     "swapped": "#c98a2b",
     "single": "#3d8a57",
     "shuffled": "#7a4fa3",
+    "blurred": "#4f8fa8",
+    "grey": "#8a8a8a",
+    "mirrored": "#a0568f",
+    "injected": "#8c2f5a",
+    "scrawled": "#b98a9e",
     "majority": "#777",
 }
 SAID, TRUE = "#e6261f", "#0f9d58"  # places that were answered, and the true ones

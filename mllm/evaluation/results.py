@@ -16,8 +16,10 @@ from mllm.console import report_console
 from mllm.evaluation.asking import Subject
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import metric_of
+from mllm.evaluation.conditions import INJECTIONS
 from mllm.evaluation.confidence_drawing import draw_confidences
 from mllm.evaluation.confidences import abstention_remark, reliability_of
+from mllm.evaluation.injection import Injection, flips_said
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Chosen, Setup
 from mllm.evaluation.report import TrainingRun, as_markdown, write_report
@@ -69,6 +71,7 @@ def _provenance(
             **({"measured": measured} if measured else {}),
             "max_new_tokens": {c.name: c.benchmark.max_new_tokens for c in plan},
         },
+        **({"injection": asdict(setup.injection)} if set(INJECTIONS) & set(setup.conditions) else {}),
         "seed": setup.seed,
         "versions": {"mllm": mllm.__version__, **{package: version(package) for package in PACKAGES}},
         "is_partial": any(chosen.skipped for chosen in plan),
@@ -82,9 +85,14 @@ def partial_note(plan: Sequence[Chosen]) -> str | None:
     return f"PARTIAL: questions were skipped ({'; '.join(lost)}); skipped.jsonl says why" if lost else None
 
 
-def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]], empty_answers: int = 0) -> list[str]:
+def remarks(
+    chosen: Chosen,
+    official: Mapping[str, Mapping[str, Any]],
+    empty_answers: int = 0,
+    injection: Injection | None = None,
+) -> list[str]:
     """What a reader has to know of a benchmark's scores: that they are a sample's, how many answers are empty or couldn't be
-    read, the official number, others' figures."""
+    read, the official number, how many answers turned to what was written into the images, others' figures."""
     asked, said = len(chosen.items), []
     if asked < chosen.in_files:
         said.append(f"A sample: {asked} of {chosen.in_files} questions were asked.")
@@ -93,6 +101,8 @@ def remarks(chosen: Chosen, official: Mapping[str, Mapping[str, Any]], empty_ans
     if "model" in official:
         said.append(f"Official number ({chosen.benchmark.metric}): {official['model']['score']:.4g}.")
         said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
+    flips = {condition: own["flips"] for condition, own in official.items() if "flips" in own}
+    said += flips_said(injection or Injection(), flips)
     for figure in chosen.benchmark.card.published:
         note = f" ({figure.note})" if figure.note else ""
         said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")
@@ -129,7 +139,7 @@ def write_results(
     note = partial_note(plan)
     said = {
         chosen.name: [
-            *remarks(chosen, outcome.official[chosen.name], empty[chosen.name]),
+            *remarks(chosen, outcome.official[chosen.name], empty[chosen.name], setup.injection),
             *abstention_remark(answers[chosen.name], setup.min_confidence),
         ]
         for chosen in plan

@@ -9,6 +9,7 @@ from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Subject, answer_all
 from mllm.evaluation.conditions import CONDITIONS
 from mllm.evaluation.confidences import calibration_of, with_confidences
+from mllm.evaluation.injection import Injection
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Setup, questions_of_plan
 from mllm.evaluation.ranks import launched_ranks
@@ -34,6 +35,7 @@ def evaluate(
     conditions: Sequence[str] = CONDITIONS,
     on_missing: str = "error",
     choice_by: str = "generation",
+    injection: Injection | None = None,
     dtype: str = AUTO,
     device: str | None = None,
 ) -> Outcome:
@@ -49,7 +51,8 @@ def evaluate(
     """
     names = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
     directory = None if data is None else Path(data)
-    setup = Setup(names, directory, Path(output or ""), limit, seed, on_missing, choice_by, tuple(conditions))
+    written = injection or Injection()
+    setup = Setup(names, directory, Path(output or ""), limit, seed, on_missing, choice_by, tuple(conditions), written)
     if isinstance(model, tuple):
         if output is not None:
             raise UserError("results are written for a model that has a directory: save it, and give the directory")

@@ -6,6 +6,9 @@ from typing import Any
 
 from mllm.evaluation.asking import Question, Reply, Subject
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
+from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.controls import items_under
+from mllm.evaluation.injection import count_flips, planted_answers
 from mllm.evaluation.medium import Medium
 from mllm.evaluation.plan import Chosen
 from mllm.evaluation.statistics import bootstrap_interval
@@ -79,17 +82,30 @@ def score_plan(
         found, official = [], {}
         for condition, questions in chosen.questions.items():
             given = [replies[question] for question in questions]
-            items = chosen.items
+            items = tuple(items_under(chosen.benchmark, chosen.items, condition))
             if subject is not None and chosen.benchmark.answers_with_places:
                 items = tuple(_with_places(*pair, subject) for pair in zip(items, questions, given, strict=True))
             answers, result = score_answers(chosen.benchmark, items, condition, questions, given)
             found += answers
             official[condition] = result
+        _add_flips(chosen, found, official, seed)
         if chosen.majority is not None:
             found += score_majority(chosen.benchmark, chosen.items, chosen.majority)
         outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, seed)
         outcome.official[chosen.name] = official
     return outcome
+
+
+def _add_flips(chosen: Chosen, found: Sequence[Answer], official: dict[str, dict[str, Any]], seed: int) -> None:
+    """Count the answers that turned to what was planted, under each condition that writes into images."""
+    written = [condition for condition in INJECTIONS if condition in official]
+    if not written:
+        return
+    planted = planted_answers(chosen.benchmark, chosen.items, seed)
+    said = {c: [answer.answer for answer in found if answer.condition == c] for c in ("model", *written)}
+    for condition in written:
+        flips = count_flips(chosen.benchmark, chosen.items, planted, said["model"], said[condition], seed)
+        official[condition] = official[condition] | {"flips": flips}
 
 
 def _with_places(item: Item, question: Question, reply: Reply, subject: Subject) -> Item:

@@ -99,12 +99,17 @@ class QuestionFile(Settings):
     """The user's words, with `{question}` for the question."""
     metric: str = DEFAULT_METRIC
     """The metric's name; `mllm score` takes the same."""
+    metric_settings: Mapping[str, str] = Field(default_factory=dict)
+    """The metric's settings, such as `synonyms` of object_hallucination (default: none)."""
     choice_by: Literal["generation", "likelihood"] = "generation"
     """How a question with options is answered: `generation`, in words unless `--choice-by` says otherwise, or always by
     `likelihood`, which takes the option that is the likeliest answer."""
     answers_with_places: bool = False
     """Whether `iou` or `pointing` reads a model's answers in its own box format, over the image, and each is right or wrong
     (`iou`: at 0.5); questions have boxes in pixels, and `width` and `height` (default: false, any text that names a box)."""
+    mirrors: bool = False
+    """Whether the condition `mirrored` may exchange left and right in questions, options and answers: the words mean sides,
+    and nothing in an image has to be read (default: false, the condition is refused)."""
     max_new_tokens: int = Field(default=64, ge=1)
     """The length of an answer at most, in tokens."""
     limit: int | None = Field(default=None, ge=1)
@@ -143,9 +148,10 @@ class UserFile(Benchmark):
             self._home = self.default_data = file.parent
             self.settings = QuestionFile(file=file.name, metric=metric or DEFAULT_METRIC)
         self.folder, self.metric = Path(name).name if name.endswith(YAML) else self.settings.file, self.settings.metric
+        self.metric_settings = self.settings.metric_settings
         self.chooses_by_likelihood = self.settings.choice_by == "likelihood"
         self.max_new_tokens, self.default_limit = self.settings.max_new_tokens, self.settings.limit
-        self.answers_with_places = self.settings.answers_with_places
+        self.answers_with_places, self.mirrors = self.settings.answers_with_places, self.settings.mirrors
         if METRICS.get(self.metric).line.model_fields["prediction"].annotation is float:
             raise UserError(f"{name}: {self.metric} scores probabilities, not answers; name another metric")
 

@@ -12,7 +12,7 @@ from mllm.data.recipe import load_recipe
 from mllm.finetune.flops import unit_flops
 from mllm.finetune.run import start_model
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.task import InstructionTask, length_multiple
+from mllm.finetune.task import TaskOf, length_multiple, task_of_samples
 from mllm.kernels.choice import choose_kernel
 from mllm.kernels.precision import cast_parameters
 from mllm.model.planning import overlaid
@@ -41,7 +41,7 @@ class Estimate:
         return self.steps_left * self.tokens_per_step / (self.tokens_per_second * ranks)
 
 
-def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
+def estimate_runs(runs: list[FinetuneSettings], task_of: TaskOf = task_of_samples) -> list[Estimate]:
     """Estimates of runs that follow each other, where one may begin with the model that an earlier one will write.
 
     The whole model is put on one device, as at ZeRO 0 to 2, and the first step's micro-batches stand for all. A finished
@@ -53,11 +53,11 @@ def estimate_runs(runs: list[FinetuneSettings]) -> list[Estimate]:
     for run in runs:
         final = Path(run.run_dir) / "final"
         origins[str(final)] = run
-        estimates.append(Estimate(run.run_dir, 0, 0, 0.0) if final.is_dir() else _measure(run, origins))
+        estimates.append(Estimate(run.run_dir, 0, 0, 0.0) if final.is_dir() else _measure(run, origins, task_of))
     return estimates
 
 
-def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Estimate:
+def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings], task_of: TaskOf) -> Estimate:
     dtype, begun = with_known_dtype(run.train).dtype, startable(run, origins)
     kernel = choose_kernel(run.train.attention, dtype, text_config(begun.model))
     model, processor = start_model(begun, kernel)
@@ -70,7 +70,7 @@ def _measure(run: FinetuneSettings, origins: dict[str, FinetuneSettings]) -> Est
     model = model.to(device)
     mixture = Mixture(load_recipe(run.data.recipe), run.seed, run.data.group_by_image)
     multiple = length_multiple(model.device)
-    task = InstructionTask(mixture, processor, run.data, run.train, unit_flops(model), multiple)
+    task = task_of(run, mixture, processor, unit_flops(model), multiple)
     micro_batches = task.window(0, rank=0, world_size=1).micro_batches
     # The longest come first and the first run pays for warming up, so it is run once more than it counts.
     timed = micro_batches[:TIMED_MICRO_BATCHES]

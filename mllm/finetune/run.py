@@ -1,7 +1,7 @@
 """The run behind `train/finetune.py`, from settings to a saved model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.projectors import Projector
-from mllm.model.trainable import apply_policy, policy_table, wanted_adapters
+from mllm.model.trainable import apply_policy, idle_modules, policy_table, wanted_adapters
 from mllm.processor import Processor
 from mllm.settings import dump_yaml, load_settings
 from mllm.training.build_engine import start_engine, with_known_dtype
@@ -54,13 +54,27 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> FinetuneSettings:
     return load_settings(FinetuneSettings, path, overrides)
 
 
+MakeTask = Callable[[RunContext, Mixture], tuple[InstructionTask, Sequence[Callback]]]
+
+
+def instruction_task(context: RunContext, mixture: Mixture) -> tuple[InstructionTask, Sequence[Callback]]:
+    """The task of learning the answers of a mixture, which has no callbacks of its own."""
+    settings, multiple = context.settings, length_multiple(context.engine.device)
+    costs = unit_flops(context.model)
+    return InstructionTask(mixture, context.processor, settings.data, settings.train, costs, multiple), ()
+
+
 def finetune(
-    settings: FinetuneSettings, stop_after: int | None = None, callbacks: Sequence[Callback] = ()
+    settings: FinetuneSettings,
+    stop_after: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    make_task: MakeTask = instruction_task,
 ) -> Path | None:
     """Train as `settings` say, resuming from the run's latest checkpoint; returns `final/` once the run is complete.
 
     The resolved settings are saved first; a run that is finished with the same ones has nothing to do. With `stop_after`,
-    the run ends (resumable) when that many steps are done. callbacks: further ones, the same on every rank.
+    the run ends (resumable) when that many steps are done. callbacks: further ones, the same on every rank. make_task: what
+    is learned of the samples, and the callbacks that belong to it.
     """
     run_dir, train = Path(settings.run_dir), with_known_dtype(settings.train)
     derived = ("train.dtype",) if settings.train.dtype == "auto" else ()
@@ -82,13 +96,12 @@ def finetune(
     _use_one_day(processor, run_dir, engine)
     logger.info("engine: %s; attention: %s", engine.description, KERNEL_NAMES[model.attention_kernel])
 
-    multiple = length_multiple(engine.device)
-    task = InstructionTask(mixture, processor, settings.data, train, unit_flops(model), multiple)
+    context = RunContext(settings, run_dir, model, processor, engine)
+    task, own = make_task(context, mixture)
     task.prepare(engine.world_size)
     torch.manual_seed(settings.seed + engine.rank)  # dropout differs from rank to rank
 
-    watching = watchers(RunContext(settings, run_dir, model, processor, engine))
-    everything = [*watching, *callbacks, *recorders(settings, train, run_dir, engine)]
+    everything = [*own, *watchers(context), *callbacks, *recorders(settings, train, run_dir, engine)]
     peak_flops = device_peak_flops(engine.device, train.dtype)
     write = partial(write_model, model, processor, settings)
     trainer = Trainer(task, engine, settings.optim, train, run_dir, write, everything, peak_flops)
@@ -106,6 +119,8 @@ def _begin_learning(settings: FinetuneSettings, mixture: Mixture, kernel: Kernel
         model.checkpoint_activations()
     rates = {part: part_rate(settings.optim, part) for part in PARTS}
     logger.info("what learns:\n%s", policy_table(counts, rates))
+    if idle := idle_modules(model, settings.trainable):
+        logger.info("no feature depends on these of the encoder, so they stay as they are: %s", ", ".join(idle))
     if (decay := settings.optim.layer_decay_vision_encoder) != 1.0:
         logger.info("a layer of the encoder learns at %g of the rate of the one behind it", decay)
     return beginning

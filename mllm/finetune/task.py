@@ -8,16 +8,19 @@ else. Several ranks lay out what was counted before (`mllm.data.counts`), and ea
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from mllm.conversation.schema import Sample
 from mllm.data.balance import exchanged
-from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
+from mllm.data.collate import Decode, ImageDecoder, collate, reading, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
 from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.example import Example, render_example
@@ -26,6 +29,7 @@ from mllm.data.settings import DataSettings
 from mllm.data.sizes import estimated_image_tokens
 from mllm.errors import BadSampleError, UserError
 from mllm.finetune.flops import UnitFlops, Work, causal_pairs
+from mllm.finetune.settings import FinetuneSettings
 from mllm.processor import Processor
 from mllm.training.settings import LoopSettings
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -40,8 +44,22 @@ def length_multiple(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GPU_LENGTH_MULTIPLE
 
 
+class Lengths(Protocol):
+    """What is said of a sample that was cut: tokens, and those of them that are left out."""
+
+    @property
+    def sample_id(self) -> str: ...
+    @property
+    def length(self) -> int: ...
+    @property
+    def cut_tokens(self) -> int: ...
+
+
+Told = TypeVar("Told", bound=Lengths)
+
+
 @dataclass
-class _Skips:
+class Skips:
     """Bad samples of one window, or the error at the first of them."""
 
     raise_at_once: bool
@@ -54,7 +72,15 @@ class _Skips:
 
 
 class InstructionTask:
-    """Samples of a mixture through a processor into micro-batches, and their loss."""
+    """Samples of a mixture through a processor into micro-batches, and their loss.
+
+    listed_kinds: of samples that are left out whatever the settings say, since they teach nothing. has_second_model: whether
+    one that only computes is in memory, too.
+    """
+
+    depends_on_weights = False
+    listed_kinds: tuple[str, ...] = ()
+    has_second_model = False
 
     def __init__(
         self,
@@ -64,12 +90,14 @@ class InstructionTask:
         loop: LoopSettings,
         costs: UnitFlops | None = None,
         length_multiple: int = 1,
+        read: Decode | None = None,
     ) -> None:
         """costs: of the model that will be trained, for `MicroBatch.flops` and for what a tile weighs beside a token; without
-        them it weighs as its image tokens do. length_multiple: of rows, in tokens."""
+        them it weighs as its image tokens do. length_multiple: of rows, in tokens. read: reads an image; by default the
+        processor does."""
         self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
         self.length_multiple = length_multiple
-        self._decoder = ImageDecoder(processor, data.workers)
+        self._decoder = ImageDecoder(read or reading(processor), data.workers)
         self._counts: TokenCounts | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -107,7 +135,7 @@ class InstructionTask:
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
         self.prepare(world_size)
-        skips = _Skips(self.data.on_bad_sample == "error", [])
+        skips = Skips(self.data.on_bad_sample == "error", [])
         refused: dict[str, str] = {}
 
         def render(index: int) -> Example:
@@ -115,32 +143,49 @@ class InstructionTask:
             if leaving and self.processor.measures(sample.messages):
                 raise sample.bad("image", next(iter(leaving.values())))
             refused.update(leaving)
-            return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+            return self.render(sample)
 
         if self._counts is None:
-            ids, examples = self._usable(step, render, skips)
+            ids, examples = self.used_in(step, render, skips)
             groups, layout = self._dealt(examples, rank, world_size)
         else:
-            ids, outlines = self._usable(step, self._outline, skips)
+            ids, outlines = self.used_in(step, self._outline, skips)
             dealt, layout = self._dealt(outlines, rank, world_size)
             groups = _rendered(dealt, render)
+        micro_batches = self.micro_batches(groups, skips, refused)
+        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+
+    def render(self, sample: Sample) -> Example:
+        """Render a sample as the settings say. Raises BadSampleError when it can't be trained on."""
+        return render_example(sample, self.processor, self.data.max_length_tokens, self.data.on_too_long)
+
+    def bundle(self, sample: Sample) -> tuple[Example, ...]:
+        """What of a sample is never parted: its example. Raises BadSampleError when it can't be trained on."""
+        return (self.render(sample),)
+
+    def micro_batches(
+        self, groups: Sequence[list[Row]], skips: Skips, refused: Mapping[str, str] = MappingProxyType({})
+    ) -> list[MicroBatch]:
+        """The batches of groups of rows, whose images are decoded ahead. refused: path → why it may not be opened."""
         ahead = deque(
             self._decoder.start(((image.path, image.visual) for row in group for image in shown_images(row)), refused)
             for group in groups
         )
         # A group's decoder is let go with it: what it holds is in the batch by then.
-        micro_batches = [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
-        return StepWindow(ids, micro_batches, tuple(dict.fromkeys(skips.found)), layout)
+        return [self._micro_batch(group, skips, ahead.popleft()) for group in groups]
 
-    def _usable(self, step: int, look: Callable[[int], E], skips: _Skips) -> tuple[tuple[str, ...], list[E]]:
-        """The ids of all samples of a step, and what `look` makes of those that can be trained on."""
+    def usable(
+        self, indices: Sequence[int], look: Callable[[int], Told], skips: Skips
+    ) -> tuple[tuple[str, ...], list[Told]]:
+        """The ids of all samples of `indices`, and what `look` makes of those that can be trained on."""
         ids: list[str] = []
-        found: list[E] = []
-        for index in self.sample_indices(step):
+        found: list[Told] = []
+        for index in indices:
             try:
                 outline = look(index)
             except BadSampleError as error:
-                if error.kind in TOO_LARGE and self.data.on_too_long != "error":
+                too_large = error.kind in TOO_LARGE and self.data.on_too_long != "error"
+                if too_large or error.kind in self.listed_kinds:
                     skips.found.append((error.sample_id, error.kind, error.reason))
                 else:
                     skips(error)
@@ -151,9 +196,14 @@ class InstructionTask:
             if outline.cut_tokens:
                 used = f"its first {outline.length} of {outline.length + outline.cut_tokens} tokens were used"
                 skips.found.append((outline.sample_id, "truncated", used))
+        return tuple(ids), found
+
+    def used_in(self, step: int, look: Callable[[int], Told], skips: Skips) -> tuple[tuple[str, ...], list[Told]]:
+        """`usable` of the samples of a step. Raises UserError where none is."""
+        ids, found = self.usable(self.sample_indices(step), look, skips)
         if not found:
             raise UserError(f"step {step + 1}: every one of its {len(ids)} samples was skipped; see skipped.jsonl")
-        return tuple(ids), found
+        return ids, found
 
     def _outline(self, index: int) -> Counted:
         assert self._counts is not None
@@ -164,13 +214,34 @@ class InstructionTask:
         rows = pack(examples, self.data.packing, self.data.max_length_tokens, world_size, self.tile_cost)
         return deal(rows, rank, world_size, self.loop.micro_batch_size, self.tile_cost), layout_number(rows)
 
-    def _micro_batch(self, rows: list[Row], skips: _Skips, decode: Decode) -> MicroBatch:
+    def _micro_batch(self, rows: list[Row], skips: Skips, decode: Decode) -> MicroBatch:
         batch = collate(rows, self.processor, skips, decode, self.length_multiple)
         work = work_of(rows, batch.target_count)
         return MicroBatch(batch, work.targets, work.tokens, self.costs.of(work) if self.costs else 0.0)
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
         return TaskOutput(module(micro_batch.inputs.to(next(module.parameters()).device)))
+
+
+class TaskOf(Protocol):
+    """Gives the task of a run that isn't there yet, whose model is known by its costs alone."""
+
+    def __call__(
+        self,
+        run: FinetuneSettings,
+        mixture: Mixture,
+        processor: Processor,
+        costs: UnitFlops | None,
+        length_multiple: int,
+        /,
+    ) -> InstructionTask: ...
+
+
+def task_of_samples(
+    run: FinetuneSettings, mixture: Mixture, processor: Processor, costs: UnitFlops | None, length_multiple: int
+) -> InstructionTask:
+    """The task of a run that learns the answers of samples."""
+    return InstructionTask(mixture, processor, run.data, run.train, costs, length_multiple)
 
 
 def _rendered(groups: list[list[Row[Counted]]], render: Callable[[int], Example]) -> list[list[Row]]:

@@ -1,4 +1,4 @@
-"""Keys and values over several calls of a language model: prefill, branch, cut back. B rows, T tokens, D width."""
+"""Keys and values over several calls of a language model: branched, copied, cut back. B rows, H heads, T tokens."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -99,20 +99,11 @@ def spread(
     """
     if language_model.config._attn_implementation in (PACKED, "sdpa") and can_branch(cache):
         return branch(cache, lengths, sizes)
+    return copy_rows(language_model, cache, sizes)
+
+
+def copy_rows(language_model: PreTrainedModel, cache: DynamicCache, sizes: Sequence[int]) -> DynamicCache:
+    """The cache with the row of each group `sizes` times."""
     numbers = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     cache.batch_select_indices(numbers.to(language_model.device))
     return cache
-
-
-@torch.inference_mode()
-def prefill(language_model: PreTrainedModel, cache: DynamicCache, embeddings: torch.Tensor, mask: torch.Tensor) -> None:
-    """Add keys and values of `embeddings` [B, T, D], padded on the left where `mask` [B, T] is 0, to an empty cache."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    with decoding_attention(language_model, cache):
-        language_model.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            **cache_argument(language_model, cache),
-        )

@@ -14,11 +14,10 @@ from mllm.inference.answer import Answer, Stream
 from mllm.inference.cache import new_cache, truncate
 from mllm.inference.confidence import Confidence, Said
 from mllm.inference.decoding import Decoding
-from mllm.inference.features import ImageFeatures
-from mllm.inference.generate import check_context, continue_rows, embed_padded
+from mllm.inference.generate import check_context
 from mllm.inference.places import Places, places_in
+from mllm.inference.reading import reader_of, settled
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
-from mllm.inference.whole import answer_whole
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip
 from mllm.media.decode import read_image
 from mllm.media.ref import ImageSource
@@ -64,11 +63,12 @@ class ChatSession:
         self.last: Answer | None = None
         self.said = Said("")
         self.places: Places | None = None
-        self._features = ImageFeatures(model, processor)
-        self._cache, self._computed = new_cache(), ()
+        self._reader = reader_of(model, processor)
+        self._cache, self._computed, self._asked = new_cache(), (), None
         self.reset()
 
     _computed: tuple[int, ...]
+    _asked: Prompt | None  # what the cache was filled for
 
     def reset(self) -> None:
         """Forget the conversation; the system prompt stays."""
@@ -103,9 +103,9 @@ class ChatSession:
         to, if it does. An answer that isn't sure enough (`Confidence.min_confidence`) is replaced, also for later turns.
 
         on_text receives the answer piece by piece while it is written; whole, where it may be replaced. is_cancelled is asked
-        after each token; when it says so, the answer ends there and counts. A question that fails, or is interrupted by an exception, leaves the
-        conversation as it was. Raises UserError for an empty question, an unreadable image or video, or too long a
-        conversation.
+        after each token; when it says so, the answer ends there and counts. A question that fails, or is interrupted by an
+        exception, leaves the conversation as it was. Raises UserError for an empty question, an unreadable image or video, or
+        too long a conversation.
         """
         if not question.strip():
             raise UserError("the question is empty")
@@ -129,16 +129,13 @@ class ChatSession:
         return self.said.text
 
     def _answer(self, prompt: Prompt, row: Stream) -> Answer:
-        if not self.model.embeds_images:
-            answer_whole(self.model, self.processor, [prompt], [row])
-            return row.answer(len(prompt), len(prompt))
-        known = prompt.uncut(common_length(self._computed, prompt.key))
+        known = self._known(prompt)
         truncate(self._cache, known)
-        self._computed = prompt.key[:known]
-        embeddings, mask = embed_padded(self.model, self._features, [prompt], [known], [len(prompt)])
-        cached_mask = torch.ones(1, known, dtype=torch.int64, device=mask.device)
+        self._computed, self._asked = prompt.key[:known], prompt
+        rest = self._reader.stretch([prompt], [known], [len(prompt)])
+        cached_mask = torch.ones(1, known, dtype=torch.int64, device=rest.mask.device)
         try:
-            continue_rows(self.model, self.processor, self._cache, cached_mask, embeddings, mask, [row])
+            self._reader.write(self._cache, cached_mask, rest, [row])
         except BaseException:
             # The layers may be unequally long, and at the first turn some may be missing.
             if known:
@@ -148,6 +145,13 @@ class ChatSession:
             raise
         self._computed = (prompt.key + tuple(row.token_ids))[: self._cache.get_seq_length()]
         return row.answer(len(prompt), len(prompt) - known)
+
+    def _known(self, prompt: Prompt) -> int:
+        """How many of a prompt's positions are computed and can be gone on from."""
+        known = settled(self._reader, [prompt], common_length(self._computed, prompt.key))
+        if self._asked is None or known >= len(self._asked):
+            return known
+        return settled(self._reader, [prompt, self._asked], known)
 
     def save(self, path: str | Path) -> None:
         """Write the conversation to a JSON file; images are named by their absolute paths.

@@ -1,5 +1,6 @@
 """How tokens are chosen: transformers' logits processors, row by row of a batch. B rows, K vocabulary."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -23,7 +25,9 @@ class Decoding:
 
     max_new_tokens: its length at most. temperature: 0 is greedy. top_k: sample from the k likeliest (0: all). top_p: from
     the fewest whose probabilities sum to p. stop: the answer ends before any of these strings. logprobs: whether
-    log-probabilities of the answer's tokens are kept; top_logprobs: of how many alternatives at each place.
+    log-probabilities of the answer's tokens are kept; top_logprobs: of how many alternatives at each place. seed: of the
+    answer's own random numbers, which make it a function of the seed and the prompt, whatever is answered beside it; None:
+    torch's generator decides. forbidden: ids of tokens that are never chosen.
     """
 
     max_new_tokens: int = 256
@@ -33,6 +37,8 @@ class Decoding:
     stop: tuple[str, ...] = ()
     logprobs: bool = False
     top_logprobs: int = 0
+    seed: int | None = None
+    forbidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, holds, wanted in (
@@ -50,9 +56,16 @@ class Decoding:
     def samples(self) -> bool:
         return self.temperature > 0
 
+    @property
+    def draws_from_torch(self) -> bool:
+        """Whether torch's generator chooses its tokens."""
+        return self.samples and self.seed is None
+
     def warpers(self) -> LogitsProcessorList:
         """transformers' processors for this row; none for greedy."""
         out = LogitsProcessorList()
+        if self.forbidden:
+            out.append(SuppressTokensLogitsProcessor(list(self.forbidden)))
         if self.samples and self.temperature != 1.0:
             out.append(TemperatureLogitsWarper(float(self.temperature)))
         if self.samples and self.top_k > 0:
@@ -84,7 +97,8 @@ def generation_config(
 
 
 class RowProcessors(LogitsProcessor):
-    """Each row's own warpers; where some rows sample, greedy rows keep their likeliest token alone.
+    """Each row's own warpers; where some rows sample, greedy rows keep their likeliest token alone, and rows with a seed the
+    token that their own random number falls on.
 
     `logprobs` [B, K] are those of the model itself at the last step, before any warper; None when no row wants them.
     """
@@ -92,10 +106,13 @@ class RowProcessors(LogitsProcessor):
     def __init__(self, decodings: Sequence[Decoding]) -> None:
         self.wants_logprobs = any(decoding.logprobs for decoding in decodings)
         self.logprobs: torch.Tensor | None = None
-        self._mixed = any(d.samples for d in decodings)
-        rows: dict[tuple[float, float, int], list[int]] = {}
-        for row, decoding in enumerate(decodings):
-            rows.setdefault((decoding.temperature, decoding.top_p, decoding.top_k), []).append(row)
+        self._mixed = any(d.samples or d.forbidden for d in decodings)
+        self._generators = {
+            row: random.Random(d.seed) for row, d in enumerate(decodings) if d.samples and d.seed is not None
+        }
+        rows: dict[tuple[object, ...], list[int]] = {}
+        for row, d in enumerate(decodings):
+            rows.setdefault((d.temperature, d.top_p, d.top_k, d.forbidden), []).append(row)
         self._groups = [(indices, decodings[indices[0]]) for indices in rows.values()]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -106,9 +123,22 @@ class RowProcessors(LogitsProcessor):
         out = scores.clone()
         for indices, decoding in self._groups:
             rows = torch.tensor(indices, device=scores.device)
-            if decoding.samples:
-                out[rows] = decoding.warpers()(input_ids[rows], scores[rows])
-            else:
-                best = scores[rows].argmax(-1, keepdim=True)
-                out[rows] = torch.full_like(scores[rows], -torch.inf).scatter(-1, best, 0.0)
+            warped = decoding.warpers()(input_ids[rows], scores[rows])
+            out[rows] = warped if decoding.samples else _alone(warped, warped.argmax(-1, keepdim=True))
+        if self._generators:
+            rows = torch.tensor(list(self._generators), device=scores.device)
+            numbers = [generator.random() for generator in self._generators.values()]
+            out[rows] = _alone(out[rows], drawn(out[rows], numbers))
         return out
+
+
+def drawn(scores: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    """int64 [b, 1]: the token of each row of `scores` [b, K] that its number in [0, 1) falls on, by their probabilities."""
+    sums = scores.float().softmax(-1).double().cumsum(-1)
+    places = torch.tensor(numbers, dtype=torch.float64).to(scores.device)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, places, right=True).clamp(max=scores.shape[-1] - 1)
+
+
+def _alone(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Scores [b, K] in which each row's token [b, 1] is the only one."""
+    return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)

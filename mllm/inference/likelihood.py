@@ -6,12 +6,10 @@ import torch
 
 from mllm.conversation.schema import Message
 from mllm.errors import UserError
-from mllm.inference.cache import cache_argument, decoding_attention
-from mllm.inference.features import ImageFeatures
-from mllm.inference.generate import check_context, open_batch
-from mllm.inference.prefix import Group, each_alone, plan_batches, plan_groups
+from mllm.inference.generate import check_context, open_batch, plan_openings
+from mllm.inference.prefix import Group, plan_batches
+from mllm.inference.reading import Reader, reader_of, settled
 from mllm.inference.request import Prompt, Request, render_request
-from mllm.inference.whole import score_whole
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
@@ -33,24 +31,16 @@ def score_answers(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     model.eval()
-    features = ImageFeatures(model, processor)
+    reader = reader_of(model, processor)
     answered = [_answered(request, text, processor) for request, text in zip(requests, answers, strict=True)]
     prompts = [prompt for prompt, _ in answered]
     starts = [start for _, start in answered]
     for prompt in prompts:
         check_context(model, len(prompt), 0)
-    groups = each_alone(len(prompts))
-    if model.embeds_images:
-        groups = [_before_answers(group, prompts, starts) for group in plan_groups(prompts, batch_size)]
+    groups = [_before_answers(reader, own, prompts, starts) for own in plan_openings(reader, prompts, batch_size)]
     scores: dict[int, float] = {}
     for batch in plan_batches(groups, prompts, batch_size):
-        if model.embeds_images:
-            done = _score_together(model, features, batch, prompts, starts)
-        else:
-            members = [index for group in batch for index in group.members]
-            own = [prompts[index] for index in members]
-            found = score_whole(model, processor, own, [starts[index] for index in members])
-            done = dict(zip(members, found, strict=True))
+        done = _score_together(reader, batch, prompts, starts)
         scores |= done
         if on_scores is not None:
             on_scores(done)
@@ -66,35 +56,20 @@ def _answered(request: Request, answer: str, processor: Processor) -> tuple[Prom
     return Prompt(tokens.until(end), request.images), start
 
 
-def _before_answers(group: Group, prompts: Sequence[Prompt], starts: Sequence[int]) -> Group:
+def _before_answers(reader: Reader, group: Group, prompts: Sequence[Prompt], starts: Sequence[int]) -> Group:
     """The group with a trunk that leaves each member the position which its answer's first token is read from."""
     trunk = min([group.trunk_length, *(starts[index] - 1 for index in group.members)])
-    return Group(min(prompts[index].uncut(trunk) for index in group.members), group.members)
+    return Group(settled(reader, [prompts[index] for index in group.members], trunk), group.members)
 
 
 @torch.inference_mode()
 def _score_together(
-    model: VisionLanguageModel,
-    features: ImageFeatures,
-    groups: Sequence[Group],
-    prompts: Sequence[Prompt],
-    starts: Sequence[int],
+    reader: Reader, groups: Sequence[Group], prompts: Sequence[Prompt], starts: Sequence[int]
 ) -> dict[int, float]:
-    opened = open_batch(model, features, groups, prompts)
-    language_model = model.generator
-    mask = torch.cat([opened.cached_mask, opened.mask], 1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, opened.cached_mask.shape[1] :]
+    opened = open_batch(reader, groups, prompts)
     # Rows are padded on the left, so that all answers end at the last place.
     kept = max(len(prompts[index]) - starts[index] for index in opened.members) + 1
-    with decoding_attention(language_model, opened.cache):
-        logits = language_model(
-            inputs_embeds=opened.embeddings,
-            attention_mask=mask,
-            position_ids=positions,
-            use_cache=True,
-            logits_to_keep=kept,
-            **cache_argument(language_model, opened.cache),
-        ).logits
+    logits = reader.logits(opened.cache, opened.cached_mask, opened.rest, kept)
     scores = []
     for row, index in enumerate(opened.members):
         ids = torch.tensor(prompts[index].tokens.input_ids[starts[index] :], device=logits.device)

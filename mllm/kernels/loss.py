@@ -13,6 +13,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from mllm.kernels.logit_rule import PLAIN, LogitRule
+
 # Logits at a time. On a GPU a product of fewer rows would mostly read the head's weight.
 LOGIT_ELEMENTS = 1 << 24
 GPU_LOGIT_ELEMENTS = 1 << 27
@@ -24,29 +26,44 @@ PIECE_ELEMENTS = 1 << 24
 
 
 def supervised_loss_sum(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, rows: int | None = None
+    hidden: torch.Tensor,
+    head: nn.Module,
+    targets: torch.Tensor,
+    rows: int | None = None,
+    rule: LogitRule = PLAIN,
 ) -> torch.Tensor:
     """Sum the cross-entropy over S positions, scalar float32; hidden [S, D], targets [S]. 0 where there are none.
+
+    rule: what the model does to its head's logits.
 
     Logits exist for `rows` positions at a time (default: `chunk_rows` of the head on its device). The gradient is taken
     beside them, so that they are neither kept nor computed twice, and is a tensor of zeros without targets.
     """
-    if rows is None:
-        vocabulary = getattr(head, "out_features", None)
-        rows = UNSIZED_ROWS if vocabulary is None else chunk_rows(vocabulary, hidden.device.type)
+    rows = rows or rows_at_once(head, hidden.device.type)
     own = head.forward
-    is_linear = type(head).forward is nn.Linear.forward and "forward" not in vars(head)
 
     def loss_sum(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
-            losses = [_chunk_loss(own, *chunk) for chunk in _chunks(hidden, targets, rows)]
+            losses = [_chunk_loss(own, rule, *chunk) for chunk in _chunks(hidden, targets, rows)]
             return torch.stack(losses).sum() if losses else hidden.new_zeros((), dtype=torch.float32)
-        if is_linear:
-            return _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
+        if is_plain(own):
+            inputs = (hidden, head.weight, head.bias, targets, rows, rule)
+            return _LinearCrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
         learned = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        return _HeadCrossEntropy.apply(hidden, targets, rows, own, *learned)  # type: ignore[no-untyped-call]
+        return _HeadCrossEntropy.apply(hidden, targets, rows, own, rule, *learned)  # type: ignore[no-untyped-call]
 
-    return _call_with(head, loss_sum, hidden, targets)
+    return call_with(head, loss_sum, hidden, targets)
+
+
+def rows_at_once(head: nn.Module, device: str) -> int:
+    """Return how many positions have logits of `head` at a time on a kind of device."""
+    vocabulary = getattr(head, "out_features", None)
+    return UNSIZED_ROWS if vocabulary is None else chunk_rows(vocabulary, device)
+
+
+def is_plain(forward: Callable[..., torch.Tensor]) -> bool:
+    """Whether `forward`, a head's own, is a product with its weight, plus its bias, and nothing more."""
+    return getattr(forward, "__func__", None) is nn.Linear.forward
 
 
 def chunk_rows(vocabulary: int, device: str) -> int:
@@ -56,7 +73,7 @@ def chunk_rows(vocabulary: int, device: str) -> int:
     return max(1, GPU_LOGIT_ELEMENTS // vocabulary // GPU_TILE_ROWS) * GPU_TILE_ROWS
 
 
-def _call_with(module: nn.Module, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+def call_with(module: nn.Module, forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
     """Call `module` with its hooks, and `forward` in place of its own."""
     replaced = vars(module).get("forward")
     module.forward = forward
@@ -73,8 +90,10 @@ def _chunks(hidden: torch.Tensor, targets: torch.Tensor, rows: int) -> list[tupl
     return [(hidden[start : start + rows], targets[start : start + rows]) for start in range(0, len(targets), rows)]
 
 
-def _chunk_loss(forward: Callable[..., torch.Tensor], hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(forward(hidden).float(), targets, reduction="sum")
+def _chunk_loss(
+    forward: Callable[..., torch.Tensor], rule: LogitRule, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    return F.cross_entropy(rule(forward(hidden).float()), targets, reduction="sum")
 
 
 class _WithGradient(torch.autograd.Function):
@@ -104,7 +123,8 @@ def _piece_rows(tensor: torch.Tensor) -> int:
 
 
 class _LinearCrossEntropy(_WithGradient):
-    """Σ cross_entropy(hidden Wᵀ + b, targets), whose gradient (softmax − one-hot) is taken while the logits are there.
+    """Σ cross_entropy(rule(hidden Wᵀ + b), targets), whose gradient is taken while the logits are there: softmax − one-hot,
+    times the rule's slope.
 
     Over several chunks the gradients of W and b are summed in float32.
     """
@@ -117,6 +137,7 @@ class _LinearCrossEntropy(_WithGradient):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         chunk: int,
+        rule: LogitRule,
     ) -> torch.Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -125,18 +146,21 @@ class _LinearCrossEntropy(_WithGradient):
         shift = None if bias is None else bias.to(dtype)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        weight_grad = _Sum(weight, at_once=len(targets) <= chunk) if wants_weight else None
+        weight_grad = WeightSum(weight, at_once=len(targets) <= chunk) if wants_weight else None
         bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
                 logits = F.linear(vectors[part], cast, shift).float()
+                bends = rule.apply_(logits)
                 own = targets[part, None]
                 normalizer = logits.logsumexp(-1, keepdim=True)
                 loss += (normalizer - logits.gather(1, own)).sum()
                 slope = logits.sub_(normalizer).exp_()
                 slope.scatter_add_(1, own, torch.full_like(normalizer, -1.0))
+                if not rule.is_plain:
+                    slope.mul_(rule.factor if bends is None else bends)
                 narrow = slope.to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[part] = narrow @ cast
@@ -148,13 +172,12 @@ class _LinearCrossEntropy(_WithGradient):
             hidden_grad,
             None if weight_grad is None else weight_grad.total(),
             None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
-            None,
-            None,
+            *(None, None, None),
         )
         return loss
 
 
-class _Sum:
+class WeightSum:
     """The gradient of a weight [K, D] as a sum of products, of which `at_once` there is but one."""
 
     def __init__(self, weight: torch.Tensor, at_once: bool) -> None:
@@ -180,7 +203,7 @@ class _Sum:
 
 
 class _HeadCrossEntropy(_WithGradient):
-    """Σ cross_entropy(forward(hidden), targets) of any head (quantized, adapted), whose gradient is asked of autograd.
+    """Σ cross_entropy(rule(forward(hidden)), targets) of any head (quantized, adapted), whose gradient is asked of autograd.
 
     learned: the head's parameters that have a gradient.
     """
@@ -192,6 +215,7 @@ class _HeadCrossEntropy(_WithGradient):
         targets: torch.Tensor,
         chunk: int,
         forward: Callable[..., torch.Tensor],
+        rule: LogitRule,
         *learned: torch.Tensor,
     ) -> torch.Tensor:
         wants_hidden = ctx.needs_input_grad[0]
@@ -202,7 +226,7 @@ class _HeadCrossEntropy(_WithGradient):
             part = slice(start, start + chunk)
             with torch.enable_grad():
                 own = hidden[part].detach().requires_grad_(wants_hidden)
-                chunk_loss = _chunk_loss(forward, own, targets[part])
+                chunk_loss = _chunk_loss(forward, rule, own, targets[part])
             loss += chunk_loss.detach()
             asked = [*([own] if wants_hidden else []), *learned]
             found = list(torch.autograd.grad(chunk_loss, asked)) if asked else []
@@ -211,5 +235,5 @@ class _HeadCrossEntropy(_WithGradient):
             for total, gradient in zip(sums, found, strict=True):
                 total += gradient
         gradients = [total.to(p.dtype) for total, p in zip(sums, learned, strict=True)]
-        ctx.gradients = (hidden_grad, None, None, None, *gradients)
+        ctx.gradients = (hidden_grad, None, None, None, None, *gradients)
         return loss

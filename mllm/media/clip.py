@@ -15,6 +15,7 @@ from threading import Lock
 from PIL import Image
 
 from mllm.errors import UserError
+from mllm.media.altered import alter
 from mllm.media.decode import read_image, read_image_size
 from mllm.media.ref import IMAGE_SUFFIXES, ImageRef, ImageSource
 from mllm.media.video_file import DECODERS, Content, Decoder, FrameTable, VideoFaultError, read_frame_table
@@ -89,11 +90,11 @@ def each_frame(
             _check_indices(indices, len(frames))
             wanted = [frames[index] for index in indices]
             for number, frame in DECODERS[decoder](_content(ref, limits), known.table, wanted):
-                yield number - frames.start, frame
+                yield number - frames.start, alter(frame, ref.change)
         else:
             files = _frame_files(ref)
             _check_indices(indices, len(files))
-            yield from ((index, read_image(files[index])) for index in sorted(set(indices)))
+            yield from ((index, alter(read_image(files[index]), ref.change)) for index in sorted(set(indices)))
 
 
 def check_frames(source: ImageSource, indices: Sequence[int]) -> None:
@@ -154,7 +155,7 @@ _recent = _Recent()
 
 
 def _known(ref: ImageRef, limits: ClipLimits) -> _Known:
-    identity = replace(ref, span_ms=None).identity()  # a part's packets are those of the whole
+    identity = replace(ref, span_ms=None, change="").identity()  # a part's packets are those of the whole
     known = _recent.get(identity)
     if known is None:
         content = _content(ref, limits)

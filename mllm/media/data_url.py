@@ -19,26 +19,29 @@ _UNDERSTOOD = ("image/jpeg", "image/png", "image/webp", "image/gif")
 
 
 def file_url(image: Path | str) -> str:
-    """Write an image file as it is, or as PNG where its kind isn't one that is read everywhere.
+    """Write an image file as it is, or as PNG where it is altered or its kind isn't one that is read everywhere.
 
     Raises UserError like `read_image`.
     """
     picture, content = read_image(image), image_bytes(image)
     with Image.open(io.BytesIO(content)) as opened:
         kind = opened.get_format_mimetype()
-    return data_url(content, kind) if kind in _UNDERSTOOD else _picture_url(picture, "png")
+    if kind in _UNDERSTOOD and not ImageRef.of(image).change:
+        return data_url(content, kind)
+    return _picture_url(picture, "png")
 
 
 def video_url(video: Path | str) -> str:
     """Write a video file as it is; its media type is told by the end of its name, and is MP4's where that tells none.
 
-    Raises UserError like `read_clip`, and for a folder of frames or a part of a video, which are no files.
+    Raises UserError like `read_clip`, and for a folder of frames, a part of a video or an altered one, which are no files.
     """
     read_clip(video)
     kind, _ = guess_type(str(video))
     ref = ImageRef.of(video, "video")
-    if ref.is_folder or ref.span_ms is not None:
-        what = "a folder of frames" if ref.is_folder else "a part of a video"
+    if ref.is_folder or ref.span_ms is not None or ref.change:
+        part = "a part of a video" if ref.span_ms is not None else "an altered video"
+        what = "a folder of frames" if ref.is_folder else part
         raise UserError(f"video {ref.name} is {what}, and only a video file can be sent; write it as one")
     content = ref.read(DEFAULT_CLIP_LIMITS.max_bytes)
     return data_url(content, kind if kind is not None and kind.startswith("video/") else "video/mp4")

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mllm.errors import UserError
+from mllm.media.altered import alter
 from mllm.media.depth import is_deep_grey, join_bytes, low_byte_unpacker, needs_low_bytes, to_8_bit_grey, unpack_with
 from mllm.media.ref import ImageRef, ImageSource
 
@@ -31,8 +32,13 @@ def read_image(source: ImageSource, limits: DecodeLimits = DEFAULT_LIMITS) -> Im
     """Decode an image, wherever `ImageRef` finds it, to mode RGB, upright (EXIF orientation applied), alpha on white.
 
     Images of more than 8 bits a channel are brought to 8 (`mllm.media.depth`); of an animation or of pages the first is
-    taken. Raises UserError for a missing, truncated, corrupt or oversized image.
+    taken. What the source says is changed (`mllm.media.altered`) is. Raises UserError for a missing, truncated, corrupt or
+    oversized image.
     """
+    return alter(_decoded(source, limits), ImageRef.of(source).change)
+
+
+def _decoded(source: ImageSource, limits: DecodeLimits) -> Image.Image:
     with _opened(source, limits) as image:
         unpacker = low_byte_unpacker(image)
         image.load()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.errors import UserError
+from mllm.media.altered import without_change
 from mllm.media.span import without_span
 
 ImageSource = str | Path | bytes
@@ -49,7 +50,8 @@ class ImageRef:
 
     name: what messages call it. file: what it is or lies in, None for bytes in memory, which are its `content`. part: of
     what lies inside a file ("tar", offset, size) or ("parquet" or "parquet-video", row, number in it). noun: "image" or
-    "video", for messages. span_ms: from when to when, of a part of a video (`mllm.media.span`).
+    "video", for messages. span_ms: from when to when, of a part of a video (`mllm.media.span`). change: what is done to it
+    as it is decoded, empty for nothing (`mllm.media.altered`).
     """
 
     name: str
@@ -58,18 +60,20 @@ class ImageRef:
     content: bytes | None = None
     noun: str = "image"
     span_ms: tuple[int, int] | None = None
+    change: str = ""
 
     @classmethod
     def of(cls, source: ImageSource, noun: str = "image") -> "ImageRef":
         if isinstance(source, bytes):
             return cls(f"{len(source)} bytes", content=source, noun=noun)
         name = repr(str(source))[:MAX_NAME_CHARS]
+        source, change = without_change(source) if isinstance(source, str) else (source, "")
         whole, span_ms = without_span(source) if isinstance(source, str) else (source, None)
         found = _STORED.match(whole) if isinstance(whole, str) else None
         if found is None:
-            return cls(name, Path(whole), noun=noun, span_ms=span_ms)
+            return cls(name, Path(whole), noun=noun, span_ms=span_ms, change=change)
         part = (found[1], int(found[2]), int(found[3]))
-        return cls(name, Path(found.string[found.end() :]), part, noun=noun, span_ms=span_ms)
+        return cls(name, Path(found.string[found.end() :]), part, noun=noun, span_ms=span_ms, change=change)
 
     @property
     def is_there(self) -> bool:
@@ -116,7 +120,8 @@ class ImageRef:
                 raise UserError(f"{self.noun} {self.name} does not exist")
             files = sorted(self.file.iterdir()) if self.is_folder else [self.file]
             states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            named = (self.part, str(self.file.absolute()), states, *(self.span_ms or ()))
+            changes = [self.change] if self.change else []
+            named = (self.part, str(self.file.absolute()), states, *(self.span_ms or ()), *changes)
             digest = hashlib.sha256(repr(named).encode("utf-8", "surrogatepass")).digest()
         return -1 - int.from_bytes(digest[:8], "big")
 

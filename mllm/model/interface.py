@@ -14,7 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mllm.batch import Batch
 from mllm.kernels.choice import Kernel
+from mllm.kernels.log_probs import token_log_probs
+from mllm.kernels.logit_rule import PLAIN, LogitRule
 from mllm.kernels.loss import supervised_loss_sum
+from mllm.kernels.packed_rows import PackedRows
 from mllm.media.visual import Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
@@ -27,11 +30,13 @@ class VisionLanguageModel(nn.Module, ABC):
     """A model that reads packed rows of text and images and says how likely their targets are.
 
     adapters: part → kind and LoraSettings of its low-rank updates. attention_kernel: which computes attention over packed
-    rows. Every parameter is of one part (`part_of`), which policies, rates and tables go by.
+    rows. logit_rule: what becomes of the head's logits. Every parameter is of one part (`part_of`), which policies, rates
+    and tables go by.
     """
 
     adapters: dict[str, dict[str, Any]]
     attention_kernel: Kernel
+    logit_rule: LogitRule = PLAIN
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +58,12 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def embeds_images(self) -> bool:
         """Whether features of images are computed apart and put among the embeddings of words, so that what was computed of
-        an image, or of how prompts open, serves several of them. Else the model reads prompts whole (`whole_inputs`)."""
+        an image serves several prompts. Else the model is called with ids and what images became (`whole_inputs`)."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether each token sees all that stands before it and nothing else; else the model makes masks of its own."""
+        return True
 
     @property
     @abstractmethod
@@ -67,11 +77,11 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def encode_images(self, tiles: torch.Tensor, visuals: Sequence[Visual]) -> torch.Tensor:
         """Image tokens [I, D] of all `visuals`, from their tiles [N, C, S, S], of a model that embeds images."""
-        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+        raise NotImplementedError(f"{type(self).__name__} is called with ids")
 
     def embed_features(self, input_ids: torch.Tensor, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Embeddings [B, T, D] of ids int64 [B, T], with each image's features in their places, of such a model."""
-        raise NotImplementedError(f"{type(self).__name__} reads prompts whole")
+        raise NotImplementedError(f"{type(self).__name__} is called with ids")
 
     def whole_inputs(
         self,
@@ -80,17 +90,20 @@ class VisionLanguageModel(nn.Module, ABC):
         token_types: torch.Tensor | None,
         media: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        """What a model that reads prompts whole takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
+        """What a model that is called with ids takes, by name: int64 [B, T] each, 0 in the mask at padding, and media."""
         raise NotImplementedError(f"{type(self).__name__} embeds images apart")
 
     @property
     @abstractmethod
     def head(self) -> nn.Module:
-        """What turns hidden states [..., D] into logits [..., K]."""
+        """What turns hidden states [..., D] into logits [..., K], on which `logit_rule` has still to be used."""
 
     @abstractmethod
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D] of packed rows, in which samples see only themselves and their trunk."""
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
+        """Final hidden states [B, T, D] of packed rows, in which samples see only themselves and their trunk.
+
+        rows: attend in place of those that `attention_kernel` lays out; of no use to a model with masks of its own.
+        """
 
     @abstractmethod
     def part_of(self, name: str) -> str:
@@ -121,19 +134,31 @@ class VisionLanguageModel(nn.Module, ABC):
         """How many of the encoder's layers stand behind the parameter of that name. Raises UserError if it can't be told."""
 
     @abstractmethod
+    def stay_packed(self) -> None:
+        """Leave the language model on attention of packed rows, for recomputations, which come after a forward has ended."""
+
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of layers and recompute the rest in the backward (Chen et al. 2016)."""
+        self.stay_packed()
+        self.generator.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none."""
+    def forward(self, batch: Batch, by_token: bool = False, temperature: float = 1.0) -> torch.Tensor:
+        """Loss summed over the batch's targets, scalar float32; 0 with a gradient of zeros when there are none.
+
+        by_token: the log-probability of each target instead, float32 [targets]. temperature: what logits are divided by.
+        """
         hidden = self.hidden_states(batch)
         chosen = hidden.flatten(0, 1).index_select(0, batch.target_places)
-        return supervised_loss_sum(chosen, self.head, batch.target_ids)
+        told = token_log_probs if by_token else supervised_loss_sum
+        return told(chosen, self.head, batch.target_ids, rule=self.logit_rule.tempered(temperature))
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits [B, T, K] at every position: for comparisons, not for training."""
-        logits: torch.Tensor = self.head(self.hidden_states(batch))
-        return logits
+        return self.logits_of(self.hidden_states(batch))
+
+    def logits_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [..., K] of final hidden states [..., D]."""
+        return self.logit_rule(self.head(hidden))
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         """The parameters of a part."""

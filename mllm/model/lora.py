@@ -1,8 +1,10 @@
 """Low-rank updates of a part: which layers they go to, adding them, folding them in."""
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -83,25 +85,54 @@ def add_lora(
     model.adapters[part] = {"kind": kind, **settings.model_dump(mode="json")}
 
 
+def is_update(name: str) -> bool:
+    """Whether the parameter of that name belongs to a low-rank update."""
+    return "lora_" in name
+
+
+@contextmanager
+def without_updates(model: nn.Module) -> Iterator[None]:
+    """Within the block, compute as if the low-rank updates of `model` weren't there; what learns stays as it is."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        # peft's own switch would also freeze the updates, and engines have hooks on what learns.
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def merge_lora(model: VisionLanguageModel, part: str | None = None) -> None:
     """Fold the updates of `part` (None: of every part) into the weights they adapt: same function, plain layers.
 
     4-bit weights are dequantized: the result holds the rounded weights, not those that the model had before QLoRA.
     """
-    adapted_parts = [part] if part is not None else list(model.adapters)
-    if not adapted_parts:
-        return
+    for adapted in [part] if part is not None else list(model.adapters):
+        if _make_plain(model, adapted, _merged)["kind"] == "qlora":
+            logger.info("merged 4-bit weights of %s: what rounding to nf4 lost stays lost", adapted)
+
+
+def remove_lora(model: VisionLanguageModel) -> None:
+    """Take the updates of every part off again, which leaves the weights that they adapt; 4-bit ones are dequantized."""
+    for part in list(model.adapters):
+        _make_plain(model, part, lambda layer: layer.get_base_layer())
+
+
+def _make_plain(model: VisionLanguageModel, part: str, plain: "Callable[[LoraLayer], nn.Module]") -> dict[str, Any]:
+    """Put what `plain` makes of each adapted layer of a part in its place; returns what the updates were."""
     from peft.tuners.lora import LoraLayer
 
-    for adapted in adapted_parts:
-        root = model.adapted_module(adapted)
-        for name, module in list(root.named_modules()):
-            if isinstance(module, LoraLayer):
-                replace_module(root, name, _merged(module))
-        del root.peft_config
-        if model.adapters.pop(adapted)["kind"] == "qlora":
-            dequantize_linears(root)
-            logger.info("merged 4-bit weights of %s: what rounding to nf4 lost stays lost", adapted)
+    root = model.adapted_module(part)
+    for name, module in list(root.named_modules()):
+        if isinstance(module, LoraLayer):
+            replace_module(root, name, plain(module))
+    del root.peft_config
+    dequantize_linears(root)
+    return model.adapters.pop(part)
 
 
 def _merged(layer: "LoraLayer") -> nn.Module:

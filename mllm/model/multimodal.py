@@ -14,11 +14,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mllm.batch import NO_PARENT, PADDING_SEGMENT, Batch, flat_places
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
-from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.kernels.packed_rows import PACKED, PackedRows, attention_of, lay_out
 from mllm.media.visual import ImageGeometry, Square, Visual
 from mllm.model.encoders import VisionEncoder
 from mllm.model.fused_encoder import FusedEncoder
 from mllm.model.interface import VisionLanguageModel
+from mllm.model.logits import logit_rule_of
 from mllm.model.projectors import Projector
 from mllm.model.settings import ImageSettings, ProjectorSettings, VideoSettings
 from mllm.model.tile_tokens import projected
@@ -55,7 +56,11 @@ class MultimodalLM(VisionLanguageModel):
         self.adapters: dict[str, dict[str, Any]] = {}  # part → kind and LoraSettings of its low-rank updates
         self.attention_kernel = attention_kernel
         self.neftune_alpha = neftune_alpha
-        refuse_scaled_logits(language_model.config)
+        if not logit_rule_of(language_model).is_plain:
+            raise UserError(
+                f"{type(language_model).__name__} multiplies or soft-caps its logits behind the head, which the layouts that "
+                "a model of parts is written in have no place for; take another language model"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -122,12 +127,11 @@ class MultimodalLM(VisionLanguageModel):
                 )
         check_counts(len(batch.image_places), counts, batch.image_owners)
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D] of packed rows."""
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
         embeddings = self.embed(batch)
         if self.training and self.neftune_alpha:
             embeddings = add_noise(embeddings, batch, self.image_token_id, self.neftune_alpha)
-        rows = lay_out(self.attention_kernel, batch, embeddings.dtype)
+        rows = rows or lay_out(self.attention_kernel, batch, embeddings.dtype)
         with attention_of(self.language_model, PACKED):
             decoder = self.language_model.get_decoder()
             return decoder(
@@ -187,12 +191,12 @@ class MultimodalLM(VisionLanguageModel):
     def encoder_height_of(self, name: str) -> int:
         return self.vision_encoder.height_of(name.removeprefix("vision_encoder."))
 
-    def checkpoint_activations(self) -> None:
-        """As of the interface; the encoder's layers too, where it learns. The language model stays on packed attention: the
-        recomputation comes after the forward's `attention_of` has ended.
-        """
+    def stay_packed(self) -> None:
         self.language_model.set_attn_implementation(PACKED)
-        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def checkpoint_activations(self) -> None:
+        """As of the interface; the encoder's layers too, where it learns."""
+        super().checkpoint_activations()
         if any(parameter.requires_grad for parameter in self.vision_encoder.parameters()):
             self.vision_encoder.recompute_activations()
 
@@ -210,17 +214,6 @@ def check_counts(places: int, counts: Sequence[int], owners: Sequence[str] = ())
     if places != sum(counts):
         named = f" in samples {', '.join(dict.fromkeys(owners))}" if owners else ""
         raise UserError(f"{places} image tokens but {sum(counts)} image features ({len(counts)} images){named}")
-
-
-def refuse_scaled_logits(config: object) -> None:
-    """Raise UserError for language models whose logits aren't simply the head of the hidden state."""
-    for name, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
-        value = getattr(config, name, None)
-        if value is not None and value != neutral:
-            kind = getattr(config, "model_type", "this language model")
-            raise UserError(
-                f"{kind} rescales its logits ({name}={value}), which the supervised-position loss doesn't do"
-            )
 
 
 def add_noise(embeddings: torch.Tensor, batch: Batch, image_token_id: int, alpha: float) -> torch.Tensor:

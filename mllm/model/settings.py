@@ -170,6 +170,10 @@ class ModelSettings(Settings):
     """A model directory that the run begins with: one of ours, which brings the encoder, the projector and the language
     model, or a directory or hub id of any model of transformers that reads images and text.
     """
+    random_weights: bool = False
+    """Whether a model of transformers begins with weights that its own code draws, by the run's seed, in place of those of
+    its directory, which needs none then. False by default.
+    """
     vision_encoder: VisionEncoderSettings | None = None
     """The vision encoder. Needed unless `init_from` is given, under which its `image_size_px` alone may be set."""
     projector: ProjectorSettings = ProjectorSettings()
@@ -201,6 +205,8 @@ class ModelSettings(Settings):
             )
         if not self.init_from and not (encoder and encoder.path and self.language_model):
             raise ValueError("needs vision_encoder (with its path) and language_model, or init_from (a saved model)")
+        if self.random_weights and not self.init_from:
+            raise ValueError("random_weights draws those of a model of transformers: name its directory as init_from")
         return self
 
     @property

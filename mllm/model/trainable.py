@@ -128,6 +128,21 @@ def check_policy(model: VisionLanguageModel, policy: TrainableSettings) -> None:
         raise UserError("trainable: every part is frozen, so there is nothing to train")
 
 
+def idle_modules(model: VisionLanguageModel, policy: TrainableSettings) -> list[str]:
+    """Name what of an encoder that learns as a whole won't, as no feature depends on it: layers of lists, other modules."""
+    if policy.vision_encoder != "full":
+        return []
+    unused = {id(parameter) for parameter in model.unused_parameters()}
+    return sorted({_owner(name) for name, parameter in model.named_parameters() if id(parameter) in unused})
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter is of, or the layer of a list that this stands in."""
+    parts = name.split(".")
+    end = next((place + 1 for place, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[:end])
+
+
 def policy_table(counts: list[PartCount], rates: Mapping[str, tuple[float, float]] | None = None) -> str:
     """Write the counts as lines of text; `rates`: part → (learning rate, weight decay) of its parameters that learn."""
     heads = f"{'learning rate':>15}{'weight decay':>14}" if rates else ""

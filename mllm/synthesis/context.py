@@ -35,7 +35,7 @@ class Box:
 class Context:
     """The facts of one image. `image` is its path as samples name it, `location` where it lies, `size_px` (height, width).
 
-    `id` is unique among inputs of one name; facts that aren't known are empty.
+    `id` is unique among inputs of one name; facts that aren't known are empty. `answers`: what a model said to `question`.
     """
 
     id: str
@@ -47,6 +47,8 @@ class Context:
     ocr: tuple[str, ...] = ()
     alt: str = ""
     size_px: tuple[int, int] | None = None
+    question: str = ""
+    answers: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -87,7 +89,11 @@ def _context(place: str, record: dict[str, Any], source: InputSettings, files: C
         _texts(place, record, ("ocr",)),
         " ".join(_texts(place, record, ("alt", "alt_text"))),
         _size(place, record, location) if boxes else None,
+        " ".join(_texts(place, record, ("question",))),
+        _answers(place, record),
     )
+    if context.answers and not context.question:
+        raise BadRecordError(place, "has `answers` without the `question` that they are to")
     if not context.words.strip():
         raise BadRecordError(place, "has no facts: expected captions, boxes, ocr or alt")
     return context
@@ -107,6 +113,14 @@ def _texts(place: str, record: dict[str, Any], names: tuple[str, ...]) -> tuple[
         raise BadRecordError(place, f"expected text or a list of texts in `{names[0]}`")
     # A fact is a line of the prompt.
     return tuple(flat for flat in (" ".join(text.split()) for text in texts) if flat)
+
+
+def _answers(place: str, record: dict[str, Any]) -> tuple[str, ...]:
+    """What a model said, word for word."""
+    answers = _list(place, record, "answers")
+    if not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise BadRecordError(place, "expected a list of texts in `answers`")
+    return tuple(answer.strip() for answer in answers)
 
 
 def _box(place: str, value: Any) -> Box:

@@ -11,7 +11,7 @@ from mllm.conversation.schema import BoxesPart, Part, TextPart
 from mllm.synthesis.context import Context
 
 # The kinds of samples whose turns may hold places.
-PLACED = frozenset(("grounding", "grounded_caption", "region_text"))
+PLACED = frozenset(("grounding", "grounded_caption", "region_text", "preference"))
 _NUMBER = r"\s*([01]?(?:\.\d+)?)\s*"
 PLACE = re.compile(rf"(?:\{{([^{{}}]*)\}}\s*)?\[{','.join([_NUMBER] * 4)}\]")
 
@@ -23,7 +23,7 @@ def named_place(name: str, place: str) -> str:
 
 def parts_of(text: str, context: Context) -> tuple[Part, ...]:
     """A turn with its places as boxes: those of the facts to the last digit, others as they are written."""
-    exact = _exact(context)
+    exact = _exact(context) if PLACE.search(text) else {}
     parts: list[Part] = []
     done = 0
     for found in PLACE.finditer(text):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import ImagePart, Message, Part, Sample, TextPart
 from mllm.data.readers.vqa import SUFFIX
 from mllm.data.recipe import RecipeSettings, SourceSettings
@@ -21,11 +22,13 @@ from mllm.outputs import check_files
 from mllm.settings import dump_yaml
 from mllm.synthesis.asking import Asked
 from mllm.synthesis.backends.base import InstructionBackend
+from mllm.synthesis.context import Context
+from mllm.synthesis.damage import damaged
 from mllm.synthesis.filters import NAMES, Candidate, ImageFilters
 from mllm.synthesis.grounding import PLACED, parts_of
 from mllm.synthesis.inputs import Refused
 from mllm.synthesis.journal import Totals
-from mllm.synthesis.prompts import Request
+from mllm.synthesis.prompts import Request, seeded_random
 from mllm.synthesis.settings import InstructionConfig
 
 BY = "mllm synth"
@@ -80,6 +83,18 @@ def sample_of(candidate: Candidate) -> Sample:
         asked, answered = (_parts(text, request) for text in (question + suffix, answer))
         messages.append(Message(role="user", content=asked if index else (ImagePart(), *asked)))
         messages.append(Message(role="assistant", content=answered))
+    if candidate.pair is not None:
+        return PreferencePair(
+            id=request.id,
+            messages=tuple(messages[:-1]),
+            images=(context.image,),
+            source=context.source,
+            kind=request.prompt.sort,
+            chosen=messages[-1].content,
+            rejected=_parts(candidate.pair.rejected, request),
+            scores=candidate.pair.scores,
+            margin=candidate.pair.margin,
+        )
     return Sample(
         id=request.id, messages=tuple(messages), images=(context.image,), source=context.source, kind=request.kind
     )
@@ -106,7 +121,8 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
                 output.refused[item.filter] += 1
                 refusals.write(json.dumps(asdict(item), ensure_ascii=False) + "\n")
                 continue
-            sample, context = sample_of(item), item.request.prompt.context
+            context = item.request.prompt.context
+            sample = _written(sample_of(item), context, config)
             if context.source not in writers:
                 holds = is_stored(context.location)
                 path = sample_files(root, context.source)[holds]
@@ -125,6 +141,15 @@ def write_output(config: InstructionConfig, items: Iterable[Candidate | Refused]
                 path.unlink(missing_ok=True)
     _write_recipe(config, written)
     return output
+
+
+def _written(sample: Sample, context: Context, config: InstructionConfig) -> Sample:
+    """`sample`, or, of the share of pairs that become such, the one about its damaged image."""
+    rng = seeded_random(config.seed, sample.id, "damage")
+    if not isinstance(sample, PreferencePair) or rng.random() >= config.damage.share:
+        return sample
+    root = next(Path(source.image_root) for source in config.inputs if source.name == context.source)
+    return damaged(sample, context, root, config.damage, rng, BY)
 
 
 def sample_files(root: Path, name: str) -> tuple[Path, Path]:
@@ -147,9 +172,12 @@ def check_output(config: InstructionConfig) -> None:
 
 def _write_recipe(config: InstructionConfig, files: dict[str, Path]) -> None:
     roots = {source.name: source.image_root for source in config.inputs}
-    sources = tuple(SourceSettings(path=str(path), image_root=roots[name]) for name, path in files.items())
+    reader, stage = ("pairs", "any") if config.writes_pairs else ("messages", "instruct")
+    sources = tuple(
+        SourceSettings(path=str(path), reader=reader, image_root=roots[name]) for name, path in files.items()
+    )
     if sources:
-        recipe = RecipeSettings(name=config.output.name, stage="instruct", sources=sources)
+        recipe = RecipeSettings.model_validate({"name": config.output.name, "stage": stage, "sources": sources})
         write_text_atomically(config.output / "recipe.yaml", dump_yaml(recipe), BY)
     else:
         (config.output / "recipe.yaml").unlink(missing_ok=True)

@@ -3,12 +3,16 @@
 from collections.abc import Iterator
 
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
+from mllm.synthesis.damage import check_place
 from mllm.synthesis.filters import Candidate, Filter, build_filters
 from mllm.synthesis.inputs import ImageDecisions, Inputs, Refused, Waits
 from mllm.synthesis.journal import AnswerReader, Journal
 from mllm.synthesis.judging import Judge, parse_verdict
+from mllm.synthesis.naming import load_objects
 from mllm.synthesis.parsing import UnparsableError, parse_turns
-from mllm.synthesis.prompts import Request, Requests, load_objects
+from mllm.synthesis.preferences import KIND as PREFERENCE
+from mllm.synthesis.preferences import paired
+from mllm.synthesis.prompts import Request, Requests
 from mllm.synthesis.settings import InstructionConfig
 
 
@@ -53,6 +57,8 @@ class InstructionRun:
             if isinstance(item, Refused):
                 yield item
                 continue
+            if self._config.damage.share:
+                check_place(item)
             requests = list(self._requests.about(item))
             yield from requests
             if not requests:
@@ -82,6 +88,13 @@ class InstructionRun:
         if request.question is not None and len(turns) == 1:
             turns = [(request.question, turns[0][1])]
         candidate = Candidate(request, turns)
+        if request.kind == PREFERENCE:
+            by_template = self._backend.kinds is not None
+            try:
+                pair = paired(turns, request.prompt.sort, request.prompt.context, self._objects, by_template)
+            except UnparsableError as error:
+                return Refused("unparsable", f"{error}: {text[:500]}", request.id)
+            candidate = Candidate(request, pair.turns, pair)
         for name, refuses in filters.items():
             detail = refuses(candidate)
             if detail is not None:

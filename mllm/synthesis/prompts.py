@@ -7,7 +7,6 @@ A folder `data_recipes/prompts/KIND` holds `system.txt`, few-shot pairs `1_facts
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,10 @@ from mllm.errors import UserError
 from mllm.resources import shipped_unless_there
 from mllm.synthesis.backends.base import InstructionBackend, Prompt
 from mllm.synthesis.context import Context
+from mllm.synthesis.naming import Objects, load_objects
 from mllm.synthesis.parsing import SCHEMA, Turns, as_blocks, as_json, parse_turns
+from mllm.synthesis.preferences import FOLDERS, Options
+from mllm.synthesis.preferences import KIND as PREFERENCE
 from mllm.synthesis.settings import InstructionConfig
 
 LANGUAGES = {
@@ -30,7 +32,6 @@ BLOCK_FORMAT = (
     "Write each turn as two blocks, `Question:` and `Answer:`, with a line `===` between all blocks, and nothing else."
 )
 JSON_FORMAT = 'Write JSON: {"turns": [{"question": "…", "answer": "…"}]}, and nothing else.'
-Objects = dict[str, tuple[str, ...]]
 NEEDED = {"ocr": "ocr"} | dict.fromkeys(("grounding", "spatial", "grounded_caption", "region_text"), "boxes")
 
 
@@ -107,36 +108,46 @@ class Requests:
                 raise UserError(
                     f"{what}: backend {config.backend.kind} can't write {refused[0]}; it can {', '.join(sorted(possible))}"
                 )
-        self._kinds = {kind: load_kind(config.prompts, kind) for kind in config.kinds}
+        folders: list[str] = [kind for kind in config.kinds if kind != PREFERENCE]
+        folders += FOLDERS.values() if PREFERENCE in config.kinds else []
+        self._kinds = {kind: load_kind(config.prompts, kind) for kind in folders}
         self._objects = load_objects(config.prompts)
 
     def about(self, context: Context) -> Iterator[Request]:
         """requests_per_image requests, of kinds that the facts suffice for; none where they suffice for no kind."""
         config = self.config
-        kinds = {kind: weight for kind, weight in config.kinds.items() if self._is_possible(kind, context)}
+        options = Options(context, self._objects, by_template=self.backend.kinds is not None)
+        kinds = {kind: weight for kind, weight in config.kinds.items() if self._is_possible(kind, options)}
         rng = seeded_random(config.seed, context.source, context.id, "requests")
         for number in range(config.requests_per_image if kinds else 0):
             kind = rng.choices(list(kinds), list(kinds.values()))[0]
             language = rng.choices(list(config.languages), list(config.languages.values()))[0]
-            yield self._request(context, kind, language, number, random.Random(rng.getrandbits(64)))
+            yield self._request(options, kind, language, number, random.Random(rng.getrandbits(64)))
 
-    def _is_possible(self, kind: str, context: Context) -> bool:
+    def _is_possible(self, kind: str, options: Options) -> bool:
         needed = NEEDED.get(kind)
+        if kind == PREFERENCE:
+            return bool(options.sorts)
         if kind == "absent":
-            return bool(present_objects(context, self._objects) and absent_objects(context, self._objects))
+            return bool(options.present and options.absent)
         # Boxes can't be seen; words can, by a model that is sent the image.
         if needed == "boxes" or (needed and self.backend.needs_facts):
-            return bool(getattr(context, needed))
+            return bool(getattr(options.context, needed))
         return True
 
-    def _request(self, context: Context, kind: str, language: str, number: int, rng: random.Random) -> Request:
-        prompts = self._kinds[kind]
+    def _request(self, options: Options, kind: str, language: str, number: int, rng: random.Random) -> Request:
+        context = options.context
         wanted: tuple[str, ...] = ()
         unwanted: tuple[str, ...] = ()
         facts = fact_lines(context)
+        folder, sort = kind, ""
+        if kind == PREFERENCE:
+            asked = options.draw(rng)
+            wanted, unwanted, sort, folder = asked.present, asked.absent, asked.sort, asked.folder
+            facts += asked.lines(context)
+        prompts = self._kinds[folder]
         if kind == "absent":
-            wanted = (rng.choice(present_objects(context, self._objects)),)
-            unwanted = (rng.choice(absent_objects(context, self._objects)),)
+            wanted, unwanted = (rng.choice(options.present),), (rng.choice(options.absent),)
             facts += (
                 f"\nAsk about, to be answered with yes: {wanted[0]}\nAsk about, to be answered with no: {unwanted[0]}"
             )
@@ -158,6 +169,7 @@ class Requests:
             SCHEMA if self.backend.takes_schema else None,
             wanted,
             unwanted,
+            sort,
         )
         return Request(prompt, kind, language, number, rng.choice(questions) if questions else None)
 
@@ -175,41 +187,6 @@ def fact_lines(context: Context) -> str:
     lines += [f"Text in the image: {text}" for text in context.ocr]
     lines += [f"Alternative text: {context.alt}"] if context.alt else []
     return "\n".join(lines)
-
-
-def load_objects(prompts: Path) -> Objects:
-    """Everyday objects that answers are searched for, and absent ones taken from; `name` or `name: word, word` a line.
-
-    The words are others that may stand for the object: where a fact has one of them, it isn't said to be absent.
-    """
-    path = shipped_unless_there("prompts", prompts, "objects.txt")
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; it lists the objects that absent ones are drawn from, one a line")
-    objects = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, words = line.partition(":")
-        if name.strip():
-            objects[name.strip()] = tuple(word.strip() for word in words.split(",") if word.strip())
-    return objects
-
-
-def mentions(text: str, name: str) -> bool:
-    """Whether lower-case `text` has the object `name`, in singular or a regular plural."""
-    # The first test is the cheap one.
-    return name in text and re.search(rf"\b{re.escape(name)}(s|es)?\b", text) is not None
-
-
-def absent_objects(context: Context, objects: Objects) -> list[str]:
-    """Listed objects that no fact speaks of, by name or by another word."""
-    words = context.words
-    return [name for name, others in objects.items() if not any(mentions(words, word) for word in (name, *others))]
-
-
-def present_objects(context: Context, objects: Objects) -> list[str]:
-    """Objects that are certainly there: those of the boxes, and listed ones that a caption names."""
-    captions = " ".join(context.captions).lower()
-    named = [name for name in objects if mentions(captions, name)]
-    return sorted({*named, *(box.category.lower() for box in context.boxes)})
 
 
 def seeded_random(seed: int, *key: object) -> random.Random:

@@ -19,6 +19,7 @@ Kind = Literal[
     "grounded_caption",
     "region_text",
     "absent",
+    "preference",
 ]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -144,6 +145,23 @@ class FilterSettings(Settings):
     """Number of words below which a question may be in an evaluation set, too. 6 by default."""
     evaluation: tuple[EvaluationSettings, ...] = ()
     """Samples that must not be trained on. None by default."""
+    max_length_ratio: float = Field(default=1.3, ge=1)
+    """How many times as many words as the other one an answer of a pair may have. 1.3 by default."""
+    min_margin: float = Field(default=2.0, ge=0)
+    """Difference of a critic's scores, of 1 to 10, from which two answers are a pair. 2 by default."""
+
+
+class DamageSettings(Settings):
+    """Pairs of a right answer about an image and the same about the image damaged."""
+
+    share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the pairs that become such, from 0 to 1. 0 by default."""
+    kinds: tuple[Literal["crop", "noise"], ...] = Field(default=("crop", "noise"), min_length=1)
+    """What is done to the images: `crop` keeps at most a fifth of the area, `noise` leaves little but noise. Both by
+    default, each as likely.
+    """
+    folder: str = Field(default="damaged", pattern=r"^[A-Za-z0-9][\w-]*$")
+    """Name of the folder in the image root that damaged images are written to. `damaged` by default."""
 
 
 class JudgeSettings(Settings):
@@ -180,6 +198,23 @@ class InstructionConfig(Settings):
     """Which samples are refused."""
     judge: JudgeSettings | None = None
     """A model that scores the samples. None by default."""
+    damage: DamageSettings = DamageSettings()
+    """Which pairs are about a damaged image. None by default."""
+
+    @property
+    def writes_pairs(self) -> bool:
+        """Whether the samples are preference pairs."""
+        return "preference" in self.kinds
+
+    @model_validator(mode="after")
+    def _pairs_stand_alone(self) -> "InstructionConfig":
+        if self.writes_pairs and len(self.kinds) > 1:
+            raise ValueError(
+                "kind `preference` writes pairs, which don't go into one file with samples: ask for it alone"
+            )
+        if self.damage.share and not self.writes_pairs:
+            raise ValueError("damage.share is of pairs: ask for kind `preference`")
+        return self
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> "InstructionConfig":

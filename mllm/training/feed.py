@@ -29,6 +29,14 @@ def made_ahead(make: Callable[[int], Made], start: int, end: int) -> Generator[t
             yield made, waited_s
 
 
+def made_in_turn(make: Callable[[int], Made], start: int, end: int) -> Generator[tuple[Made, float], None, None]:
+    """`made_ahead`, but nothing is made before what came before has been used, and making is waiting."""
+    for number in range(start, end):
+        waited_from = time.monotonic()
+        made = make(number)
+        yield made, time.monotonic() - waited_from
+
+
 class Feed:
     """The micro-batches of a window on `device`, in order, each once; iterating uses them up.
 

@@ -23,7 +23,7 @@ import torch
 from mllm.errors import TimeIsUp, UserError
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine, GradientCheck
-from mllm.training.feed import Feed, made_ahead
+from mllm.training.feed import Feed, made_ahead, made_in_turn
 from mllm.training.resume import clean, latest_checkpoint, load_progress, own_state_file, save_checkpoint
 from mllm.training.settings import LoopSettings, OptimizerSettings
 from mllm.training.task import StepWindow, Task
@@ -167,7 +167,8 @@ class Trainer:
         for callback in self.callbacks:
             callback.on_start(step, self.total)
         try:
-            with listen() as requests, closing(made_ahead(self._window, step, end)) as windows:
+            make = made_in_turn if self.task.depends_on_weights else made_ahead
+            with listen() as requests, closing(make(self._window, step, end)) as windows:
                 for (window, feed), waited_s in windows:
                     metrics = self._step(step, window, feed, waited_s)
                     step += 1

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "config.yaml"
 # What a run writes beside it, line by line or anew.
-WRITTEN = ("metrics.jsonl", "samples.jsonl", "benchmarks.jsonl", "skipped.jsonl", "curves.png")
+WRITTEN = ("metrics.jsonl", "samples.jsonl", "benchmarks.jsonl", "answers.jsonl", "skipped.jsonl", "curves.png")
 # Settings that only watch and save: these may change when a run goes on.
 WATCHING: dict[str, Any] = {
     "train": {

@@ -75,7 +75,8 @@ class LoopSettings(Settings):
     """Kernel of attention within packed rows. `auto` (the default) is, on a CPU, calls of segments; on a GPU in 16
     bits, flash-attn 3, 4 or 2 where it is installed and made for the GPU, else torch's variable-length kernel
     (`torch_varlen`); on a GPU in float32, a dense mask (`sdpa`). `flash_attention` is any version of flash-attn.
-    `flex_attention` is taken by name only.
+    `flex_attention` is taken by name only. A model of transformers with masks of its own (windows, spans of images)
+    takes a dense mask, or `flex_attention`'s of blocks.
     """
     fused_layers: FusedLayers = "auto"
     """How norms, gates and rotary embeddings of the language model become single kernels on a GPU: by `liger`, which

@@ -69,13 +69,19 @@ class TaskOutput:
 
 
 class Task(Protocol):
-    """Instruction tuning, contrastive training, …"""
+    """Instruction tuning, contrastive training, …
+
+    depends_on_weights: whether a window is made of what the model says by then, so that none can be made ahead of its step.
+    """
+
+    depends_on_weights: bool
 
     @property
     def steps_per_epoch(self) -> int: ...
 
     def window(self, step: int, rank: int, world_size: int) -> StepWindow:
-        """The work of `rank` in optimizer step `step` (counted from 0 over all epochs): a pure function."""
+        """The work of `rank` in optimizer step `step` (counted from 0 over all epochs): a pure function of these, and of the
+        weights where it depends on them."""
         ...
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:

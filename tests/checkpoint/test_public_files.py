@@ -100,3 +100,17 @@ def test_settings_of_parts_beside_a_model_of_transformers_are_refused(directory)
         begin(image={"fit": "crop"})
     with pytest.raises(UserError, match=r"model\.prompt_format is chatml, but .* its own chat template"):
         begin(prompt_format="chatml")
+
+
+def test_a_directory_without_weights_begins_with_drawn_ones_where_that_is_asked(directory, tmp_path):
+    (directory / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no weights .*model.random_weights: true"):
+        public.load(directory)
+    asked = validate_settings(ModelSettings, {"init_from": str(directory), "random_weights": True}, "test")
+    one, again, other = (begin_model(asked, {}, seed=seed).filled()[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in one.items())
+    drawn = {name for name, tensor in one.items() if not torch.equal(tensor, other[name])}
+    assert {"peer.lm_head.weight", "peer.model.vision_model.encoder.layers.0.mlp.fc1.weight"} <= drawn
+    with pytest.raises(UserError, match="random_weights draws those of a model of transformers: name its directory"):
+        parts = {"vision_encoder": {"path": "eyes"}, "language_model": {"path": "words"}}
+        validate_settings(ModelSettings, parts | {"random_weights": True}, "test")

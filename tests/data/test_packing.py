@@ -7,7 +7,7 @@ from mllm.batch import IGNORE_INDEX
 from mllm.conversation.tokenize import Tokens
 from mllm.data.collate import targets_of
 from mllm.data.example import Example
-from mllm.data.packing import PlacedSegment, Row, _first_fit, _spread, pack
+from mllm.data.packing import PlacedSegment, Row, _first_fit, _spread, pack, pack_bundles
 from mllm.finetune.task import deal
 from mllm.media.visual import WHOLE, Visual
 
@@ -117,3 +117,25 @@ def test_a_row_that_keeps_a_rank_in_step_teaches_nothing_though_an_image_follows
     at_once = Example("at once", Tokens((5, 6), (True, True), (), ()), ())
     (filler,) = deal([Row((PlacedSegment(at_once, 0, 2),))], 1, 2, 1)[0]
     assert filler.length == 1 and set(targets_of(filler.segments[0])) == {IGNORE_INDEX}
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(3, 9), st.integers(1, 9)), min_size=1, max_size=12), st.data())
+def test_a_bundle_is_never_parted_and_shares_what_it_opens_with(shapes, data):
+    """Bundles of two answers of up to 9 tokens to one question of 3 to 9 about one of three images."""
+    bundles = []
+    for number, (image, question, answer) in enumerate(shapes):
+        opening = (*range(question), 50 + number % 2)
+        own = [
+            Tokens(opening + (100 + n,) * answer, (False,) * len(opening) + (True,) * answer, (), ()) for n in (0, 1)
+        ]
+        bundles.append([Example(f"e{number}", tokens, (f"{image}.png",)) for tokens in own])
+    packing = data.draw(st.sampled_from(["none", "samples", "shared_prefix"]))
+    rows = pack_bundles(bundles, packing, 40, data.draw(st.integers(1, 3)))
+    homes = [n for n, row in enumerate(rows) for s in row.segments if s.stop == s.example.length]
+    names = [s.example.sample_id for row in rows for s in row.segments if s.stop == s.example.length]
+    assert sorted(names) == sorted(2 * [f"e{n}" for n in range(len(shapes))])
+    assert len(set(zip(names, homes, strict=True))) == len(shapes)
+    assert all(row.length <= 40 or len({s.example.sample_id for s in row.segments}) == 1 for row in rows)
+    if packing == "shared_prefix":
+        apart = sum(2 * len(two[0].tokens.input_ids) - two[0].first_supervised + 1 for two in bundles)
+        assert sum(row.length for row in rows) <= apart

@@ -169,6 +169,7 @@ def test_a_video_outside_the_image_root_is_refused(data):
         ("tar:0:9:/etc/passwd", "lies in another file"),
         ("parquet-video:0:0:/etc/passwd", "lies in another file"),
         ("span:0:9:/etc/passwd", "names a part of a video, which samples can't"),
+        ("altered:grey:/etc/passwd", "names an altered image, which samples can't"),
     ):
         (data / "t.jsonl").write_text(json.dumps({"id": "t"} | chat(TYPED, videos=[path])))
         with pytest.raises(UserError, match=said):

@@ -16,8 +16,9 @@ from mllm.evaluation.medium import shown
 from tests.helpers.media_releases import MEDIA_WRITERS
 from tests.helpers.releases import WRITERS, write_json
 from tests.helpers.spatial_releases import SPATIAL_CASES, SPATIAL_WRITERS
+from tests.helpers.truth_releases import TRUTH_CASES, TRUTH_WRITERS
 
-ALL_WRITERS = WRITERS | MEDIA_WRITERS | SPATIAL_WRITERS
+ALL_WRITERS = WRITERS | MEDIA_WRITERS | SPATIAL_WRITERS | TRUTH_WRITERS
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -183,6 +184,7 @@ CASES = (
     }
     | MEDIA_CASES
     | SPATIAL_CASES
+    | TRUTH_CASES
     | {
         name: (
             "Please provide the bounding box coordinate of the region this sentence describes: the lady with the blue shirt",
@@ -328,7 +330,9 @@ def test_own_questions_that_are_not_right_are_named(questions, tmp_path):
         find_benchmark(str(questions({"question": "What?"}))).items(tmp_path)
     with pytest.raises(UserError, match="id '1' appears twice"):
         find_benchmark(str(questions(*[{"id": "1", "question": "q", "answer": "a"}] * 2))).items(tmp_path)
-    with pytest.raises(UserError, match="unknown benchmark 'nope'; choose one of: ai2d, alone_boxes, blink, chartqa"):
+    with pytest.raises(
+        UserError, match="unknown benchmark 'nope'; choose one of: ai2d, alone_boxes, amber, amber_discriminative"
+    ):
         find_benchmark("nope")
 
 

@@ -47,7 +47,7 @@ def test_settings_of_a_metric_are_given_by_name(score):
 @pytest.mark.parametrize(
     ("lines", "metric", "more", "said"),
     [
-        (GOOD, "nope", [], "unknown metric 'nope'; choose one of: ai2d, anls,"),
+        (GOOD, "nope", [], "unknown metric 'nope'; choose one of: ai2d, amber, anls,"),
         (GOOD, "gqa", ["--bins", "3"], "metric 'gqa', --bins: extra inputs are not permitted; its settings are: none"),
         ([{"prediction": 0.5, "references": 1}], "ece", ["--bins", "0"], "--bins: input should be greater than"),
         ([], "gqa", [], "p.jsonl is empty"),

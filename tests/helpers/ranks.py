@@ -17,9 +17,13 @@ from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.finetune.run import build_beginning, filling, finetune, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
+from mllm.grpo.run import learn_from_rewards
+from mllm.grpo.settings import GrpoSettings
 from mllm.kernels import loss
 from mllm.model.assemble import parameters_on_meta
 from mllm.model.trainable import apply_policy, count_parameters
+from mllm.preference.run import train_preference
+from mllm.preference.settings import PreferenceSettings
 from mllm.settings import validate_settings
 from mllm.training.build_engine import start_engine
 from mllm.training.deepspeed_engine import init_distributed
@@ -27,6 +31,9 @@ from tests.helpers.collectives import meeting, recorded
 
 PATIENCE_S = {"stuck": 10}  # the others have as long as a busy machine takes to start them
 WAIT_S = 600
+
+
+KINDS = {"preference": (PreferenceSettings, train_preference), "rewards": (GrpoSettings, learn_from_rewards)}
 
 
 def runs_in_step(planned: str) -> None:
@@ -39,11 +46,12 @@ def runs_in_step(planned: str) -> None:
     dist.destroy_process_group = lambda group=None: None
     store, rank, world_size = next(dist.rendezvous("env://"))
     for number, (values, stop_after) in enumerate(json.loads(planned)):
-        settings = validate_settings(FinetuneSettings, values, "test")
+        kind, train = next((found for group, found in KINDS.items() if group in values), (FinetuneSettings, finetune))
+        settings = validate_settings(kind, values, "test")
         with recorded(meeting(dist.PrefixStore(f"run{number}", store), rank, world_size)):
             if stop_after is not None:
-                assert finetune(settings, stop_after) is None
-            assert finetune(settings) is not None
+                assert train(settings, stop_after) is None
+            assert train(settings) is not None
 
 
 def _begin(settings):

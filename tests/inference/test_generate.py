@@ -11,6 +11,7 @@ from mllm.inference.decoding import Decoding
 from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import Request, generate_answers, generate_batch, generate_rows
 from mllm.inference.prefix import plan_batches, plan_groups
+from mllm.inference.reading import EmbeddedReader
 from mllm.inference.request import prompt_of
 from tests.helpers.tiny import TOKENIZERS, save_image, tiny_settings
 
@@ -110,8 +111,9 @@ def test_equal_prompts_that_end_in_an_image_share_what_comes_before_it(tiny_part
 
 def test_each_distinct_image_is_encoded_once(assembled, requests, images):
     model, processor = assembled
-    features = ImageFeatures(model, processor)
-    generate_answers(model, processor, requests, Decoding(max_new_tokens=2), batch_size=2, features=features)
+    reader = EmbeddedReader(model, processor)
+    generate_answers(model, processor, requests, Decoding(max_new_tokens=2), batch_size=2, reader=reader)
+    features = reader.features
     assert features.encoded == 3
     small = ImageFeatures(model, processor, budget_bytes=1)
     shown = prompt_of(ask("what", images[1]), processor).shown

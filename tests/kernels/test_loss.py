@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mllm.kernels import loss as loss_module
+from mllm.kernels.logit_rule import LogitRule
 from mllm.kernels.loss import supervised_loss_sum
 
 POSITIONS, WIDTH, VOCABULARY = 37, 24, 301
@@ -39,6 +40,20 @@ def test_loss_and_gradients_in_chunks_equal_those_of_all_logits(head, positions,
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         assert torch.allclose(supervised_loss_sum(hidden, head, targets), theirs[0])
+
+
+@pytest.mark.parametrize("rule", [LogitRule(0.25), LogitRule(1.0, 1.5), LogitRule(3.0, 2.0)], ids=str)
+@pytest.mark.parametrize("plain", [True, False], ids=["linear", "another head"])
+def test_what_a_model_does_to_its_logits_is_done_to_every_chunk(head, positions, rule, plain, monkeypatch):
+    monkeypatch.setattr(loss_module, "LOGIT_ELEMENTS", 5 * VOCABULARY)
+    hidden, targets = positions
+    own = head if plain else nn.Sequential(head)
+    ours = gradients(supervised_loss_sum(hidden, own, targets, None if plain else 5, rule), hidden, head)
+    theirs = gradients(F.cross_entropy(rule(head(hidden)), targets, reduction="sum"), hidden, head)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(supervised_loss_sum(hidden, own, targets, 5, rule), theirs[0])
 
 
 def test_under_autocast_the_products_are_in_bfloat16_and_the_sums_are_not(head, positions, monkeypatch):

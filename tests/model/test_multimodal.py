@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from mllm.batch import answers_of
 from mllm.checkpoint import ours as checkpoint
 from mllm.checkpoint.start import build, load_processor
 from mllm.conversation.schema import ImagePart, Message, TextPart
@@ -14,17 +15,15 @@ from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.errors import UserError
 from mllm.inference.generate import Request, generate_batch
+from mllm.kernels.log_probs import answer_sums
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
-from tests.helpers.samples import batch_of, fail, loss_and_gradients
+from tests.helpers.samples import batch_of, fail, loss_and_gradients, sample
 from tests.helpers.tiny import tiny_settings
 
 
-@pytest.mark.parametrize("encoder", ["clip", "siglip"])
-def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
-    model, processor = build(tiny_settings(tiny_parts, encoder))
-    model.eval()
-    batch = batch_of(samples, processor, "none")
+def transformers_llava(model, processor, encoder="clip"):
+    """The same weights in transformers' own class."""
     config = LlavaConfig(
         vision_config=model.vision_encoder.model.config,
         text_config=model.language_model.config,
@@ -44,12 +43,42 @@ def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
     state |= {f"model.multi_modal_projector.{k}": v for k, v in model.projector.folded_state().items()}
     missing, unexpected = peer.load_state_dict(state, strict=False)
     assert not unexpected and not missing
+    return peer
+
+
+@pytest.mark.parametrize("encoder", ["clip", "siglip"])
+def test_logits_equal_transformers_llava(tiny_parts, samples, encoder):
+    model, processor = build(tiny_settings(tiny_parts, encoder))
+    model.eval()
+    batch = batch_of(samples, processor, "none")
+    peer = transformers_llava(model, processor, encoder)
     with torch.no_grad():
         ours = model.logits(batch)
         mask = (batch.segment_ids >= 0).long()
         theirs = peer(input_ids=batch.input_ids, pixel_values=batch.normalized_tiles(), attention_mask=mask).logits
     real = mask.bool()
     assert (ours[real] - theirs[real]).abs().max() < 1e-4
+
+
+def test_log_probs_of_answers_on_shared_trunks_equal_those_of_transformers_llava_on_single_rows(tiny_parts, samples):
+    model, processor = build(tiny_settings(tiny_parts))
+    model.eval()
+    peer, image = transformers_llava(model, processor), samples[0].images
+    asked = [("is it red", ("yes it is", "no")), ("what is this", ("a cat and a dog", "a red dog", "yes"))]
+    sides = [sample(question, question, answer, image) for question, answers in asked for answer in answers]
+    batch = batch_of(sides, processor, "shared_prefix")
+    assert batch.bounds.has_trunks and len(batch.input_ids) == 1
+    places, lengths = answers_of(batch)
+    with torch.no_grad():
+        ours = answer_sums(model(batch, by_token=True), lengths)
+        for side, found in zip(sides, ours, strict=True):
+            alone = batch_of([side], processor, "none")
+            logits = peer(input_ids=alone.input_ids, pixel_values=alone.normalized_tiles()).logits[0]
+            log_probs = logits[alone.target_places].log_softmax(-1).gather(1, alone.target_ids[:, None])
+            assert found.item() == pytest.approx(log_probs.double().sum().item(), rel=1e-6)
+    assert [segment for _, segment in places] == [1, 2, 3, 4, 5]
+    # What ends an answer is one of its tokens.
+    assert batch.target_ids[lengths.cumsum(0) - 1].eq(processor.stop_token_ids[0]).all()
 
 
 @pytest.mark.parametrize("policy", ["full", "lora"])

@@ -9,7 +9,7 @@ import torch
 
 from mllm.checkpoint.ours import save
 from mllm.checkpoint.start import begin_model
-from mllm.finetune.settings import FinetuneSettings
+from mllm.commands.train import read_run
 from mllm.media.planner import Planner
 from mllm.media.tilings import Tiling
 from mllm.media.visual import Clip, Size
@@ -19,12 +19,11 @@ from mllm.model.projectors.resampler import sine_cosine_positions
 from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings, VisionEncoderSettings
 from mllm.model.tile_tokens import projected
 from mllm.resources import find_ds_config
-from mllm.settings import load_settings
 from tests.helpers.tiny import tiny_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
-    path.stem: load_settings(FinetuneSettings, path)
+    path.stem: read_run(str(path))
     for path in sorted((ROOT / "train/configs").glob("*.yaml"))
     if path.stem != "demo_clip"
 }

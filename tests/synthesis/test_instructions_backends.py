@@ -17,18 +17,20 @@ from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.settings import validate_settings
 from mllm.synthesis.backends.local import LocalBackend
-from mllm.synthesis.backends.template import TemplateBackend, plural, with_article
+from mllm.synthesis.backends.template import TemplateBackend
 from mllm.synthesis.context import Box, Context, read_contexts
 from mllm.synthesis.filters import Candidate, build_filters
 from mllm.synthesis.grounding import parts_of
 from mllm.synthesis.inputs import Inputs
-from mllm.synthesis.prompts import Requests, load_kind, load_objects
+from mllm.synthesis.naming import load_objects
+from mllm.synthesis.prompts import Requests, load_kind
 from mllm.synthesis.run import write_instructions
 from mllm.synthesis.settings import Kind, LocalSettings
+from mllm.synthesis.statements import plural, with_article
 from tests.helpers.demo_inputs import picture_bytes, read_lines
 from tests.helpers.facts import NO_IMAGES, PROMPTS, fact_records, make_run
 
-TEMPLATE_KINDS = {kind: 1 for kind in get_args(Kind) if kind != "reasoning"}
+TEMPLATE_KINDS = {kind: 1 for kind in get_args(Kind) if kind not in ("reasoning", "preference")}
 
 
 def test_templates_write_every_kind_but_reasoning_and_every_sample_passes_the_filters(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_a_mistake_in_the_settings_is_one_clear_line(tmp_path: Path, changes: di
         write_instructions(make_run(tmp_path, records, **changes))
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", [kind for kind in get_args(Kind) if kind != "preference"])
 def test_the_examples_that_ship_pass_the_filters_of_their_kind(kind: str, tmp_path: Path) -> None:
     """What is shown to a model as good must be good."""
     prompts = load_kind(PROMPTS, kind)

@@ -12,8 +12,9 @@ from mllm.synthesis.context import Box, Context, read_contexts
 from mllm.synthesis.filters import Candidate, build_filters
 from mllm.synthesis.filters.duplicates import NearDuplicate, Seen
 from mllm.synthesis.filters.images import HashSet
+from mllm.synthesis.naming import absent_objects, load_objects, present_objects
 from mllm.synthesis.parsing import UnparsableError, as_blocks, as_json, parse_turns
-from mllm.synthesis.prompts import Request, absent_objects, load_objects, present_objects
+from mllm.synthesis.prompts import Request
 from mllm.synthesis.run import write_instructions
 from mllm.synthesis.settings import FilterSettings, InputSettings
 from tests.helpers.demo_inputs import read_lines

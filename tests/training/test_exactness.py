@@ -11,11 +11,15 @@ from mllm.checkpoint.ours import load
 from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
+from mllm.grpo.run import learn_from_rewards
+from mllm.grpo.settings import GrpoSettings
 from mllm.settings import validate_settings
 from mllm.training.ds_config import fill_ds_config
 from tests.helpers.commands import command
 from tests.helpers.launches import launch_runs
-from tests.helpers.runs import config, run_here, series, skipped_ids
+from tests.helpers.own_rewards import reward_config
+from tests.helpers.pairs import learn, pair_config, write_pairs
+from tests.helpers.runs import ROOT, config, metrics, run_here, series, skipped_ids
 from tests.helpers.tiny import save_image
 
 pytestmark = pytest.mark.slow
@@ -66,6 +70,23 @@ def write_recipe_with_bad_images(root, bad):
     )
 
 
+def pairs_run(tiny_parts, root, name, stage=None):
+    """A run of odd steps of pairs, with every kind of term; stage: of ZeRO, at 3 with every tensor partitioned."""
+    objective = {"terms": {"sigmoid": 1, "bco": 0.5, "sft": 0.5, "image": 1}, "damage": {"kind": "noise"}}
+    own = pair_config(tiny_parts, write_pairs(root / "pairs"), root / name, objective, train__epochs=2)
+    return over_ranks(own, root, name, stage)
+
+
+def over_ranks(own, root, name, stage):
+    """Settings of a run by two ranks at a stage of ZeRO; as they are without one."""
+    if stage is not None:
+        ds_config = json.loads((ROOT / f"ds_configs/zero{stage}.json").read_text())
+        ds_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        (root / f"{name}.json").write_text(json.dumps(ds_config))
+        own["engine"] = {"kind": "deepspeed", "ds_config": str(root / f"{name}.json"), "world_size": 2}
+    return own
+
+
 @pytest.fixture(scope="module")
 def one_process(tiny_parts, recipe, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("one")
@@ -97,8 +118,17 @@ def under_zero(tiny_parts, recipe, tmp_path_factory):
     skipping = config(tiny_parts, root / "bad" / "r.yaml", root / "skipping", **skips)
     skipping["engine"] = {"kind": "deepspeed", "ds_config": "ds_configs/zero2.json"}
     more = [(values(f"projector_{stage}", stage, 2, trainable={}), None) for stage in (1, 2)]
+    of_answers = [
+        (
+            over_ranks(reward_config(tiny_parts, recipe, root / f"answers_{stage}"), root, f"answers_{stage}", stage),
+            None,
+        )
+        for stage in ("2", "3")
+    ]
+    of_pairs = [pairs_run(tiny_parts, root, f"pairs_{stage}", f"{stage}") for stage in (2, 3)]
     # Before stage 3, with which DeepSpeed gives the whole process another linear function.
-    runs[2] = [(values("resumed", 2, 2), 3), (skipping, None), *more, *runs[2]]
+    runs[2] = [(values("resumed", 2, 2), 3), (skipping, None), *more, (of_pairs[0], 2), of_answers[0], *runs[2]]
+    runs[2] += [(of_pairs[1], None), of_answers[1]]
     for ranks, planned in runs.items():
         (root / str(ranks)).mkdir()
         launch_runs(planned, root / str(ranks), ranks)
@@ -137,6 +167,32 @@ def test_a_ds_config_that_contradicts_the_settings_is_refused_with_both_values(t
     settings = validate_settings(FinetuneSettings, config(tiny_parts, recipe, tmp_path), "test")
     with pytest.raises(UserError, match=r"gradient_clipping=2.0, our settings say 0.5"):
         fill_ds_config({"gradient_clipping": 2.0}, settings.optim, settings.train)
+
+
+def test_preference_under_zero_stopped_and_resumed_equals_one_process(tiny_parts, under_zero):
+    learn(pairs_run(tiny_parts, under_zero, "pairs_one"))
+    own = metrics(under_zero / "pairs_one")
+    told = [name for name in own[0] if name.startswith(("reward", "chosen", "rejected", "image", "loss"))]
+    for stage in (2, 3):
+        found = metrics(under_zero / f"pairs_{stage}")
+        assert len(found) == len(own) == 4
+        for a, b in zip(found, own, strict=True):
+            assert a["sample_ids"] == b["sample_ids"] and a["targets"] == b["targets"] == 5
+            assert [a[n] for n in told] == pytest.approx([b[n] for n in told], rel=1e-5, abs=1e-5), stage
+        assert found[0]["grad_norm"] == pytest.approx(own[0]["grad_norm"], rel=1e-5)
+
+
+def test_answers_sampled_by_ranks_and_what_they_teach_are_those_of_one_process(tiny_parts, recipe, under_zero):
+    values = reward_config(tiny_parts, recipe, under_zero / "answers_one")
+    learn_from_rewards(validate_settings(GrpoSettings, values, "test"))
+    own, said = metrics(under_zero / "answers_one"), (under_zero / "answers_one" / "answers.jsonl").read_text()
+    for stage in (2, 3):
+        found = metrics(under_zero / f"answers_{stage}")
+        assert (under_zero / f"answers_{stage}" / "answers.jsonl").read_text().splitlines()[:3] == said.splitlines()[:3]
+        for name in ("reward", "reward_std", "targets", "answer_tokens"):
+            assert found[0][name] == own[0][name], stage
+        assert found[0]["grad_norm"] == pytest.approx(own[0]["grad_norm"], rel=1e-5)
+        assert len(found) == 2 and found[1]["sample_ids"] == own[1]["sample_ids"]
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -79,31 +79,32 @@ def test_a_signal_or_a_kill_of_one_rank_costs_two_ranks_nothing(tiny_parts, reci
     """ZeRO-3 with dropout, a held-out loss, sample answers and a benchmark, for which all ranks have to stay in step."""
 
     def written(name):
-        values = config(tiny_parts, recipe, tmp_path / name, train__epochs=6)
-        values["train"] |= {"save_every_steps": 6, "keep_checkpoints": 1, "keep_best_by": "heldout_loss"}
+        values = config(tiny_parts, recipe, tmp_path / name, train__epochs=4)
+        values["train"] |= {"save_every_steps": 4, "keep_checkpoints": 1, "keep_best_by": "heldout_loss"}
         values["trainable"] = {"language_model": "lora", "lora": {"rank": 4, "alpha": 8, "dropout": 0.3}}
         values["engine"] = {"ds_config": "ds_configs/zero3.json", "world_size": 2}
-        values["eval"] = {"recipe": str(recipe), "every_steps": 9}
+        values["eval"] = {"recipe": str(recipe), "every_steps": 6}
         questions = {"file": str(recipe.parent / "samples.jsonl"), "image_root": str(recipe.parent), "count": 3}
-        values["samples"] = questions | {"every_steps": 9, "max_new_tokens": 6}
-        values["benchmarks"] = {"names": [str(own)], "data": str(tmp_path), "every_steps": 9}
+        values["samples"] = questions | {"every_steps": 6, "max_new_tokens": 6}
+        values["benchmarks"] = {"names": [str(own)], "data": str(tmp_path), "every_steps": 6}
         path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
         return path, tmp_path / name
 
-    own = tmp_path / "own.jsonl"
+    own, questions = tmp_path / "own.yaml", tmp_path / "own.jsonl"
+    own.write_text(yaml.safe_dump({"file": questions.name, "max_new_tokens": 6}))
     images = (str(recipe.parent / f"{colour}.png") for colour in ("red", "blue", "gray"))
-    own.write_text(
+    questions.write_text(
         "\n".join(json.dumps({"image": i, "question": "what colour is this", "answer": "red"}) for i in images)
     )
     whole, parts = written("whole"), written("parts")
     finish(whole[0])
-    code, errors = signal_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=3)
+    code, errors = signal_one_rank(*parts, rank=1, number=signal.SIGUSR1, after_steps=2)
     assert code == 75 and "time is up: saved at step" in errors, errors[-3000:]
     (saved,) = checkpoints(parts[1])
     steps = len(metrics(parts[1]))
-    assert saved.name == f"step_{steps:08d}" and steps < 18
-    assert kill_one_rank(*parts, rank=0, after_steps=steps + 5) == [-signal.SIGKILL, 1]
+    assert saved.name == f"step_{steps:08d}" and steps < 12
+    assert kill_one_rank(*parts, rank=0, after_steps=steps + 3) == [-signal.SIGKILL, 1]
     assert not (parts[1] / "final").exists()
     finish(parts[0])
     assert series(parts[1]) == series(whole[1])

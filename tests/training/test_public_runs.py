@@ -8,6 +8,7 @@ import yaml
 
 import mllm
 from mllm.checkpoint import public
+from mllm.checkpoint.export import export
 from mllm.model.public import wrap
 from tests.helpers.launches import launch_runs
 from tests.helpers.public_models import tiny
@@ -18,15 +19,21 @@ pytestmark = pytest.mark.slow
 
 FULL = {"language_model": "full", "projector": "full", "vision_encoder": "full"}
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
-ADAPTED = {"language_model": "lora", "vision_encoder": "lora", "lora": LORA, "vision_encoder_lora": LORA}
+POLICIES = {
+    "full": FULL,
+    "dora": {"language_model": "dora", "vision_encoder": "lora", "lora": LORA, "vision_encoder_lora": LORA},
+    "qlora": {"language_model": "qlora", "projector": "full", "lora": LORA},
+}
 
 
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("peer") / "model"
-    model, processor = wrap(*tiny("rows_and_columns"))
-    public.write(directory, model, processor, model.state_dict())
-    return directory
+def peers(tmp_path_factory):
+    """By name, the directory of a model."""
+    root = tmp_path_factory.mktemp("peers")
+    for name in ("rows_and_columns", "several_axes"):
+        model, processor = wrap(*tiny(name))
+        public.write(root / name, model, processor, model.state_dict())
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +71,28 @@ def partitioned(tmp_path, name):
     return str(tmp_path / f"{name}.json")
 
 
-def test_ranks_packing_and_resuming_train_as_one_process_does(peer, uneven, tmp_path):
-    zero2, zero3 = "ds_configs/zero2.json", partitioned(tmp_path, "zero3")
+def test_ranks_packing_and_resuming_train_as_one_process_does(peers, uneven, tmp_path):
+    zero2, zero3 = (
+        {"kind": "deepspeed", "ds_config": path} for path in ("ds_configs/zero2.json", partitioned(tmp_path, "zero3"))
+    )
+    fsdp = {"kind": "fsdp", "world_size": 2}
+    recomputed = {"packing": "shared_prefix", "gradient_checkpointing": True}
     cases = {
-        "zero2": (FULL, zero2, {"packing": "samples"}, 2),
-        "zero3": (FULL, zero3, {"packing": "shared_prefix", "gradient_checkpointing": True}, 2),
-        "zero3_lora": (ADAPTED, zero3, {}, None),
+        "zero2": ("rows_and_columns", "full", zero2, {"packing": "samples"}, 2),
+        "zero3": ("several_axes", "full", zero3, recomputed, 2),
+        "zero3_dora": ("several_axes", "dora", zero3, {}, None),
+        "fsdp": ("several_axes", "full", fsdp, recomputed, None),
+        "fsdp_qlora": ("several_axes", "qlora", fsdp, {"packing": "samples"}, None),
     }
     runs = [
-        (
-            values(peer, uneven, tmp_path / name, policy, **changes)
-            | {"engine": {"kind": "deepspeed", "ds_config": ds_config}},
-            stop_after,
-        )
-        for name, (policy, ds_config, changes, stop_after) in cases.items()
+        (values(peers / peer, uneven, tmp_path / name, POLICIES[policy], **changes) | {"engine": engine}, stop_after)
+        for name, (peer, policy, engine, changes, stop_after) in cases.items()
     ]
     launch_runs(runs, tmp_path)
-    for name, policy in {"full": FULL, "adapted": ADAPTED}.items():
-        run_here(values(peer, uneven, tmp_path / name, policy))
-    for name, (policy, *_) in cases.items():
-        here, there = tmp_path / ("full" if policy is FULL else "adapted"), tmp_path / name
+    for peer, policy in sorted({(peer, policy) for peer, policy, *_ in cases.values()}):
+        run_here(values(peers / peer, uneven, tmp_path / f"{peer}_{policy}", POLICIES[policy]))
+    for name, (peer, policy, *_) in cases.items():
+        here, there = tmp_path / f"{peer}_{policy}", tmp_path / name
         (ids, losses, norms), (own_ids, own_losses, own_norms) = series(here), series(there)
         assert own_ids == ids and len(ids) == 3, name
         assert own_losses == pytest.approx(losses, rel=1e-5), name
@@ -91,3 +100,7 @@ def test_ranks_packing_and_resuming_train_as_one_process_does(peer, uneven, tmp_
         ends = [mllm.load(path)[0].state_dict() for path in (here, there)]
         assert ends[0].keys() == ends[1].keys() and losses[-1] < losses[0]
         assert all(torch.allclose(t, ends[1][n], atol=1e-4) for n, t in ends[0].items()), name
+    # Its base is that of the run's settings, which the export holds the trained weights against.
+    export(str(tmp_path / "zero3_lora"), tmp_path / "adapter", "peft")
+    kept = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
+    assert kept == ["model.connector.modality_projection.proj"]

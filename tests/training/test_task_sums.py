@@ -37,6 +37,7 @@ class Position:
 class Positions:
     """Says at which positions its targets stand, and the value of the parameter that it learns."""
 
+    depends_on_weights = False
     steps_per_epoch = STEPS
 
     def window(self, step, rank, world_size):

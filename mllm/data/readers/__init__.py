@@ -6,7 +6,19 @@ tar, a URL) isn't its affair.
 """
 
 # The modules enter themselves in READERS.
-from mllm.data.readers import captions, cauldron, coco, grit, llava, messages, refcoco, sharegpt, vqa  # noqa: F401
+from mllm.data.readers import (  # noqa: F401
+    captions,
+    cauldron,
+    coco,
+    grit,
+    llava,
+    messages,
+    pairs,
+    preferences,
+    refcoco,
+    sharegpt,
+    vqa,
+)
 from mllm.data.readers.registry import READERS, Reader
 
 __all__ = ["READERS", "Reader"]

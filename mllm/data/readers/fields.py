@@ -25,6 +25,7 @@ READERS_OF = {
     "caption": "`captions`",
     "annotations": "`coco_captions` or `coco_boxes`",
     "questions": "`vqa`",
+    "rejected": "`pairs`",
 }
 
 

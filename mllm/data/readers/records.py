@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Fault, Sample
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import SYSTEM_FIELDS, without_nulls
@@ -51,9 +52,10 @@ MEDIA_FIELDS = frozenset(
 )
 MEDIA_PLACEHOLDER = re.compile(r"^\s*<(video|audio)>|<(video|audio)>\s*$")
 # What a sample says about how to train on it, and what a turn says.
+OF_PAIRS = ("chosen", "rejected", "chosen_response", "rejected_response")
 OF_SAMPLES = {
     **dict.fromkeys(("tools", "functions"), "tools"),
-    **dict.fromkeys(("chosen", "rejected", "chosen_response", "rejected_response"), "preference pairs"),
+    **dict.fromkeys(OF_PAIRS, "preference pairs (which the reader `pairs` reads)"),
     **dict.fromkeys(("weight", "loss_weight", "sample_weight"), "weights of samples"),
     "history": "earlier turns outside the conversation",
     "loss_mask": "a choice of what is learned",
@@ -198,7 +200,8 @@ def _field_fault(record: dict[str, Any], sample: Sample) -> Fault | None:
         if _says_something(record.get(name)) and record[name] != system:
             reason = f"has `{name}` beside another system turn, or not as text; have one system turn, as text"
             return Fault(kind="unread", reason=reason)
-    return _setting_fault(record, OF_SAMPLES, "")
+    read = OF_PAIRS if isinstance(sample, PreferencePair) else ()
+    return _setting_fault({name: value for name, value in record.items() if name not in read}, OF_SAMPLES, "")
 
 
 def _hidden_image_fault(record: dict[str, Any]) -> Fault | None:

@@ -27,7 +27,7 @@ def read_sharegpt(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     turns = record.get("conversations", record.get("messages"))
     if not isinstance(turns, list):
         raise BadRecordError(place, f"expected `conversations` or `messages` (a list of turns); {found(record)}")
-    messages = place_media(place, [_turn(place, turn) for turn in turns], media)
+    messages = place_media(place, [read_turn(place, turn) for turn in turns], media)
     yield Sample(
         id=str(record.get("id", place)),
         messages=with_system(record, messages),
@@ -36,7 +36,8 @@ def read_sharegpt(place: str, record: dict[str, Any]) -> Iterator[Sample]:
     )
 
 
-def _turn(place: str, turn: Any) -> tuple[Any, str]:
+def read_turn(place: str, turn: Any) -> tuple[Any, str]:
+    """(role, text) of a turn."""
     what = f"a turn needs `from` or `role` ({', '.join(ROLES)}) and `value` or `content` (text)"
     if not isinstance(turn, dict):
         raise BadRecordError(place, f"{what}; found {type(turn).__name__}")

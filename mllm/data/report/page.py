@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from mllm.conversation.pair import SIDES, PreferencePair
 from mllm.conversation.schema import Sample, media_kinds
+from mllm.data.answer_balance import guessed_share
 from mllm.data.report.survey import Survey
 from mllm.errors import ImageBudgetError, UserError
 from mllm.html import draw_histogram, write_html
@@ -20,6 +22,7 @@ SHOWN_CHARACTERS = 600
 WORD_EDGES = (1, 2, 3, 5, 10, 20, 40, 80, 160, 320, 640)
 TILE_EDGES = (2, 3, 4, 5, 6, 7, 9, 11, 13, 17, 25)
 TOKEN_EDGES = (64, 128, 256, 512, 577, 1024, 1536, 2048, 3072, 4096, 8192)
+RATIO_EDGES = (50, 67, 80, 90, 100, 111, 125, 150, 200)
 SIDE_EDGES = (64, 128, 224, 336, 448, 640, 1024, 2048, 4096)
 
 
@@ -36,7 +39,7 @@ def write_page(path: Path, title: str, survey: Survey, planner: VisualPlanner | 
         parts.append(f"<section><h2>image {name} in px</h2>{draw_histogram(sizes, SIDE_EDGES)}</section>")
     if planner is not None:
         parts += _planned(survey.sides, planner)
-    parts.append(f"</div>{_balance(survey)}{_overlap(survey)}")
+    parts.append(f"</div>{_pairs(survey)}{_balance(survey)}{_overlap(survey)}")
     for name, funnel in survey.funnels.items():
         parts.append(f"<h2>losses of the synthesis</h2><p><small>{escape(name)}</small></p>{_funnel(funnel)}")
     if survey.shown[FIRST:]:
@@ -78,6 +81,23 @@ def _bars(counts: Mapping[str, int]) -> str:
     return f"<table>{''.join(cells)}{rest}</table>"
 
 
+def _pairs(survey: Survey) -> str:
+    """Lengths of both answers of the pairs, and why others aren't used; nothing where there are none."""
+    counts, bad = survey.pairs, survey.bad_pairs
+    if not counts.pairs and not bad:
+        return ""
+    hundredths = Counter({round(100 * ratio): count for ratio, count in counts.ratios.items()})
+    figures = {
+        "words chosen": (counts.chosen, WORD_EDGES),
+        "words rejected": (counts.rejected, WORD_EDGES),
+        "words chosen by rejected, in percent": (hundredths, RATIO_EDGES),
+    }
+    drawn = "".join(f"<section><h3>{name}</h3>{draw_histogram(*each)}</section>" for name, each in figures.items())
+    drawn += f"<section><h3>pairs that can't be used</h3>{_bars(bad)}</section>" if bad else ""
+    summary = escape(counts.summary(sum(bad.values())))
+    return f"<h2>pairs</h2><p>{summary}</p><div class=row>{drawn}</div>"
+
+
 def _balance(survey: Survey) -> str:
     total = sum(survey.yes_no.values(), Counter[str]())
     parts = [
@@ -93,7 +113,30 @@ def _balance(survey: Survey) -> str:
             f"<section><h3>yes {total['yes']:,}, no {total['no']:,}</h3><p>The least balanced questions:</p>"
             f"<table><tr><th>question</th><th>yes</th><th>no</th></tr>{rows}</table></section>"
         )
-    return "".join(parts) + "</div>"
+    return "".join(parts) + "</div>" + _forms(survey)
+
+
+def _forms(survey: Survey) -> str:
+    """Short answers by the form of their question, the most frequent forms first; nothing where there are none."""
+    if not survey.forms:
+        return ""
+    frequent = sorted(survey.forms.items(), key=lambda item: (-item[1].total(), item[0]))
+    rows = []
+    for form, counts in frequent[:ROWS]:
+        answer, most = min(counts.items(), key=lambda item: (-item[1], item[0]))
+        share = 100 * most / counts.total()
+        rows.append(
+            f"<tr><td>{escape(form)} …</td><td class=n>{counts.total():,}</td><td class=n>{len(counts):,}</td>"
+            f"<td>{escape(answer[:40])}</td><td class=n>{share:.0f} %</td>"
+            f"<td><span class=bar style='width:{1.4 * share:.0f}px'></span></td></tr>"
+        )
+    rest = f"<tr><td>{len(frequent) - ROWS:,} more</td></tr>" if len(frequent) > ROWS else ""
+    head = "".join(f"<th>{name}</th>" for name in ("question", "times", "answers", "commonest", "share", ""))
+    return (
+        "<h3>short answers by the form of the question</h3><p>Who knows the form alone, and gives its commonest answer, is "
+        f"right of {100 * guessed_share(survey.forms):.0f} %. <code>balance_answers: true</code> in a source evens answers "
+        f"out.</p><table><tr>{head}</tr>{''.join(rows)}{rest}</table>"
+    )
 
 
 def _overlap(survey: Survey) -> str:
@@ -134,7 +177,16 @@ def _card(sample: Sample) -> str:
         f"{'…' if len(message.text) > SHOWN_CHARACTERS else ''}</p>"
         for message in sample.messages[:8]
     )
+    turns += _answers(sample) if isinstance(sample, PreferencePair) else ""
     return f"<div class=card>{pictures}{turns}<small>{escape(sample.id)} · {escape(sample.kind)}</small></div>"
+
+
+def _answers(pair: PreferencePair) -> str:
+    shown = ((name, f"{pair.context}{text}") for name, text in zip(SIDES, pair.texts, strict=True))
+    return "".join(
+        f"<p><b class=name>{name}</b> {escape(text[:SHOWN_CHARACTERS])}{'…' if len(text) > SHOWN_CHARACTERS else ''}</p>"
+        for name, text in shown
+    )
 
 
 def _thumbnail(kind: str, image: str) -> str:

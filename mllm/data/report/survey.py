@@ -7,17 +7,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Sample, media_kinds
+from mllm.data.answer_balance import question_form, short_answer
+from mllm.data.pair_counts import PairCounts
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
-from mllm.errors import UserError
+from mllm.errors import BadSampleError, UserError
 from mllm.media.decode import read_image_size
 
 SHOWN = 24
 SIZED_IMAGES = 5000
 CAPTIONED_IMAGES = 20000
 KEPT_ANSWERS = 50000
+KEPT_FORMS = 5000
 SCRIPTS = {
     "Latin": r"[a-zA-ZÀ-ɏ]", "Cyrillic": r"[Ѐ-ӿ]", "Greek": r"[Ͱ-Ͽ]", "Arabic": r"[؀-ۿ]", "Hebrew": r"[֐-׿]",
     "Devanagari": r"[ऀ-ॿ]", "Bengali": r"[ঀ-৿]", "Tamil": r"[஀-௿]", "Thai": r"[฀-๿]", "Kana": r"[぀-ヿ]", "Hangul": r"[가-힣]",
@@ -32,6 +36,9 @@ class Survey:
 
     `overlap` holds, for images that have a caption (a sample of kind "caption"), the share of an instruction's answer words
     (longer than three letters) that the captions have. `funnels` are by source file, from a synthesis report beside it.
+    `forms` has the short answers by the form of their question. `pairs`: what preference pairs are like whose chosen answers
+    are counted with the rest; `bad_pairs`: those that a run would refuse, by the kind of what is wrong, which are counted
+    nowhere else.
     """
 
     samples: int = 0
@@ -44,10 +51,13 @@ class Survey:
     words: Counter[int] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)
     yes_no: dict[str, Counter[str]] = field(default_factory=dict)
+    forms: dict[str, Counter[str]] = field(default_factory=dict)
     sides: list[tuple[int, int]] = field(default_factory=list)
     overlap: list[float] = field(default_factory=list)
     shown: list[Sample] = field(default_factory=list)
     funnels: dict[str, dict[str, int]] = field(default_factory=dict)
+    pairs: PairCounts = field(default_factory=PairCounts)
+    bad_pairs: Counter[str] = field(default_factory=Counter)
 
 
 class Surveyor:
@@ -80,6 +90,24 @@ class Surveyor:
 
     def add(self, sample: Sample, file: str) -> None:
         survey = self.survey
+        if isinstance(sample, PreferencePair):
+            try:
+                sample.check()
+            except BadSampleError as error:
+                survey.bad_pairs[error.kind] += 1
+                return
+            survey.pairs.add(sample)
+            self._add_turns(sample.sides[0], file)
+        else:
+            self._add_turns(sample, file)
+        # Reservoir sampling (Vitter 1985, algorithm R).
+        if len(survey.shown) < SHOWN:
+            survey.shown.append(sample)
+        elif (place := self._rng.randrange(survey.samples)) < SHOWN:
+            survey.shown[place] = sample
+
+    def _add_turns(self, sample: Sample, file: str) -> None:
+        survey = self.survey
         survey.samples += 1
         survey.without_image += not sample.images
         survey.sources[sample.source or file] += 1
@@ -94,19 +122,17 @@ class Surveyor:
         for kind, image in zip(media_kinds(sample.messages), sample.images, strict=False):
             if kind == "image":  # a video's size is known only once its packets are read
                 self._measure(image)
-        # Reservoir sampling (Vitter 1985, algorithm R).
-        if len(survey.shown) < SHOWN:
-            survey.shown.append(sample)
-        elif (place := self._rng.randrange(survey.samples)) < SHOWN:
-            survey.shown[place] = sample
 
     def _add_turn(self, question: str, answer: str) -> None:
         survey = self.survey
         words = answer.split()
         survey.words[len(words)] += 1
-        short = " ".join(words).lower().rstrip(".")
-        if len(words) <= 3 and (short in survey.answers or len(survey.answers) < KEPT_ANSWERS):
+        short = short_answer(answer)
+        if short is not None and (short in survey.answers or len(survey.answers) < KEPT_ANSWERS):
             survey.answers[short] += 1
+            form = question_form(question)
+            if form in survey.forms or len(survey.forms) < KEPT_FORMS:
+                survey.forms.setdefault(form, Counter())[short] += 1
         first = words[0].lower().strip(".,!:;") if words else ""
         if first in ("yes", "no"):
             text = question.strip().split("\n")[0]

@@ -66,6 +66,7 @@ class CocoCaptions(Benchmark):
 
     folder = "coco"
     metric = "bleu_rouge_cider"
+    mirrors = True
     max_new_tokens = 64
     question = "Provide a one-sentence caption for the provided image."
     card = Card(

@@ -74,6 +74,7 @@ def _of_hub(row: TableRow) -> Sequence[Item]:
 class Gqa(Benchmark):
     folder = "gqa"
     metric = "gqa"
+    mirrors = True
     suffix = SHORT_ANSWER
     card = Card(
         title="GQA testdev balanced",

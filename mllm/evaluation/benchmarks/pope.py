@@ -83,6 +83,7 @@ def _of_hub(row: TableRow) -> Sequence[Item]:
 class Pope(Benchmark):
     folder = "pope"
     metric = "pope"
+    mirrors = True
     suffix = SHORT_ANSWER
     card = Card(
         title="POPE on COCO",

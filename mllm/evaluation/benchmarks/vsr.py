@@ -66,6 +66,7 @@ class Vsr(Benchmark):
 
     folder = "vsr"
     metric = "vsr"
+    mirrors = True
     split = "random"
     card = Card(
         title="VSR, random test",

@@ -121,6 +121,7 @@ class WhatsUp(Benchmark):
 
     folder = "whatsup"
     metric = "whatsup"
+    mirrors = True
     suffix = LETTER_ANSWER
     needs_whole_groups = True
     card = Card(
@@ -158,6 +159,7 @@ class WhatsUpPhotos(Benchmark):
 
     folder = "whatsup"
     metric = "whatsup"
+    mirrors = True
     suffix = LETTER_ANSWER
     card = Card(
         title="What'sUp, photos of COCO and Visual Genome",

@@ -44,7 +44,7 @@ _ENDINGS = [
 ]
 
 _CLITIC = r"n't\b|'(?:s|m|d|ll|re|ve)\b"
-_WORD = re.compile(rf"{_CLITIC}|(?:(?!{_CLITIC}|--|\.(?:\s|$)|\.\.)[^\s,;:@#$%&?!\"()\[\]{{}}<>`])+|\S")
+WORD = re.compile(rf"{_CLITIC}|(?:(?!{_CLITIC}|--|\.(?:\s|$)|\.\.)[^\s,;:@#$%&?!\"()\[\]{{}}<>`])+|\S")
 
 
 def _singular(word: str) -> str:
@@ -59,9 +59,14 @@ def _singular(word: str) -> str:
     return word
 
 
+def singular_words(text: str) -> list[str]:
+    """The words of a text, small and in the singular, marks among them."""
+    return [_singular(word.strip("'")) for word in WORD.findall(text.lower())]
+
+
 def objects_of(caption: str) -> list[str]:
     """The COCO classes that a caption names, in order, repeats included."""
-    singles = [_singular(word.strip("'")) for word in _WORD.findall(caption.lower())]
+    singles = singular_words(caption)
     words: list[str] = []
     place = 0
     while place < len(singles):

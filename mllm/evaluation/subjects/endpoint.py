@@ -17,7 +17,6 @@ from mllm.media.data_url import file_url, video_url
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "openai:"
 RETRIES = 6
 PATIENCE = 8  # answers that may be no completion before the endpoint is taken for something else
 GREEDY = Sampling()

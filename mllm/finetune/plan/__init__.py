@@ -3,7 +3,7 @@
 It reads configurations, tokenizers, texts and image headers, and no pixels or weights.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from mllm.finetune.plan.memory import (
     zero_memory,
 )
 from mllm.finetune.settings import FinetuneSettings
-from mllm.finetune.task import GPU_LENGTH_MULTIPLE, InstructionTask
+from mllm.finetune.task import GPU_LENGTH_MULTIPLE, TaskOf, task_of_samples
 from mllm.kernels.choice import gpu_capability, planned_kernel
 from mllm.media.visual import Visual
+from mllm.model.interface import PARTS, VisionLanguageModel
 from mllm.model.lora import linear_layers
-from mllm.model.multimodal import MultimodalLM
 from mllm.model.settings import ModelSettings
 from mllm.model.trainable import PartCount, apply_policy
 from mllm.training.build_engine import with_known_dtype
@@ -113,19 +113,21 @@ class Plan:
         return next(memory for memory in self.memory if memory.stage == self.stage)
 
 
-def plan_runs(runs: list[FinetuneSettings], machine: Machine, max_samples: int) -> list[Plan]:
+def plan_runs(
+    runs: list[FinetuneSettings], machine: Machine, max_samples: int, task_of: TaskOf = task_of_samples
+) -> list[Plan]:
     """Plans of runs that follow each other, where one may begin with the model that an earlier one will write.
 
-    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). Raises UserError for missing
-    files, and for a machine that the settings contradict.
+    Lengths are read from at most `max_samples` samples (whole steps, chosen by the seed). task_of: gives the task of each.
+    Raises UserError for missing files, and for a machine that the settings contradict.
     """
     if machine.ranks < 1 or max_samples < 1 or not 0 < machine.mfu <= 1:
         raise UserError("--gpus and --samples have to be at least 1, --mfu above 0 and at most 1")
     origins = {str(Path(run.run_dir) / "final"): run for run in runs}
-    return [_plan(startable(run, origins), machine, max_samples) for run in runs]
+    return [_plan(startable(run, origins), machine, max_samples, task_of) for run in runs]
 
 
-def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
+def _plan(run: FinetuneSettings, machine: Machine, max_samples: int, task_of: TaskOf) -> Plan:
     gpu = gpu_named(machine.gpu) if machine.gpu is not None else None
     if run.engine.world_size not in (None, machine.ranks):
         raise UserError(f"engine.world_size is {run.engine.world_size}, --gpus is {machine.ranks}; make them agree")
@@ -138,7 +140,8 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     on_gpu = gpu is not None or gpu_capability() is not None
     multiple = GPU_LENGTH_MULTIPLE if on_gpu else 1
     costs = unit_flops(model)
-    task = InstructionTask(mixture, processor, run.data, run.train, costs, multiple)
+    task = task_of(run, mixture, processor, costs, multiple)
+    weights = replace(weights, beside=weights.parameters if task.has_second_model else 0)
     steps = total_steps(task, run.train)
     data = plan_data(task, steps, machine.ranks, max_samples, costs, processor)
     rows = next(figures for figures in data.packings if figures.packing == run.data.packing)
@@ -157,7 +160,7 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
         # Of images of one tile the positions tell enough.
         is_tiled = rows.most_tiled.tiles > rows.most_tiled.images
         shapes = dict.fromkeys((rows.largest, rows.most_tiled) if is_tiled else (rows.largest,))
-        return largest_of([step_memory(model, shape, dtype, again, device, kernel) for shape in shapes])
+        return largest_of([step_memory(model, shape, dtype, again, device, kernel, processor) for shape in shapes])
 
     step = step_in(dtype)
 
@@ -189,14 +192,15 @@ def _plan(run: FinetuneSettings, machine: Machine, max_samples: int) -> Plan:
     )
 
 
-def _parts(model: MultimodalLM, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
+def _parts(model: VisionLanguageModel, run: FinetuneSettings) -> tuple[tuple[PartCount, ...], Weights]:
     """Apply the run's policy to a model without weights; counts by part, and the sizes that memory depends on."""
     policy = run.trainable
     quantized = 0
     if policy.language_model == "qlora":
         # There is nothing to quantize here: the shapes are those of LoRA, and the bytes are counted apart.
         layers = linear_layers(model, "language_model")
-        quantized = sum(model.language_model.get_submodule(name).weight.numel() for name in layers)
+        words = model.adapted_module("language_model")
+        quantized = sum(words.get_submodule(name).weight.numel() for name in layers)
         policy = policy.model_copy(update={"language_model": "lora"})
     with torch.device("meta"):
         parts = tuple(apply_policy(model, policy))
@@ -216,12 +220,14 @@ def _ds_config(run: FinetuneSettings, ranks: int, loop: LoopSettings, on_gpu: bo
     return fill_ds_config(read_ds_config(run.engine.ds_config), run.optim, loop, on_gpu)
 
 
-def host_memory(memory: GpuMemory, model: MultimodalLM, weights: Weights, dtype: str, calibrated: bool) -> HostMemory:
+def host_memory(
+    memory: GpuMemory, model: VisionLanguageModel, weights: Weights, dtype: str, calibrated: bool
+) -> HostMemory:
     """Main memory under the engine of `memory`; `calibrated`: the run sets the scale of a new projector."""
     largest = max(parameter.numel() for parameter in model.parameters())
     start = float(TENSOR_BYTES_EACH * largest)
     if calibrated:
-        start += 4.0 * sum(p.numel() for part in (model.vision_encoder, model.projector) for p in part.parameters())
+        start += 4.0 * sum(p.numel() for part in PARTS[:2] for p in model.parameters_of(part))
     in_bfloat16 = dtype == "bfloat16" and memory.stage is not None
     return HostMemory(memory.stage, start, 0.0, weights.size(2 if in_bfloat16 else 4), memory.host)
 

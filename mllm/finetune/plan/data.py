@@ -4,11 +4,12 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby, pairwise
 from statistics import median
 
 from mllm.data.collate import padded_length, shown_images
-from mllm.data.example import Example, read_sizes, render_example
-from mllm.data.packing import Row, pack
+from mllm.data.example import Example, read_sizes
+from mllm.data.packing import Row, pack_bundles
 from mllm.data.settings import Packing
 from mllm.data.streaming import StreamedSamples
 from mllm.errors import BadSampleError, UserError
@@ -36,12 +37,22 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Shape:
-    """One forward of one rank: rows of `length` positions, what their images became, supervised tokens."""
+    """One forward of one rank: rows of `length` positions, what their images became, supervised tokens.
+
+    by_sample: how many of the images each sample that shows some has, in order; empty where each counts for itself.
+    """
 
     rows: int
     length: int
     visuals: tuple[Visual, ...]
     targets: int
+    by_sample: tuple[int, ...] = ()
+
+    @property
+    def together(self) -> list[tuple[Visual, ...]]:
+        """The images of each sample."""
+        counts = self.by_sample or (1,) * len(self.visuals)
+        return [self.visuals[start:stop] for start, stop in pairwise(accumulate(counts, initial=0))]
 
     @property
     def images(self) -> int:
@@ -112,8 +123,8 @@ def plan_data(
         # A stream is read from its beginning on, so its first steps have to stand for all.
         chosen = chosen[:wanted] if _streams(task) else sorted(_random(task).sample(chosen, wanted))
     skipped: Counter[str] = Counter()
-    batches = [_examples(task, step, processor, skipped) for step in chosen]
-    examples = [example for batch in batches for example in batch]
+    batches = [_bundles(task, step, processor, skipped) for step in chosen]
+    examples = [example for batch in batches for bundle in batch for example in bundle]
     if not examples:
         raise UserError(f"none of the {sum(skipped.values())} samples read can be trained on: {dict(skipped)}")
     figures = tuple(_figures([b for b in batches if b], p, ranks, task, unit) for p in PACKINGS)
@@ -121,7 +132,7 @@ def plan_data(
     samples = epochs * task.mixture.epoch_length + min(rest * size, task.mixture.epoch_length)
     lengths = _lengths([example.length for example in examples])
     images = _image_figures([visual for example in examples for visual in example.tokens.visuals])
-    return DataPlan(samples, steps, len(chosen), len(examples), lengths, figures, images, dict(skipped))
+    return DataPlan(samples, steps, len(chosen), sum(map(len, batches)), lengths, figures, images, dict(skipped))
 
 
 def _image_figures(visuals: Sequence[Visual]) -> ImageFigures | None:
@@ -139,20 +150,22 @@ def _random(task: InstructionTask) -> random.Random:
     return random.Random(f"{task.mixture.seed}/plan")
 
 
-def _examples(task: InstructionTask, step: int, processor: Processor, skipped: Counter[str]) -> list[Example]:
-    examples = []
+def _bundles(
+    task: InstructionTask, step: int, processor: Processor, skipped: Counter[str]
+) -> list[tuple[Example, ...]]:
+    bundles = []
     for index in task.sample_indices(step):
         try:
             sample = task.mixture.samples[index]
             read_sizes(sample, processor)
-            examples.append(render_example(sample, processor, task.data.max_length_tokens, task.data.on_too_long))
+            bundles.append(task.bundle(sample))
         except BadSampleError as error:
             skipped[error.kind] += 1
-    return examples
+    return bundles
 
 
 def _figures(
-    batches: Sequence[list[Example]],
+    batches: Sequence[list[tuple[Example, ...]]],
     packing: Packing,
     ranks: int,
     task: InstructionTask,
@@ -162,8 +175,8 @@ def _figures(
     rows_seen = tokens = positions = micro_batches = 0
     flops = 0.0
     shapes: list[Shape] = []
-    for examples in batches:
-        rows = pack(examples, packing, data.max_length_tokens, ranks, task.tile_cost)
+    for bundles in batches:
+        rows = pack_bundles(bundles, packing, data.max_length_tokens, ranks, task.tile_cost)
         rows_seen += len(rows)
         work = work_of(rows, sum(_targets(row) for row in rows))
         tokens += work.tokens
@@ -189,8 +202,9 @@ def _figures(
 
 def _shape(rows: Sequence[Row], length_multiple: int) -> Shape:
     length = padded_length(rows, length_multiple)
-    visuals = tuple(image.visual for row in rows for image in shown_images(row))
-    return Shape(len(rows), length, visuals, sum(_targets(r) for r in rows))
+    shown = [image for row in rows for image in shown_images(row)]
+    by_sample = tuple(len(list(own)) for _, own in groupby(shown, key=lambda image: id(image.segment)))
+    return Shape(len(rows), length, tuple(i.visual for i in shown), sum(_targets(r) for r in rows), by_sample)
 
 
 def _targets(row: Row) -> int:

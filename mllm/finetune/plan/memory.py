@@ -4,24 +4,30 @@ B rows, T positions, N tiles, S supervised tokens, D language-model width.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from mllm.batch import NO_PARENT, Batch, SegmentBounds
+from mllm.batch import Batch
+from mllm.errors import UserError
 from mllm.finetune.plan.data import Shape
+from mllm.finetune.plan.planned_rows import one_segment_each, planned_rows
 from mllm.kernels.choice import Kernel
 from mllm.kernels.lean_layers import use_lean_layers
 from mllm.kernels.loss import chunk_rows, supervised_loss_sum
-from mllm.kernels.masked_rows import MaskedRows
-from mllm.kernels.packed_rows import PACKED, PackedRows
-from mllm.kernels.varlen import Attended, Inputs, Pass, VarlenRows
-from mllm.model.multimodal import MultimodalLM
+from mllm.model.interface import VisionLanguageModel
+from mllm.model.without_contents import EmptyWeights, weights_without_contents
+from mllm.processor import Processor
 from mllm.training.ds_config import ZERO_DEFAULTS, offloads, zero_stage
 
 # DeepSpeed's own sizes where a ds_config says none: elements, not bytes.
@@ -78,84 +84,68 @@ def largest_of(memories: Sequence[StepMemory]) -> StepMemory:
 
 
 def step_memory(
-    model: MultimodalLM, shape: Shape, dtype: str, checkpointing: bool, device: str, kernel: Kernel = "segments"
+    model: VisionLanguageModel,
+    shape: Shape,
+    dtype: str,
+    checkpointing: bool,
+    device: str,
+    kernel: Kernel = "segments",
+    processor: Processor | None = None,
 ) -> StepMemory:
     """Memory of one micro-batch, found by running it on tensors without contents; `model` is of no use afterwards.
 
     dtype: as `train.dtype`, float32 | autocast | bfloat16. device: "cpu" or "cuda", on which the run will have logits of
     other numbers of positions at once. kernel: segments, mask, or any of the others, which keep and allocate alike.
+    processor: makes what a model that takes images whole gets of them. Raises UserError where such a model asks for
+    contents.
     """
-    rows = chunk_rows(model.language_model.get_output_embeddings().weight.shape[0], device)
-    use_lean_layers(model.language_model)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-        model.train()
-        model.language_model.set_attn_implementation(PACKED)
-        if checkpointing:
-            # The random state can't be read while tensors have no contents, and dropout costs the same without it.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            model.language_model.gradient_checkpointing_enable(options)
+    rows = chunk_rows(_weight_of_head(model).shape[0], device)
+    use_lean_layers(model.adapted_module("language_model"))
+    try:
+        with _emptying(model) as mode:
+            _give_storage(model, torch.bfloat16 if dtype == "bfloat16" else torch.float32, mode)
+            batch = _batch(shape, model, processor)
+            words_dtype = model.token_embeddings()[0].dtype
+            has_own_mask = processor is not None and not processor.shares_openings
+            model.train()
+            model.stay_packed()
+            if checkpointing:
+                # The random state can't be read while tensors have no contents, and dropout costs the same without it.
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                model.generator.gradient_checkpointing_enable(options)
 
-        def forward() -> torch.Tensor:
-            return _forward(model, shape, kernel, rows)
+            def forward() -> torch.Tensor:
+                hidden = model.hidden_states(batch, None if has_own_mask else planned_rows(kernel, shape, words_dtype))
+                return _loss(model, hidden.flatten(0, 1), shape, rows)
 
-        fresh = _peak_over_weights(model, forward, dtype, resident_gradients=False)
-        resident = _peak_over_weights(model, forward, dtype, resident_gradients=True)
-        head = _peak_over_weights(model, lambda: _head_alone(model, shape, rows), dtype, resident_gradients=True)
+            fresh = _peak_over_weights(model, forward, dtype, resident_gradients=False)
+            resident = _peak_over_weights(model, forward, dtype, resident_gradients=True)
+            head = _peak_over_weights(model, lambda: _head_alone(model, shape, rows), dtype, resident_gradients=True)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise UserError(
+            f"the memory of {type(model.generator).__name__} can't be foreseen: what its layers compute depends on contents, "
+            "such as which experts a word goes to, and a plan has none"
+        ) from None
     return StepMemory(resident, fresh, head)
 
 
-class _Segments(torch.autograd.Function):
-    """Allocates what the calls of segments on a CPU do: inputs, output and the softmax's normalizers are kept, no scores."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(query, dtype=value.dtype)
-        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+@contextmanager
+def _emptying(model: VisionLanguageModel) -> Iterator[EmptyWeights | None]:
+    """Within the block weights can be emptied; of a model that takes images whole, other numbers keep their contents."""
+    if model.tile_parts is None:
+        with weights_without_contents() as mode:
+            yield mode
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield None
 
 
-class _PlannedSegments:
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, dropout: float
-    ) -> torch.Tensor:
-        return _Segments.apply(query, key, value)  # type: ignore[no-untyped-call]
-
-
-class _PlannedKernel:
-    """Allocates what flash-attention's kernels (Dao 2023) do, and no scores."""
-
-    def forward(self, inputs: Inputs, over: Pass) -> Attended:
-        query = inputs[0]
-        return torch.empty_like(query), torch.empty(query.shape[1], query.shape[0])
-
-    def backward(self, given: torch.Tensor, inputs: Inputs, attended: Attended, over: Pass) -> Inputs:
-        # The queries' slopes are added up in float32.
-        sums = torch.empty(inputs[0].shape)
-        of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype) for x in inputs)
-        del sums
-        return of_query, of_key, of_value
-
-
-def _rows(kernel: Kernel, shape: Shape, dtype: torch.dtype) -> PackedRows:
-    """Rows of one segment each; trunks change what is computed, and nothing that is kept."""
-    if kernel == "segments":
-        return _PlannedSegments()
-    if kernel == "mask":
-        return MaskedRows(torch.empty(shape.rows, 1, shape.length, shape.length, dtype=dtype))
-    return VarlenRows(_PlannedKernel(), _bounds(shape))
-
-
-def _bounds(shape: Shape) -> SegmentBounds:
-    return SegmentBounds.of([[shape.length]] * shape.rows, [[NO_PARENT]] * shape.rows, shape.length)
-
-
-def _batch(shape: Shape, channels: int, side: int) -> Batch:
-    """A batch of `shape` without contents, with tiles of `channels` and of `side` × `side` pixels."""
+def _batch(shape: Shape, model: VisionLanguageModel, processor: Processor | None) -> Batch:
+    """A batch of `shape`: of black images, or of tiles without contents."""
+    if model.tile_parts is None:
+        assert processor is not None, "images that are taken whole are made by a processor"
+        return processor.blank_batch(shape.together, shape.rows, shape.length)
+    encoder, side = model.tile_parts[0], model.tile_parts[0].tile_side_px
     ids = torch.zeros(shape.rows, shape.length, dtype=torch.int64)
     image_tokens = sum(visual.token_count for visual in shape.visuals)
     return Batch(
@@ -163,29 +153,32 @@ def _batch(shape: Shape, channels: int, side: int) -> Batch:
         position_ids=ids,
         segment_ids=ids,
         parent_segment=ids[:, :1],
-        bounds=_bounds(shape),
+        bounds=one_segment_each(shape),
         image_places=torch.zeros(image_tokens, dtype=torch.int64),
         target_places=ids[0, :0],
         target_ids=ids[0, :0],
-        media={"tiles": torch.zeros(shape.tiles, channels, side, side)} if shape.visuals else {},
+        media={"tiles": torch.zeros(shape.tiles, encoder.channels, side, side)} if shape.visuals else {},
         visuals=shape.visuals,
         image_owners=("",) * shape.images,
     )
 
 
-def _give_storage(model: MultimodalLM, dtype: torch.dtype) -> None:
+def _give_storage(model: VisionLanguageModel, dtype: torch.dtype, mode: EmptyWeights | None) -> None:
     constants = {id(buffer) for buffer in model.buffers()}
 
     def filled(tensor: torch.Tensor) -> torch.Tensor:
-        casts = tensor.is_floating_point() and id(tensor) not in constants
-        return torch.empty(tensor.shape, dtype=dtype if casts else tensor.dtype)
+        is_constant = id(tensor) in constants
+        own = dtype if tensor.is_floating_point() and not is_constant else tensor.dtype
+        if mode is None:
+            return torch.empty(tensor.shape, dtype=own)
+        return tensor if is_constant else mode.empty(tensor.shape, own)
 
     model._apply(filled)  # type: ignore[no-untyped-call]
-    model.language_model.tie_weights()
+    model.generator.tie_weights()
 
 
 def _peak_over_weights(
-    model: MultimodalLM, forward: Callable[[], torch.Tensor], dtype: str, resident_gradients: bool
+    model: VisionLanguageModel, forward: Callable[[], torch.Tensor], dtype: str, resident_gradients: bool
 ) -> int:
     """Most bytes at once in a forward and backward, less those of weights and of all gradients."""
     learned = [p for p in model.parameters() if p.requires_grad]
@@ -202,28 +195,22 @@ def _peak_over_weights(
     return max(0, live.peak - held - gradients)
 
 
-def _forward(model: MultimodalLM, shape: Shape, kernel: Kernel, rows: int) -> torch.Tensor:
-    """The loss of a micro-batch of `shape`, through the model's own parts."""
-    embeddings = model.embed(_batch(shape, model.vision_encoder.channels, model.vision_encoder.tile_side_px))
-    hidden = model.language_model.get_decoder()(
-        inputs_embeds=embeddings,
-        position_ids=torch.zeros(shape.rows, shape.length, dtype=torch.int64),
-        use_cache=False,
-        packed_rows=_rows(kernel, shape, embeddings.dtype),
-    ).last_hidden_state
-    return _loss(model, hidden.flatten(0, 1), shape, rows)
-
-
-def _head_alone(model: MultimodalLM, shape: Shape, rows: int) -> torch.Tensor:
-    head = model.language_model.get_output_embeddings()
-    hidden = torch.zeros(shape.rows * shape.length, head.weight.shape[1], dtype=head.weight.dtype, requires_grad=True)
+def _head_alone(model: VisionLanguageModel, shape: Shape, rows: int) -> torch.Tensor:
+    weight = _weight_of_head(model)
+    hidden = weight.new_zeros(shape.rows * shape.length, weight.shape[1]).requires_grad_()
     return _loss(model, hidden, shape, rows)
 
 
-def _loss(model: MultimodalLM, hidden: torch.Tensor, shape: Shape, rows: int) -> torch.Tensor:
+def _weight_of_head(model: VisionLanguageModel) -> torch.Tensor:
+    weight = model.head.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
+
+
+def _loss(model: VisionLanguageModel, hidden: torch.Tensor, shape: Shape, rows: int) -> torch.Tensor:
     picked = hidden.index_select(0, torch.arange(max(1, shape.targets)))
     targets = torch.zeros(len(picked), dtype=torch.int64)
-    return supervised_loss_sum(picked, model.language_model.get_output_embeddings(), targets, rows)
+    return supervised_loss_sum(picked, model.head, targets, rows, model.logit_rule)
 
 
 @dataclass(frozen=True)
@@ -252,13 +239,15 @@ class GpuMemory:
 class Weights:
     """Parameters of a model: all of them, those that learn, and those in 4 bits.
 
-    moment_bytes: what the optimizer keeps for each that learns, beside master weights: 8 for AdamW in float32.
+    moment_bytes: what the optimizer keeps for each that learns, beside master weights: 8 for AdamW in float32. beside: those
+    of a second model that only computes, whole on every rank.
     """
 
     parameters: int
     trainable: int
     quantized: int = 0
     moment_bytes: float = 8.0
+    beside: int = 0
 
     def size(self, bytes_each: int) -> float:
         """Bytes of all weights, when those that aren't in 4 bits have `bytes_each`."""
@@ -269,7 +258,9 @@ def torch_memory(weights: Weights, step: StepMemory, accumulates: bool) -> GpuMe
     """Plain torch: float32 weights and gradients, whatever the dtype of the products."""
     activations = step.activations if accumulates else step.first
     moments = weights.moment_bytes * weights.trainable
-    return GpuMemory(None, 1, weights.size(4), 4.0 * weights.trainable, moments, activations, 0.0)
+    return GpuMemory(
+        None, 1, weights.size(4) + 4.0 * weights.beside, 4.0 * weights.trainable, moments, activations, 0.0
+    )
 
 
 def zero_memory(
@@ -289,7 +280,7 @@ def zero_memory(
     zero = own.get("zero_optimization", {})
     bucket = DEEPSPEED_BUCKET if own else ZERO_DEFAULTS["reduce_bucket_size"]
     size, trainable = (2 if dtype == "bfloat16" else 4), weights.trainable
-    held = weights.size(size) / (ranks if stage == 3 else 1)
+    held = weights.size(size) / (ranks if stage == 3 else 1) + size * weights.beside
     wide = own.get("data_types", {}).get("grad_accum_dtype") == "fp32"
     gradients = (4 if wide else size) * trainable / (ranks if stage >= 2 else 1)
     if stage == 0 and dtype != "bfloat16":

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 
 from mllm.inference.answer import Answer, Stream
-from mllm.inference.features import ImageFeatures
 from mllm.inference.generate import generate_rows
+from mllm.inference.reading import reader_of
 from mllm.inference.request import Prompt
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
@@ -54,7 +54,7 @@ class BatchQueue:
         self.on_batch: Callable[[int], None] = lambda rows: None
         self.running_rows = 0
         self.max_queue = max_queue
-        self._features = ImageFeatures(model, processor)
+        self._reader = reader_of(model.eval(), processor)
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()  # held wherever `_waiting` or `_is_stopping` is touched
         self._is_stopping = False
@@ -118,9 +118,7 @@ class BatchQueue:
             with torch.random.fork_rng(enabled=jobs[0].seed is not None):
                 if jobs[0].seed is not None:
                     torch.manual_seed(jobs[0].seed)
-                answers = generate_rows(
-                    self.model, self.processor, prompts, rows, self.max_batch, features=self._features
-                )
+                answers = generate_rows(self.model, self.processor, prompts, rows, self.max_batch, reader=self._reader)
         # Whatever it is, the server goes on, and those who wait hear of it.
         except Exception as error:
             logger.exception("a batch of %d requests failed", len(jobs))

@@ -24,4 +24,6 @@ def wrap(
     date prints. Raises UserError for what isn't carried.
     """
     model = PublicModel(peer, attention_kernel)
-    return model, PublicProcessor(processor, model.carried, day)
+    wrapped = PublicProcessor(processor, model.carried, day)
+    model.shown = wrapped.shown
+    return model, wrapped

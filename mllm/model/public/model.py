@@ -1,6 +1,8 @@
 """A model of transformers on packed rows. B rows, T tokens, D width of the language model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,30 +13,37 @@ from mllm.batch import Batch
 from mllm.errors import UserError
 from mllm.kernels.choice import Kernel
 from mllm.kernels.overlaid_rows import OVERLAID, OverlaidRows, masks_within
-from mllm.kernels.packed_rows import PACKED, attention_of, lay_out
+from mllm.kernels.packed_rows import PACKED, PackedRows, attention_of, lay_out
 from mllm.model.interface import VisionLanguageModel
-from mllm.model.multimodal import refuse_scaled_logits
+from mllm.model.logits import logit_rule_of
+from mllm.model.multimodal import add_noise
 from mllm.model.public.carried import carried_by
+from mllm.model.public.reach import Reach, reach_of
 
 
 class PublicModel(VisionLanguageModel):
-    """Any model of transformers that reads images and text, called whole; see `Carried` for what is asked of it."""
+    """Any model of transformers that reads images and text, called whole; see `Carried` for what is asked of it.
 
-    def __init__(self, peer: PreTrainedModel, attention_kernel: Kernel = "segments") -> None:
-        """attention_kernel: of packed rows, where the model's attention is causal; else it is a mask. Raises UserError for a
-        model that isn't carried."""
+    neftune_alpha: strength of `add_noise` in training, 0 for none. shown: gives batches of blank images of several sizes,
+    on which the model is looked at; empty where no processor is known.
+    """
+
+    def __init__(
+        self, peer: PreTrainedModel, attention_kernel: Kernel = "segments", neftune_alpha: float = 0.0
+    ) -> None:
+        """attention_kernel: of packed rows; a model with masks of its own takes FlexAttention's where that is asked for, and
+        dense ones in place of any other. Raises UserError for a model that isn't carried."""
         super().__init__()
         self.peer = peer
         self.carried = carried_by(peer)
-        self.attention_kernel = "mask" if self.carried.has_own_mask else attention_kernel
+        self.attention_kernel = attention_kernel
+        if self.carried.has_own_mask and attention_kernel != "flex":
+            self.attention_kernel = "mask"
         self.adapters: dict[str, dict[str, Any]] = {}
-        refuse_scaled_logits(self.text_config)
+        self.neftune_alpha = neftune_alpha
+        self.shown: Callable[[], Iterator[Batch]] = lambda: iter(())
+        self.logit_rule = logit_rule_of(peer)
         self._parts = _parts(peer)
-
-    @property
-    def branches(self) -> bool:
-        """Whether samples may share the tokens that they open with."""
-        return not self.carried.has_own_mask
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -47,6 +56,10 @@ class PublicModel(VisionLanguageModel):
     @property
     def embeds_images(self) -> bool:
         return False
+
+    @property
+    def is_causal(self) -> bool:
+        return not self.carried.has_own_mask
 
     @property
     def tile_parts(self) -> None:
@@ -77,18 +90,49 @@ class PublicModel(VisionLanguageModel):
     def head(self) -> nn.Module:
         return self.peer.get_output_embeddings()
 
-    def hidden_states(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states [B, T, D]. Raises UserError where images and their tokens don't match."""
-        media = self._taken(batch.media)
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, **media}
-        if self.carried.token_types is not None:
-            inputs[self.carried.token_types] = batch.token_types
-        decoder = self.peer.get_decoder()
+    def hidden_states(self, batch: Batch, rows: PackedRows | None = None) -> torch.Tensor:
+        noisy = self._noise(batch) if self.training and self.neftune_alpha else nullcontext()
+        with noisy:
+            return self._on_rows(batch, rows)
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What `base_model` takes of a batch, but for what isolates its samples."""
+        told = {} if self.carried.token_types is None else {self.carried.token_types: batch.token_types}
+        return {
+            "input_ids": batch.input_ids,
+            "position_ids": batch.position_ids,
+            **self._taken(batch.media),
+            **told,
+        }
+
+    @contextmanager
+    def _noise(self, batch: Batch) -> Iterator[None]:
+        """Within the block, the embeddings of words come with noise (`add_noise`).
+
+        Raises UserError where they are asked for in another shape than the rows have, whose samples' lengths it goes by.
+        """
+
+        def noisy(module: nn.Module, args: Any, out: torch.Tensor) -> torch.Tensor:
+            if out.shape[:2] != batch.input_ids.shape:
+                raise UserError(
+                    f"{self.carried.name} doesn't embed a row's words as they stand, which train.neftune_alpha adds noise "
+                    "to: set it to 0"
+                )
+            return add_noise(out, batch, self.carried.feature_token_id, self.neftune_alpha)
+
+        hook = self.peer.get_input_embeddings().register_forward_hook(noisy)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _on_rows(self, batch: Batch, rows: PackedRows | None) -> torch.Tensor:
+        inputs, decoder = self._inputs(batch), self.peer.get_decoder()
         if not self.carried.has_own_mask:
-            rows = lay_out(self.attention_kernel, batch, _dtype_of(decoder))
+            laid_out = rows or lay_out(self.attention_kernel, batch, _dtype_of(decoder))
             with attention_of(decoder, PACKED):
-                return self._called(inputs, rows)
-        own = OverlaidRows.of(batch)
+                return self._called(inputs, laid_out)
+        own = OverlaidRows.of(batch, "flex" if self.attention_kernel == "flex" else "mask")
         # With a mask of ones transformers looks for no samples of a row by their positions, which may jump within one.
         inputs["attention_mask"] = torch.ones_like(batch.input_ids)
         with attention_of(decoder, OVERLAID), masks_within(own):
@@ -117,25 +161,48 @@ class PublicModel(VisionLanguageModel):
         lists = (module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
         return list(next(lists))
 
+    @cached_property
+    def _reach(self) -> Reach | None:
+        """Found once, before low-rank updates and contents change the modules."""
+        with torch.device("cpu"):  # Whoever sets a policy may have new weights made elsewhere.
+            return reach_of(self.peer, [self._inputs(batch) for batch in self.shown()])
+
     def unused_parameters(self) -> list[nn.Parameter]:
-        """None are known: the model is called whole, and a first step names what it leaves without a gradient."""
-        return []
+        """Where it couldn't be found, none: a first step names what it leaves without a gradient."""
+        unreached = self._reach.unreached if self._reach is not None else frozenset()
+        return [own for name, own in self.peer.named_parameters() if plain_name(name) in unreached]
 
     def encoder_parameters_below(self, layer: int) -> list[nn.Parameter]:
-        raise UserError(
-            "trainable.vision_encoder_from_layer counts the layers of an encoder of ours; a model of transformers learns "
-            "all of its encoder, or LoRA on it"
-        )
+        reach = self._layered("trainable.vision_encoder_from_layer")
+        if layer >= reach.layers:
+            raise UserError(
+                f"trainable.vision_encoder_from_layer is {layer}, but what text sees of an image comes from layers 0 to "
+                f"{reach.layers - 1} of the encoder: none would learn"
+            )
+        return [
+            own
+            for name, own in self.peer.named_parameters()
+            if reach.heights.get(plain_name(name), 0) > reach.layers - layer
+        ]
 
     def encoder_height_of(self, name: str) -> int:
-        raise UserError(
-            "optim.layer_decay_vision_encoder counts the layers of an encoder of ours; for a model of transformers set "
-            "optim.lr_vision_encoder alone"
-        )
+        reach = self._layered("optim.layer_decay_vision_encoder")
+        return reach.heights.get(plain_name(name.removeprefix("peer.")), 0)
 
-    def checkpoint_activations(self) -> None:
+    def _layered(self, setting: str) -> Reach:
+        if self._reach is None or not self._reach.layers:
+            raise UserError(
+                f"{setting} counts the layers of an encoder, and those of {self.carried.name} can't be told: leave it out"
+            )
+        return self._reach
+
+    def stay_packed(self) -> None:
         self.peer.get_decoder().set_attn_implementation(OVERLAID if self.carried.has_own_mask else PACKED)
-        self.peer.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight had before a layer with low-rank updates took its layer's place."""
+    return name.replace(".base_layer.", ".")
 
 
 def _dtype_of(module: nn.Module) -> torch.dtype:

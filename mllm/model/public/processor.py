@@ -1,7 +1,7 @@
 """The processor of a model of transformers: its own chat template, tokenizer and image processor behind our one door."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from mllm.batch import NO_PARENT, Batch, SegmentBounds, join_media
 from mllm.conversation.boxes import DEFAULT_BOX_FORMAT
 from mllm.conversation.formats import Segment
 from mllm.conversation.native import SIMPLEST, NativeFormat
@@ -27,6 +28,8 @@ from mllm.processor import Processor, opening_ids
 SMALL: Size = (32, 32)
 # What a self-check renders: sizes of the images of a question.
 CHECKED: tuple[tuple[Size, ...], ...] = ((), ((48, 64),), ((64, 48), (20, 30)), ((16, 400),), ((400, 16),))
+# Sizes of images that between them take every way through an encoder: small and large, wide and tall, alone and together.
+SHOWN: tuple[tuple[Size, ...], ...] = ((SMALL,), ((64, 48), (20, 30)), ((16, 400),), ((400, 300),))
 
 
 class PublicProcessor(Processor):
@@ -111,6 +114,38 @@ class PublicProcessor(Processor):
                 f"its image(s) become {counts} tokens where {[v.token_count for v in visuals]} were planned by their size"
             )
         return {name: tensor for name, tensor in media.items() if name in self.carried.inputs}
+
+    def blank_batch(self, together: Sequence[Sequence[Visual]], rows: int, length: int) -> Batch:
+        """A batch of `rows` × `length` tokens of one sample a row, which shows black images and nothing else: those of each
+        sequence are prepared together. Raises UserError where that doesn't suffice for their tokens."""
+        ids: list[int] = []
+        for visuals in together:
+            replaced = self.replacements.of_sizes(tuple(_size(visual) for visual in visuals))
+            ids += [token for own in replaced for token in own.ids]
+        if len(ids) > rows * length:
+            raise UserError(f"{len(ids)} tokens of images don't stand in {rows} row(s) of {length}")
+        line = torch.tensor([*ids, *[0] * (rows * length - len(ids))]).view(rows, length)
+        media = [self.prepare(visuals, [self.blank(visual, None) for visual in visuals]) for visuals in together]
+        plain = torch.arange(length).expand(rows, -1)
+        return Batch(
+            line,
+            plain if self.position_axes is None else plain.expand(self.position_axes, -1, -1),
+            torch.zeros_like(line),
+            torch.full((rows, 1), NO_PARENT),
+            SegmentBounds.of([[length]] * rows, [[NO_PARENT]] * rows, length),
+            image_places=torch.arange(len(ids)),
+            target_places=line[0, :0],
+            target_ids=line[0, :0],
+            media=join_media(media),
+            visuals=tuple(visual for visuals in together for visual in visuals),
+            token_types=(line == self.carried.feature_token_id).to(torch.int64) if self.has_token_types else None,
+        )
+
+    def shown(self) -> Iterator[Batch]:
+        """Batches of black images of several sizes, one sample each: what a model is looked at on."""
+        for sizes in SHOWN:
+            visuals = self.planner.plan(sizes)
+            yield self.blank_batch([visuals], 1, sum(visual.token_count for visual in visuals) + 1)
 
     def blank(self, visual: Visual, dtype: torch.dtype | None) -> list[torch.Tensor]:
         return [torch.zeros(3, *_size(visual), dtype=torch.uint8)]

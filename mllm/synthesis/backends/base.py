@@ -13,7 +13,8 @@ class Prompt:
     """One request: chat messages `{role, content}`, and the facts behind them for a backend that has no use for words.
 
     `key` is a hash of all that the answer depends on: the same key is never asked twice. `schema` is that of the JSON
-    that may be answered instead of blocks. `seed` is the request's own.
+    that may be answered instead of blocks. `seed` is the request's own. `wanted` and `unwanted`: objects to speak of that are
+    there and that aren't; `sort`: of the mistake in a pair.
     """
 
     key: str
@@ -24,6 +25,7 @@ class Prompt:
     schema: dict[str, Any] | None = None
     wanted: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
+    sort: str = ""
 
 
 @dataclass(frozen=True)

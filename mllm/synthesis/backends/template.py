@@ -9,8 +9,10 @@ from mllm.synthesis.backends.base import Answered, Completion, Prompt
 from mllm.synthesis.context import Box, Context
 from mllm.synthesis.grounding import named_place
 from mllm.synthesis.parsing import Turns, as_blocks
+from mllm.synthesis.statements import alone, count_turns, plural, relation_turns, sentence, with_article
+from mllm.synthesis.swaps import SWAPS, Scene, described
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+DESCRIBED = 0.5  # share of wrong statements that stand among right ones, where there are any
 
 
 class TemplateBackend:
@@ -23,7 +25,7 @@ class TemplateBackend:
         (
             *("conversation", "detail", "short_vqa", "ocr", "absent"),
             *("grounding", "spatial"),
-            *("grounded_caption", "region_text"),
+            *("grounded_caption", "region_text", "preference"),
         )
     )
     languages: frozenset[str] | None = frozenset(("en",))
@@ -47,7 +49,7 @@ def _conversation(prompt: Prompt, rng: random.Random) -> Turns:
     context = prompt.context
     what = rng.choice(("What does the image show?", "What can you see?", "What is going on here?"))
     turns = [(what, sentence(context.captions[0]))] if context.captions else []
-    turns += _counts(context, rng)[:1] + _relations(context, rng)[:1]
+    turns += count_turns(context, rng)[:1] + relation_turns(context, rng)[:1]
     turns += [("Is there any text in the image?", f"Yes, it says “{context.ocr[0]}”.")] if context.ocr else []
     return turns
 
@@ -55,7 +57,7 @@ def _conversation(prompt: Prompt, rng: random.Random) -> Turns:
 def _detail(prompt: Prompt, rng: random.Random) -> Turns:
     context = prompt.context
     parts = [sentence(caption) for caption in context.captions]
-    parts += [answer for _, answer in _counts(context, rng) + _relations(context, rng)[:2]]
+    parts += [answer for _, answer in count_turns(context, rng) + relation_turns(context, rng)[:2]]
     parts += [f"The text in it reads “{text}”." for text in context.ocr]
     return [("Describe the image in detail.", " ".join(parts))] if len(parts) > 1 else []
 
@@ -76,11 +78,11 @@ def _ocr(prompt: Prompt, rng: random.Random) -> Turns:
 
 
 def _grounding(prompt: Prompt, rng: random.Random) -> Turns:
-    alone = _alone(prompt.context)
-    rng.shuffle(alone)
+    single = alone(prompt.context)
+    rng.shuffle(single)
     return [
         (f"Where is the {box.category.lower()}?", f"The {box.category.lower()} is at {_place(prompt.context, box)}.")
-        for box in alone[:3]
+        for box in single[:3]
     ]
 
 
@@ -89,7 +91,7 @@ def _grounded_caption(prompt: Prompt, rng: random.Random) -> Turns:
     context = prompt.context
     for caption in context.captions:
         grounded = caption
-        for box in _alone(context):
+        for box in alone(context):
             named = list(re.finditer(rf"\b{re.escape(box.category)}\b", grounded, re.IGNORECASE))
             if len(named) == 1:
                 start, end = named[0].span()
@@ -110,7 +112,7 @@ def _region_text(prompt: Prompt, rng: random.Random) -> Turns:
 
 
 def _spatial(prompt: Prompt, rng: random.Random) -> Turns:
-    return _counts(prompt.context, rng)[:2] + _relations(prompt.context, rng)[:2]
+    return count_turns(prompt.context, rng)[:2] + relation_turns(prompt.context, rng)[:2]
 
 
 def _absent(prompt: Prompt, rng: random.Random) -> Turns:
@@ -119,6 +121,14 @@ def _absent(prompt: Prompt, rng: random.Random) -> Turns:
     turns += [(form.format(with_article(name)), f"No, there is no {name} in the image.") for name in prompt.unwanted]
     rng.shuffle(turns)
     return turns
+
+
+def _preference(prompt: Prompt, rng: random.Random) -> Turns:
+    """The question with the right answer, and again with the wrong one."""
+    scene = Scene(prompt.context, prompt.wanted, prompt.unwanted)
+    swap = rng.choice(list(SWAPS[prompt.sort](scene)))
+    swap = described(swap, scene, rng) if swap.is_statement and rng.random() < DESCRIBED else swap
+    return [(swap.question, swap.chosen), (swap.question, swap.rejected)]
 
 
 _WRITERS: dict[str, Callable[[Prompt, random.Random], Turns]] = {
@@ -131,67 +141,10 @@ _WRITERS: dict[str, Callable[[Prompt, random.Random], Turns]] = {
     "region_text": _region_text,
     "spatial": _spatial,
     "absent": _absent,
+    "preference": _preference,
 }
-
-
-def _counts(context: Context, rng: random.Random) -> Turns:
-    counts = Counter(box.category.lower() for box in context.boxes)
-    turns = [
-        (f"How many {plural(name)} can you see?", f"There {'is' if count == 1 else 'are'} {counted(name, count)}.")
-        for name, count in sorted(counts.items())
-    ]
-    rng.shuffle(turns)
-    return turns
-
-
-def _relations(context: Context, rng: random.Random) -> Turns:
-    """Pairs of kinds with one object each that don't overlap from left to right."""
-    alone = _alone(context)
-    turns = []
-    for left in alone:
-        for right in alone:
-            if left.corners[2] <= right.corners[0]:
-                a, b = left.category.lower(), right.category.lower()
-                question = f"Is the {a} to the left or to the right of the {b}?"
-                turns.append((question, f"The {a} is to the left of the {b}."))
-                question = f"Is the {b} to the left or to the right of the {a}?"
-                turns.append((question, f"The {b} is to the right of the {a}."))
-    rng.shuffle(turns)
-    return turns
-
-
-def _alone(context: Context) -> list[Box]:
-    """The objects of which there is one of their kind."""
-    counts = Counter(box.category.lower() for box in context.boxes)
-    return [box for box in context.boxes if counts[box.category.lower()] == 1]
 
 
 def _place(context: Context, box: Box) -> str:
     assert context.size_px is not None, context.id
     return box.place(context.size_px)
-
-
-def sentence(text: str) -> str:
-    """`text` with a capital at its start and a stop at its end."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
-def counted(name: str, count: int) -> str:
-    number = NUMBERS[count] if count < len(NUMBERS) else str(count)
-    return f"{number} {name if count == 1 else plural(name)}"
-
-
-def plural(name: str) -> str:
-    irregular = {"person": "people", "man": "men", "woman": "women", "child": "children", "sheep": "sheep"}
-    irregular |= {"knife": "knives", "mouse": "mice", "scissors": "scissors", "skis": "skis", "bus": "buses"}
-    head, _, last = name.rpartition(" ")
-    if last not in irregular:
-        ending = "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
-        irregular[last] = last + ending
-    return f"{head} {irregular[last]}".strip()
-
-
-def with_article(name: str) -> str:
-    if plural(name) == name:
-        return name
-    return f"an {name}" if name[:1] in "aeiou" else f"a {name}"

@@ -9,7 +9,8 @@ from mllm.synthesis.filters.duplicates import Duplicate, NearDuplicate, Seen
 from mllm.synthesis.filters.images import EvaluationQuestion, ImageFilters
 from mllm.synthesis.filters.language import WrongLanguage
 from mllm.synthesis.filters.objects import UnknownObject
-from mllm.synthesis.prompts import Objects
+from mllm.synthesis.filters.pairs import NoDifference, Unbalanced, unverified
+from mllm.synthesis.naming import Objects
 from mllm.synthesis.settings import FilterSettings
 
 NAMES = (
@@ -22,6 +23,9 @@ NAMES = (
     "personal_data",
     "unsafe",
     "evaluation_question",
+    "no_difference",
+    "unbalanced",
+    "unverified",
     "duplicate",
     "near_duplicate",
 )
@@ -48,6 +52,9 @@ def build_filters(settings: FilterSettings, objects: Objects, sees_image: bool) 
         "personal_data": lambda: turns.personal_data,
         "unsafe": lambda: turns.unsafe,
         "evaluation_question": lambda: EvaluationQuestion(settings),
+        "no_difference": lambda: NoDifference(settings.min_margin),
+        "unbalanced": lambda: Unbalanced(settings.max_length_ratio),
+        "unverified": lambda: unverified,
         "duplicate": lambda: Duplicate(seen),
         "near_duplicate": lambda: NearDuplicate(seen, settings.near_duplicate_similarity),
     }

@@ -41,7 +41,7 @@ def normalized(text: str) -> str:
 
 
 class Duplicate:
-    """A question asked of its image before (also within one conversation)."""
+    """A question asked of its image before (also within one conversation); of a pair, the same question and answers."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
@@ -50,6 +50,8 @@ class Duplicate:
         context = candidate.request.prompt.context
         image = f"{context.source}\n{context.image}"
         asked = [normalized(question) for question, _ in candidate.turns]
+        if candidate.pair is not None:
+            asked = [normalized(candidate.text)]
         if len(set(asked)) < len(asked):
             return "asks the same question twice"
         known = next((q for q in asked if self._seen.value("question", f"{image}\n{q}") is not None), None)
@@ -82,7 +84,8 @@ class NearDuplicate:
 
     def __call__(self, candidate: Candidate) -> str | None:
         words = normalized(candidate.text).split()
-        if len(words) < LONG_WORDS:
+        # Pairs of one image are alike by their nature, and differ in the mistake.
+        if len(words) < LONG_WORDS or candidate.pair is not None:
             return None
         signature = self._new.copy()
         shingles = {" ".join(words[n : n + SHINGLE_WORDS]) for n in range(len(words) - SHINGLE_WORDS + 1)}

@@ -4,9 +4,9 @@ import re
 
 from mllm.synthesis.filters.base import Candidate
 from mllm.synthesis.grounding import PLACED
-from mllm.synthesis.prompts import Objects, absent_objects, fact_lines, mentions
+from mllm.synthesis.naming import NEGATION, Objects, absent_objects, mentions, sentences
+from mllm.synthesis.prompts import fact_lines
 
-NEGATION = re.compile(r"\b(no|not|never|none|neither|nor|without|isn't|aren't|cannot|can't|don't|doesn't)\b")
 BOX = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -30,7 +30,7 @@ class UnknownObject:
             return None
         unknown = absent_objects(request.prompt.context, self._objects)
         for _, answer in candidate.turns:
-            for sentence in re.split(r"(?<=[.!?;])\s", answer.lower()):
+            for sentence in sentences(answer.lower()):
                 if NEGATION.search(sentence):
                     continue
                 named = next((name for name in unknown if mentions(sentence, name)), None)
@@ -40,7 +40,7 @@ class UnknownObject:
 
     def _unknown_place(self, candidate: Candidate) -> str | None:
         given = {_normal(found) for found in BOX.findall(fact_lines(candidate.request.prompt.context))}
-        for found in BOX.findall(candidate.text):
+        for found in BOX.findall("\n".join(text for turn in candidate.turns for text in turn)):
             if _normal(found) not in given:
                 return f"gives the place [{found}]"
         return None

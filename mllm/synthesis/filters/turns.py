@@ -26,6 +26,7 @@ ANSWER_WORDS = {
     "grounded_caption": (8, 400),
     "region_text": (1, 40),
     "absent": (1, 80),
+    "preference": (1, 400),
 }
 # Scripts that put no blanks between words: about so many characters stand for one.
 UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u4e00-\u9fff]")
@@ -51,7 +52,7 @@ def empty_turn(candidate: Candidate) -> str | None:
     for question, answer in candidate.turns:
         if not question or not answer:
             return "a question without words" if not question else f"no answer to {question!r}"
-    return None
+    return None if all(candidate.answers) else "no rejected answer"
 
 
 def source_leak(candidate: Candidate) -> str | None:
@@ -78,12 +79,12 @@ class Length:
 
     def too_short(self, candidate: Candidate) -> str | None:
         fewest = self._words[candidate.request.kind][0]
-        least = min(word_count(answer) for _, answer in candidate.turns)
+        least = min(map(word_count, candidate.answers))
         return f"an answer of {least} words, fewer than {fewest}" if least < fewest else None
 
     def too_long(self, candidate: Candidate) -> str | None:
         most = self._words[candidate.request.kind][1]
-        longest = max(word_count(answer) for _, answer in candidate.turns)
+        longest = max(map(word_count, candidate.answers))
         return f"an answer of {longest} words, more than {most}" if longest > most else None
 
 

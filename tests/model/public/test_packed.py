@@ -4,12 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from torch.nn.attention import flex_attention
 
+from mllm.batch import PADDING_SEGMENT
 from mllm.data.collate import collate
 from mllm.data.example import render_example
 from mllm.data.packing import pack
 from mllm.kernels.precision import cast_parameters
-from mllm.model.public import wrap
+from mllm.model.public import PublicModel, wrap
 from tests.helpers.public_models import MAKERS, tiny
 from tests.helpers.samples import batch_of, fail, loss_and_gradients
 
@@ -66,7 +68,7 @@ def test_packed_rows_have_the_states_loss_and_gradients_of_each_sample_alone(wra
             expected |= hidden_by_place(model, rows, batch)
         for key, state in hidden_by_place(model, packed, together).items():
             assert torch.allclose(state, expected[key], rtol=0, atol=TOLERANCE), key
-    assert packing == "samples" or (len(together.bounds.trunk_places) > 0) == model.branches
+    assert packing == "samples" or (len(together.bounds.trunk_places) > 0) == model.is_causal
     loss, slopes = loss_and_gradients(model, [together])
     loss_alone, slopes_alone = loss_and_gradients(model, batches)
     assert loss == pytest.approx(loss_alone, abs=1e-4)
@@ -142,3 +144,23 @@ def test_recomputed_activations_and_narrow_numbers_give_the_same_loss(name, samp
     assert all(torch.allclose(slope, slopes_again[key], rtol=1e-5, atol=TOLERANCE) for key, slope in slopes.items())
     cast_parameters(model, torch.bfloat16)
     assert model(batch).item() == pytest.approx(loss, rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_masks_of_blocks_give_the_states_and_gradients_of_dense_ones(named, samples, monkeypatch):
+    """FlexAttention refuses a backward on a CPU, where it is not meant for training but gives the right gradients."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    (dense, processor), peer = named("spans_and_windows"), tiny("spans_and_windows")[0]
+    blocks = PublicModel(peer, "flex")
+    assert (dense.attention_kernel, blocks.attention_kernel) == ("mask", "flex")
+    assert PublicModel(peer, "varlen").attention_kernel == "mask"
+    batch = collate(rows_of(samples, processor), processor, fail, length_multiple=16)
+    for ours, theirs in zip(*(loss_and_gradients(model, [batch]) for model in (blocks, dense)), strict=True):
+        if isinstance(ours, float):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+        else:
+            assert all(torch.allclose(slope, theirs[name], rtol=0, atol=TOLERANCE) for name, slope in ours.items())
+    with torch.no_grad():
+        real = batch.segment_ids != PADDING_SEGMENT
+        states = [model.hidden_states(batch)[real] for model in (blocks, dense)]
+    assert torch.allclose(*states, rtol=0, atol=TOLERANCE)

@@ -1,0 +1,1 @@
+"""Group-relative policy optimization: a model learns from the rewards of its own answers (Shao et al. 2024)."""
