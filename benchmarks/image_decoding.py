@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter
 
-from mllm.data.collate import ImageDecoder, reading
+from mllm.data.collate import ImageDecoder
 from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import ImageGeometry, Square
@@ -48,7 +48,7 @@ def decode_to_array(path: str) -> np.ndarray:
 
 @contextmanager
 def threads(workers: int) -> Iterator[Callable[[list[str]], None]]:
-    decoder = ImageDecoder(reading(PROCESSOR), workers)
+    decoder = ImageDecoder(PROCESSOR, workers)
 
     def run(paths: list[str]) -> None:
         decode = decoder.start((path, VISUAL) for path in paths)

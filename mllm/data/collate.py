@@ -209,8 +209,8 @@ def _prepared(
 class ImageDecoder:
     """Decodes with `workers` threads; with 0, in the thread that asks. Which of them does changes no pixel."""
 
-    def __init__(self, read: Decode, workers: int | Literal["auto"]) -> None:
-        self._read = read
+    def __init__(self, processor: Processor, workers: int | Literal["auto"]) -> None:
+        self._read = reading(processor)
         count = own_share_of_cores() if workers == "auto" else workers
         self._pool = ThreadPoolExecutor(count, "decode") if count else None
 

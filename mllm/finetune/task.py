@@ -20,7 +20,7 @@ from torch import nn
 
 from mllm.conversation.schema import Sample
 from mllm.data.balance import exchanged
-from mllm.data.collate import Decode, ImageDecoder, collate, reading, shown_images
+from mllm.data.collate import Decode, ImageDecoder, collate, shown_images
 from mllm.data.counts import Counted, TokenCounts, can_be_counted
 from mllm.data.dataset import Mixture, group_by_length
 from mllm.data.example import Example, render_example
@@ -90,14 +90,12 @@ class InstructionTask:
         loop: LoopSettings,
         costs: UnitFlops | None = None,
         length_multiple: int = 1,
-        read: Decode | None = None,
     ) -> None:
         """costs: of the model that will be trained, for `MicroBatch.flops` and for what a tile weighs beside a token; without
-        them it weighs as its image tokens do. length_multiple: of rows, in tokens. read: reads an image; by default the
-        processor does."""
+        them it weighs as its image tokens do. length_multiple: of rows, in tokens."""
         self.mixture, self.processor, self.data, self.loop, self.costs = mixture, processor, data, loop, costs
         self.length_multiple = length_multiple
-        self._decoder = ImageDecoder(read or reading(processor), data.workers)
+        self._decoder = ImageDecoder(processor, data.workers)
         self._counts: TokenCounts | None = None
         self._order: tuple[int, list[int]] = (-1, [])
 

@@ -1,7 +1,7 @@
 """An image or a video that is changed as it is read, named by a string as other references are (`mllm.media.ref`).
 
-`altered:CHANGE:SOURCE`; SOURCE is an image or a video as `ImageRef` takes it, CHANGE one of CHANGES or what `Writing` names.
-Sizes stay as they are.
+`altered:CHANGE:SOURCE`; SOURCE is an image or a video as `ImageRef` takes it, CHANGE one of CHANGES or what `Writing` or
+`Damage` names. Sizes stay as they are.
 """
 
 import math
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from mllm.errors import UserError
+from mllm.media.damage import Damage
 
 BLUR = 1 / 32  # the blur's standard deviation, of the longer side
 FEWEST_TEXT_PX = 6
@@ -41,6 +42,8 @@ def alter(picture: Image.Image, change: str) -> Image.Image:
         return picture
     if change in CHANGES:
         return CHANGES[change](picture)
+    if (damage := Damage.named(change)) is not None:
+        return damage.done_to(picture)
     return Writing.of(change).write(picture)
 
 

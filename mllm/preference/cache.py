@@ -18,10 +18,10 @@ from safetensors.numpy import save
 from mllm.data.example import Example
 from mllm.errors import UserError
 from mllm.files import write_bytes_atomically
+from mllm.media.altered import without_change
 from mllm.media.decode import image_bytes
 from mllm.media.ref import ImageRef
 from mllm.media.visual import Visual
-from mllm.preference.damage import Damage, undamaged_name
 from mllm.processor import Processor
 
 VERSION = "1"
@@ -33,8 +33,8 @@ TENSORS = {"keys", "starts", "log_probs"}
 class AnswerKeys:
     """Names answers by what their log-probabilities follow from; each image file is read once."""
 
-    def __init__(self, processor: Processor, damage: Damage) -> None:
-        self._pixels, self._damage = _pixels_of(processor), repr(damage)
+    def __init__(self, processor: Processor) -> None:
+        self._pixels = _pixels_of(processor)
         self._contents: dict[str, bytes] = {}
 
     def of(self, example: Example) -> bytes:
@@ -45,12 +45,11 @@ class AnswerKeys:
         key.update(np.asarray(tokens.supervised, dtype=np.uint8).tobytes())
         key.update(f"{tokens.image_spans}{tokens.visuals}".encode())
         for name, visual in zip(example.images, tokens.visuals, strict=True):
-            path = undamaged_name(name)
+            path, change = without_change(name)
             if path not in self._contents:
                 self._contents[path] = _content(path, visual)
             key.update(self._contents[path])
-            # How an image is damaged goes by its name, too.
-            key.update(b"" if name == path else f"{self._damage}{path}".encode(errors="surrogateescape"))
+            key.update(change.encode())
         return key.digest()
 
 

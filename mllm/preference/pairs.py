@@ -15,7 +15,7 @@ from mllm.conversation.schema import Sample, media_kinds
 from mllm.data.example import Example, render_example
 from mllm.data.packing import Row
 from mllm.data.settings import DataSettings
-from mllm.preference.damage import damaged_name
+from mllm.preference.damage import Damaging
 from mllm.processor import Processor
 
 # Kinds of pairs that teach nothing: they are listed, and the run goes on.
@@ -38,10 +38,10 @@ class RenderedPair:
         return sum(side.cut_tokens for side in self.sides[:2])
 
 
-def render_pair(sample: Sample, processor: Processor, data: DataSettings, damages_images: bool) -> RenderedPair:
+def render_pair(sample: Sample, processor: Processor, data: DataSettings, damaging: Damaging | None) -> RenderedPair:
     """Render both sides of a pair for training. Raises BadSampleError, with its kind, when it can't be learned from.
 
-    damages_images: a third side shows the chosen answer beside damaged images.
+    damaging: names damaged images, beside which a third side shows the chosen answer; None for two sides.
     """
     if not isinstance(sample, PreferencePair):
         raise sample.bad("pair", "is no preference pair; a run with `preference` learns from pairs alone")
@@ -51,11 +51,11 @@ def render_pair(sample: Sample, processor: Processor, data: DataSettings, damage
     )
     if chosen.tokens.input_ids == rejected.tokens.input_ids and chosen.images == rejected.images:
         raise sample.bad("no_difference", "has sides that are equal where the model reads them")
-    if not damages_images:
+    if damaging is None:
         return RenderedPair(sample.id, (chosen, rejected))
     if "video" in media_kinds(sample.messages):
         raise sample.bad("video", "shows a video, and the term `image` damages images alone")
-    damaged = replace(chosen, images=tuple(damaged_name(path) for path in chosen.images))
+    damaged = replace(chosen, images=tuple(damaging.reference(path) for path in chosen.images))
     return RenderedPair(sample.id, (chosen, rejected, damaged))
 
 

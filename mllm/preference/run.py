@@ -12,7 +12,6 @@ from mllm.finetune.task import InstructionTask, length_multiple, task_of_samples
 from mllm.finetune.watching import RunContext
 from mllm.preference.cache import AnswerKeys
 from mllm.preference.cached import CachedReference, ReferencePass
-from mllm.preference.damage import Damage
 from mllm.preference.reference import (
     NoReference,
     Reference,
@@ -75,4 +74,4 @@ def build_reference(settings: PreferenceSettings, context: RunContext) -> Refere
     if asked.kind == "model":
         return second_model(context, asked.model)
     path = Path(asked.cache) if asked.cache else context.run_dir / CACHE
-    return CachedReference(path, AnswerKeys(context.processor, Damage(objective.damage, settings.seed)))
+    return CachedReference(path, AnswerKeys(context.processor))

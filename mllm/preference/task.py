@@ -16,7 +16,7 @@ from mllm.data.packing import Row, pack_bundles
 from mllm.finetune.flops import UnitFlops
 from mllm.finetune.task import InstructionTask, Skips, deal, layout_number
 from mllm.kernels.log_probs import answer_sums
-from mllm.preference.damage import Damage, damaged_name
+from mllm.preference.damage import Damaging
 from mllm.preference.losses import Answers, Scores, pair_losses, rewards
 from mllm.preference.pairs import WITHOUT_LESSON, PairBatch, RenderedPair, pair_batch, render_pair
 from mllm.preference.reference import Reference
@@ -42,11 +42,10 @@ class PreferenceTask(InstructionTask):
     ) -> None:
         """costs, length_multiple: as `InstructionTask` takes them."""
         objective = settings.preference
-        read = Damage(objective.damage, settings.seed).reading(processor)
-        super().__init__(mixture, processor, settings.data, settings.train, costs, length_multiple, read)
+        super().__init__(mixture, processor, settings.data, settings.train, costs, length_multiple)
         self.objective, self.reference, self.reward_mean = objective, reference, RewardMean()
         self.has_second_model = objective.needs_reference and objective.reference.kind == "model"
-        self._side_count = 3 if objective.damages_images else 2
+        self._damaging = Damaging(objective.damage, settings.seed) if objective.damages_images else None
 
     def prepare(self, world_size: int) -> None:
         """Do nothing: pairs are rendered on every rank."""
@@ -61,7 +60,7 @@ class PreferenceTask(InstructionTask):
 
     def bundle(self, sample: Sample) -> tuple[Example, ...]:
         """The sides of a pair. Raises BadSampleError when it can't be learned from."""
-        return render_pair(sample, self.processor, self.data, self.objective.damages_images).sides
+        return render_pair(sample, self.processor, self.data, self._damaging).sides
 
     def render_all(self, indices: Sequence[int], skips: Skips, refused: dict[str, str]) -> list[RenderedPair]:
         """The pairs of `indices` that can be learned from; refused: is told which images may not be opened, and why."""
@@ -79,11 +78,15 @@ class PreferenceTask(InstructionTask):
     ) -> list[MicroBatch]:
         """The micro-batches of groups of rows, in which all of `pairs` stand that are in them."""
         home = {id(side): number for number, pair in enumerate(pairs) for side in pair.sides}
-        barred = refused | {damaged_name(path): reason for path, reason in refused.items()}
+        barred = dict(refused)
+        if self._damaging is not None:
+            barred |= {self._damaging.reference(path): reason for path, reason in refused.items()}
         made = []
         for group, plain in zip(groups, self.micro_batches(groups, skips, barred), strict=True):
             here = dict.fromkeys(home[id(segment.example)] for row in group for segment in row.segments)
-            batch = pair_batch(plain.inputs, group, [pairs[number] for number in here], self._side_count)
+            batch = pair_batch(
+                plain.inputs, group, [pairs[number] for number in here], 2 if self._damaging is None else 3
+            )
             made.append(MicroBatch(batch, batch.sides.shape[1], plain.token_count, plain.flops))
         return made
 
@@ -95,7 +98,7 @@ class PreferenceTask(InstructionTask):
         if leaving and self.processor.measures(sample.messages):
             raise sample.bad("image", next(iter(leaving.values())))
         refused.update(leaving)
-        return render_pair(sample, self.processor, self.data, self.objective.damages_images)
+        return render_pair(sample, self.processor, self.data, self._damaging)
 
     def _with_reference(self, made: MicroBatch, rows: Sequence[Row]) -> MicroBatch:
         batch = self.reference.known(made.inputs, rows)

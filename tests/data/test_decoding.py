@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mllm.checkpoint.start import load_processor
-from mllm.data.collate import ImageDecoder, own_share_of_cores, reading
+from mllm.data.collate import ImageDecoder, own_share_of_cores
 from mllm.data.dataset import Mixture
 from mllm.data.recipe import load_recipe
 from mllm.data.settings import DataSettings
@@ -50,7 +50,7 @@ def test_an_image_is_decoded_once_by_a_worker_and_its_error_is_kept_for_who_asks
 
     monkeypatch.setattr(processor, "read_fitted_tiles", noted)
     (visual,) = processor.planner.plan([(12, 20)])
-    decode = ImageDecoder(reading(processor), 2).start((path, visual) for path in (whole, str(broken), whole))
+    decode = ImageDecoder(processor, 2).start((path, visual) for path in (whole, str(broken), whole))
     assert torch.equal(decode(whole, visual)[0], decode(whole, visual)[0])
     assert len(seen) == 1 and seen[0].startswith("decode")
     with pytest.raises(UserError, match=r"b\.png"):

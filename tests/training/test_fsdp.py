@@ -9,6 +9,8 @@ from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.settings import validate_settings
 from tests.helpers.launches import launch_runs
+from tests.helpers.pairs import LORA as UPDATES_ALONE
+from tests.helpers.pairs import learn, pair_config, write_pairs
 from tests.helpers.runs import config, metrics, run_here, series
 
 LORA = {"language_model": "lora", "projector": "full", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0}}
@@ -35,6 +37,13 @@ def values_of(name, parts, recipe, run_dir):
     return values | {"trainable": trainable} if trainable else values
 
 
+def pairs_of(tiny_parts, root, name):
+    """A run of pairs, compared with the model without its updates."""
+    objective = {"reference": {"kind": "adapters_off"}}
+    own = pair_config(tiny_parts, write_pairs(root / "data"), root / name, objective, train__epochs=1)
+    return own | {"trainable": UPDATES_ALONE}
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_parts, recipe, tmp_path_factory):
     """The directory of every case's run, on two ranks; `stopped` is `whole`, stopped after 5 steps and resumed."""
@@ -43,6 +52,7 @@ def runs(tiny_parts, recipe, tmp_path_factory):
     for name in [*CASES, "stopped"]:
         values = values_of("whole" if name == "stopped" else name, tiny_parts, recipe, root / name)
         planned.append([values | {"engine": {"kind": "fsdp", "world_size": 2}}, 5 if name == "stopped" else None])
+    planned.append([pairs_of(tiny_parts, root, "pairs") | {"engine": {"kind": "fsdp", "world_size": 2}}, None])
     launch_runs(planned, root)
     return root
 
@@ -70,6 +80,14 @@ def test_answers_and_held_out_loss_while_fsdp_trains_are_those_of_one_process(ru
         for run_dir in (runs / "watched", tmp_path / "one")
     )
     assert len(ours) == 2 and ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_pairs_under_fsdp_are_compared_with_the_model_without_its_updates_as_in_one_process(runs, tiny_parts):
+    learn(pairs_of(tiny_parts, runs, "pairs_one"))
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = series(runs / "pairs_one"), series(runs / "pairs")
+    assert ids_a == ids_b and len(ids_a) == 2
+    assert loss_b == pytest.approx(loss_a, rel=1e-5) and norm_b == pytest.approx(norm_a, rel=1e-4)
 
 
 @pytest.mark.slow
