@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from mllm.checkpoint.ours import directory_hash, model_directory
+from mllm.checkpoint.ours import check_model_directory, directory_hash, model_directory
 from mllm.checkpoint.parts import local_directory
 from mllm.errors import UserError
 from mllm.inference.answer import Answer
@@ -187,8 +187,9 @@ def open_confidence(
     check_confidence(min_confidence, abstention)
     if file is None and min_confidence is None and find_calibration(model) is None:
         return None
-    sha256 = directory_hash(model_directory(local_directory(model)))
-    calibration = matching_calibration(model, sha256, file, min_confidence is not None)
+    path = model_directory(local_directory(model))
+    check_model_directory(path)
+    calibration = matching_calibration(model, directory_hash(path), file, min_confidence is not None)
     if calibration is None:
         return None
     if calibration.answers is None:

@@ -14,7 +14,7 @@ from mllm.evaluation.medium import shown
 from mllm.evaluation.plan import Setup
 from mllm.evaluation.run import evaluate_subject
 from mllm.evaluation.scoring import Answer
-from mllm.inference.confidence import find_calibration, matching_calibration, read_calibration
+from mllm.inference.confidence import find_calibration, matching_calibration, open_confidence, read_calibration
 from tests.helpers.tiny import save_image
 
 IMAGES, EACH = 60, 6
@@ -145,6 +145,10 @@ def test_a_calibration_of_another_model_is_refused_where_it_is_asked_for_and_els
             matching_calibration(place, "other", given, is_needed)
     with pytest.raises(UserError, match=r"has no calibration\.json beside it.*mllm calibrate"):
         matching_calibration("nowhere", "boaster", None, True)
+    with pytest.raises(UserError, match=r"it has no config\.json"):
+        open_confidence(place)
+    with pytest.raises(UserError, match="the abstention is empty"):
+        open_confidence(place, abstention=" ")
     setup = setup_of(files, fitted / "eval2", "own", min_confidence=1.5)
     with pytest.raises(UserError, match=r"min_confidence is 1\.5"):
         evaluate_subject(setup, opened(Boaster(), fitted))
