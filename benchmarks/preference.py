@@ -192,7 +192,9 @@ def _ours(settings: PreferenceSettings, options: argparse.Namespace) -> Callable
     return lambda: run() | passed
 
 
-def _with_all_logits(self: VisionLanguageModel, batch: Batch, by_token: bool = False) -> torch.Tensor:
+def _with_all_logits(
+    self: VisionLanguageModel, batch: Batch, by_token: bool = False, temperature: float = 1.0
+) -> torch.Tensor:
     """As transformers computes them: logits of every position, of which some are read."""
     chosen = self.logits(batch).flatten(0, 1).index_select(0, batch.target_places)
     return chosen.float().log_softmax(-1).gather(1, batch.target_ids[:, None])[:, 0]

@@ -1,6 +1,7 @@
 """Arguments that several commands take, and how they are read."""
 
 import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,8 +11,11 @@ from mllm.errors import UserError
 from mllm.settings import Settings, command_of, expanded, expanded_path, load_settings, read_yaml
 
 if TYPE_CHECKING:
+    from mllm.inference.confidence import Confidence
     from mllm.model.interface import VisionLanguageModel
     from mllm.processor import Processor
+
+logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -102,7 +106,45 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
+def add_confidence(parser: argparse.ArgumentParser, told: str) -> None:
+    """Which calibration says how sure answers are, and how sure they have to be; told: where that is seen, as a sentence."""
+    parser.add_argument(
+        "--calibration",
+        type=expanded_path,
+        metavar="FILE",
+        help="What `mllm calibrate MODEL --benchmarks` wrote for this model, by which answers have a confidence. "
+        "calibration.json beside the model by default, if it is there.",
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help=f"Abstain from answers whose confidence, from 0 to 1, is below this; {told}. By default none is kept back.",
+    )
+
+
+def add_abstaining(parser: argparse.ArgumentParser, told: str) -> None:
+    """`add_confidence`, and what is said instead of an answer; `load_confidence` reads them."""
+    add_confidence(parser, told)
+    parser.add_argument(
+        "--abstention",
+        default="I don't know.",
+        metavar="TEXT",
+        help="What is said instead of an answer that isn't sure enough (default: %(default)s).",
+    )
+
+
+def load_confidence(options: argparse.Namespace) -> "Confidence | None":
+    """How sure answers of the model are, as far as something was fitted for it."""
+    from mllm.inference.confidence import open_confidence
+
+    found = open_confidence(options.model, options.calibration, options.min_confidence, options.abstention)
+    if found is not None and options.quantize:
+        logger.warning("the calibration was fitted without --quantize; confidences may be off")
+    return found
+
+
+def add_dtype(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],

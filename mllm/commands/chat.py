@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mllm.commands.arguments import add_model, describe, load_model, picture
+from mllm.commands.arguments import add_abstaining, add_model, describe, load_confidence, load_model, picture
 from mllm.settings import expanded
 
 
@@ -72,6 +72,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="End an answer before this text. Repeatable."
     )
     parser.add_argument("--seed", type=int, help="Seed of sampling. Each start samples anew by default.")
+    add_abstaining(parser, "answers then come whole")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
     from mllm.inference.chat import ChatSession
     from mllm.inference.terminal import chat_in_terminal, chat_script
 
+    confidence = load_confidence(options)
     model, processor = load_model(options)
     if options.seed is not None:
         torch.manual_seed(options.seed)
@@ -91,6 +93,7 @@ def run(options: argparse.Namespace) -> None:
         options.temperature,
         options.top_p,
         options.stop,
+        confidence,
     )
     if options.prompt:
         chat_script(session, options.prompt, options.image, options.json, options.video, options.picture)

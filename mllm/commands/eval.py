@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mllm.clients.openai import PREFIX, MaxTokensName, Sampling
-from mllm.commands.arguments import A_MODEL, add_dtype, add_one, at_least_1, describe, one_of
+from mllm.commands.arguments import A_MODEL, add_confidence, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
 from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS
 from mllm.launch import launched_rank
@@ -32,23 +32,28 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--benchmarks",
-        help="Names of benchmarks, with commas between. NAME@SOURCE is read from a data set of the hub (its id, or a copy "
-        "of its files); FILE.jsonl, FILE.jsonl:METRIC or FILE.yaml are your own questions.",
-    )
+    add_questions(parser)
     parser.add_argument("--list", action="store_true", help="List the benchmarks, and say where to get them.")
-    parser.add_argument(
-        "--data",
-        type=expanded_path,
-        metavar="DIR",
-        help="Directory where the benchmarks' files lie. By default the one that a benchmark's own file names.",
-    )
     parser.add_argument(
         "--output",
         type=expanded_path,
         metavar="DIR",
         help="Directory for results.json, answers.jsonl and report.html. MODEL/eval by default.",
+    )
+
+
+def add_questions(parser: "argparse._ActionsContainer") -> None:
+    """Which questions are asked; `benchmark_names` reads the first."""
+    parser.add_argument(
+        "--benchmarks",
+        help="Names of benchmarks, with commas between. NAME@SOURCE is read from a data set of the hub (its id, or a copy "
+        "of its files); FILE.jsonl, FILE.jsonl:METRIC or FILE.yaml are your own questions.",
+    )
+    parser.add_argument(
+        "--data",
+        type=expanded_path,
+        metavar="DIR",
+        help="Directory where the benchmarks' files lie. By default the one that a benchmark's own file names.",
     )
     parser.add_argument(
         "--limit",
@@ -60,7 +65,8 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=int,
         default=0,
-        help="Seed of which questions are asked, which images are swapped and of the intervals (default: %(default)s).",
+        help="Seed of all that is drawn: which questions are asked, which images are swapped or fitted on, and the "
+        "intervals (default: %(default)s).",
     )
     parser.add_argument(
         "--on-missing",
@@ -71,7 +77,8 @@ def _add_benchmarks(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_asking(parser: argparse.ArgumentParser) -> None:
+def add_answering(parser: "argparse._ActionsContainer") -> None:
+    """How a model that is loaded here answers."""
     parser.add_argument(
         "--batch-size",
         type=at_least_1,
@@ -79,6 +86,19 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Number of questions that are answered together (default: %(default)s).",
     )
+    add_dtype(parser)
+    parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
+    parser.add_argument(
+        "--choice-by",
+        choices=["generation", "likelihood"],
+        default="generation",
+        help="How multiple choice is answered: by what the model writes, or by the likeliest of the options "
+        "(default: %(default)s).",
+    )
+
+
+def _add_asking(parser: argparse.ArgumentParser) -> None:
+    add_answering(parser)
     parser.add_argument(
         "--conditions",
         type=conditions,
@@ -105,15 +125,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         help="Contrast of what injected writes: 1 is black or white, less lets as much of the image through "
         "(default: %(default)s).",
     )
-    add_dtype(parser)
-    parser.add_argument("--device", help="Device such as cpu or cuda:0. This process's GPU if there is one by default.")
-    parser.add_argument(
-        "--choice-by",
-        choices=["generation", "likelihood"],
-        default="generation",
-        help="How multiple choice is answered: by what the model writes, or by the likeliest of the options "
-        "(default: %(default)s).",
-    )
+    add_confidence(parser, "answers.jsonl gets both, and the report says what is left")
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -184,19 +196,13 @@ def run(options: argparse.Namespace) -> None:
     if not options.model or not options.benchmarks:
         raise UserError("give a model and --benchmarks, or --list to see which benchmarks there are")
 
-    from mllm.evaluation.benchmarks import find_benchmark
     from mllm.evaluation.injection import Injection
     from mllm.evaluation.plan import Setup
     from mllm.evaluation.results import print_scores
     from mllm.evaluation.run import evaluate_subject
 
-    names = [expanded_benchmark(name.strip()) for name in options.benchmarks.split(",") if name.strip()]
-    if not names:
-        raise UserError(f"--benchmarks {options.benchmarks!r} names none; --list says which there are")
-    for name in names:
-        find_benchmark(name)
     setup = Setup(
-        names,
+        benchmark_names(options.benchmarks),
         options.data,
         _output(options),
         options.limit,
@@ -205,10 +211,24 @@ def run(options: argparse.Namespace) -> None:
         options.choice_by,
         options.conditions,
         Injection(options.injection_size, options.injection_contrast),
+        options.calibration,
+        options.min_confidence,
     )
     outcome = evaluate_subject(setup, _subject(options))
     if launched_rank() == 0:
         print_scores(outcome.scores)
+
+
+def benchmark_names(text: str) -> list[str]:
+    """The benchmarks that `--benchmarks` names. Raises UserError for none, and for one that there isn't."""
+    from mllm.evaluation.benchmarks import find_benchmark
+
+    names = [expanded_benchmark(name.strip()) for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--benchmarks {text!r} names none; `mllm eval --list` says which there are")
+    for name in names:
+        find_benchmark(name)
+    return names
 
 
 def _subject(options: argparse.Namespace) -> Callable[[], Any]:

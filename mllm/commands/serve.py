@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mllm.commands.arguments import add_model, describe, load_model
+from mllm.commands.arguments import add_abstaining, add_model, describe, load_confidence, load_model
 from mllm.errors import UserError
 
 
@@ -68,6 +68,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="Let pages of this origin use the API in a browser, such as http://localhost:3000; * lets every page. "
         "Repeatable.",
     )
+    add_abstaining(parser, "answers then come whole, also in streams")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -85,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
         allow_remote_images=options.allow_remote_images,
         api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
         cors_origins=tuple(options.cors_origin),
+        confidence=load_confidence(options),
     )
     listener = bind(options.host, options.port)
     model, processor = load_model(options)

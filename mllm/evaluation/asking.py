@@ -54,10 +54,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and its natural log-probability with its ending; None where the model doesn't tell."""
+    """An answer, and its natural log-probability with its ending; None where the model doesn't tell.
+
+    option_logprobs: of each option of the question, in their order, where the likeliest is the answer.
+    """
 
     text: str
     logprob: float | None = None
+    option_logprobs: tuple[float, ...] = ()
 
 
 OnReplies = Callable[[Mapping[Question, Reply]], None]
@@ -123,7 +127,10 @@ class AnswerLog:
         for question, reply in replies.items():
             key = self.key(question)
             self.known[key] = reply
-            lines.append(json.dumps({"key": key, "answer": reply.text, "logprob": reply.logprob}) + "\n")
+            record: dict[str, Any] = {"key": key, "answer": reply.text, "logprob": reply.logprob}
+            if reply.option_logprobs:
+                record["option_logprobs"] = reply.option_logprobs
+            lines.append(json.dumps(record) + "\n")
         rest = memoryview("".join(lines).encode())
         while rest:
             rest = rest[self._file.write(rest) :]
@@ -141,7 +148,8 @@ def _read(file: Path) -> tuple[dict[str, Reply], int]:
     for number, line in enumerate(content[:end].splitlines(), start=1):
         try:
             record = json.loads(line)
-            replies[record["key"]] = Reply(record["answer"], record["logprob"])
+            options = tuple(record.get("option_logprobs", ()))
+            replies[record["key"]] = Reply(record["answer"], record["logprob"], options)
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file}, line {number} is no answer; remove the file to ask its questions again") from None
     return replies, end
@@ -154,14 +162,17 @@ def answer_all(
     ranks: Ranks = ALONE,
     shows_progress: bool = True,
 ) -> dict[Question, Reply]:
-    """The reply to each of `questions`, on every rank. What `log` knows isn't asked; what is asked goes into it."""
+    """The reply to each of `questions`, on every rank. What `log` knows isn't asked; what is asked goes into it.
+
+    A choice among options that was kept without what each of them has is asked again.
+    """
     keys: dict[Question, Any] = {question: log.key(question) if log else question for question in questions}
     known: dict[Any, Reply] = {}
     for found in ranks.gather(log.known if log else {}):
         known |= found
     unanswered: dict[Any, Question] = {}
     for question, key in keys.items():
-        if key not in known:
+        if key not in known or (question.options and not known[key].option_logprobs):
             unanswered.setdefault(key, question)
     if log and len(unanswered) < len(set(keys.values())):
         logger.info("%d question(s) are yet to be answered, of %d", len(unanswered), len(set(keys.values())))

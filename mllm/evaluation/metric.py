@@ -53,7 +53,8 @@ class Metric(BaseModel, ABC):
     """A scorer; its fields are its settings (`mllm score --name value`).
 
     lower_is_better: of scores. right_at: the score of a line from which its answer is right (down to which, where less is
-    better); None where answers aren't right or wrong.
+    better); None where answers aren't right or wrong. is_soft: whether a score between 0 and 1 is how right an answer is,
+    which risk is counted by; else it counts as right or wrong.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +62,7 @@ class Metric(BaseModel, ABC):
     line: ClassVar[type[Line]] = Line
     lower_is_better: ClassVar[bool] = False
     right_at: ClassVar[float | None] = 0.5
+    is_soft: ClassVar[bool] = False
 
     @classmethod
     def is_right(cls, score: float) -> bool | None:
@@ -68,6 +70,11 @@ class Metric(BaseModel, ABC):
         if cls.right_at is None:
             return None
         return score <= cls.right_at if cls.lower_is_better else score >= cls.right_at
+
+    @classmethod
+    def gain(cls, score: float) -> float:
+        """How right an answer with this score is, from 0 to 1."""
+        return score if cls.is_soft else float(bool(cls.is_right(score)))
 
     @abstractmethod
     def score(self, lines: Sequence[Any]) -> Result:

@@ -48,7 +48,9 @@ class Setup:
 
     data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
     own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
-    `likelihood` where a question has options. conditions, injection: see `questions_of`.
+    `likelihood` where a question has options. conditions, injection: see `questions_of`. calibration: the file by which
+    answers have a confidence (None = the one beside the model, if there is one). min_confidence: abstain below it (None =
+    never).
     """
 
     benchmarks: Sequence[str]
@@ -60,6 +62,8 @@ class Setup:
     choice_by: str = "generation"
     conditions: Sequence[str] = CONDITIONS
     injection: Injection = field(default_factory=Injection)
+    calibration: Path | None = None
+    min_confidence: float | None = None
 
     def plan(self) -> list[Chosen]:
         by_likelihood = self.choice_by == "likelihood"

@@ -91,11 +91,13 @@ def write_report(
     runs: Sequence[TrainingRun] = (),
     note: str | None = None,
     remarks: Mapping[str, Sequence[str]] | None = None,
+    drawings: Mapping[str, str] | None = None,
     by: str | None = None,
 ) -> None:
     """Write the page to `path`; pictures are embedded, nothing is fetched, all text is escaped.
 
-    note: stands above all. remarks: by benchmark, what to say beneath its table. by: see `mllm.files.atomic_file`.
+    note: stands above all. remarks, drawings: by benchmark, what to say, and HTML to show, beneath its table. by: see
+    `mllm.files.atomic_file`.
     """
     body = [f"<p class=note>{escape(note)}</p>" if note else "", _legend(scores), _strip(answers)]
     for name, entries in scores.items():
@@ -104,6 +106,7 @@ def write_report(
             draw_intervals(name, entries),
         ]
         body += [f"<p>{escape(remark)}</p>" for remark in (remarks or {}).get(name, ())]
+        body.append((drawings or {}).get(name, ""))
         metric = metric_of(name)
         body += ["<p>Less is better.</p>"] if metric.lower_is_better else []
         labelled = [(_label(name, a), a) for a in answers[name] if a.condition == "model"]

@@ -17,6 +17,8 @@ from mllm.evaluation.asking import Subject
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import metric_of
 from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.confidence_drawing import draw_confidences
+from mllm.evaluation.confidences import abstention_remark, reliability_of
 from mllm.evaluation.injection import Injection, flips_said
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Chosen, Setup
@@ -126,6 +128,7 @@ def write_results(
     found = {
         "official": outcome.official,
         "empty_answers": empty,
+        "reliability": reliability_of(outcome),
         "scores": {benchmark: as_records(entries) for benchmark, entries in scores.items()},
     }
     lines = [json.dumps({"benchmark": n} | r, ensure_ascii=False) for n, e in answers.items() for r in as_records(e)]
@@ -134,10 +137,17 @@ def write_results(
     write_text_atomically(output / "skipped.jsonl", "".join(skipped), BY)
     write_json_atomically(output / "results.json", provenance | found, BY)
     note = partial_note(plan)
-    said = {c.name: remarks(c, outcome.official[c.name], empty[c.name], setup.injection) for c in plan}
+    said = {
+        chosen.name: [
+            *remarks(chosen, outcome.official[chosen.name], empty[chosen.name], setup.injection),
+            *abstention_remark(answers[chosen.name], setup.min_confidence),
+        ]
+        for chosen in plan
+    }
     title = f"Scores of {name}"
     write_text_atomically(output / "report.md", as_markdown(title, scores, note, said), BY)
-    write_report(output / "report.html", title, scores, answers, runs, note, said, by=BY)
+    drawings = {name: draw_confidences(name, own) for name, own in answers.items()}
+    write_report(output / "report.html", title, scores, answers, runs, note, said, drawings, BY)
     logger.info("wrote results.json, answers.jsonl, report.md and report.html to %s", output)
     if note is not None:
         logger.warning(note)

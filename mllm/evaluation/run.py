@@ -8,6 +8,7 @@ from mllm.checkpoint.load import AUTO
 from mllm.errors import UserError
 from mllm.evaluation.asking import AnswerLog, Subject, answer_all
 from mllm.evaluation.conditions import CONDITIONS
+from mllm.evaluation.confidences import calibration_of, with_confidences
 from mllm.evaluation.injection import Injection
 from mllm.evaluation.medium import source_hash
 from mllm.evaluation.plan import Setup, questions_of_plan
@@ -84,6 +85,7 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
         plan = ranks.first_on_0(setup.plan)
         questions = questions_of_plan(plan)
         subject, name, runs = open_subject()
+        calibration = calibration_of(setup, subject, name)
         hash_of = cache(source_hash)
         log = AnswerLog(kept, ranks.rank, subject.identity, hash_of)
         try:
@@ -96,7 +98,8 @@ def evaluate_subject(setup: Setup, open_subject: Callable[[], Opened]) -> Outcom
             log.close()
         if not any(reply.text for reply in replies.values()):
             raise UserError(f"{name} answered nothing to {len(replies)} question(s); {kept} has them")
-        outcome = score_plan(plan, replies, setup.seed, subject)
+        scored = score_plan(plan, replies, setup.seed, subject)
+        outcome = with_confidences(scored, calibration, setup.min_confidence)
         if ranks.rank == 0:
             write_results(setup, name, subject, plan, outcome, runs, hash_of)
     return outcome

@@ -18,6 +18,8 @@ from mllm.evaluation.statistics import bootstrap_interval
 class Answer:
     """One question, asked under one condition; `logprob` is the answer's, None where it isn't known.
 
+    `option_logprobs` are those of `fields["options"]`, where the likeliest was the answer. `confidence` is how sure the
+    answer is by the calibration of the model, `abstained` whether that is less than was asked for; None without one.
     `fields` are what the metric's lines need beside the references, so that answers can be scored again from their file.
     """
 
@@ -32,6 +34,9 @@ class Answer:
     score: float
     logprob: float | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    option_logprobs: tuple[float, ...] = ()
+    confidence: float | None = None
+    abstained: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def _answer(item: Item, condition: str, media: tuple[Medium, ...], reply: Reply,
         score,
         reply.logprob,
         item.fields,
+        reply.option_logprobs,
     )
 
 

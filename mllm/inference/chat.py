@@ -12,6 +12,7 @@ from mllm.errors import UserError
 from mllm.files import write_text_atomically
 from mllm.inference.answer import Answer, Stream
 from mllm.inference.cache import new_cache, truncate
+from mllm.inference.confidence import Confidence, Said
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import check_context
 from mllm.inference.places import Places, places_in
@@ -53,11 +54,14 @@ class ChatSession:
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: Sequence[str] = (),
+        confidence: Confidence | None = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
-        self.decoding = Decoding(max_new_tokens, temperature, top_p, stop=tuple(stop))
+        self.decoding = Decoding(max_new_tokens, temperature, top_p, stop=tuple(stop), logprobs=confidence is not None)
         self.system = system
+        self.confidence = confidence
         self.last: Answer | None = None
+        self.said = Said("")
         self.places: Places | None = None
         self._reader = reader_of(model, processor)
         self._cache, self._computed, self._asked = new_cache(), (), None
@@ -95,12 +99,13 @@ class ChatSession:
     ) -> str:
         """The answer to `question` about `images`, `videos` and all that was said before.
 
-        More about it is in `last`, and in `places` where in an image it points to, if it does.
+        More about it is in `last`, in `said` how sure it is where that is known, and in `places` where in an image it points
+        to, if it does. An answer that isn't sure enough (`Confidence.min_confidence`) is replaced, also for later turns.
 
-        on_text receives the answer piece by piece while it is written. is_cancelled is asked after each token; when it
-        says so, the answer ends there and counts. A question that fails, or is interrupted by an exception, leaves the
-        conversation as it was. Raises UserError for an empty question, an unreadable image or video, or too long a
-        conversation.
+        on_text receives the answer piece by piece while it is written; whole, where it may be replaced. is_cancelled is asked
+        after each token; when it says so, the answer ends there and counts. A question that fails, or is interrupted by an
+        exception, leaves the conversation as it was. Raises UserError for an empty question, an unreadable image or video, or
+        too long a conversation.
         """
         if not question.strip():
             raise UserError("the question is empty")
@@ -112,11 +117,16 @@ class ChatSession:
         all_images = [*self.images, *images, *videos]
         prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
         check_context(self.model, len(prompt), self.decoding.max_new_tokens)
-        self.last = self._answer(prompt, Stream(self.processor, self.decoding, on_text, is_cancelled))
-        self.places = places_in(self.last.text, prompt.shown, self.processor)
-        self.messages = [*messages, Message(role="assistant", content=self.last.text)]
+        is_held = self.confidence is not None and self.confidence.may_abstain
+        row = Stream(self.processor, self.decoding, None if is_held else on_text, is_cancelled)
+        self.last = self._answer(prompt, row)
+        self.said = Said(self.last.text) if self.confidence is None else self.confidence.said(self.last)
+        if is_held and on_text is not None:
+            on_text(self.said.text)
+        self.places = places_in(self.said.text, prompt.shown, self.processor)
+        self.messages = [*messages, Message(role="assistant", content=self.said.text)]
         self.images = all_images
-        return self.last.text
+        return self.said.text
 
     def _answer(self, prompt: Prompt, row: Stream) -> Answer:
         known = self._known(prompt)

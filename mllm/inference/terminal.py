@@ -60,7 +60,9 @@ def chat_once(
     videos: Sequence[ImageSource] = (),
     picture: Path | None = None,
 ) -> None:
-    """One question, its answer streamed to stdout. The first Ctrl-C ends the answer, a second one the program's wait.
+    """One question, its answer streamed to stdout, and how sure it is on stderr, where that is known.
+
+    The first Ctrl-C ends the answer, a second one the program's wait.
 
     picture: where places that an answer names are drawn on its image (`write_picture`), which a line on stderr says; None:
     nowhere.
@@ -68,6 +70,8 @@ def chat_once(
     with _stop_on_interrupt() as is_stopped:
         session.ask(question, images, lambda text: print(text, end="", flush=True), is_stopped, videos)
     print(flush=True)
+    if session.said.confidence is not None:
+        print(f"confidence {session.said.confidence:.2f}", file=sys.stderr)
     if (written := _drawn(session, picture)) is not None:
         print(f"its places are drawn on {written}", file=sys.stderr)
 
@@ -91,12 +95,12 @@ def chat_as_json(
     videos: Sequence[ImageSource] = (),
     picture: Path | None = None,
 ) -> None:
-    """One question, and a line of JSON with its answer and what it took; with the places that it names, and their picture."""
+    """One question, and a line of JSON with its answer and what it took; with how sure it is, and its places and picture."""
     started = time.perf_counter()
     text = session.ask(question, images, videos=videos)
     last = session.last
     assert last is not None
-    record = {
+    record: dict[str, object] = {
         "question": question,
         "answer": text,
         "finish_reason": last.finish_reason,
@@ -105,6 +109,8 @@ def chat_as_json(
         "answer_tokens": len(last.token_ids),
         "seconds": round(time.perf_counter() - started, 3),
     }
+    if session.said.confidence is not None:
+        record |= {"confidence": round(session.said.confidence, 4), "abstained": session.said.abstained}
     if session.places is not None:
         record["places"] = session.places.as_records()
     if (written := _drawn(session, picture)) is not None:

@@ -12,7 +12,7 @@ from mllm.inference import terminal
 from mllm.inference.chat import ChatSession
 from mllm.inference.places import Places, places_in, read_regions, write_picture
 from mllm.inference.request import Request, prompt_of
-from mllm.inference.serve.app import _page
+from mllm.inference.serve.page import read_page
 from mllm.media.drawing import COLOURS, Mark, draw_marks
 from tests.helpers.serving import client_of, question
 from tests.helpers.tiny import save_image
@@ -125,6 +125,6 @@ def test_the_server_tells_places_beside_the_answer_and_nothing_where_there_are_n
 
 
 def test_the_page_of_the_server_draws_places_as_written_pictures_show_them():
-    page, _ = _page()
+    page, _ = read_page()
     assert f'"colours": {json.dumps(COLOURS)}' in page and page.count(COLOURS[0]) == 1
     assert "DRAWING" not in page

@@ -25,6 +25,7 @@ class VqaScore(MeanMetric):
     """VQAv2 accuracy with both sides always normalized."""
 
     line = VqaLine
+    is_soft = True
     by = ("question_type", "answer_type")
 
     def score_line(self, line: VqaLine) -> float:
@@ -39,6 +40,7 @@ class VqaOfficialScore(MeanMetric):
     """
 
     line = VqaLine
+    is_soft = True
     by = ("question_type", "answer_type")
 
     def score_line(self, line: VqaLine) -> float:

@@ -19,6 +19,7 @@ from mllm.evaluation.medium import Medium
 from mllm.evaluation.report import TrainingRun, training_runs
 from mllm.files import hash_files
 from mllm.inference.answer import Answer
+from mllm.inference.confidence import CALIBRATION
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import generate_answers
 from mllm.inference.likelihood import score_answers
@@ -26,6 +27,7 @@ from mllm.inference.places import read_regions
 from mllm.inference.request import prompt_of
 from mllm.media.shuffled import ShuffledFrames
 from mllm.model.interface import VisionLanguageModel
+from mllm.outputs import LIST
 from mllm.processor import Processor
 
 # Bounds what is rendered and planned at once; some thousand questions share all the prefixes that they can.
@@ -95,9 +97,10 @@ def _reply(answer: Answer) -> Reply:
 
 
 def _likeliest(question: Question, logprobs: Mapping[str, float]) -> Reply:
-    """Return the most likely option; ties go to the first."""
-    best = max(question.options, key=lambda option: logprobs[option])
-    return Reply(best, _finite(logprobs[best]))
+    """Return the most likely option, with what each has; ties go to the first."""
+    each = {option: _finite(logprobs[option]) for option in question.options}
+    best = max(question.options, key=lambda option: each[option])
+    return Reply(best, each[best], tuple(each[option] for option in question.options))
 
 
 def _finite(logprob: float) -> float:
@@ -153,5 +156,6 @@ def open_directory(
 
 
 def _preprocessing_hash(path: Path) -> str:
-    """SHA-256 of tokenizer, templates and image preprocessing: everything that is read beside the weights."""
-    return hash_files(sorted({file for pattern in PREPROCESSING for file in path.glob(pattern)}))
+    """SHA-256 of tokenizer, templates and image preprocessing: everything that answers depend on beside the weights."""
+    found = {file for pattern in PREPROCESSING for file in path.glob(pattern)}
+    return hash_files(sorted(file for file in found if file.name not in (CALIBRATION, LIST)))

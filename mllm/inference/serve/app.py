@@ -1,17 +1,14 @@
 """The web application: OpenAI's routes, health, metrics and the page."""
 
 import asyncio
-import hashlib
 import json
 import re
 import time
 import uuid
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,23 +19,25 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Stream
+from mllm.inference.confidence import Confidence, Said
 from mllm.inference.generate import check_context
-from mllm.inference.places import PICTURE_PX, Places, places_in
+from mllm.inference.places import Places, places_in
 from mllm.inference.request import prompt_of
 from mllm.inference.serve.batch_queue import BatchQueue, Job, QueueFullError
 from mllm.inference.serve.counters import Metrics
 from mllm.inference.serve.limits import ApiKey, BodyLimit, error_body
+from mllm.inference.serve.page import read_page
 from mllm.inference.serve.protocol import (
     FINISH_REASONS,
     ChatCompletionRequest,
     FieldError,
     chunk,
     completion,
+    confidence_fields,
     logprobs_of,
     places_field,
     usage,
 )
-from mllm.media import drawing
 from mllm.media.clip import check_frames
 from mllm.media.remote import fetch_image
 from mllm.model.interface import VisionLanguageModel
@@ -56,7 +55,8 @@ class ServerSettings:
     """What the server allows.
 
     name: the model's, for clients. max_new_tokens: of an answer, where a request doesn't say. cors_origins: pages of other
-    origins that browsers may let use the API, such as https://app.example:8443; `*` is every page.
+    origins that browsers may let use the API, such as https://app.example:8443; `*` is every page. confidence: how sure
+    answers are, which they then carry; None where that isn't known.
     """
 
     name: str
@@ -68,6 +68,7 @@ class ServerSettings:
     allow_remote_images: bool = False
     api_key: str | None = None
     cors_origins: tuple[str, ...] = ()
+    confidence: Confidence | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for a name that is empty, or a bound that nothing keeps to."""
@@ -147,37 +148,13 @@ def build_app(model: VisionLanguageModel, processor: Processor, settings: Server
         metrics.requests.labels(str(response.status_code)).inc()
         return response
 
-    page, policy = _page()
+    page, policy = read_page()
 
     @app.get("/", response_class=HTMLResponse)
     async def home() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
     return app
-
-
-def _page() -> tuple[str, str]:
-    """The page, and a policy by which it runs its own script only and talks to its own server only."""
-    page = files("mllm.inference.serve").joinpath("page.html").read_text(encoding="utf-8")
-    page = page.replace("DRAWING", json.dumps(_drawing()))
-    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
-    assert script is not None
-    digest = b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
-    shown = "style-src 'unsafe-inline'; img-src 'self' data:; media-src data:"
-    sources = f"script-src 'sha256-{digest}'; {shown}; connect-src 'self'"
-    return page, f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-
-
-def _drawing() -> dict[str, Any]:
-    """How places are drawn, for the page: their colours, and sizes in pixels or as so many on the longer side."""
-    return {
-        "colours": drawing.COLOURS,
-        "pictureSide": PICTURE_PX,
-        "linesASide": drawing.LINES_A_SIDE,
-        "textASide": drawing.TEXT_A_SIDE,
-        "fewestLine": drawing.FEWEST_LINE_PX,
-        "fewestText": drawing.FEWEST_TEXT_PX,
-    }
 
 
 class _Service:
@@ -225,6 +202,8 @@ class _Service:
         """Decode the images and frames of videos and render the prompt. Raises FieldError."""
         request = body.request(fetch_image if self.settings.allow_remote_images else None)
         decoding = body.decoding(self.settings.max_new_tokens)
+        if self.settings.confidence is not None:
+            decoding = replace(decoding, logprobs=True)
         try:
             prompt = prompt_of(request, self.processor)
             check_context(self.model, len(prompt), decoding.max_new_tokens)
@@ -244,7 +223,8 @@ class _Service:
         job = Job(prompt, rows, body.seed, begun + self.settings.timeout_s, send)
         for index in range(body.n):
             say = partial(_say, send, index) if body.stream else None
-            rows.append(Stream(self.processor, decoding, say, lambda: job.is_over, say and partial(say, "")))
+            on_text = None if self._is_held else say
+            rows.append(Stream(self.processor, decoding, on_text, lambda: job.is_over, say and partial(say, "")))
         return job
 
     async def _whole(
@@ -273,8 +253,17 @@ class _Service:
         assert isinstance(result, list)  # of a job that isn't streamed there are no pieces
         self.metrics.latency.observe(time.monotonic() - begun)
         self.metrics.count(result)
-        places = [self._places(job, answer.text) for answer in result]
-        return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer, places))
+        said = [self._said(answer) for answer in result]
+        places = [self._places(job, told.text) for told in said]
+        return JSONResponse(completion(identity, result, body.logprobs, self.processor.tokenizer, places, said))
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether an answer is said only when it is whole, because it may be abstained from."""
+        return self.settings.confidence is not None and self.settings.confidence.may_abstain
+
+    def _said(self, answer: Answer) -> Said:
+        return Said(answer.text) if self.settings.confidence is None else self.settings.confidence.said(answer)
 
     def _places(self, job: Job, text: str) -> Places | None:
         return places_in(text, job.prompt.shown, self.processor)
@@ -295,15 +284,21 @@ class _Service:
                 yield _event(chunk(identity, index, {"role": "assistant", "content": ""}))
             while isinstance(event := await _next(events, job), tuple):
                 index, piece = event
-                if piece and is_first:
+                if is_first and (piece or self._is_held):
                     self.metrics.first_text.observe(time.monotonic() - begun)
                     is_first = False
                 row = job.rows[index]
-                fresh = row.logprobs[told[index] :]
+                said = None if piece else self._said(row.answer(0, 0))
+                fresh = [] if said is not None and said.abstained else row.logprobs[told[index] :]
                 told[index] += len(fresh)
                 logprobs = logprobs_of(fresh, self.processor.tokenizer) if body.logprobs else None
-                finish = None if piece else FINISH_REASONS[row.finish_reason or "cancelled"]
-                delta = {"content": piece} if piece else places_field(self._places(job, row.words.text))
+                if said is None:
+                    yield _event(chunk(identity, index, {"content": piece}, logprobs))
+                    continue
+                if self._is_held and said.text:
+                    yield _event(chunk(identity, index, {"content": said.text}))
+                delta = confidence_fields(said) | places_field(self._places(job, said.text))
+                finish = FINISH_REASONS[row.finish_reason or "cancelled"]
                 yield _event(chunk(identity, index, delta, logprobs, finish))
             is_late = time.monotonic() > job.deadline
             if is_late or isinstance(event, Exception):

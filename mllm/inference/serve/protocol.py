@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from mllm.conversation.schema import ImagePart, Message, Part, TextPart, VideoPart
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, TokenLogprob
+from mllm.inference.confidence import Said
 from mllm.inference.decoding import Decoding
 from mllm.inference.places import Places
 from mllm.inference.request import Request
@@ -241,16 +242,18 @@ def completion(
     with_logprobs: bool,
     tokenizer: Any,
     places: Sequence[Places | None],
+    said: Sequence[Said],
 ) -> dict[str, Any]:
-    """A whole `chat.completion`. identity: its id, model and time. places: what each answer names in an image."""
+    """A whole `chat.completion`. identity: its id, model and time. places: what each answer names in an image. said: what the
+    client hears of each."""
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text} | places_field(own),
-            "logprobs": logprobs_of(answer.logprobs, tokenizer) if with_logprobs else None,
+            "message": {"role": "assistant", "content": told.text} | confidence_fields(told) | places_field(own),
+            "logprobs": logprobs_of(answer.logprobs, tokenizer) if with_logprobs and not told.abstained else None,
             "finish_reason": FINISH_REASONS[answer.finish_reason],
         }
-        for index, (answer, own) in enumerate(zip(answers, places, strict=True))
+        for index, (answer, own, told) in enumerate(zip(answers, places, said, strict=True))
     ]
     return identity | {"object": "chat.completion", "choices": choices, "usage": usage(answers)}
 
@@ -258,6 +261,11 @@ def completion(
 def places_field(places: Places | None) -> dict[str, Any]:
     """What OpenAI's API doesn't have: `places` of an answer, in shares of the image that was shown last; {} without any."""
     return {} if places is None else {"places": places.as_records()}
+
+
+def confidence_fields(said: Said) -> dict[str, Any]:
+    """What OpenAI's API doesn't have: how sure an answer is, and whether other words stand for it; {} if unknown."""
+    return {} if said.confidence is None else {"confidence": round(said.confidence, 4), "abstained": said.abstained}
 
 
 def chunk(
