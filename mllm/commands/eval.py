@@ -9,7 +9,7 @@ from typing import Any, get_args
 from mllm.clients.openai import PREFIX, MaxTokensName, Sampling
 from mllm.commands.arguments import A_MODEL, add_confidence, add_dtype, add_one, at_least_1, describe, one_of
 from mllm.errors import UserError
-from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS
+from mllm.evaluation.conditions import ALL_CONDITIONS, CONDITIONS, CONTRASTS
 from mllm.launch import launched_rank
 from mllm.settings import expanded_benchmark, expanded_path
 
@@ -125,7 +125,57 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
         help="Contrast of what injected writes: 1 is black or white, less lets as much of the image through "
         "(default: %(default)s).",
     )
+    _add_contrast(parser)
     add_confidence(parser, "answers.jsonl gets both, and the report says what is left")
+
+
+def _add_contrast(parser: argparse.ArgumentParser) -> None:
+    contrast = parser.add_argument_group("contrast decoding, which is asked beside the model's own greedy answers")
+    contrast.add_argument(
+        "--contrast",
+        choices=["noise", "no_image", "instruction"],
+        help="Also answer by logits that are contrasted with those of a rival conversation: with noisy images (noise), "
+        "without images (no_image), or under a confusing instruction (instruction). Adds the conditions contrasted and "
+        "contrast_0. None by default.",
+    )
+    contrast.add_argument(
+        "--contrast-alpha",
+        type=strength,
+        default=1.0,
+        metavar="ALPHA",
+        help="Strength of the contrast: logits become (1 + ALPHA) times the model's less ALPHA times the rival's "
+        "(default: %(default)s).",
+    )
+    contrast.add_argument(
+        "--contrast-beta",
+        type=strength,
+        default=0.1,
+        metavar="BETA",
+        help="Tokens less likely than BETA times the likeliest are never chosen, to 1 (default: %(default)s).",
+    )
+    contrast.add_argument(
+        "--contrast-decay",
+        type=strength,
+        metavar="RATE",
+        help="Let the strength grow from 0 as e^(RATE t) - 1 over the tokens t of an answer, in place of ALPHA, as M3ID does "
+        "with 0.02. A constant strength by default.",
+    )
+
+
+def strength(text: str) -> float:
+    """Parse a number from 0 on; argparse shows the ValueError as one line."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError
+    return value
+
+
+def _contrast(options: argparse.Namespace) -> Any:
+    if options.contrast is None:
+        return None
+    from mllm.inference.contrast import Contrast
+
+    return Contrast(options.contrast, options.contrast_alpha, options.contrast_beta, options.contrast_decay)
 
 
 def _add_endpoint(parser: argparse.ArgumentParser) -> None:
@@ -209,10 +259,11 @@ def run(options: argparse.Namespace) -> None:
         options.seed,
         options.on_missing,
         options.choice_by,
-        options.conditions,
+        (*options.conditions, *(c for c in CONTRASTS if options.contrast and c not in options.conditions)),
         Injection(options.injection_size, options.injection_contrast),
         options.calibration,
         options.min_confidence,
+        _contrast(options),
     )
     outcome = evaluate_subject(setup, _subject(options))
     if launched_rank() == 0:

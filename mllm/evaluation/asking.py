@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from mllm.errors import UserError
 from mllm.evaluation.medium import Medium, parts_of
 from mllm.evaluation.ranks import ALONE, Ranks
 from mllm.files import fsync_path
+from mllm.inference.contrast import Contrast
 from mllm.inference.request import Request
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Question:
     prompt: the user's words. media: images and videos, in order. max_new_tokens: the length of a greedy answer at most.
     options: if there are any, the answer is the likeliest of them. places: before which character of the prompt each
     medium stands; all stand before the words unless said. order_seed: a seed of the order in which frames of videos are
-    shown; None: as they follow each other.
+    shown; None: as they follow each other. contrast: with what the words of an answer are contrasted.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class Question:
     options: tuple[str, ...] = ()
     places: tuple[int, ...] = ()
     order_seed: int | None = None
+    contrast: Contrast | None = None
 
     @property
     def content(self) -> tuple[Part, ...]:
@@ -111,6 +113,8 @@ class AnswerLog:
         what = [self._identity, question.prompt, self._shown(question), question.max_new_tokens, question.options]
         if question.order_seed is not None:
             what.append(question.order_seed)
+        if question.contrast is not None:
+            what.append(asdict(question.contrast))
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def _shown(self, question: Question) -> Any:

@@ -17,10 +17,11 @@ import numpy as np
 from mllm.errors import UserError
 from mllm.evaluation.asking import Question
 from mllm.evaluation.benchmark import Benchmark, Item
-from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.conditions import CONTRASTS, INJECTIONS
 from mllm.evaluation.injection import Injection, planted_answers, with_order
 from mllm.evaluation.medium import Medium
 from mllm.evaluation.mirror import mirrored_item
+from mllm.inference.contrast import Contrast
 from mllm.media.altered import CHANGES, altered_reference
 
 ORDERS = 8  # of frames; clips in one order are answered together
@@ -38,12 +39,14 @@ def questions_of(
     seed: int,
     by_likelihood: bool = False,
     injection: Injection | None = None,
+    contrast: Contrast | None = None,
 ) -> list[Question]:
     """What is asked under `model` (the item's media), `withheld` (none) or `swapped` (another item's in their places).
 
     Further conditions are `single` (the first of the item's media alone), `shuffled` (the frames of its videos in another
     order), `blurred`, `grey` and `mirrored` (images and videos so changed), `injected` (an order to give a wrong answer
-    written into the images as `injection` says) and `scrawled` (its strokes in disorder). by_likelihood: where an item has
+    written into the images as `injection` says), `scrawled` (its strokes in disorder), and `contrasted` and `contrast_0` (the
+    item's media, and words that are written as `contrast` says, or as it does with α = 0). by_likelihood: where an item has
     options, the answer is the likeliest of them. Raises UserError where a condition would change nothing, for want of a
     second medium or of a video, and where a benchmark doesn't know what it does to its answers.
     """
@@ -80,9 +83,21 @@ def questions_of(
         )
         for item, own in zip(items, media, strict=True)
     ]
+    if condition in CONTRASTS:
+        return [_contrasted(question, condition, contrast) for question in asked]
     if condition != "shuffled":
         return asked
     return [replace(question, order_seed=_order_seed(item, seed)) for question, item in zip(asked, items, strict=True)]
+
+
+def _contrasted(question: Question, condition: str, contrast: Contrast | None) -> Question:
+    """The question with words that are contrasted; itself where it is no words, or shows nothing that could be hidden."""
+    if contrast is None:
+        raise UserError(f"{condition}: say with what words are contrasted (--contrast)")
+    if question.options or not (question.media or contrast.against == "instruction"):
+        return question
+    own = contrast if condition == "contrasted" else replace(contrast, alpha=0.0, decay=None)
+    return replace(question, contrast=own)
 
 
 def _check_condition(benchmark: Benchmark, items: Sequence[Item], condition: str) -> None:

@@ -13,6 +13,7 @@ from mllm.evaluation.conditions import CONDITIONS, INJECTIONS
 from mllm.evaluation.controls import complete_groups, options_of, questions_of, stratified_sample
 from mllm.evaluation.injection import Injection
 from mllm.evaluation.medium import Medium
+from mllm.inference.contrast import Contrast
 
 NAMED_MEDIA = 3
 
@@ -48,9 +49,9 @@ class Setup:
 
     data: where the benchmarks' files lie (None = where each says). limit: questions per benchmark (None = the benchmark's
     own default). on_missing: `error`, or `skip` for questions whose image isn't there. choice_by: `generation`, or
-    `likelihood` where a question has options. conditions, injection: see `questions_of`. calibration: the file by which
-    answers have a confidence (None = the one beside the model, if there is one). min_confidence: abstain below it (None =
-    never).
+    `likelihood` where a question has options. conditions, injection, contrast: see `questions_of`. calibration: the file by
+    which answers have a confidence (None = the one beside the model, if there is one). min_confidence: abstain below it
+    (None = never).
     """
 
     benchmarks: Sequence[str]
@@ -64,6 +65,7 @@ class Setup:
     injection: Injection = field(default_factory=Injection)
     calibration: Path | None = None
     min_confidence: float | None = None
+    contrast: Contrast | None = None
 
     def plan(self) -> list[Chosen]:
         by_likelihood = self.choice_by == "likelihood"
@@ -76,6 +78,7 @@ class Setup:
             by_likelihood,
             self.conditions,
             self.injection,
+            self.contrast,
         )
 
 
@@ -88,6 +91,7 @@ def plan_run(
     by_likelihood: bool = False,
     conditions: Sequence[str] = CONDITIONS,
     injection: Injection | None = None,
+    contrast: Contrast | None = None,
 ) -> list[Chosen]:
     """Read the benchmarks and draw their questions.
 
@@ -108,7 +112,8 @@ def plan_run(
             raise UserError(f"{name}: say where its files lie with --data DIR; they are in DIR/{benchmark.folder}")
         chosen = _choose(name, benchmark, directory, limit, seed, on_missing)
         questions = {
-            c: tuple(questions_of(benchmark, chosen.items, c, seed, by_likelihood, injection)) for c in conditions
+            c: tuple(questions_of(benchmark, chosen.items, c, seed, by_likelihood, injection, contrast))
+            for c in conditions
         }
         plan.append(replace(chosen, questions=questions, majority=benchmark.majority(directory)))
     if by_likelihood and not any(options_of(item) for chosen in plan for item in chosen.items):

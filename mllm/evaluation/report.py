@@ -35,6 +35,8 @@ COLOURS = {
     "mirrored": "#a0568f",
     "injected": "#8c2f5a",
     "scrawled": "#b98a9e",
+    "contrasted": "#5b6b2f",
+    "contrast_0": "#a3a878",
     "majority": "#777",
 }
 SAID, TRUE = "#e6261f", "#0f9d58"  # places that were answered, and the true ones

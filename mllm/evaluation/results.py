@@ -16,7 +16,7 @@ from mllm.console import report_console
 from mllm.evaluation.asking import Subject
 from mllm.evaluation.benchmark import Item
 from mllm.evaluation.benchmarks import metric_of
-from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.conditions import CONTRASTS, INJECTIONS
 from mllm.evaluation.confidence_drawing import draw_confidences
 from mllm.evaluation.confidences import abstention_remark, reliability_of
 from mllm.evaluation.injection import Injection, flips_said
@@ -72,6 +72,7 @@ def _provenance(
             "max_new_tokens": {c.name: c.benchmark.max_new_tokens for c in plan},
         },
         **({"injection": asdict(setup.injection)} if set(INJECTIONS) & set(setup.conditions) else {}),
+        **({"contrast": asdict(setup.contrast)} if setup.contrast and set(CONTRASTS) & set(setup.conditions) else {}),
         "seed": setup.seed,
         "versions": {"mllm": mllm.__version__, **{package: version(package) for package in PACKAGES}},
         "is_partial": any(chosen.skipped for chosen in plan),
@@ -92,7 +93,8 @@ def remarks(
     injection: Injection | None = None,
 ) -> list[str]:
     """What a reader has to know of a benchmark's scores: that they are a sample's, how many answers are empty or couldn't be
-    read, the official number, how many answers turned to what was written into the images, others' figures."""
+    read, the official number, how many answers turned to what was written into the images, how many say yes where they were
+    contrasted, others' figures."""
     asked, said = len(chosen.items), []
     if asked < chosen.in_files:
         said.append(f"A sample: {asked} of {chosen.in_files} questions were asked.")
@@ -103,6 +105,10 @@ def remarks(
         said += [f"{note[:1].upper()}{note[1:]}." for note in official["model"].get("notes", ())]
     flips = {condition: own["flips"] for condition, own in official.items() if "flips" in own}
     said += flips_said(injection or Injection(), flips)
+    yes = {condition: own["begins_with_yes"] for condition, own in official.items() if "begins_with_yes" in own}
+    if yes:
+        shares = ", ".join(f"{100 * share:.1f} % ({condition})" for condition, share in yes.items())
+        said.append(f"Answers that begin with yes: {shares}.")
     for figure in chosen.benchmark.card.published:
         note = f" ({figure.note})" if figure.note else ""
         said.append(f"Published: {figure.model} {figure.percent} %{note}. Source: {figure.source}.")

@@ -17,6 +17,7 @@ from mllm.evaluation.report import TrainingRun
 from mllm.evaluation.results import ASKED, check_output, write_results
 from mllm.evaluation.scoring import Outcome, score_plan
 from mllm.evaluation.subjects.local import LocalModel, load_local, open_directory
+from mllm.inference.contrast import Contrast
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
@@ -36,6 +37,7 @@ def evaluate(
     on_missing: str = "error",
     choice_by: str = "generation",
     injection: Injection | None = None,
+    contrast: Contrast | None = None,
     dtype: str = AUTO,
     device: str | None = None,
 ) -> Outcome:
@@ -52,7 +54,10 @@ def evaluate(
     names = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
     directory = None if data is None else Path(data)
     written = injection or Injection()
-    setup = Setup(names, directory, Path(output or ""), limit, seed, on_missing, choice_by, tuple(conditions), written)
+    where = Path(output or "")
+    setup = Setup(
+        names, directory, where, limit, seed, on_missing, choice_by, tuple(conditions), written, contrast=contrast
+    )
     if isinstance(model, tuple):
         if output is not None:
             raise UserError("results are written for a model that has a directory: save it, and give the directory")

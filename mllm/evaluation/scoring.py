@@ -6,7 +6,7 @@ from typing import Any
 
 from mllm.evaluation.asking import Question, Reply, Subject
 from mllm.evaluation.benchmark import Benchmark, Item, MajorityAnswer
-from mllm.evaluation.conditions import INJECTIONS
+from mllm.evaluation.conditions import CONTRASTS, INJECTIONS
 from mllm.evaluation.controls import items_under
 from mllm.evaluation.injection import count_flips, planted_answers
 from mllm.evaluation.medium import Medium
@@ -89,11 +89,22 @@ def score_plan(
             found += answers
             official[condition] = result
         _add_flips(chosen, found, official, seed)
+        _add_yes_shares(found, official)
         if chosen.majority is not None:
             found += score_majority(chosen.benchmark, chosen.items, chosen.majority)
         outcome.answers[chosen.name], outcome.scores[chosen.name] = found, summarize(found, seed)
         outcome.official[chosen.name] = official
     return outcome
+
+
+def _add_yes_shares(found: Sequence[Answer], official: dict[str, dict[str, Any]]) -> None:
+    """Where answers were contrasted, say how many of each condition begin with yes: a contrast is known to move just that."""
+    if not official.keys() & set(CONTRASTS):
+        return
+    for condition in official:
+        said = [answer.answer for answer in found if answer.condition == condition]
+        share = sum(text.lower().startswith("yes") for text in said) / len(said)
+        official[condition] = official[condition] | {"begins_with_yes": share}
 
 
 def _add_flips(chosen: Chosen, found: Sequence[Answer], official: dict[str, dict[str, Any]], seed: int) -> None:

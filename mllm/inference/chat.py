@@ -13,11 +13,13 @@ from mllm.files import write_text_atomically
 from mllm.inference.answer import Answer, Stream
 from mllm.inference.cache import new_cache, truncate
 from mllm.inference.confidence import Confidence, Said
+from mllm.inference.contrast import Contrast
 from mllm.inference.decoding import Decoding
 from mllm.inference.generate import check_context
 from mllm.inference.places import Places, places_in
 from mllm.inference.reading import reader_of, settled
 from mllm.inference.request import Prompt, Request, common_length, prompt_of
+from mllm.inference.rivals import rivals_of
 from mllm.media.clip import DEFAULT_CLIP_LIMITS, read_clip
 from mllm.media.decode import read_image
 from mllm.media.ref import ImageSource
@@ -55,9 +57,13 @@ class ChatSession:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         confidence: Confidence | None = None,
+        contrast: Contrast | None = None,
     ) -> None:
         self.model, self.processor = model.eval(), processor
-        self.decoding = Decoding(max_new_tokens, temperature, top_p, stop=tuple(stop), logprobs=confidence is not None)
+        is_sure = confidence is not None
+        self.decoding = Decoding(
+            max_new_tokens, temperature, top_p, stop=tuple(stop), logprobs=is_sure, contrast=contrast
+        )
         self.system = system
         self.confidence = confidence
         self.last: Answer | None = None
@@ -115,8 +121,9 @@ class ChatSession:
         parts: list[Part] = [*shown, TextPart(text=question)]
         messages = [*self.messages, Message(role="user", content=tuple(parts))]
         all_images = [*self.images, *images, *videos]
-        prompt = prompt_of(Request(tuple(messages), tuple(all_images)), self.processor)
-        check_context(self.model, len(prompt), self.decoding.max_new_tokens)
+        request = Request(tuple(messages), tuple(all_images))
+        prompt = prompt_of(request, self.processor, self.decoding.rival(request))
+        check_context(self.model, prompt.longest, self.decoding.max_new_tokens)
         is_held = self.confidence is not None and self.confidence.may_abstain
         row = Stream(self.processor, self.decoding, None if is_held else on_text, is_cancelled)
         self.last = self._answer(prompt, row)
@@ -135,7 +142,8 @@ class ChatSession:
         rest = self._reader.stretch([prompt], [known], [len(prompt)])
         cached_mask = torch.ones(1, known, dtype=torch.int64, device=rest.mask.device)
         try:
-            self._reader.write(self._cache, cached_mask, rest, [row])
+            rivals = rivals_of(self._reader, [prompt], [row.decoding])
+            self._reader.write(self._cache, cached_mask, rest, [row], rivals)
         except BaseException:
             # The layers may be unequally long, and at the first turn some may be missing.
             if known:

@@ -1,7 +1,7 @@
 """How tokens are chosen: transformers' logits processors, row by row of a batch. B rows, K vocabulary."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,12 @@ from transformers import (
 )
 
 from mllm.errors import UserError
+from mllm.inference.contrast import Contrast
+from mllm.inference.request import Request
 from mllm.processor import Processor
+
+Contrasted = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Makes of ids [B, any] that end with the tokens chosen last, and of logits [B, K], the logits that are chosen by."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Decoding:
     the fewest whose probabilities sum to p. stop: the answer ends before any of these strings. logprobs: whether
     log-probabilities of the answer's tokens are kept; top_logprobs: of how many alternatives at each place. seed: of the
     answer's own random numbers, which make it a function of the seed and the prompt, whatever is answered beside it; None:
-    torch's generator decides. forbidden: ids of tokens that are never chosen.
+    torch's generator decides. forbidden: ids of tokens that are never chosen. contrast: with what the model's logits are
+    contrasted before anything else is done to them; log-probabilities that are kept stay the model's own.
     """
 
     max_new_tokens: int = 256
@@ -39,6 +45,7 @@ class Decoding:
     top_logprobs: int = 0
     seed: int | None = None
     forbidden: tuple[int, ...] = ()
+    contrast: Contrast | None = None
 
     def __post_init__(self) -> None:
         for name, holds, wanted in (
@@ -60,6 +67,10 @@ class Decoding:
     def draws_from_torch(self) -> bool:
         """Whether torch's generator chooses its tokens."""
         return self.samples and self.seed is None
+
+    def rival(self, request: Request) -> Request | None:
+        """The request that an answer to `request` is contrasted with. Raises UserError where there can be none."""
+        return None if self.contrast is None else self.contrast.rival(request)
 
     def warpers(self) -> LogitsProcessorList:
         """transformers' processors for this row; none for greedy."""
@@ -103,7 +114,13 @@ class RowProcessors(LogitsProcessor):
     `logprobs` [B, K] are those of the model itself at the last step, before any warper; None when no row wants them.
     """
 
-    def __init__(self, decodings: Sequence[Decoding]) -> None:
+    def __init__(
+        self,
+        decodings: Sequence[Decoding],
+        contrasted: Contrasted | None = None,
+    ) -> None:
+        """contrasted: None chooses by the model's own logits."""
+        self._contrasted = contrasted
         self.wants_logprobs = any(decoding.logprobs for decoding in decodings)
         self.logprobs: torch.Tensor | None = None
         self._mixed = any(d.samples or d.forbidden for d in decodings)
@@ -118,6 +135,8 @@ class RowProcessors(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.wants_logprobs:
             self.logprobs = scores.float().log_softmax(-1)
+        if self._contrasted is not None:
+            scores = self._contrasted(input_ids, scores)
         if not self._mixed:
             return scores
         out = scores.clone()

@@ -5,18 +5,15 @@ request continues. B rows, T tokens, D width of the language model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
-from transformers import DynamicCache
 
 from mllm.errors import UserError
 from mllm.inference.answer import Answer, Stream
-from mllm.inference.cache import new_cache
 from mllm.inference.decoding import Decoding, generation_config
-from mllm.inference.prefix import Group, each_alone, plan_batches, plan_groups
-from mllm.inference.reading import Reader, Stretch, reader_of, settled
+from mllm.inference.opening import open_batch, plan_openings
+from mllm.inference.prefix import Group, plan_batches
+from mllm.inference.reading import Reader, reader_of
 from mllm.inference.request import Prompt, Request, prompt_of, render_request
+from mllm.inference.rivals import rivals_of
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
 
@@ -32,56 +29,14 @@ def check_context(model: VisionLanguageModel, prompt_length: int, max_new_tokens
         )
 
 
-@dataclass(frozen=True)
-class OpenedBatch:
-    """Requests of one batch whose shared openings are computed: row by row, what is known and what is yet to be read.
-
-    members: the requests' places; trunk_lengths: how many positions of each are shared; cache and cached_mask [B, cached
-    positions]: what is known; rest: the rest of each prompt.
-    """
-
-    members: tuple[int, ...]
-    trunk_lengths: tuple[int, ...]
-    cache: DynamicCache
-    cached_mask: torch.Tensor
-    rest: Stretch
-
-
-def open_batch(reader: Reader, groups: Sequence[Group], prompts: Sequence[Prompt]) -> OpenedBatch:
-    """Compute the trunk of each group once, for every member to go on from."""
-    members = [(index, number) for number, group in enumerate(groups) for index in group.members]
-    trunks = [group.trunk_length for group in groups]
-    cache = new_cache()
-    cached_mask = torch.zeros(len(groups), 0, dtype=torch.int64, device=reader.model.device)
-    if any(trunks):
-        openings = reader.stretch([prompts[group.members[0]] for group in groups], [0] * len(trunks), trunks)
-        cached_mask = openings.mask
-        reader.fill(cache, openings)
-        cache = reader.spread(cache, trunks, [len(group.members) for group in groups])
-    cached_mask = cached_mask[[number for _, number in members]]
-    chosen = [prompts[index] for index, _ in members]
-    starts = [trunks[number] for _, number in members]
-    rest = reader.stretch(chosen, starts, [len(prompt) for prompt in chosen])
-    return OpenedBatch(tuple(index for index, _ in members), tuple(starts), cache, cached_mask, rest)
-
-
-def plan_openings(reader: Reader, prompts: Sequence[Prompt], max_size: int) -> list[Group]:
-    """Groups of requests that share what the reader can keep of their openings."""
-    if not reader.keeps:
-        return each_alone(len(prompts))
-    groups = plan_groups(prompts, max_size)
-    return [
-        Group(settled(reader, [prompts[index] for index in group.members], group.trunk_length), group.members)
-        for group in groups
-    ]
-
-
 def _generate_together(
     reader: Reader, groups: Sequence[Group], prompts: Sequence[Prompt], rows: Sequence[Stream]
 ) -> dict[int, int]:
     """Write the answers of one batch; returns how many prompt tokens were computed for each request."""
     opened = open_batch(reader, groups, prompts)
-    reader.write(opened.cache, opened.cached_mask, opened.rest, [rows[index] for index in opened.members])
+    own = [rows[index] for index in opened.members]
+    rivals = rivals_of(reader, [prompts[index] for index in opened.members], [row.decoding for row in own])
+    reader.write(opened.cache, opened.cached_mask, opened.rest, own, rivals)
     firsts = {group.members[0] for group in groups}
     return {
         index: len(prompts[index]) - (0 if index in firsts else start)
@@ -102,7 +57,7 @@ def generate_rows(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; give at least 1")
     for prompt, row in zip(prompts, rows, strict=True):
-        check_context(model, len(prompt), row.decoding.max_new_tokens)
+        check_context(model, prompt.longest, row.decoding.max_new_tokens)
     model.eval()
     reader = reader or reader_of(model, processor)
     answers: dict[int, Answer] = {}
@@ -132,7 +87,7 @@ def generate_answers(
     """
     each = [decodings] * len(requests) if isinstance(decodings, Decoding) else decodings
     rows = [Stream(processor, decoding) for decoding in each]
-    prompts = [prompt_of(request, processor) for request in requests]
+    prompts = [prompt_of(r, processor, d.rival(r)) for r, d in zip(requests, each, strict=True)]
     return generate_rows(model, processor, prompts, rows, batch_size, on_answers, reader)
 
 

@@ -6,7 +6,8 @@ import torch
 
 from mllm.conversation.schema import Message
 from mllm.errors import UserError
-from mllm.inference.generate import check_context, open_batch, plan_openings
+from mllm.inference.generate import check_context
+from mllm.inference.opening import open_batch, plan_openings
 from mllm.inference.prefix import Group, plan_batches
 from mllm.inference.reading import Reader, reader_of, settled
 from mllm.inference.request import Prompt, Request, render_request

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -55,13 +55,20 @@ class PromptImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered request: its tokens, and its images in reading order."""
+    """A rendered request: its tokens, and its images in reading order. rival: the prompt that its answer is contrasted with,
+    if it is."""
 
     tokens: Tokens
     images: tuple[ImageSource, ...]
+    rival: "Prompt | None" = None
 
     def __len__(self) -> int:
         return len(self.tokens.input_ids)
+
+    @property
+    def longest(self) -> int:
+        """The length of it or of its rival, whichever is longer."""
+        return max(len(self), 0 if self.rival is None else len(self.rival))
 
     @property
     def shown(self) -> list[PromptImage]:
@@ -76,6 +83,14 @@ class Prompt:
             key[start : start + length] = [image.identity] * length
         return tuple(key)
 
+    def followed_by(self, token_id: int) -> "Prompt":
+        """The prompt with a token of its answer."""
+        tokens = self.tokens
+        longer = replace(
+            tokens, input_ids=(*tokens.input_ids, token_id), supervised=(*tokens.supervised, False), weights=None
+        )
+        return Prompt(longer, self.images)
+
     def uncut(self, length: int) -> int:
         """`length`, or less: no longer than leaves a token to compute, and not inside an image."""
         length = min(length, len(self) - 1)
@@ -88,9 +103,13 @@ class Prompt:
         return [image for (first, _), image in spans if start <= first < stop]
 
 
-def prompt_of(request: Request, processor: Processor) -> Prompt:
-    """The prompt of a request. Raises UserError for turns out of order or an unreadable image."""
-    return Prompt(render_request(request, processor), request.images)
+def prompt_of(request: Request, processor: Processor, rival: Request | None = None) -> Prompt:
+    """The prompt of a request, and of the one that its answer is contrasted with, if it is.
+
+    Raises UserError for turns out of order or an unreadable image.
+    """
+    other = None if rival is None else prompt_of(rival, processor)
+    return Prompt(render_request(request, processor), request.images, other)
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:

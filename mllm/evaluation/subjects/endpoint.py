@@ -122,6 +122,8 @@ def content_of(question: Question) -> list[dict[str, Any]]:
     """
     if question.order_seed is not None:
         raise UserError("an endpoint takes videos as they are; ask it without the condition shuffled")
+    if question.contrast is not None:
+        raise UserError("an endpoint shows no logits to contrast; ask it without --contrast")
     media = iter(question.media)
     return [
         {"type": "text", "text": part.text} if isinstance(part, TextPart) else _shown_part(next(media))

@@ -58,7 +58,7 @@ class LocalModel:
         return read_regions(text, prompt_of(request, self._processor).shown, self._processor)
 
     def _generate(self, questions: Sequence[Question], processor: Processor, on_replies: OnReplies) -> None:
-        decodings = [Decoding(max_new_tokens=question.max_new_tokens, logprobs=True) for question in questions]
+        decodings = [Decoding(q.max_new_tokens, logprobs=True, contrast=q.contrast) for q in questions]
         requests = [question.request() for question in questions]
 
         def report(done: Mapping[int, Answer]) -> None:
@@ -116,10 +116,10 @@ def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
     by_media: dict[tuple[Medium, ...], list[Question]] = {}
     for question in questions:
         by_media.setdefault(question.media, []).append(question)
-    kinds: dict[tuple[bool, int, int | None], list[Question]] = {}
+    kinds: dict[tuple[object, ...], list[Question]] = {}
     for own in by_media.values():
         for question in own:
-            kind = (bool(question.options), question.max_new_tokens, question.order_seed)
+            kind = (bool(question.options), question.max_new_tokens, question.order_seed, question.contrast)
             kinds.setdefault(kind, []).append(question)
     for chosen in kinds.values():
         for start in range(0, len(chosen), CHUNK_QUESTIONS):

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from mllm.inference.answer import RowWatcher, Stream
 from mllm.inference.cache import copy_rows, spread
-from mllm.inference.decoding import RowProcessors
+from mllm.inference.decoding import Contrasted, RowProcessors
 from mllm.inference.reading.called import CalledReader, types_of
 from mllm.inference.reading.kept import continuing_attention, states_behind
 from mllm.inference.reading.reader import Stretch
@@ -56,8 +56,15 @@ class ContinuedReader(CalledReader):
         return spread(decoder, cache, lengths, sizes) if self.model.is_causal else copy_rows(decoder, cache, sizes)
 
     @torch.inference_mode()
-    def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
-        processors = RowProcessors([row.decoding for row in rows])
+    def write(
+        self,
+        cache: DynamicCache,
+        cached_mask: torch.Tensor,
+        stretch: Stretch,
+        rows: Sequence[Stream],
+        contrasted: Contrasted | None = None,
+    ) -> None:
+        processors = RowProcessors([row.decoding for row in rows], contrasted)
         watcher, draws = RowWatcher(rows, processors), any(row.decoding.draws_from_torch for row in rows)
         mask, positions, types = torch.cat([cached_mask, stretch.mask], 1), stretch.positions, stretch.token_types
         inputs, one = stretch.inputs, mask.new_ones(len(rows), 1)

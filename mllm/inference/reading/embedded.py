@@ -10,7 +10,7 @@ from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from mllm.inference.answer import RowWatcher, Stream
 from mllm.inference.cache import cache_argument, decoding_attention, spread
-from mllm.inference.decoding import RowProcessors, generation_config
+from mllm.inference.decoding import Contrasted, RowProcessors, generation_config
 from mllm.inference.features import ImageFeatures
 from mllm.inference.reading.reader import Reader, Stretch, left_padded
 from mllm.inference.request import Prompt
@@ -56,9 +56,16 @@ class EmbeddedReader(Reader):
         return spread(self.model.generator, cache, lengths, sizes)
 
     @torch.inference_mode()
-    def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
+    def write(
+        self,
+        cache: DynamicCache,
+        cached_mask: torch.Tensor,
+        stretch: Stretch,
+        rows: Sequence[Stream],
+        contrasted: Contrasted | None = None,
+    ) -> None:
         language_model, embeddings = self.model.generator, stretch.inputs["inputs_embeds"]
-        processors = RowProcessors([row.decoding for row in rows])
+        processors = RowProcessors([row.decoding for row in rows], contrasted)
         longest = max(row.decoding.max_new_tokens for row in rows)
         # transformers takes the embeddings from the start and cuts off what the cache holds.
         known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])

@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from mllm.inference.answer import Stream
+from mllm.inference.decoding import Contrasted
 from mllm.inference.request import Prompt
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
@@ -55,8 +56,16 @@ class Reader(ABC):
         """A cache in which each row of `cache`, of `lengths` places padded on the left, stands for `sizes` rows."""
 
     @abstractmethod
-    def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
-        """Write the answers of `rows` behind what `cache` holds and `stretch` adds; cached_mask: int64 [B, S].
+    def write(
+        self,
+        cache: DynamicCache,
+        cached_mask: torch.Tensor,
+        stretch: Stretch,
+        rows: Sequence[Stream],
+        contrasted: Contrasted | None = None,
+    ) -> None:
+        """Write the answers of `rows` behind what `cache` holds and `stretch` adds; cached_mask: int64 [B, S]. contrasted: as
+        `RowProcessors` takes it.
 
         The cache grows by all tokens but the last ones, where the reader keeps them.
         """

@@ -7,7 +7,7 @@ from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from mllm.inference.answer import RowWatcher, Stream
 from mllm.inference.cache import plain_attention
-from mllm.inference.decoding import RowProcessors, generation_config
+from mllm.inference.decoding import Contrasted, RowProcessors, generation_config
 from mllm.inference.reading.called import CalledReader
 from mllm.inference.reading.reader import Stretch
 from mllm.inference.request import Prompt
@@ -28,8 +28,15 @@ class WholeReader(CalledReader):
         raise NotImplementedError(f"{type(self.model).__name__} reads prompts from the start")
 
     @torch.inference_mode()
-    def write(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, rows: Sequence[Stream]) -> None:
-        processors = RowProcessors([row.decoding for row in rows])
+    def write(
+        self,
+        cache: DynamicCache,
+        cached_mask: torch.Tensor,
+        stretch: Stretch,
+        rows: Sequence[Stream],
+        contrasted: Contrasted | None = None,
+    ) -> None:
+        processors = RowProcessors([row.decoding for row in rows], contrasted)
         longest = max(row.decoding.max_new_tokens for row in rows)
         temperature = float(any(row.decoding.draws_from_torch for row in rows))
         with plain_attention(self.model.adapted_module("language_model")):
