@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from contenders import Contender, serve
 from inference_peers import Pair, make_pair, picture, words
-from measuring import machine, markdown_table, spread
+from measuring import machine, rates_table
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -161,23 +160,13 @@ def compare(options: argparse.Namespace) -> None:
             found[name] += [result] if number else []
     for contender in contenders.values():
         contender.close()
-    seconds = {name: [result["seconds"] for result in results] for name, results in found.items()}
-    answers = {name: results[0]["answers"] for name, results in found.items()}
-    best = min(median(seconds[name]) for name in names[1:])
-    rows = [
-        [
-            name if name == OURS else f"transformers, batches of {name}",
-            f"{len(answers[name]) / median(taken):.2f}",
-            f"{spread(taken):.2f}",
-            f"{best / median(taken):.2f}",
-            f"{sum(a == b for a, b in zip(answers[name], answers[OURS], strict=True))} of {len(answers[name])}",
-        ]
-        for name, taken in seconds.items()
-    ]
+    shown = {name: name if name == OURS else f"transformers, batches of {name}" for name in names}
+    seconds = {shown[name]: [result["seconds"] for result in results] for name, results in found.items()}
+    answers = {shown[name]: results[0]["answers"] for name, results in found.items()}
     print(machine())
     distinct = len(set(answers[OURS]))
     print(f"{options.shape}: {options.images} images, {len(answers[OURS])} questions, {distinct} distinct answers")
-    print(markdown_table(["", "questions/s", "spread", "against the best peer", "answers equal to ours"], rows))
+    print(rates_table(seconds, answers, OURS))
 
 
 if __name__ == "__main__":

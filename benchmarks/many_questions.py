@@ -7,11 +7,10 @@ import argparse
 import random
 import tempfile
 from pathlib import Path
-from statistics import median
 
 import torch
 from inference_peers import make_pair, picture, words
-from measuring import in_turn, machine, markdown_table, spread
+from measuring import in_turn, machine, rates_table
 
 from mllm.conversation.schema import ImagePart, Message, TextPart
 from mllm.inference.generate import Request, generate_batch
@@ -57,20 +56,9 @@ def main() -> None:
         for size in options.batch_sizes:
             contenders[f"peer, batches of {size}"] = lambda size=size: peer(size)
         taken = in_turn(contenders, options.rounds)
-    best = min(median(seconds) for name, seconds in taken.items() if name != "ours")
-    rows = [
-        [
-            name,
-            f"{len(requests) / median(seconds):.2f}",
-            f"{spread(seconds):.2f}",
-            f"{best / median(seconds):.2f}",
-            sum(a == b for a, b in zip(answers[name], answers["ours"], strict=True)),
-        ]
-        for name, seconds in taken.items()
-    ]
     print(machine())
     print(f"{options.images} images with {options.questions} questions each")
-    print(markdown_table(["", "questions/s", "spread", "against the best peer", "answers equal to ours"], rows))
+    print(rates_table(taken, answers))
 
 
 if __name__ == "__main__":

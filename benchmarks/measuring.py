@@ -4,7 +4,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +28,24 @@ def in_turn(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, 
             if number:
                 taken[name].append(time.perf_counter() - started)
     return taken
+
+
+def rates_table(
+    seconds: Mapping[str, Sequence[float]], answers: Mapping[str, Sequence[str]], ours: str = "ours"
+) -> str:
+    """A table of questions a second: seconds of each contender's rounds and its answers; all but `ours` are peers."""
+    best = min(median(own) for name, own in seconds.items() if name != ours)
+    rows = [
+        [
+            name,
+            f"{len(answers[name]) / median(own):.2f}",
+            f"{spread(own):.2f}",
+            f"{best / median(own):.2f}",
+            f"{sum(a == b for a, b in zip(answers[name], answers[ours], strict=True))} of {len(answers[name])}",
+        ]
+        for name, own in seconds.items()
+    ]
+    return markdown_table(["", "questions/s", "spread", "against the best peer", "answers equal to ours"], rows)
 
 
 def spread(seconds: Sequence[float]) -> float:

@@ -27,8 +27,8 @@ import transformers
 import yaml
 from contenders import serve
 from datasets import Dataset, Image
-from training_race import WARM_UP, Clock, InOrder, arguments, our_steps, race, report
-from transformers import PreTrainedModel, ProcessorMixin
+from training_race import WARM_UP, InOrder, arguments, our_steps, race, report, their_steps
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from workloads import SHAPES, save_recipe, word_tokenizer
 
 from mllm.batch import Batch
@@ -224,36 +224,17 @@ def _peer(settings: PreferenceSettings, options: argparse.Namespace) -> Callable
     data = Dataset.from_list([_entry(mixture.samples[index]) for index in order[: steps * size]])
     data = data.cast_column("images", [Image()])
 
-    def run() -> dict[str, Any]:
-        clock = Clock()
-        trainer = DpoInOrder(
+    def trainer(arguments: dict[str, Any], clock: TrainerCallback) -> InOrder:
+        return DpoInOrder(
             model=model.peer,
             ref_model=reference.peer,
             processing_class=processor.peer,
-            args=DPOConfig(
-                output_dir=str(options.root / "trainer"),
-                per_device_train_batch_size=options.peer_batch,
-                gradient_accumulation_steps=options.global_batch // options.peer_batch,
-                max_steps=steps,
-                learning_rate=settings.optim.lr,
-                lr_scheduler_type="constant",
-                beta=settings.preference.beta,
-                gradient_checkpointing=False,
-                max_length=None,
-                bf16=options.dtype == "autocast",
-                use_cpu=not torch.cuda.is_available(),
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-            ),
+            args=DPOConfig(**arguments, beta=settings.preference.beta, max_length=None),
             train_dataset=data,
             callbacks=[clock],
         )
-        trainer.train()
-        return {"seconds": clock.seconds[WARM_UP:], "losses": clock.losses}
 
-    return run
+    return their_steps(options, settings.optim.lr, trainer)
 
 
 if __name__ == "__main__":

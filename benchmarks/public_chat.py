@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from inference_peers import picture
-from measuring import in_turn, machine, markdown_table, spread
+from measuring import in_turn, machine, markdown_table, rates_table, spread
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 from workloads import SMOLLM2_135M
@@ -169,19 +169,8 @@ def many_questions(model: Any, processor: Any, image: str, options: argparse.Nam
         f"peer, batches of {size}": lambda size=size: peer(size) for size in options.batch_sizes
     }
     taken = in_turn(contenders, options.rounds)
-    best = min(median(own) for name, own in taken.items() if name != "ours")
-    rows = [
-        [
-            name,
-            f"{len(requests) / median(own):.2f}",
-            f"{spread(own):.2f}",
-            f"{best / median(own):.2f}",
-            sum(a == b for a, b in zip(answers[name], answers["ours"], strict=True)),
-        ]
-        for name, own in taken.items()
-    ]
     print(f"{options.questions} questions on one image")
-    print(markdown_table(["", "questions/s", "spread", "against the best peer", "answers equal to ours"], rows))
+    print(rates_table(taken, answers))
 
 
 def main() -> None:

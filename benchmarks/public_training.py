@@ -22,8 +22,8 @@ import torch
 import transformers
 from contenders import serve
 from datasets import Dataset, Image
-from training_race import WARM_UP, Clock, InOrder, arguments, our_steps, race, report
-from transformers import PreTrainedModel, ProcessorMixin
+from training_race import WARM_UP, InOrder, arguments, our_steps, race, report, their_steps
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 from workloads import CLIP_B16, SHAPES, save_recipe, word_tokenizer
 
 from mllm.checkpoint import public
@@ -163,34 +163,16 @@ def _peer(settings: FinetuneSettings, options: argparse.Namespace) -> Callable[[
     samples = [_entry(mixture.samples[i]) for step in range(steps) for i in task.sample_indices(step)]
     data = Dataset.from_list(samples).cast_column("images", [Image()])
 
-    def run() -> dict[str, Any]:
-        clock = Clock()
-        trainer = SftInOrder(
+    def trainer(arguments: dict[str, Any], clock: TrainerCallback) -> InOrder:
+        return SftInOrder(
             model=model.peer,
             processing_class=processor.peer,
-            args=SFTConfig(
-                output_dir=str(options.root / "trainer"),
-                per_device_train_batch_size=options.peer_batch,
-                gradient_accumulation_steps=options.global_batch // options.peer_batch,
-                max_steps=steps,
-                learning_rate=settings.optim.lr,
-                lr_scheduler_type="constant",
-                gradient_checkpointing=False,
-                max_length=None,
-                bf16=options.dtype == "autocast",
-                use_cpu=not torch.cuda.is_available(),
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-            ),
+            args=SFTConfig(**arguments, max_length=None),
             train_dataset=data,
             callbacks=[clock],
         )
-        trainer.train()
-        return {"seconds": clock.seconds[WARM_UP:], "losses": clock.losses}
 
-    return run
+    return their_steps(options, settings.optim.lr, trainer)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import torch
 from contenders import serve
 from PIL import Image
 from torch.utils.data import Dataset
-from training_race import WARM_UP, Clock, InOrder, our_steps, race, report
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from training_race import WARM_UP, InOrder, our_steps, race, report, their_steps
+from transformers import AutoModelForImageTextToText, TrainerCallback, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 from workloads import SHAPES, save_parts, save_recipe, settings_of
 
@@ -128,30 +128,8 @@ def _peer(settings: FinetuneSettings, options: argparse.Namespace) -> Callable[[
         llava.model.language_model.requires_grad_(False)
         llava.lm_head.requires_grad_(False)
 
-    def run() -> dict[str, Any]:
-        clock = Clock()
-        trainer = InOrder(
-            model=llava,
-            args=TrainingArguments(
-                output_dir=str(options.root / "trainer"),
-                per_device_train_batch_size=options.peer_batch,
-                gradient_accumulation_steps=options.global_batch // options.peer_batch,
-                max_steps=WARM_UP + options.steps,
-                learning_rate=settings.optim.lr,
-                lr_scheduler_type="constant",
-                bf16=options.dtype == "autocast",
-                use_cpu=not torch.cuda.is_available(),
-                logging_steps=1,
-                save_strategy="no",
-                report_to=[],
-                remove_unused_columns=False,
-                disable_tqdm=True,
-            ),
-            train_dataset=samples,
-            data_collator=_padded,
-            callbacks=[clock],
-        )
-        trainer.train()
-        return {"seconds": clock.seconds[WARM_UP:], "losses": clock.losses}
+    def trainer(arguments: dict[str, Any], clock: TrainerCallback) -> InOrder:
+        own = TrainingArguments(**arguments, remove_unused_columns=False)
+        return InOrder(model=llava, args=own, train_dataset=samples, data_collator=_padded, callbacks=[clock])
 
-    return run
+    return their_steps(options, settings.optim.lr, trainer)

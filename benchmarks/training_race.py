@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from contenders import Contender
 from measuring import machine, markdown_table, spread
 from torch.utils.data import SequentialSampler
@@ -120,6 +121,34 @@ def our_steps(
     return run
 
 
+def their_steps(
+    options: argparse.Namespace, learning_rate: float, trainer_of: Callable[[dict[str, Any], TrainerCallback], Trainer]
+) -> Callable[[], dict[str, Any]]:
+    """A round of a Trainer of Hugging Face's kin, as `our_steps`; trainer_of: makes it of its arguments and a callback."""
+    arguments = {
+        "output_dir": str(options.root / "trainer"),
+        "per_device_train_batch_size": options.peer_batch,
+        "gradient_accumulation_steps": options.global_batch // options.peer_batch,
+        "max_steps": WARM_UP + options.steps,
+        "learning_rate": learning_rate,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "bf16": options.dtype == "autocast",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+    def run() -> dict[str, Any]:
+        clock = _Clock()
+        trainer_of(arguments, clock).train()
+        return {"seconds": clock.seconds[WARM_UP:], "losses": clock.losses}
+
+    return run
+
+
 class InOrder(Trainer):
     """A Trainer of Hugging Face that takes samples in their order."""
 
@@ -127,7 +156,7 @@ class InOrder(Trainer):
         return SequentialSampler(dataset or self.train_dataset)
 
 
-class Clock(TrainerCallback):
+class _Clock(TrainerCallback):
     """Seconds and losses of a Trainer's steps."""
 
     def __init__(self) -> None:
