@@ -6,13 +6,13 @@ B rows, T tokens, S cached places, D width of the language model.
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache
 
-from mllm.inference.answer import RowWatcher, Stream
+from mllm.inference.answer import Stream
 from mllm.inference.cache import cache_argument, decoding_attention, spread
-from mllm.inference.decoding import Contrasted, RowProcessors, generation_config
+from mllm.inference.decoding import Contrasted
 from mllm.inference.features import ImageFeatures
-from mllm.inference.reading.reader import Reader, Stretch, left_padded
+from mllm.inference.reading.reader import Reader, Stretch, left_padded, writing_arguments
 from mllm.inference.request import Prompt
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
@@ -65,19 +65,13 @@ class EmbeddedReader(Reader):
         contrasted: Contrasted | None = None,
     ) -> None:
         language_model, embeddings = self.model.generator, stretch.inputs["inputs_embeds"]
-        processors = RowProcessors([row.decoding for row in rows], contrasted)
-        longest = max(row.decoding.max_new_tokens for row in rows)
         # transformers takes the embeddings from the start and cuts off what the cache holds.
         known = embeddings.new_zeros(1, 1, 1).expand(len(rows), cached_mask.shape[1], embeddings.shape[2])
-        # How each row samples is the business of its own processors.
-        temperature = float(any(row.decoding.draws_from_torch for row in rows))
         with decoding_attention(language_model, cache):
             language_model.generate(
                 inputs_embeds=torch.cat([known, embeddings], 1),
                 attention_mask=torch.cat([cached_mask, stretch.mask], 1),
-                generation_config=generation_config(self.processor, longest, temperature),
-                logits_processor=LogitsProcessorList([processors]),
-                stopping_criteria=StoppingCriteriaList([RowWatcher(rows, processors)]),
+                **writing_arguments(self.processor, rows, contrasted),
                 **cache_argument(language_model, cache),
             )
 

@@ -6,12 +6,13 @@ B rows, T tokens of a stretch, S cached places, K vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
-from mllm.inference.answer import Stream
-from mllm.inference.decoding import Contrasted
+from mllm.inference.answer import RowWatcher, Stream
+from mllm.inference.decoding import Contrasted, RowProcessors, generation_config
 from mllm.inference.request import Prompt
 from mllm.model.interface import VisionLanguageModel
 from mllm.processor import Processor
@@ -80,6 +81,20 @@ def settled(reader: Reader, prompts: Sequence[Prompt], length: int) -> int:
     while (cut := min(reader.uncut(prompt, length) for prompt in prompts)) < length:
         length = cut
     return length
+
+
+def writing_arguments(processor: Processor, rows: Sequence[Stream], contrasted: Contrasted | None) -> dict[str, Any]:
+    """What makes transformers' `generate` write the answers of `rows`, each by its own decoding; contrasted: as
+    `RowProcessors` takes it."""
+    processors = RowProcessors([row.decoding for row in rows], contrasted)
+    longest = max(row.decoding.max_new_tokens for row in rows)
+    # How each row samples is the business of its own processors.
+    temperature = float(any(row.decoding.draws_from_torch for row in rows))
+    return {
+        "generation_config": generation_config(processor, longest, temperature),
+        "logits_processor": LogitsProcessorList([processors]),
+        "stopping_criteria": StoppingCriteriaList([RowWatcher(rows, processors)]),
+    }
 
 
 def left_padded(

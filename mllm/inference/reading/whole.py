@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
+from transformers import DynamicCache
 
-from mllm.inference.answer import RowWatcher, Stream
+from mllm.inference.answer import Stream
 from mllm.inference.cache import plain_attention
-from mllm.inference.decoding import Contrasted, RowProcessors, generation_config
+from mllm.inference.decoding import Contrasted
 from mllm.inference.reading.called import CalledReader
-from mllm.inference.reading.reader import Stretch
+from mllm.inference.reading.reader import Stretch, writing_arguments
 from mllm.inference.request import Prompt
 
 
@@ -36,16 +36,8 @@ class WholeReader(CalledReader):
         rows: Sequence[Stream],
         contrasted: Contrasted | None = None,
     ) -> None:
-        processors = RowProcessors([row.decoding for row in rows], contrasted)
-        longest = max(row.decoding.max_new_tokens for row in rows)
-        temperature = float(any(row.decoding.draws_from_torch for row in rows))
         with plain_attention(self.model.adapted_module("language_model")):
-            self.model.generator.generate(
-                **stretch.inputs,
-                generation_config=generation_config(self.processor, longest, temperature),
-                logits_processor=LogitsProcessorList([processors]),
-                stopping_criteria=StoppingCriteriaList([RowWatcher(rows, processors)]),
-            )
+            self.model.generator.generate(**stretch.inputs, **writing_arguments(self.processor, rows, contrasted))
 
     @torch.inference_mode()
     def logits(self, cache: DynamicCache, cached_mask: torch.Tensor, stretch: Stretch, count: int) -> torch.Tensor:
