@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from mllm.kernels.logit_rule import PLAIN, LogitRule
-from mllm.kernels.loss import WeightSum, call_with, is_plain, rows_at_once
+from mllm.kernels.loss import WeightSum, call_with, is_plain, losses_with_slope, rows_at_once
 
 
 def token_log_probs(
@@ -66,7 +66,7 @@ def _log_probs(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 class _LinearLogProbs(torch.autograd.Function):
-    """Log-probabilities by rule(hidden Wᵀ + b), whose gradient at the logits is one-hot − softmax, times the rule's slope."""
+    """Log-probabilities by rule(hidden Wᵀ + b): losses with their sign turned."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,8 @@ class _LinearLogProbs(torch.autograd.Function):
         found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         with torch.autocast(device, enabled=False):
             for part in ctx.parts:
-                found[part], slope = _with_slope(vectors[part], cast, shift, targets[part], rule)
+                losses, slope = losses_with_slope(vectors[part], cast, shift, targets[part], rule)
+                found[part] = -losses
                 if ctx.unscaled is not None:
                     ctx.unscaled[part] = slope.to(ctx.dtype) @ cast
                 elif learns and len(ctx.parts) == 1:
@@ -103,7 +104,7 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        factors = upstream[0][:, None]
+        factors = -upstream[0][:, None]  # slopes are those of losses
         if not (ctx.wants[1] or ctx.wants[2]):
             return None if ctx.unscaled is None else (ctx.unscaled * factors).to(ctx.unscaled.dtype), *(None,) * 5
         hidden, targets = ctx.saved_tensors
@@ -116,7 +117,7 @@ class _LinearLogProbs(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part in ctx.parts:
                 again = (vectors[part], cast, shift, targets[part], ctx.rule)
-                slope = ctx.kept if ctx.kept is not None else _with_slope(*again)[1]
+                slope = ctx.kept if ctx.kept is not None else losses_with_slope(*again)[1]
                 narrow = slope.mul_(factors[part]).to(ctx.dtype)
                 if of_hidden is not None:
                     of_hidden[part] = narrow @ cast
@@ -131,20 +132,6 @@ class _LinearLogProbs(torch.autograd.Function):
             None if of_bias is None or bias is None else of_bias.to(bias.dtype),
             *(None, None, None),
         )
-
-
-def _with_slope(
-    vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, rule: LogitRule
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities [s], and their gradient at the head's logits [s, K], both float32."""
-    logits = nn.functional.linear(vectors, weight, bias).float()
-    bends = rule.apply_(logits)
-    own = targets[:, None]
-    normalizer = logits.logsumexp(-1, keepdim=True)
-    found = (logits.gather(1, own) - normalizer)[:, 0]
-    slope = logits.sub_(normalizer).exp_().neg_()
-    slope.scatter_add_(1, own, torch.ones_like(normalizer))
-    return found, slope if rule.is_plain else slope.mul_(rule.factor if bends is None else bends)
 
 
 class _HeadLogProbs(torch.autograd.Function):

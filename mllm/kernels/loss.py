@@ -123,8 +123,7 @@ def _piece_rows(tensor: torch.Tensor) -> int:
 
 
 class _LinearCrossEntropy(_WithGradient):
-    """Σ cross_entropy(rule(hidden Wᵀ + b), targets), whose gradient is taken while the logits are there: softmax − one-hot,
-    times the rule's slope.
+    """Σ cross_entropy(rule(hidden Wᵀ + b), targets), whose gradient is taken while the logits are there.
 
     Over several chunks the gradients of W and b are summed in float32.
     """
@@ -152,15 +151,8 @@ class _LinearCrossEntropy(_WithGradient):
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), chunk):
                 part = slice(start, start + chunk)
-                logits = F.linear(vectors[part], cast, shift).float()
-                bends = rule.apply_(logits)
-                own = targets[part, None]
-                normalizer = logits.logsumexp(-1, keepdim=True)
-                loss += (normalizer - logits.gather(1, own)).sum()
-                slope = logits.sub_(normalizer).exp_()
-                slope.scatter_add_(1, own, torch.full_like(normalizer, -1.0))
-                if not rule.is_plain:
-                    slope.mul_(rule.factor if bends is None else bends)
+                losses, slope = losses_with_slope(vectors[part], cast, shift, targets[part], rule)
+                loss += losses.sum()
                 narrow = slope.to(dtype)
                 if hidden_grad is not None:
                     hidden_grad[part] = narrow @ cast
@@ -175,6 +167,21 @@ class _LinearCrossEntropy(_WithGradient):
             *(None, None, None),
         )
         return loss
+
+
+def losses_with_slope(
+    vectors: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, rule: LogitRule
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy [s] of rule(vectors Wᵀ + b), and its gradient at the head's logits [s, K], both float32: softmax −
+    one-hot, times the rule's slope."""
+    logits = F.linear(vectors, weight, bias).float()
+    bends = rule.apply_(logits)
+    own = targets[:, None]
+    normalizer = logits.logsumexp(-1, keepdim=True)
+    losses = (normalizer - logits.gather(1, own))[:, 0]
+    slope = logits.sub_(normalizer).exp_()
+    slope.scatter_add_(1, own, torch.full_like(normalizer, -1.0))
+    return losses, slope if rule.is_plain else slope.mul_(rule.factor if bends is None else bends)
 
 
 class WeightSum:
