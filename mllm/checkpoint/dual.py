@@ -19,7 +19,7 @@ from mllm.checkpoint.ours import model_directory
 from mllm.checkpoint.parts import first_line, load_preparer, load_vision_model, vision_config
 from mllm.errors import UserError
 from mllm.model.dual_encoder import CLASSES, MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual
-from mllm.model.settings import ClipModelSettings
+from mllm.model.dual_settings import ClipModelSettings
 
 
 def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, learns_bias: bool) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mllm.model.settings import ClipModelSettings
+from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 

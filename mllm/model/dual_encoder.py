@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mllm.errors import UserError
-from mllm.model.settings import ClipModelSettings
+from mllm.model.dual_settings import ClipModelSettings
 
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 

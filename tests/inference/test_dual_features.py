@@ -12,7 +12,7 @@ from mllm.errors import UserError
 from mllm.inference.dual_features import encode_readable, image_files, load_encoder
 from mllm.media.decode import read_image
 from mllm.model.dual_encoder import train_tokenizer
-from mllm.model.settings import ClipModelSettings
+from mllm.model.dual_settings import ClipModelSettings
 from tests.helpers.tiny import save_image
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
