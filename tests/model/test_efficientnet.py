@@ -4,18 +4,14 @@ import pytest
 import torch
 from transformers import EfficientNetConfig, EfficientNetImageProcessor, EfficientNetModel
 
-import mllm
-from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.geometry import layout_of_model, layout_of_settings
 from mllm.checkpoint.parts import load_vision_model
-from mllm.checkpoint.start import build, build_skeleton
+from mllm.checkpoint.start import build_skeleton
 from mllm.errors import UserError
 from mllm.finetune.flops import unit_flops
 from mllm.model.encoders import VisionEncoder
-from mllm.model.settings import ModelSettings, TrainableSettings
-from mllm.model.trainable import apply_policy
+from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
-from tests.helpers.samples import batch_of, loss_and_gradients
+from tests.helpers.models_with_encoders import trained_saved_and_loaded
 
 SIDE, OTHER = 32, 48
 # Hidden state → its width and stride: the stem, the block of stage 1, two of stage 2, one of stage 3.
@@ -86,28 +82,7 @@ def test_just_the_parameters_that_are_not_unused_get_a_gradient(directory, layer
 
 def test_a_model_with_it_trains_is_saved_loaded_and_planned(directory, tiny_parts, samples, tmp_path):
     settings = settings_of(directory, tiny_parts, image_size_px=OTHER)
-    model, processor = build(settings)
-    assert processor.preparer.mean == (0.5, 0.4, 0.3) and processor.preparer.std == (0.2, 0.3, 0.4)
-    assert layout_of_settings(settings)[0] == processor.geometry
-    batch = batch_of(samples, processor, "samples")
-    losses = []
-    for kind in ("frozen", "full"):
-        apply_policy(model, TrainableSettings(vision_encoder=kind, language_model="full"))
-        loss, gradients = loss_and_gradients(model.train(), [batch])
-        assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
-        losses.append(loss)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # norms and dropped blocks compute as in evaluation
-    checkpoint.save(tmp_path / "model", model, processor)
-    loaded, reader = mllm.load(tmp_path / "model")
-    assert reader.geometry == processor.geometry and reader.preparer == processor.preparer
-    with torch.inference_mode():
-        assert torch.equal(loaded.logits(batch), model.eval().logits(batch))
-    assert layout_of_model(str(tmp_path / "model"))[0] == processor.geometry
-    half, _ = mllm.load(tmp_path / "model", dtype="bfloat16")
-    with torch.inference_mode():
-        tiles = batch.normalized_tiles()
-        expected, found = (each.eval().vision_encoder(tiles).float() for each in (model, half))
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    trained_saved_and_loaded(settings, samples, tmp_path / "model")
 
 
 def test_flops_follow_the_size_and_a_size_or_layer_that_it_cannot_take_is_one_line(directory, tiny_parts):

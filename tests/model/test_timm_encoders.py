@@ -5,9 +5,6 @@ import json
 import pytest
 import torch
 
-import mllm
-from mllm.checkpoint import ours as checkpoint
-from mllm.checkpoint.geometry import layout_of_model, layout_of_settings
 from mllm.checkpoint.parts import load_vision_model
 from mllm.checkpoint.start import build, build_skeleton
 from mllm.errors import UserError
@@ -18,7 +15,7 @@ from mllm.model.encoders import VisionEncoder
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
-from tests.helpers.samples import batch_of, loss_and_gradients
+from tests.helpers.models_with_encoders import trained_saved_and_loaded
 
 # It brings torchvision, which it imports.
 timm = pytest.importorskip("timm", reason="needs the package timm", exc_type=(ImportError, RuntimeError))
@@ -130,30 +127,7 @@ def test_a_model_with_an_encoder_of_timm_trains_is_saved_loaded_and_planned(
 ):
     _, _, _, other, layer, _ = MADE[name]
     settings = settings_of(encoders(name), tiny_parts, image_size_px=other, feature_layer=layer)
-    model, processor = build(settings)
-    assert processor.preparer.mean == (0.5, 0.4, 0.3) and processor.preparer.std == (0.2, 0.3, 0.4)
-    assert layout_of_settings(settings)[0] == processor.geometry
-    batch = batch_of(samples, processor, "samples")
-    losses = []
-    for kind in ("frozen", "full"):
-        apply_policy(model, TrainableSettings(vision_encoder=kind, language_model="full"))
-        loss, gradients = loss_and_gradients(model.train(), [batch])
-        assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
-        losses.append(loss)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    buffers = {n: b.clone() for n, b in model.named_buffers()}
-    checkpoint.save(tmp_path / "model", model, processor)
-    loaded, reader = mllm.load(tmp_path / "model")
-    assert reader.geometry == processor.geometry and reader.preparer == processor.preparer
-    assert all(torch.equal(buffers[n], b) for n, b in loaded.named_buffers())
-    with torch.inference_mode():
-        assert torch.equal(loaded.logits(batch), model.eval().logits(batch))
-    assert layout_of_model(str(tmp_path / "model"))[0] == processor.geometry
-    half, _ = mllm.load(tmp_path / "model", dtype="bfloat16")
-    with torch.inference_mode():
-        tiles = batch.normalized_tiles()
-        expected, found = (each.eval().vision_encoder(tiles).float() for each in (model, half))
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    half = trained_saved_and_loaded(settings, samples, tmp_path / "model")
     assert all(b.dtype != torch.bfloat16 for b in half.vision_encoder.buffers())
 
 
