@@ -220,7 +220,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from mllm.contrastive.data import read_pairs
-    from mllm.contrastive.retrieval import recall
+    from mllm.contrastive.retrieval import pairs_recall
     from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
     from mllm.inference.dual_features import load_encoder
 
@@ -228,9 +228,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _check_k(k)
     encoder = load_encoder(options.model, options.fit)
     if options.pairs:
-        pairs = read_pairs(options.pairs, options.image_root)
-        captions = [pair.caption for pair in pairs]
-        result = recall(encoder.images([p.image for p in pairs]), encoder.texts(captions), captions, options.k)
+        result = pairs_recall(encoder, read_pairs(options.pairs, options.image_root), options.k)
     else:
         files, labels, names = class_folders(options.folder)
         scores = encoder.images(files) @ class_features(encoder, names, _templates(options)).T
