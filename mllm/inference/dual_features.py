@@ -43,21 +43,36 @@ class DualEncoder:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def raw_pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] → float32 [N, E] as the model gives them, before they are normalized; differentiable in the pixels."""
+        features: torch.Tensor = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
+        return features.float().cpu()
+
     @torch.no_grad()
     def pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] → float32 [N, E]."""
-        features = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
-        return F.normalize(features.float(), dim=-1).cpu()
+        return F.normalize(self.raw_pixels_to_features(pixel_values), dim=-1)
 
     def images(self, paths: Sequence[Path | str]) -> torch.Tensor:
         """float32 [N, E]; one chunk of images is in memory at a time."""
-        chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
-        features = [self.pixels_to_features(torch.stack([self.preparer(read_image(p)) for p in c])) for c in chunks]
-        return torch.cat(features)
+        return F.normalize(self.raw_images(paths), dim=-1)
 
     @torch.no_grad()
+    def raw_images(self, paths: Sequence[Path | str]) -> torch.Tensor:
+        """`images`, before features are normalized: what linear probes and heads on features are learned on."""
+        chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+        features = [
+            self.raw_pixels_to_features(torch.stack([self.preparer(read_image(p)) for p in chunk])) for chunk in chunks
+        ]
+        return torch.cat(features)
+
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """float32 [N, E]. Raises UserError for an empty text; those too long lose their end and are counted in the log."""
+        return F.normalize(self.raw_texts(texts), dim=-1)
+
+    @torch.no_grad()
+    def raw_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """`texts`, before features are normalized."""
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise UserError(f"text {number} of {len(texts)} is empty")
@@ -69,7 +84,7 @@ class DualEncoder:
         for start in range(0, len(texts), CHUNK):
             ids, mask = (t.to(self.device) for t in tokenize(self.tokenizer, texts[start : start + CHUNK]))
             features.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())
-        return F.normalize(torch.cat(features), dim=-1).cpu()
+        return torch.cat(features).cpu()
 
     @property
     def factor(self) -> float:
