@@ -191,13 +191,16 @@ def _split(names: str) -> list[str]:
 
 def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
-    from mllm.inference.dual_features import image_files, load_encoder
+    from mllm.inference.dual_features import image_files, load_encoder, readable_features
 
     _check_k(options.k)
     check_picture(options.sheet, _by(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
-    _show(options, nearest(encoder.images(files), files, _query(encoder, options), options.k))
+    readable, features, skipped = readable_features(encoder, files)
+    _show(options, nearest(features, readable, _query(encoder, options), options.k))
+    if skipped:
+        print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
 
 
 def _query(encoder: Any, options: argparse.Namespace) -> Any:
