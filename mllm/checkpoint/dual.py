@@ -1,5 +1,6 @@
 """Dual encoders on disk, in the layouts of transformers' classes; open_clip's are read, too."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -76,31 +77,28 @@ def save_clip(
     image_processor(settings).save_pretrained(directory)
 
 
-def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_dual(path: Path | str, reads_pickles: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a dual encoder of transformers' or of open_clip's layout, in float32 and evaluation mode, and its tokenizer.
 
-    `path`: its directory, or a finished run's. Raises UserError for anything else. The tokenizer reads texts as the model
-    was trained: see `read_as_trained`.
+    `path`: its directory, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
+    safetensors, of which torch runs nothing. Raises UserError for anything else. The tokenizer reads texts as the model was
+    trained: see `read_as_trained`.
     """
     directory = model_directory(path)
     if is_open_clip(directory):
-        return load_open_clip(directory)
+        return load_open_clip(directory, reads_pickles)
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         dual_kind(path, config.model_type)
-        _check_weights(directory)
+        pickles = sorted(directory.glob("pytorch_model*.bin")) if not any(directory.glob("*.safetensors")) else []
+        if pickles and not reads_pickles:
+            raise UserError(pickle_hint(directory, pickles[0]))
         model, report = dual_class(config).from_pretrained(
-            directory, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            directory, dtype=torch.float32, use_safetensors=not pickles, weights_only=True, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no model with a tokenizer: {first_line(error)}") from None
     check_complete(path, report["missing_keys"])
     read_as_trained(tokenizer, config)
     return model.eval(), tokenizer
-
-
-def _check_weights(directory: Path) -> None:
-    pickles = sorted(directory.glob("pytorch_model*.bin"))
-    if pickles and not any(directory.glob("*.safetensors")):
-        raise UserError(pickle_hint(directory, pickles[0]))

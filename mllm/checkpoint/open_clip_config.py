@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, SiglipImageProcessor
 from mllm.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
-HEAD_WIDTH = 64
+HEAD_WIDTH, MLP_RATIO = 64, 4.0
 ACTIVATIONS = {True: "quick_gelu", False: "gelu"}  # by `quick_gelu`
 NORM_EPS = 1e-5
 CONTEXT, VOCABULARY = 77, 49408
@@ -106,7 +106,7 @@ def _side(part: dict[str, Any], heads: int, act: str, embedding: int) -> dict[st
     width = part.get("width", 768)
     return {
         "hidden_size": width,
-        "intermediate_size": int(width * part.get("mlp_ratio", 4.0)),
+        "intermediate_size": int(width * part.get("mlp_ratio", MLP_RATIO)),
         "num_hidden_layers": part.get("layers", 12),
         "num_attention_heads": heads,
         "hidden_act": act,
@@ -127,8 +127,11 @@ def image_processor(config: dict[str, Any]) -> Any:
     given = config["preprocess_cfg"]
     side = _square(config["model_cfg"]["vision_cfg"].get("image_size", 224))
     mode, square = given.get("resize_mode") or "shortest", {"height": side, "width": side}
-    norm = {"image_mean": list(given.get("mean") or MEAN), "image_std": list(given.get("std") or STD)}
-    norm["resample"] = FILTERS[given.get("interpolation") or "bicubic"]
+    norm = {
+        "image_mean": list(given.get("mean") or MEAN),
+        "image_std": list(given.get("std") or STD),
+        "resample": FILTERS[given.get("interpolation") or "bicubic"],
+    }
     if mode == "squash":
         return SiglipImageProcessor(size=square, **norm)
     if mode != "shortest":
@@ -165,7 +168,8 @@ def open_clip_config(config: Any, processor: dict[str, Any], has_clip_vocabulary
     if not has_clip_vocabulary:
         described_text["hf_tokenizer_name"] = "."
     sizes = {"image_size": vision.image_size, "patch_size": vision.patch_size}
-    head = {"head_width": vision.hidden_size // vision.num_attention_heads}
+    heads = vision.hidden_size // vision.num_attention_heads
+    head = {} if heads == HEAD_WIDTH else {"head_width": heads}
     model = {
         "embed_dim": config.projection_dim,
         "vision_cfg": sizes | _described(vision) | head,
@@ -181,6 +185,8 @@ def open_clip_config(config: Any, processor: dict[str, Any], has_clip_vocabulary
 
 
 def _described(side: Any) -> dict[str, Any]:
-    eps = {} if side.layer_norm_eps == NORM_EPS else {"norm_kwargs": {"eps": side.layer_norm_eps}}
+    """The sizes of a side in open_clip's words, without those that are its defaults."""
+    ratio, eps = side.intermediate_size / side.hidden_size, side.layer_norm_eps
     sizes = {"layers": side.num_hidden_layers, "width": side.hidden_size}
-    return sizes | {"mlp_ratio": side.intermediate_size / side.hidden_size} | eps
+    sizes |= {} if ratio == MLP_RATIO else {"mlp_ratio": ratio}
+    return sizes | ({} if eps == NORM_EPS else {"norm_kwargs": {"eps": eps}})

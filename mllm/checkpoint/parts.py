@@ -174,7 +174,8 @@ def processor_values(path: str) -> dict[str, Any]:
 
 def statistics_of(path: str, values: dict[str, Any]) -> Statistics:
     """Return mean and standard deviation of the three channels of an image processor with these values."""
-    mean, std = values.get("image_mean"), values.get("image_std")
+    mean: Any = values.get("image_mean")
+    std: Any = values.get("image_std")
     sizes = [len(numbers) if isinstance(numbers, list | tuple) else 0 for numbers in (mean, std)]
     if sizes != [3, 3] or values.get("do_normalize") is False:
         raise UserError(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
+from mllm.commands.clip_export import add_export
 from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, add_studies, check_picture
 from mllm.launch import launched_rank
 from mllm.settings import expanded
@@ -22,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_naming(parts)
     _add_finding(parts)
     _add_scoring(parts)
+    add_export(parts)
     add_studies(parts)
 
 

@@ -23,7 +23,7 @@ def recall_at_k(scores, positives, k):
     return (((nearest & positives).sum(1) / positives.sum(1)) > 0).double().mean().item()
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_recall_is_clip_benchmarks_where_images_have_five_captions(noise):
     torch.manual_seed(0)
     pairs = coco()
@@ -32,8 +32,8 @@ def test_recall_is_clip_benchmarks_where_images_have_five_captions(noise):
     text = F.normalize(image[of.image_of] + noise * torch.randn(len(pairs), 32), dim=-1)
     positives = torch.zeros(len(pairs), IMAGES, dtype=torch.bool)
     positives[of.caption_of, of.image_of] = True
-    found = recall(image, text, of, [1, 5, 10])
-    for k in (1, 5, 10):
+    found = recall(image, text, of, [1, 5])
+    for k in (1, 5):
         expected = {
             "text_to_image": recall_at_k(text @ image.T, positives, k),
             "image_to_text": recall_at_k(image @ text.T, positives.T, k),
@@ -58,17 +58,17 @@ def test_equal_captions_are_one_query_whose_every_image_is_right():
 
 
 def test_each_image_and_caption_is_encoded_once():
-    class Encoder:
-        asked = []
+    asked = []
 
+    class Encoder:
         def images(self, paths):
-            self.asked.append([path.name for path in paths])
+            asked.append([path.name for path in paths])
             return torch.eye(2)
 
         def texts(self, texts):
-            self.asked.append(list(texts))
+            asked.append(list(texts))
             return torch.eye(2)
 
     pairs = [Pair(Path("one.png"), "x"), Pair(Path("two.png"), "y"), Pair(Path("one.png"), "x")]
     assert pairs_recall(Encoder(), pairs, [1])["text_to_image_recall@1"] == 1.0
-    assert Encoder.asked == [["one.png", "two.png"], ["x", "y"]]
+    assert asked == [["one.png", "two.png"], ["x", "y"]]
