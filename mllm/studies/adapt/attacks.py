@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mllm.inference.dual_features import DualEncoder
 from mllm.media.decode import read_image
 from mllm.studies.adapt.classifier import Classifier
-from mllm.studies.adapt.problem import LabelledFeatures
+from mllm.studies.adapt.problem import LabelledFeatures, plain_preparer
 
 # Of pixels from 0 to 1: 8 of 255 steps.
 BOUND = 0.031
@@ -74,7 +74,8 @@ def robust_accuracy(
 ) -> float:
     """Return the share of the images that are told right after they were attacked, by a classifier that is known to the
     attacker. The images are those that the encoder sees: of its size, before they are normalized."""
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (encoder.preparer.mean, encoder.preparer.std))
+    preparer = plain_preparer(encoder)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (preparer.mean, preparer.std))
     generator, hits = torch.Generator().manual_seed(seed), 0
 
     def logits(pixels: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ def robust_accuracy(
 
     for start in range(0, len(test.files), BATCH):
         labels = test.labels[start : start + BATCH]
-        shown = torch.stack([encoder.preparer(read_image(path)) for path in test.files[start : start + BATCH]])
+        shown = torch.stack([preparer(read_image(path)) for path in test.files[start : start + BATCH]])
         pixels = (shown * std + mean).clamp(0, 1)
         with torch.no_grad():
             told = logits(attacked(logits, pixels, labels, attack, generator)).argmax(1)

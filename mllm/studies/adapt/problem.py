@@ -19,6 +19,7 @@ from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
 from mllm.files import atomic_file
 from mllm.inference.dual_features import DualEncoder
+from mllm.media.prepare import ImagePreparer
 
 # As many as the authors of CoOp hold back (Zhou et al. 2022, section 4.1 and the code of its linear probe).
 HELD_BACK_SHOTS = 4
@@ -124,6 +125,13 @@ def labelled_files(source: Path | str, image_root: Path | str, names: Sequence[s
     return files, labels
 
 
+def plain_preparer(encoder: DualEncoder) -> ImagePreparer:
+    """Return what makes an encoder's pixels, for views and attacks. Raises UserError where it has steps of its own."""
+    if not isinstance(encoder.preparer, ImagePreparer):
+        raise UserError("this model's image processor has steps of its own, on which views and attacks aren't defined")
+    return encoder.preparer
+
+
 def encode_labelled(
     encoder: DualEncoder, files: Sequence[Path], labels: Sequence[int], names: Sequence[str], model: str,
     cache: Path | None,
@@ -143,7 +151,7 @@ def encode_labelled(
     return LabelledFeatures(features, torch.tensor(labels), tuple(names), tuple(files))
 
 
-def _key(model: Path, files: Sequence[Path], fit: str) -> str:
+def _key(model: Path, files: Sequence[Path], fit: str | None) -> str:
     weights = sorted(model.rglob("*.safetensors"))
     stats = ((str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in [*weights, *files])
     return hashlib.sha256(repr(("raw", str(model), fit, list(stats))).encode()).hexdigest()[:24]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 
@@ -33,7 +33,7 @@ def save_adapted(classifier: Classifier, names: Sequence[str], encoder: DualEnco
     """Write a classifier to a directory that is there."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in classifier.tensors().items()}
     save_file(tensors, directory / "adapter.safetensors")
-    record = {"kind": classifier.kind, "classes": list(names), "fields": classifier.fields()}
+    record: dict[str, Any] = {"kind": classifier.kind, "classes": list(names), "fields": classifier.fields()}
     record |= {"model": fingerprint(encoder.model), "fit": encoder.preparer.fit}
     (directory / "adapter.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

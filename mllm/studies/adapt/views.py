@@ -12,7 +12,7 @@ from mllm.inference.dual_features import CHUNK, DualEncoder
 from mllm.media.decode import read_image
 from mllm.studies.adapt.classifier import Classifier
 from mllm.studies.adapt.heads import DisentanglingHead, HeadClassifier, HeadTraining, infonce
-from mllm.studies.adapt.problem import LabelledFeatures
+from mllm.studies.adapt.problem import LabelledFeatures, plain_preparer
 
 # torchvision's own range of areas, which CoOp and CoCoOp leave as it is.
 COOP_VIEWS = AugmentSettings(kinds=("random_resized_crop", "flip"), scale=(0.08, 1.0))
@@ -35,12 +35,13 @@ def with_views(
         return train
     if not train.files:
         raise UserError("random views take images, and only features are known")
-    augmenter = Augmenter(settings, encoder.preparer.image_size_px, seed)
+    preparer = plain_preparer(encoder)
+    augmenter = Augmenter(settings, preparer.image_size_px, seed)
     views: list[list[torch.Tensor]] = [[] for _ in range(count)]
     for start in range(0, len(train.files), CHUNK):
         images = [read_image(path) for path in train.files[start : start + CHUNK]]
         for view, parts in enumerate(views):
-            pixels = [encoder.preparer(augmenter(image, view, start + n)) for n, image in enumerate(images)]
+            pixels = [preparer(augmenter(image, view, start + n)) for n, image in enumerate(images)]
             with torch.no_grad():
                 parts.append(encoder.raw_pixels_to_features(torch.stack(pixels)))
     return replace(train, views=torch.stack([torch.cat(parts) for parts in views]))
