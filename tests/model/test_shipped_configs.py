@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {
     path.stem: read_run(str(path))
     for path in sorted((ROOT / "train/configs").glob("*.yaml"))
-    if path.stem != "demo_clip" and "rounds" not in read_yaml(path)
+    if "recipe" in read_yaml(path).get("data", {})  # the others train no multimodal LLM
 }
 BY_END = {f"{config.run_dir}/final": config for config in CONFIGS.values()}
 # Pixels of the input's side, and of a patch's, of the encoders that configs name.
