@@ -31,9 +31,9 @@ BOILERPLATE = (
 
 @dataclass(frozen=True)
 class Pair:
-    """An image file and one caption of it."""
+    """An image, which is a file or a member of one (`mllm.media.ref`), and one caption of it."""
 
-    image: Path
+    image: Path | str
     caption: str
 
 

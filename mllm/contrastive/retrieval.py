@@ -23,7 +23,7 @@ class Gallery:
     image_of, caption_of: int64 [P], the image and the caption of each different pair.
     """
 
-    images: list[Path]
+    images: list[Path | str]
     captions: list[str]
     image_of: torch.Tensor
     caption_of: torch.Tensor
