@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
+from mllm.commands.clip_arguments import add_fit, check_picture
 from mllm.commands.clip_eval import add_concepts, add_eval, add_templates, check_k, templates
 from mllm.commands.clip_export import add_export
-from mllm.commands.clip_studies import add_fit, add_studies, check_picture
+from mllm.commands.clip_studies import add_studies
 from mllm.launch import launched_rank
 from mllm.settings import expanded
 
@@ -52,9 +53,15 @@ def _add_naming(parts: Any) -> None:
     )
     classify.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
     classify.add_argument("images", type=expanded, nargs="+", metavar="IMAGE", help="Image files.")
-    classes = classify.add_mutually_exclusive_group(required=True)
-    classes.add_argument("--classes", help="Names of classes, with commas between.")
+    classes = classify.add_mutually_exclusive_group()
+    classes.add_argument("--classes", help="Names of classes, with commas between. Those of --adapted, by default.")
     classes.add_argument("--class-file", type=expanded, metavar="FILE", help="A file of class names, one a line.")
+    classify.add_argument(
+        "--adapted",
+        type=expanded,
+        metavar="DIR",
+        help="Name by what `mllm clip adapt --out` kept in this directory, and not by prompts.",
+    )
     add_templates(classify)
     add_fit(classify)
     classify.add_argument(
@@ -125,15 +132,25 @@ def _by(options: argparse.Namespace) -> str:
 def _classify(options: argparse.Namespace) -> None:
     from mllm.contrastive.class_names import listed_names
     from mllm.contrastive.zeroshot import check_classes, class_features
+    from mllm.errors import UserError
     from mllm.inference.dual_features import load_encoder
+    from mllm.studies.adapt.saved import load_adapted
 
     check_k(options.k)
-    names = listed_names(options.class_file, may_repeat=False) if options.class_file else _split(options.classes)
-    if not options.class_file:
+    names = listed_names(options.class_file, may_repeat=False) if options.class_file else _split(options.classes or "")
+    if not names and not options.adapted:
+        raise UserError("give classes: --classes NAME,NAME or --class-file FILE")
+    if options.classes:
         check_classes(names)
     encoder = load_encoder(options.model, options.fit)
-    classes = class_features(encoder, names, templates(options))
-    probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
+    if options.adapted:
+        adapted = load_adapted(options.adapted, encoder)
+        names = names or list(adapted.names)
+        check_classes(names)
+        probabilities = adapted.classifier.scores(encoder.raw_images(options.images), names).softmax(-1)
+    else:
+        classes = class_features(encoder, names, templates(options))
+        probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
     for path, row in zip(options.images, probabilities, strict=True):
         top = row.topk(min(options.k, len(names)))
         named = (f"{names[i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, picture
-from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, check_picture
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_picture
 from mllm.errors import UserError
 from mllm.settings import expanded
 

@@ -169,7 +169,9 @@ def read_frequencies(path: Path | str) -> dict[str, int]:
                 raise ValueError("it has no columns concept and count")
             return {row["concept"].lower(): int(row["count"]) for row in rows}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no file of concepts' frequencies ({error}); mllm clip concepts writes one") from None
+        raise UserError(
+            f"{path} is no file of concepts' frequencies ({error}); mllm clip concepts writes one"
+        ) from None
 
 
 def by_frequency(recalls: Mapping[str, float], counts: Mapping[str, int]) -> dict[str, Any]:
