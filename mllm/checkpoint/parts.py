@@ -88,7 +88,7 @@ def vision_config(path: str) -> Any:
     """
     if is_open_clip(Path(path)):
         raise UserError(
-            f"vision encoder {path!r} is in open_clip's layout; write it as transformers': mllm clip export {path} NEW_DIRECTORY"
+            f"vision encoder {path!r} is in open_clip's layout; write transformers': mllm clip export {path} NEW_DIRECTORY"
         )
     try:
         config = AutoConfig.from_pretrained(path)
