@@ -15,10 +15,12 @@ from mllm.errors import UserError
 from mllm.media.ref import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tar_reference
 
 MAX_TEXT_BYTES = 64 * 2**20
+TEXTS = {"txt": "txt", "text": "txt", "caption": "caption"}  # suffix of a member → the field that its text is
 
 
 def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) pairs: the fields of the `json` member, the text of `txt` as `txt`, the key as `id` if none is given.
+    """(place, record) pairs: the fields of the `json` member, the text of `txt` or `text` as `txt` and of `caption` as
+    `caption`, the key as `id` if none is given.
 
     The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
     calls them, videos as `videos` and `video`; their bytes are passed over.
@@ -59,7 +61,7 @@ class _Group:
         if kind in IMAGE_SUFFIXES or kind in VIDEO_SUFFIXES:
             noun = "image" if kind in IMAGE_SUFFIXES else "video"
             self.media.append((label, noun, tar_reference(str(self.path), member.offset_data, member.size)))
-        elif kind in ("json", "txt"):
+        elif kind == "json" or kind in TEXTS:
             fields = self.fields.setdefault(label, {})
             try:
                 fields |= _text_fields(f"{self.path}:{self.key}.{suffix}", kind, member, tar)
@@ -108,7 +110,7 @@ def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.
     file = tar.extractfile(member)
     assert file is not None, member.name
     try:
-        fields = parse_json(file.read()) if suffix == "json" else {"txt": file.read().decode("utf-8")}
+        fields = parse_json(file.read()) if suffix == "json" else {TEXTS[suffix]: file.read().decode("utf-8")}
     except (ValueError, RecursionError) as error:
         raise BadRecordError(place, f"not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
     if not isinstance(fields, dict):
