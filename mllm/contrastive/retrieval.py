@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mllm.contrastive.data import Pair, PairBatcher
+from mllm.contrastive.data import PairBatcher
+from mllm.contrastive.pairs import Pair, checked
 from mllm.media.decode import read_image
 
 CHUNK = 128
@@ -21,7 +22,7 @@ def retrieval_recall(
     images, texts = [], []
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
-        batch = batcher.collate(chunk, [batcher.preparer(read_image(p.image)) for p in chunk])
+        batch = batcher.collate(chunk, torch.stack([batcher.preparer(read_image(checked(p))) for p in chunk]))
         output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, pixel_values=batch.pixel_values)
         images.append(output.image_embeds)
         texts.append(output.text_embeds)

@@ -1,15 +1,10 @@
 """Settings of where pairs come from, and of which are kept."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from mllm.data.recipe import FileSource
+from mllm.data.scripts import SCRIPTS
 from mllm.settings import PathText, Settings
-
-Script = Literal[
-    "Latin", "Cyrillic", "Greek", "Chinese", "Japanese", "Korean", "Arabic", "Hebrew", "Devanagari", "Thai"
-]  # fmt: skip
 
 
 class PairSourceSettings(FileSource):
@@ -35,8 +30,14 @@ class PairFilterSettings(Settings):
     """Number of words of a caption, at least. 0 by default."""
     max_words: int | None = Field(default=None, ge=1)
     """Number of words of a caption, at most. None, the default, is any number."""
-    scripts: tuple[Script, ...] = ()
-    """Scripts, of which one has most of a caption's letters. Empty, the default, takes any."""
+    scripts: tuple[str, ...] = ()
+    """Scripts, such as `Latin`, `Cyrillic`, `Han` or `Arabic`: one of them has most of a caption's letters. Empty, the
+    default, takes any.
+    """
+    languages: tuple[str, ...] = ()
+    """Languages, such as `en` or `de`, of which a caption of at least eight words has to be one; py3langid says which it is.
+    Shorter ones, of which it can't be told, are kept. Empty, the default, takes any.
+    """
     min_side_px: int = Field(default=0, ge=0)
     """Number of pixels of the shorter side of an image, at least; where it is above 0 the image's header is read. 0 by
     default.
@@ -55,11 +56,14 @@ class PairFilterSettings(Settings):
     """How often each word of a caption, and each two in succession, occur in all captions, at least. 0 by default."""
 
     @model_validator(mode="after")
-    def _counts_come_from_a_file(self) -> "PairFilterSettings":
+    def _is_possible(self) -> "PairFilterSettings":
         if self.frequencies is None and (self.max_pairs_a_caption is not None or self.min_word_count):
             raise ValueError(
                 "max_pairs_a_caption and min_word_count need `frequencies`, a file that `mllm clip frequencies` writes"
             )
+        unknown = next((script for script in self.scripts if script not in SCRIPTS), None)
+        if unknown is not None:
+            raise ValueError(f"unknown script {unknown!r}; choose of: {', '.join(SCRIPTS)}")
         if self.max_words is not None and self.max_words < self.min_words:
             raise ValueError(f"min_words {self.min_words} is over max_words {self.max_words}: no caption is left")
         return self

@@ -1,7 +1,7 @@
 """Which files a source's path stands for: a file, a pattern, a list in braces, a directory, or a data set of the hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
@@ -31,25 +31,28 @@ def files_of(path: str, noun: str = "source file") -> list[str]:
 
 
 def in_braces(path: str) -> Iterator[str]:
-    """Each path of a list in braces: `{00..41}` with as many digits as its ends have, `{train,test}`, one inside another's
-    text as often as there are some. Raises UserError for a range that is empty or of more than a million files."""
+    """Each path that `path` lists in braces: `{00..41}` with as many digits as its start has, or `{train,test}`.
+
+    What is called so itself is no list. Raises UserError for a range that is empty or of more than a million files.
+    """
     found = _BRACES.search(path)
-    if found is None:
+    if found is None or Path(path).exists():
         yield path
         return
-    ends = _RANGE.match(found[1])
-    if ends is None and "," not in found[1]:
-        raise UserError(f"{path}: {found[0]} is neither a range such as {{00000..00041}} nor a list such as {{a,b}}")
-    if ends is not None and not 0 <= int(ends[2]) - int(ends[1]) < MOST_FILES:
-        raise UserError(f"{path}: the range {found[0]} has no end after its start, or more than {MOST_FILES} files")
-    width = len(ends[1]) if ends is not None else 0
-    listed = (
-        (str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1))
-        if ends is not None
-        else found[1].split(",")
-    )
-    for item in listed:
+    for item in _listed(path, found[1]):
         yield from in_braces(path[: found.start()] + item + path[found.end() :])
+
+
+def _listed(path: str, inside: str) -> Sequence[str]:
+    ends = _RANGE.match(inside)
+    if ends is None:
+        if "," not in inside:
+            raise UserError(f"{path}: {{{inside}}} is no range such as {{00000..00041}}, nor a list such as {{a,b}}")
+        return inside.split(",")
+    first, last = int(ends[1]), int(ends[2])
+    if not 0 <= last - first < MOST_FILES:
+        raise UserError(f"{path}: the range {{{inside}}} ends before it starts, or has more than {MOST_FILES} files")
+    return [str(number).zfill(len(ends[1])) for number in range(first, last + 1)]
 
 
 def _files(path: str, noun: str) -> list[str]:
