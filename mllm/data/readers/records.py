@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Fault, Sample
+from mllm.data.readers.arrow import read_arrow
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import SYSTEM_FIELDS, without_nulls
 from mllm.data.readers.json_lines import BOM, read_json
@@ -23,6 +24,7 @@ from mllm.errors import UserError
 from mllm.media.remote import is_url
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
+    ".arrow": read_arrow,
     ".csv": read_csv,
     ".json": read_json,
     ".jsonl": read_json,
