@@ -62,10 +62,13 @@ class PairDecoder:
         return pixels, torch.tensor([error is None for error in errors])
 
     def _skip(self, pair: Pair, error: UserError) -> None:
-        self._left_out.add(UserError(f"{pair.place}: {error}" if pair.place else str(error)))
+        reason = str(error)
+        if pair.place and not reason.startswith(pair.place):
+            reason = f"{pair.place}: {reason}"
+        self._left_out.add(UserError(reason))
         if self._listed < MOST_LISTED:
             self._listed += 1
-            self._skipped.append((pair.place or str(pair.image), "image", str(error)))
+            self._skipped.append((pair.place or str(pair.image), "image", reason))
 
     def taken_skipped(self) -> list[tuple[str, str, str]]:
         """(place, kind, reason) of what was skipped since this was last asked, the first thousand of a run."""

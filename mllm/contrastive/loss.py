@@ -121,7 +121,8 @@ def sigmoid_sum(
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
     """
     positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
-    logits = logit_factor(log_scale) * features.image @ features.all_texts.T + bias.float()
+    # SigLIP's factor has no bound: the public checkpoints' is 112.
+    logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
     sign = torch.where(positive, 1.0, -1.0)
     return -features.counted(F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0)).sum()
 

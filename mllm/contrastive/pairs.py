@@ -26,9 +26,12 @@ class Home:
     files: frozenset[str] = frozenset()
 
     def check(self, pair: "Pair") -> None:
-        """Raise BadSampleError for an image that leaves its root, links followed, or lies inside another file."""
+        """Raise UserError for an image that leaves its root, links followed, or lies inside another file."""
         image = str(pair.image if is_stored(pair.image) else Path(pair.image).absolute())
-        locate_image(self._whole_root, image, self.files, pair.place, pair.place)
+        try:
+            locate_image(self._whole_root, image, self.files, pair.place, pair.place)
+        except BadSampleError as error:
+            raise UserError(f"{pair.place}: {error.reason}") from None
 
     @cached_property
     def _whole_root(self) -> Path:
@@ -79,21 +82,20 @@ def pairs_in(file: str, reader: str, home: Home, on_error: OnError = raise_error
 def read_pairs(path: Path | str, image_root: Path | str, reader: str = DEFAULT_READER) -> list[Pair]:
     """All pairs of a file, or of the files that a pattern, a list in braces or a directory stands for, in memory.
 
-    Raises UserError, with file and line, for what is no pair, and for fewer than two different captions.
+    Raises UserError, with file and line, for what is no pair and for an image outside its root, and for fewer than two different captions.
     """
     files = files_of(str(path), "pairs file")
     home = Home(Path(image_root), frozenset(files))
     pairs = [pair for file in files for pair in pairs_in(file, reader, home)]
+    for pair in pairs:
+        home.check(pair)
     if len({pair.caption for pair in pairs}) < 2:
         raise UserError(f"{path}: needs at least two different captions to contrast")
     return pairs
 
 
 def checked(pair: Pair) -> Path | str:
-    """Where the image of a pair lies. Raises UserError, naming the pair, where it may not be opened."""
+    """Where the image of a pair lies. Raises UserError, with its place, where it may not be opened."""
     if pair.home is not None:
-        try:
-            pair.home.check(pair)
-        except BadSampleError as error:
-            raise UserError(error.reason) from None
+        pair.home.check(pair)
     return pair.image

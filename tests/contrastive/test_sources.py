@@ -231,7 +231,7 @@ def test_what_no_source_can_be_is_told_in_a_line(tmp_path):
         with pytest.raises(UserError, match=message):
             open_sources(data(given), 0)
     for number, message in enumerate(("leaves the image root", "lies in another file than its sample")):
-        with pytest.raises(UserError, match=f"image .*{message}"):
+        with pytest.raises(UserError, match=rf"o\.jsonl:{number + 1}: image .*{message}"):
             checked(open_sources(data(str(outside), image_root=str(tmp_path)), 0)[0].pairs[number])
     with pytest.raises(UserError, match="max_pairs is for one source that is no stream"):
         open_sources(data([stream_of(path, 4)], max_pairs=2), 0)
