@@ -82,7 +82,8 @@ def pairs_in(file: str, reader: str, home: Home, on_error: OnError = raise_error
 def read_pairs(path: Path | str, image_root: Path | str, reader: str = DEFAULT_READER) -> list[Pair]:
     """All pairs of a file, or of the files that a pattern, a list in braces or a directory stands for, in memory.
 
-    Raises UserError, with file and line, for what is no pair and for an image outside its root, and for fewer than two different captions.
+    Raises UserError, with file and line, for what is no pair and for an image outside its root, and for fewer than two
+    different captions.
     """
     files = files_of(str(path), "pairs file")
     home = Home(Path(image_root), frozenset(files))
@@ -92,6 +93,12 @@ def read_pairs(path: Path | str, image_root: Path | str, reader: str = DEFAULT_R
     if len({pair.caption for pair in pairs}) < 2:
         raise UserError(f"{path}: needs at least two different captions to contrast")
     return pairs
+
+
+def with_place(pair: Pair, error: UserError) -> UserError:
+    """`error` of a pair's image, its message opened by the pair's place."""
+    reason = str(error)
+    return error if not pair.place or reason.startswith(pair.place) else UserError(f"{pair.place}: {reason}")
 
 
 def checked(pair: Pair) -> Path | str:
