@@ -1,6 +1,6 @@
 """Pairs of an image and a caption, read from any file of samples by the readers of `mllm.data`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,3 +106,13 @@ def checked(pair: Pair) -> Path | str:
     if pair.home is not None:
         pair.home.check(pair)
     return pair.image
+
+
+def image_files(pairs: Iterable[Pair]) -> list[Path]:
+    """The image file of each pair. Raises UserError for an image that lies inside another file, for who needs files."""
+    found = []
+    for pair in pairs:
+        if is_stored(pair.image):
+            raise UserError(f"{pair.place}: its image lies inside another file; give image files here")
+        found.append(Path(pair.image))
+    return found
