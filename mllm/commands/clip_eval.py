@@ -139,8 +139,8 @@ def check_k(k: int) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from mllm.contrastive.data import read_pairs
     from mllm.contrastive.labelled import is_retrieval, read_captioned
+    from mllm.contrastive.pairs import read_pairs
     from mllm.contrastive.retrieval import pairs_recall
     from mllm.inference.dual_features import load_encoder
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mllm.contrastive.class_names import listed_names, named_folders
-from mllm.contrastive.data import Pair
+from mllm.contrastive.pairs import Pair
 from mllm.contrastive.prompts import read_templates
 from mllm.contrastive.zeroshot import check_classes, check_count, labelled_files_of
 from mllm.errors import UserError
