@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, PriorTransformer, StableUnCLIPPipeline
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    PriorTransformer,
+    StableUnCLIPPipeline,
+    UnCLIPPipeline,
+    UnCLIPScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
@@ -23,6 +33,19 @@ KARLO, KANDINSKY, KANDINSKY_PRIOR = "UnCLIPPipeline", "KandinskyV22Pipeline", "K
 SD_UNCLIP = ("StableUnCLIPImg2ImgPipeline", "StableUnCLIPPipeline")
 # The class of a pipeline → that of the directory whose prior makes the embeddings it draws from.
 PRIORS = {KARLO: None, KANDINSKY: KANDINSKY_PRIOR, **dict.fromkeys(SD_UNCLIP, KARLO)}
+
+KARLO_PARTS: dict[str, Any] = {
+    "prior": PriorTransformer,
+    "decoder": UNet2DConditionModel,
+    "text_encoder": CLIPTextModelWithProjection,
+    "tokenizer": AutoTokenizer,
+    "text_proj": UnCLIPTextProjModel,
+    "super_res_first": UNet2DModel,
+    "super_res_last": UNet2DModel,
+    "prior_scheduler": UnCLIPScheduler,
+    "decoder_scheduler": UnCLIPScheduler,
+    "super_res_scheduler": UnCLIPScheduler,
+}
 
 DrawOne = Callable[[str, torch.Generator, Sampling, int], list[Image.Image]]
 
@@ -70,7 +93,7 @@ def load_pipeline(directory: Path, prior: Path | None, device: torch.device, dty
         raise UserError(f"{directory} is a {name}, and {prior or 'no directory'} is its prior; {mend}")
     try:
         if name == KARLO:
-            return Pipeline(name, _karlo(_opened(directory, device, dtype)))
+            return Pipeline(name, _karlo(directory, device, dtype))
         assert prior is not None
         if name == KANDINSKY:
             return Pipeline(name, _kandinsky(_opened(directory, device, dtype), _opened(prior, device, dtype)))
@@ -87,7 +110,25 @@ def _opened(
     return pipe
 
 
-def _karlo(pipe: Any) -> DrawOne:
+def _parts(directory: Path, dtype: torch.dtype, classes: dict[str, Any]) -> dict[str, Any]:
+    """Read networks of diffusers and of transformers from the folders that are named as they are."""
+    parts = {}
+    for name, cls in classes.items():
+        if name.endswith(("scheduler", "tokenizer")):
+            parts[name] = cls.from_pretrained(directory / name)
+        elif name == "text_encoder":
+            parts[name] = cls.from_pretrained(directory / name, use_safetensors=True, dtype=dtype)
+        else:
+            kept = {"use_safetensors": True, "torch_dtype": dtype, "low_cpu_mem_usage": False}
+            parts[name] = cls.from_pretrained(directory / name, **kept)
+    return parts
+
+
+def _karlo(directory: Path, device: torch.device, dtype: torch.dtype) -> DrawOne:
+    """Karlo from its parts: the index of its directory names a place of `text_proj` that diffusers has left."""
+    pipe = UnCLIPPipeline(**_parts(directory, dtype, KARLO_PARTS)).to(device)
+    pipe.set_progress_bar_config(disable=True)
+
     def draw(prompt: str, generator: torch.Generator, how: Sampling, prior_steps: int) -> list[Image.Image]:
         return pipe(
             prompt,
@@ -120,15 +161,9 @@ def _kandinsky(decoder: Any, prior: Any) -> DrawOne:
 
 def _sd_unclip(directory: Path, karlo: Path, device: torch.device, dtype: torch.dtype) -> DrawOne:
     """SD-unCLIP with Karlo's prior, as diffusers' documentation puts them together."""
-    kept = {"use_safetensors": True, "torch_dtype": dtype}
-    parts = {
-        "prior": PriorTransformer.from_pretrained(karlo / "prior", low_cpu_mem_usage=False, **kept),
-        "prior_text_encoder": CLIPTextModelWithProjection.from_pretrained(
-            karlo / "text_encoder", use_safetensors=True, dtype=dtype
-        ),
-        "prior_tokenizer": AutoTokenizer.from_pretrained(karlo / "tokenizer"),
-        "prior_scheduler": DDPMScheduler.from_pretrained(karlo / "prior_scheduler"),
-    }
+    names = ("prior", "text_encoder", "tokenizer")
+    own = _parts(karlo, dtype, {name: KARLO_PARTS[name] for name in names} | {"prior_scheduler": DDPMScheduler})
+    parts = {f"prior_{name}" if name in names[1:] else name: part for name, part in own.items()}
     pipe = _opened(directory, device, dtype, StableUnCLIPPipeline, **parts)
 
     def draw(prompt: str, generator: torch.Generator, how: Sampling, prior_steps: int) -> list[Image.Image]:

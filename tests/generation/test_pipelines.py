@@ -1,5 +1,7 @@
 """Karlo, SD-unCLIP and Kandinsky 2.2: tiny random models in their layouts, drawn from text; real weights were not run."""
 
+import json
+
 import pytest
 import torch
 from diffusers import (
@@ -112,13 +114,13 @@ def kandinsky_prior(tokenizer):
 
 def kandinsky(tokenizer):
     movq = VQModel(
-        block_out_channels=(8, 16),
+        block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         num_vq_embeddings=12,
         vq_embed_dim=4,
-        norm_num_groups=4,
+        norm_num_groups=8,
         norm_type="spatial",
     )
     image = {"addition_embed_type": "image", "encoder_hid_dim_type": "image_proj", "encoder_hid_dim": E}
@@ -160,6 +162,9 @@ def directories(clip, tmp_path_factory):
     root, tokenizer = tmp_path_factory.mktemp("pipelines"), AutoTokenizer.from_pretrained(clip)
     for build in (karlo, kandinsky_prior, kandinsky, sd_unclip):
         build(tokenizer).save_pretrained(root / build.__name__)
+    # As released, it names a place that the class has left since.
+    index = root / "karlo" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"text_proj": ["unclip", "UnCLIPTextProjModel"]}))
     return root
 
 
