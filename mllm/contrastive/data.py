@@ -1,8 +1,7 @@
 """Image–caption pairs for contrastive training, augmented and batched as a pure function of the step."""
 
 import random
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.negatives import NOWHERE, Ignored, describes, same, words_of
+from mllm.contrastive.prompts import Prompter, PromptSettings
 from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
@@ -22,6 +23,7 @@ from mllm.model.dual_encoder import tokenize
 
 ALL = slice(None)
 DEFAULT_AUGMENT = AugmentSettings()
+NO_PROMPTS = PromptSettings()
 # Captions that say nothing of any image, as the web's alt-texts do.
 BOILERPLATE = (
     "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",
@@ -41,19 +43,20 @@ class Pair:
 class PairBatch:
     """b pairs of a rank, out of the B of the global batch.
 
-    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; describes, same bool [b, B]: see `describes`
-    and `same`.
+    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; same, describes int64 [n, 2]: places of
+    pairs that are no negatives, as `mllm.contrastive.negatives` lists them.
     """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    describes: torch.Tensor
-    same: torch.Tensor
+    same: torch.Tensor = NOWHERE
+    describes: torch.Tensor = NOWHERE
 
     def rows(self, start: int, end: int) -> "PairBatch":
-        """Return the pairs from `start` to before `end`."""
-        return PairBatch(*(tensor[start:end] for tensor in self.tensors()))
+        """Return the pairs from `start` to before `end`, for their features; what is no negative stays with the whole."""
+        inputs = (self.pixel_values, self.input_ids, self.attention_mask)
+        return PairBatch(*(tensor[start:end] for tensor in inputs))
 
     def to(self, device: torch.device) -> "PairBatch":
         return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
@@ -119,46 +122,6 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
     return spoilt, counts
 
 
-def _words(caption: str) -> frozenset[str]:
-    """Return the different words of a caption; one without any ("???", an emoji) is itself a word."""
-    return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
-
-
-def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
-    """bool [B, B], or its rows `own`; symmetric.
-
-    True where the words of one caption are all in the other's ("a circle", "a red circle"):
-    both then fit the image of the longer one, so neither is evidence against it.
-    """
-    words = [_words(caption) for caption in captions]
-    ids = _numbered(words)
-    different = list(dict.fromkeys(words))
-    holders: dict[str, set[int]] = {}
-    for number, group in enumerate(different):
-        for word in group:
-            holders.setdefault(word, set()).add(number)
-    related = torch.zeros(len(different), len(different), dtype=torch.bool)
-    for number, group in enumerate(different):
-        # Captions with all of these words: few hold the rarest, so large batches stay cheap.
-        longer = set.intersection(*sorted((holders[word] for word in group), key=len))
-        related[number, list(longer)] = True
-    related = related | related.T
-    return related[ids[own]][:, ids]
-
-
-def same(pairs: list[Pair], own: slice = ALL) -> torch.Tensor:
-    """bool [B, B], or its rows `own`; symmetric: true where two pairs have the same words or the same image file."""
-    images = _numbered([pair.image for pair in pairs])
-    words = _numbered([_words(pair.caption) for pair in pairs])
-    return (images[own, None] == images) | (words[own, None] == words)
-
-
-def _numbered(keys: Sequence[Hashable]) -> torch.Tensor:
-    """int64 [B]: equal keys have equal numbers, given in the order of their first place."""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
-
-
 class PairBatcher:
     """Turns pairs into batches; an epoch visits every pair at most once, in an order given by (seed, epoch)."""
 
@@ -170,14 +133,17 @@ class PairBatcher:
         batch_size: int,
         seed: int,
         augment: AugmentSettings = DEFAULT_AUGMENT,
+        prompts: PromptSettings = NO_PROMPTS,
+        ignored: Ignored = "describes",
     ) -> None:
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
                 f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
             )
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.ignored = batch_size, seed, ignored
         self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
+        self.prompter = Prompter(prompts, seed)
         self._epoch_order: tuple[int, list[int]] = -1, []
 
     @property
@@ -200,10 +166,21 @@ class PairBatcher:
         share = len(pairs) // world_size
         own = range(rank * share, (rank + 1) * share)
         pixels = [self.preparer(self.augmenter(read_image(pairs[n].image), step, n)) for n in own]
-        return self.collate(pairs, pixels, slice(own.start, own.stop))
+        texts = [self.prompter(pairs[n].caption, step, n) for n in own]
+        return self.collate(pairs, pixels, slice(own.start, own.stop), texts)
 
-    def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
-        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
+    def collate(
+        self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL, texts: Sequence[str] | None = None
+    ) -> PairBatch:
+        """Make tensors of the pairs `own` among the `pairs` of a global batch.
+
+        pixels: those of the own pairs; texts: what is read in place of their captions, by default the captions.
+        """
         captions = [pair.caption for pair in pairs]
-        input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
-        return PairBatch(torch.stack(pixels), input_ids, attention_mask, describes(captions, own), same(pairs, own))
+        input_ids, attention_mask = tokenize(self.tokenizer, captions[own] if texts is None else texts)
+        alike, related = NOWHERE, NOWHERE
+        if self.ignored != "none":
+            words = [words_of(caption) for caption in captions]
+            alike = same([pair.image for pair in pairs], words, own)
+            related = describes(words, own) if self.ignored == "describes" else NOWHERE
+        return PairBatch(torch.stack(pixels), input_ids, attention_mask, alike, related)

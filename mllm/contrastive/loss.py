@@ -4,7 +4,7 @@ B pairs of the global batch, b of them on this rank, E embedding width.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -51,10 +51,18 @@ class Features:
     all_texts: torch.Tensor
     first: int
 
+    def logits(self, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [b, B] each: of this rank's images to all texts, and of its texts to all images."""
+        return factor * self.image @ self.all_texts.T, factor * self.text @ self.all_images.T
+
+    def own_columns(self) -> torch.Tensor:
+        """int64 [b]: the place of each of this rank's pairs among the B."""
+        return torch.arange(len(self.image), device=self.image.device) + self.first
+
     def own_diagonal(self) -> torch.Tensor:
         """bool [b, B]: true where row and column are the same pair."""
-        rows = torch.arange(len(self.image), device=self.image.device) + self.first
-        return rows[:, None] == torch.arange(len(self.all_images), device=self.image.device)[None]
+        columns = torch.arange(len(self.all_images), device=self.image.device)
+        return self.own_columns()[:, None] == columns[None]
 
 
 def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Features:
@@ -66,17 +74,31 @@ def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Featu
     return Features(image, text, all_images, all_texts, first)
 
 
-def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies, scalar float32.
+class Contrast(NamedTuple):
+    """loss_sum: scalar float32, over this rank's pairs; hits: scalar, how many of their images are nearest to a positive."""
 
-    Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row.
+    loss_sum: torch.Tensor
+    hits: torch.Tensor
+
+
+def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor | None = None) -> Contrast:
+    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies.
+
+    Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row; its own
+    pair is never left out.
     """
-    return multi_positive_sum(features, log_scale, features.own_diagonal(), ignored)
+    own = features.own_columns()
+    to_texts, to_images = features.logits(logit_factor(log_scale))
+    if ignored is not None:
+        others = ignored & ~features.own_diagonal()
+        to_texts, to_images = (logits.masked_fill(others, float("-inf")) for logits in (to_texts, to_images))
+    loss = F.cross_entropy(to_texts, own, reduction="sum") + F.cross_entropy(to_images, own, reduction="sum")
+    return Contrast(loss / 2, (to_texts.detach().argmax(1) == own).sum())
 
 
 def multi_positive_sum(
     features: Features, log_scale: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
-) -> torch.Tensor:
+) -> Contrast:
     """Compute `infonce_sum` with the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
 
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
@@ -84,26 +106,27 @@ def multi_positive_sum(
     """
     positive = positive | features.own_diagonal()
     target = positive / positive.sum(1, keepdim=True)
-    factor = logit_factor(log_scale)
-    both = torch.zeros((), device=features.image.device)
-    for rows, columns in ((features.image, features.all_texts), (features.text, features.all_images)):
-        logits = factor * rows @ columns.T
-        log_p = logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
-        both = both - (target * log_p.masked_fill(~positive, 0.0)).sum()
-    return both / 2
+    ways = [
+        logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
+        for logits in features.logits(logit_factor(log_scale))
+    ]
+    both = sum((target * log_p.masked_fill(~positive, 0.0)).sum() for log_p in ways)
+    return Contrast(-both / 2, positive.gather(1, ways[0].detach().argmax(1, keepdim=True)).sum())
 
 
 def sigmoid_sum(
-    features: Features, log_scale: torch.Tensor, bias: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
-) -> torch.Tensor:
-    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
+    features: Features, log_scale: torch.Tensor, bias: torch.Tensor, ignored: torch.Tensor | None = None
+) -> Contrast:
+    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)); only own pairs are positive.
 
-    Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
+    Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. ignored: as in `infonce_sum`.
     """
-    positive = positive | features.own_diagonal()
+    own = features.own_diagonal()
     logits = logit_factor(log_scale) * features.image @ features.all_texts.T + bias.float()
-    sign = torch.where(positive, 1.0, -1.0)
-    return -F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0).sum()
+    each = F.logsigmoid(torch.where(own, logits, -logits))
+    if ignored is not None:
+        each = each.masked_fill(ignored & ~own, 0.0)
+    return Contrast(-each.sum(), (logits.detach().argmax(1) == features.own_columns()).sum())
 
 
 class _GatherRows(torch.autograd.Function):

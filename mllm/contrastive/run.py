@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
 from mllm.contrastive.data import PairBatcher, read_pairs, spoil_captions
+from mllm.contrastive.negatives import Ignored
+from mllm.contrastive.prompts import Prompter
 from mllm.contrastive.retrieval import retrieval_recall
-from mllm.contrastive.settings import ContrastiveSettings
+from mllm.contrastive.settings import ContrastiveLossSettings, ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
@@ -57,7 +59,7 @@ def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> 
 
     write = partial(_write_model, settings, batcher, model)
     callbacks = recorders(settings, train, run_dir, engine)
-    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, callbacks)
+    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, callbacks, counted="pairs")
     logger.info("%d pairs, %d steps of %d", len(batcher.pairs), trainer.total, batcher.batch_size)
     facts = {"steps": trainer.total, "spoilt_captions": spoilt}
     return complete(trainer, stop_after, partial(_write_final, settings, batcher, facts))
@@ -92,8 +94,9 @@ def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str
     pairs, spoilt = spoil_captions(pairs, settings.data.noise, settings.seed)
     if any(spoilt.values()):
         logger.info("spoilt captions: %s", ", ".join(f"{count} {kind}" for kind, count in spoilt.items()))
+    prompter = Prompter(settings.data.prompts, settings.seed)
     tokenizer = train_tokenizer(
-        (pair.caption for pair in pairs),
+        (prompter(pair.caption, 0, n) for n, pair in enumerate(pairs)),
         settings.model.vocabulary_size,
         settings.model.text_length_tokens,
         pads_to_full_length=settings.model.layout == "siglip",
@@ -101,8 +104,22 @@ def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str
     processor = image_processor(settings.model)
     size = processor.size.get("shortest_edge") or processor.size["height"]
     preparer = ImagePreparer(size, tuple(processor.image_mean), tuple(processor.image_std))
-    batch_size = settings.train.global_batch_size
-    return PairBatcher(pairs, tokenizer, preparer, batch_size, settings.seed, settings.data.augment), spoilt
+    batcher = PairBatcher(
+        pairs,
+        tokenizer,
+        preparer,
+        settings.train.global_batch_size,
+        settings.seed,
+        settings.data.augment,
+        settings.data.prompts,
+        _listed(settings.loss),
+    )
+    return batcher, spoilt
+
+
+def _listed(loss: ContrastiveLossSettings) -> Ignored:
+    """Which places of a batch are listed; of what are `same`, multi_positive makes positives."""
+    return "same" if (loss.kind, loss.ignore) == ("multi_positive", "none") else loss.ignore
 
 
 def _write_model(

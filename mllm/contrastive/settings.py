@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.negatives import Ignored
+from mllm.contrastive.prompts import PromptSettings
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
@@ -42,6 +44,8 @@ class ClipDataSettings(Settings):
     """How training captions are spoilt; held-out ones never are. They aren't by default."""
     augment: AugmentSettings = AugmentSettings()
     """How training images are changed. They are cut by a `jitter` by default."""
+    prompts: PromptSettings = PromptSettings()
+    """Which prompts training captions are put in. None are by default."""
 
 
 class ContrastiveLossSettings(Settings):
@@ -50,6 +54,11 @@ class ContrastiveLossSettings(Settings):
     kind: Literal["infonce", "multi_positive", "sigmoid"] = "infonce"
     """The loss: `infonce` (the default) is symmetric, with one positive a query (CLIP); in `multi_positive`, every
     pair of the same words or the same image is one; `sigmoid` asks a yes/no question of each pair (SigLIP).
+    """
+    ignore: Ignored = "describes"
+    """Which pairs are no negatives of each other: `none` is CLIP's and open_clip's loss, in which every other pair of
+    the batch is one; `same` leaves out pairs of the same image or the same words; `describes` (the default) also those
+    where the words of one caption are all in the other's ("a circle", "a red circle").
     """
     grad_cache: bool = False
     """Whether features are computed `train.micro_batch_size` pairs at a time, with the loss over the whole batch (Gao

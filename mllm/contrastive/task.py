@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
-from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.loss import Contrast, gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.negatives import mask
 from mllm.errors import UserError
 from mllm.model.dual_encoder import text_mask
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
@@ -48,10 +49,10 @@ class Chunk:
 
 @dataclass
 class _Cached:
-    """What GradCache keeps between the chunks of a step: the loss sum, and its gradients with respect to the features
-    [b, E] and the temperature's parameters."""
+    """What GradCache keeps between the chunks of a step: the loss sum and hits, and the loss's gradients with respect to
+    the features [b, E] and the temperature's parameters."""
 
-    loss_sum: torch.Tensor
+    whole: Contrast
     image: torch.Tensor
     text: torch.Tensor
     scalars: dict[str, torch.Tensor]
@@ -91,13 +92,18 @@ class ContrastiveTask:
         return StepWindow(ids, chunks)
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
-        """The loss sum, and as `logit_scale` the factor on cosines, once for each pair."""
+        """The loss sum; once for each pair, as `logit_scale` the factor on cosines and as `logit_bias` SigLIP's bias; and
+        as `batch_accuracy` the images whose nearest text of the batch is a positive."""
         chunk: Chunk = micro_batch.inputs
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
-        factor = logit_factor(scalars["logit_scale"].detach())
-        return TaskOutput(self._chunk_loss(module, chunk, scalars), {"logit_scale": factor * (chunk.end - chunk.start)})
+        size = chunk.end - chunk.start
+        contrast = self._contrast(module, chunk, scalars)
+        sums = {"logit_scale": logit_factor(scalars["logit_scale"].detach()) * size}
+        if "logit_bias" in scalars:
+            sums["logit_bias"] = scalars["logit_bias"].detach() * size
+        return TaskOutput(contrast.loss_sum, sums | {"batch_accuracy": contrast.hits})
 
-    def _chunk_loss(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _contrast(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> Contrast:
         size, share = chunk.end - chunk.start, chunk.share_size
         if size == share:
             return self._loss(*_features(module, chunk.pairs), scalars, chunk.pairs)
@@ -111,22 +117,25 @@ class ContrastiveTask:
         if chunk.start == 0:
             surrogate = surrogate + sum((scalars[name] * g).sum() for name, g in cached.scalars.items())
         # Its gradient is the surrogate's, its value this chunk's part of the loss.
-        return surrogate - surrogate.detach() + cached.loss_sum * (size / share)
+        loss_sum = surrogate - surrogate.detach() + cached.whole.loss_sum * (size / share)
+        return Contrast(loss_sum, cached.whole.hits * (size / share))
 
     def _scalar_names(self, module: nn.Module) -> Sequence[str]:
         return ("logit_scale", "logit_bias") if self.kind == "sigmoid" else ("logit_scale",)
 
     def _loss(
         self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
-    ) -> torch.Tensor:
+    ) -> Contrast:
         features = gathered(image, text)
-        same, describes = (mask.to(image.device, non_blocking=True) for mask in (share.same, share.describes))
-        if self.kind == "infonce":
-            return infonce_sum(features, scalars["logit_scale"], describes)
+        size, scale = (len(features.image), len(features.all_images)), scalars["logit_scale"]
         if self.kind == "multi_positive":
-            return multi_positive_sum(features, scalars["logit_scale"], same, describes)
-        own = features.own_diagonal()
-        return sigmoid_sum(features, scalars["logit_scale"], scalars["logit_bias"], own, describes | same)
+            alike, related = (mask(places, size, image.device) for places in (share.same, share.describes))
+            return multi_positive_sum(features, scale, alike, related)
+        places = torch.cat([share.same, share.describes])
+        ignored = mask(places, size, image.device) if len(places) else None
+        if self.kind == "infonce":
+            return infonce_sum(features, scale, ignored)
+        return sigmoid_sum(features, scale, scalars["logit_bias"], ignored)
 
     def _cache(self, module: nn.Module, share: PairBatch, size: int) -> _Cached:
         with torch.no_grad():
@@ -136,9 +145,10 @@ class ContrastiveTask:
         torch.clear_autocast_cache()
         image, text = (torch.cat(parts).requires_grad_() for parts in zip(*pairs, strict=True))
         leaves = {n: module.get_parameter(n).detach().clone().requires_grad_() for n in self._scalar_names(module)}
-        loss = self._loss(image, text, leaves, share)
+        loss, hits = self._loss(image, text, leaves, share)
         gradients = torch.autograd.grad(loss, [image, text, *leaves.values()])
-        return _Cached(loss.detach(), gradients[0], gradients[1], dict(zip(leaves, gradients[2:], strict=True)))
+        whole = Contrast(loss.detach(), hits)
+        return _Cached(whole, gradients[0], gradients[1], dict(zip(leaves, gradients[2:], strict=True)))
 
 
 def _features(module: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:

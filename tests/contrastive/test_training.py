@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
 from mllm.checkpoint.dual import build_dual, load_dual
 from mllm.checkpoint.start import build
-from mllm.contrastive.data import BOILERPLATE, Pair, describes, same, spoil_captions
+from mllm.contrastive.data import BOILERPLATE, Pair, spoil_captions
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
 from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
@@ -21,7 +21,7 @@ from mllm.errors import UserError
 from mllm.model.dual_encoder import text_mask, tokenize, too_long
 from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
-from tests.helpers.clip import settings, train, values_of
+from tests.helpers.clip import batcher_of, settings, train, values_of
 from tests.helpers.launches import launch
 from tests.helpers.runs import series
 
@@ -47,10 +47,28 @@ def test_losses_equal_open_clips():
     spec.loader.exec_module(theirs)
     image, text, scale, bias = some_features(32, 16)
     normal = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    mine = infonce_sum(gathered(image, text), scale, nothing(32)) / 32
+    mine = infonce_sum(gathered(image, text), scale, nothing(32)).loss_sum / 32
     assert mine.item() == pytest.approx(theirs.ClipLoss()(*normal, scale.exp()).item(), abs=1e-6)
-    mine = sigmoid_sum(gathered(image, text), scale, bias, nothing(32), nothing(32)) / 32
+    mine = sigmoid_sum(gathered(image, text), scale, bias, nothing(32)).loss_sum / 32
     assert mine.item() == pytest.approx(theirs.SigLipLoss()(*normal, scale.exp(), bias).item(), abs=1e-6)
+
+
+def test_a_loss_that_ignores_nothing_is_clips_whatever_the_captions(pairs, tmp_path):
+    batcher = batcher_of(pairs, tmp_path, loss__ignore="none")
+    torch.manual_seed(0)
+    model = build_dual(settings(pairs, tmp_path, 1).model, batcher.tokenizer, False)
+    (micro_batch,) = ContrastiveTask(batcher).window(0, 0, 1).micro_batches
+    found = ContrastiveTask(batcher).loss(model, micro_batch)
+    batch = micro_batch.inputs.pairs
+    output = model(batch.input_ids, batch.pixel_values, text_mask(model, batch.attention_mask))
+    logits = math.e**model.logit_scale * F.normalize(output.text_embeds) @ F.normalize(output.image_embeds).T
+    own = torch.arange(8)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    assert found.loss_sum.item() / 8 == pytest.approx(expected.item(), abs=1e-6)
+    assert found.sums["batch_accuracy"] == (logits.T.argmax(1) == own).sum()
+    ignoring = ContrastiveTask(batcher_of(pairs, tmp_path))
+    (micro_batch,) = ignoring.window(0, 0, 1).micro_batches
+    assert ignoring.loss(model, micro_batch).loss_sum < found.loss_sum
 
 
 def test_sigmoid_loss_asks_a_question_a_pair_and_leaves_out_the_ignored():
@@ -62,7 +80,7 @@ def test_sigmoid_loss_asks_a_question_a_pair_and_leaves_out_the_ignored():
         for j in range(6):
             z = math.exp(2.0) * F.cosine_similarity(image[i], text[j], dim=0).item() - 3.0
             expected += 0.0 if (i, j) == (0, 1) else math.log1p(math.exp(-z if i == j else z))
-    loss = sigmoid_sum(gathered(image, text), scale, bias, nothing(), ignored)
+    loss = sigmoid_sum(gathered(image, text), scale, bias, ignored).loss_sum
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -75,9 +93,9 @@ def test_multi_positive_loss_is_the_mean_over_a_rows_positives():
         log_p = (math.exp(2.0) * F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).log_softmax(1)
         expected -= sum(log_p[i][positive[i]].mean().item() for i in range(6)) / 2
     features = gathered(image, text)
-    assert multi_positive_sum(features, scale, positive, positive).item() == pytest.approx(expected, rel=1e-5)
-    one = infonce_sum(features, scale, nothing())
-    assert multi_positive_sum(features, scale, nothing(), nothing()).item() == pytest.approx(one.item())
+    assert multi_positive_sum(features, scale, positive, positive).loss_sum.item() == pytest.approx(expected, rel=1e-5)
+    one, other = infonce_sum(features, scale, nothing()), multi_positive_sum(features, scale, nothing(), nothing())
+    assert other.loss_sum.item() == pytest.approx(one.loss_sum.item()) and other.hits == one.hits
 
 
 def test_a_scale_beyond_its_bound_can_only_come_back():
@@ -95,20 +113,6 @@ def test_the_gradient_of_all_ranks_decides_whether_a_scale_at_its_bound_moves(mo
         monkeypatch.setattr("mllm.contrastive.loss.sum_over_ranks", lambda own, others=others: own + others)
         (own,) = torch.autograd.grad(-logit_factor(log_scale), log_scale)
         assert own.item() == pytest.approx(-100.0 if passes else 0.0)
-
-
-def test_captions_without_words_are_words_themselves():
-    captions = ["?!", "a dog", "🐶", "🐶 ", "dog"]
-    expected = [[n == m for m in range(5)] for n in range(5)]
-    expected[2][3] = expected[3][2] = expected[1][4] = expected[4][1] = True
-    assert describes(captions).tolist() == expected
-    assert describes(captions, slice(1, 3)).tolist() == expected[1:3]
-
-
-def test_pairs_of_one_image_or_of_the_same_words_are_the_same():
-    pairs = [Pair(Path("a"), "a red dog"), Pair(Path("b"), "A red dog!"), Pair(Path("a"), "it barks")]
-    assert same(pairs).tolist() == [[True, True, True], [True, True, False], [True, False, True]]
-    assert same(pairs, slice(1, 2)).tolist() == [[True, True, False]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
