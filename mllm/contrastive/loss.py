@@ -122,7 +122,8 @@ def sigmoid_sum(
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. ignored: as in `infonce_sum`.
     """
     own = features.own_diagonal()
-    logits = logit_factor(log_scale) * features.image @ features.all_texts.T + bias.float()
+    # SigLIP's factor has no bound: the public checkpoints' is 112.
+    logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
     each = F.logsigmoid(torch.where(own, logits, -logits))
     if ignored is not None:
         each = each.masked_fill(ignored & ~own, 0.0)

@@ -98,7 +98,9 @@ class ContrastiveTask:
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
         size = chunk.end - chunk.start
         contrast = self._contrast(module, chunk, scalars)
-        sums = {"logit_scale": logit_factor(scalars["logit_scale"].detach()) * size}
+        log_scale = scalars["logit_scale"].detach()
+        factor = log_scale.float().exp() if self.kind == "sigmoid" else logit_factor(log_scale)
+        sums = {"logit_scale": factor * size}
         if "logit_bias" in scalars:
             sums["logit_bias"] = scalars["logit_bias"].detach() * size
         return TaskOutput(contrast.loss_sum, sums | {"batch_accuracy": contrast.hits})
