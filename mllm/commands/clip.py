@@ -224,7 +224,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     import torch
 
-    from mllm.contrastive.data import read_pairs
+    from mllm.contrastive.pairs import read_pairs
     from mllm.contrastive.retrieval import pairs_recall
     from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
     from mllm.inference.dual_features import load_encoder

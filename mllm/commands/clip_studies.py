@@ -212,7 +212,7 @@ def check_picture(path: Path | None, by: str, *inputs: str) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     import torch
 
-    from mllm.contrastive.data import read_pairs
+    from mllm.contrastive.pairs import read_pairs
     from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
     from mllm.inference.dual_features import load_encoder
     from mllm.studies.diagnose import BY, diagnose, draw_diagnosis, prompt_sensitivity

@@ -3,21 +3,19 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.decoding import PairDecoder
+from mllm.contrastive.mixture import PairMixture, Pick
 from mllm.contrastive.negatives import NOWHERE, Ignored, describes, same, words_of
+from mllm.contrastive.pairs import Pair
 from mllm.contrastive.prompts import Prompter, PromptSettings
 from mllm.contrastive.settings import CaptionNoiseSettings
-from mllm.data.readers.errors import raise_error
-from mllm.data.readers.fields import found
-from mllm.data.readers.json_lines import read_json
-from mllm.data.readers.records import CONTAINERS, not_a_path, read_records
 from mllm.errors import UserError
-from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
@@ -32,30 +30,24 @@ BOILERPLATE = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image file and one caption of it."""
-
-    image: Path
-    caption: str
-
-
-@dataclass(frozen=True)
 class PairBatch:
     """b pairs of a rank, out of the B of the global batch.
 
-    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; same, describes int64 [n, 2]: places of
-    pairs that are no negatives, as `mllm.contrastive.negatives` lists them.
+    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; alive bool [b]: whether its image could be
+    read, so that the pair counts; same, describes int64 [n, 2]: places of pairs that are no negatives, as
+    `mllm.contrastive.negatives` lists them.
     """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
+    alive: torch.Tensor
     same: torch.Tensor = NOWHERE
     describes: torch.Tensor = NOWHERE
 
     def rows(self, start: int, end: int) -> "PairBatch":
         """Return the pairs from `start` to before `end`, for their features; what is no negative stays with the whole."""
-        inputs = (self.pixel_values, self.input_ids, self.attention_mask)
+        inputs = (self.pixel_values, self.input_ids, self.attention_mask, self.alive)
         return PairBatch(*(tensor[start:end] for tensor in inputs))
 
     def to(self, device: torch.device) -> "PairBatch":
@@ -66,31 +58,6 @@ class PairBatch:
 
     def tensors(self) -> list[torch.Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
-
-
-def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
-    """Read the records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
-
-    The file is of any kind that samples come in, by its suffix; of another suffix, JSON lines.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"pairs file {path} does not exist")
-    pairs = []
-    for place, record in read_records(path) if path.suffix in CONTAINERS else read_json(path, raise_error):
-        held = record if isinstance(record, dict) else {}
-        image, caption = held.get("image"), held.get("caption")
-        if not isinstance(image, str) or not isinstance(caption, str):
-            raise UserError(f"{place}: expected an object with image (a path) and caption (text); {found(held)}")
-        fault = not_a_path(image)
-        if fault is not None:
-            raise UserError(f"{place}: {fault}")
-        if not caption.strip():
-            raise UserError(f"{place}: the caption is empty")
-        pairs.append(Pair(Path(image_root) / image, caption))
-    if len({pair.caption for pair in pairs}) < 2:
-        raise UserError(f"{path}: needs at least two different captions to contrast")
-    return pairs
 
 
 def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
@@ -123,11 +90,11 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
 
 
 class PairBatcher:
-    """Turns pairs into batches; an epoch visits every pair at most once, in an order given by (seed, epoch)."""
+    """Turns pairs into batches, as a function of the seed and the step; an epoch has whole batches of its pairs."""
 
     def __init__(
         self,
-        pairs: list[Pair],
+        pairs: PairMixture,
         tokenizer: PreTrainedTokenizerBase,
         preparer: ImagePreparer,
         batch_size: int,
@@ -135,7 +102,9 @@ class PairBatcher:
         augment: AugmentSettings = DEFAULT_AUGMENT,
         prompts: PromptSettings = NO_PROMPTS,
         ignored: Ignored = "describes",
+        decoder: PairDecoder | None = None,
     ) -> None:
+        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is."""
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
                 f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
@@ -144,43 +113,41 @@ class PairBatcher:
         self.batch_size, self.seed, self.ignored = batch_size, seed, ignored
         self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
         self.prompter = Prompter(prompts, seed)
-        self._epoch_order: tuple[int, list[int]] = -1, []
+        self.decoder = decoder or PairDecoder()
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches: a smaller last one would have fewer negatives, so its pairs wait for the next epoch."""
         return len(self.pairs) // self.batch_size
 
-    def indices(self, step: int) -> list[int]:
+    def picks(self, step: int) -> list[Pick]:
+        """The pairs of the batch of optimizer step `step`."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        known, order = self._epoch_order
-        if known != epoch:
-            order = list(range(len(self.pairs)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._epoch_order = epoch, order
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.pairs.picks(epoch, index * self.batch_size, (index + 1) * self.batch_size)
+
+    def ids(self, step: int) -> tuple[str, ...]:
+        """The names of the pairs of the batch of optimizer step `step`."""
+        return tuple(map(self.pairs.name, self.picks(step)))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
-        """Return the share of `rank` in the batch of optimizer step `step`."""
-        pairs = [self.pairs[i] for i in self.indices(step)]
+        """Return the share of `rank` in the batch of optimizer step `step`; an image that is skipped is blank."""
+        pairs = [self.pairs.pair(pick) for pick in self.picks(step)]
         share = len(pairs) // world_size
-        own = range(rank * share, (rank + 1) * share)
-        pixels = [self.preparer(self.augmenter(read_image(pairs[n].image), step, n)) for n in own]
-        texts = [self.prompter(pairs[n].caption, step, n) for n in own]
-        return self.collate(pairs, pixels, slice(own.start, own.stop), texts)
+        own = slice(rank * share, (rank + 1) * share)
 
-    def collate(
-        self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL, texts: Sequence[str] | None = None
-    ) -> PairBatch:
-        """Make tensors of the pairs `own` among the `pairs` of a global batch.
+        def prepare(place: int, image: Image.Image) -> torch.Tensor:
+            return self.preparer(self.augmenter(image, step, own.start + place))
 
-        pixels: those of the own pairs; texts: what is read in place of their captions, by default the captions.
-        """
-        captions = [pair.caption for pair in pairs]
-        input_ids, attention_mask = tokenize(self.tokenizer, captions[own] if texts is None else texts)
-        alike, related = NOWHERE, NOWHERE
-        if self.ignored != "none":
-            words = [words_of(caption) for caption in captions]
-            alike = same([pair.image for pair in pairs], words, own)
-            related = describes(words, own) if self.ignored == "describes" else NOWHERE
-        return PairBatch(torch.stack(pixels), input_ids, attention_mask, alike, related)
+        shape = (self.preparer.channels, self.preparer.side_px, self.preparer.side_px)
+        pixels, alive = self.decoder.decode(pairs[own], prepare, shape)
+        texts = [self.prompter(pair.caption, step, own.start + n) for n, pair in enumerate(pairs[own])]
+        input_ids, attention_mask = tokenize(self.tokenizer, texts)
+        return PairBatch(pixels, input_ids, attention_mask, alive, *self._no_negatives(pairs, own))
+
+    def _no_negatives(self, pairs: list[Pair], own: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """`same` and `describes` of the pairs `own` among those of a global batch, as far as the loss asks for them."""
+        if self.ignored == "none":
+            return NOWHERE, NOWHERE
+        words = [words_of(pair.caption) for pair in pairs]
+        alike = same([pair.image for pair in pairs], words, own)
+        return alike, describes(words, own) if self.ignored == "describes" else NOWHERE

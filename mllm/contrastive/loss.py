@@ -43,13 +43,36 @@ def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True)
 class Features:
     """Normalized float32 features: image, text [b, E] of this rank, all_images, all_texts [B, E] of all, and `first`,
-    the place of this rank's first pair among the B."""
+    the place of this rank's first pair among the B. alive, all_alive: bool [b] and [B], which pairs count; None for all."""
 
     image: torch.Tensor
     text: torch.Tensor
     all_images: torch.Tensor
     all_texts: torch.Tensor
     first: int
+    alive: torch.Tensor | None = None
+    all_alive: torch.Tensor | None = None
+
+    def counted(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` [b, …] with zeros for the pairs that don't count."""
+        if self.alive is None:
+            return rows
+        return rows.masked_fill(~self.alive.view(-1, *[1] * (rows.dim() - 1)), 0)
+
+    def without_dead(self, positive: torch.Tensor, ignored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`positive` and `ignored`, bool [b, B], where the columns of pairs that don't count are neither but ignored."""
+        if self.all_alive is None:
+            return positive, ignored
+        # A row that doesn't count keeps its own column: it needs one, and is zeroed afterwards.
+        own = self.own_diagonal()
+        return (positive & self.all_alive[None]) | (positive & own), (ignored | ~self.all_alive[None]) & ~own
+
+    def unseen(self, ignored: torch.Tensor | None) -> torch.Tensor | None:
+        """bool [b, B], the columns of `ignored` and of pairs that don't count, but never a row's own; None for none."""
+        if self.all_alive is not None:
+            dead = ~self.all_alive[None]
+            ignored = dead if ignored is None else ignored | dead
+        return None if ignored is None else ignored & ~self.own_diagonal()
 
     def logits(self, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [b, B] each: of this rank's images to all texts, and of its texts to all images."""
@@ -65,13 +88,17 @@ class Features:
         return self.own_columns()[:, None] == columns[None]
 
 
-def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Features:
-    """Normalize [b, E] features and gather those of all ranks; every rank must bring as many rows."""
+def gathered(image_features: torch.Tensor, text_features: torch.Tensor, alive: torch.Tensor | None = None) -> Features:
+    """Normalize [b, E] features and gather those of all ranks; every rank must bring as many rows.
+
+    alive: bool [b], which pairs count; None, on every rank, for all.
+    """
     image = F.normalize(image_features.float(), dim=-1)
     text = F.normalize(text_features.float(), dim=-1)
     all_images, first = gather_rows(image)
     all_texts, _ = gather_rows(text)
-    return Features(image, text, all_images, all_texts, first)
+    all_alive = None if alive is None else gather_rows(alive[:, None].float())[0][:, 0] > 0
+    return Features(image, text, all_images, all_texts, first, alive, all_alive)
 
 
 class Contrast(NamedTuple):
@@ -87,13 +114,12 @@ def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tens
     Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row; its own
     pair is never left out.
     """
-    own = features.own_columns()
-    to_texts, to_images = features.logits(logit_factor(log_scale))
-    if ignored is not None:
-        others = ignored & ~features.own_diagonal()
-        to_texts, to_images = (logits.masked_fill(others, float("-inf")) for logits in (to_texts, to_images))
-    loss = F.cross_entropy(to_texts, own, reduction="sum") + F.cross_entropy(to_images, own, reduction="sum")
-    return Contrast(loss / 2, (to_texts.detach().argmax(1) == own).sum())
+    own, unseen = features.own_columns(), features.unseen(ignored)
+    ways = features.logits(logit_factor(log_scale))
+    if unseen is not None:
+        ways = ways[0].masked_fill(unseen, float("-inf")), ways[1].masked_fill(unseen, float("-inf"))
+    both = [features.counted(F.cross_entropy(logits, own, reduction="none")).sum() for logits in ways]
+    return Contrast((both[0] + both[1]) / 2, features.counted(ways[0].detach().argmax(1) == own).sum())
 
 
 def multi_positive_sum(
@@ -104,14 +130,15 @@ def multi_positive_sum(
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
     both is positive.
     """
-    positive = positive | features.own_diagonal()
+    positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
     target = positive / positive.sum(1, keepdim=True)
     ways = [
         logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
         for logits in features.logits(logit_factor(log_scale))
     ]
-    both = sum((target * log_p.masked_fill(~positive, 0.0)).sum() for log_p in ways)
-    return Contrast(-both / 2, positive.gather(1, ways[0].detach().argmax(1, keepdim=True)).sum())
+    both = [features.counted(target * log_p.masked_fill(~positive, 0.0)).sum() for log_p in ways]
+    hits = positive.gather(1, ways[0].detach().argmax(1, keepdim=True))
+    return Contrast(-(both[0] + both[1]) / 2, features.counted(hits).sum())
 
 
 def sigmoid_sum(
@@ -121,13 +148,14 @@ def sigmoid_sum(
 
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. ignored: as in `infonce_sum`.
     """
-    own = features.own_diagonal()
     # SigLIP's factor has no bound: the public checkpoints' is 112.
     logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
-    each = F.logsigmoid(torch.where(own, logits, -logits))
-    if ignored is not None:
-        each = each.masked_fill(ignored & ~own, 0.0)
-    return Contrast(-each.sum(), (logits.detach().argmax(1) == features.own_columns()).sum())
+    each = F.logsigmoid(torch.where(features.own_diagonal(), logits, -logits))
+    unseen = features.unseen(ignored)
+    if unseen is not None:
+        each = each.masked_fill(unseen, 0.0)
+    hits = logits.detach().argmax(1) == features.own_columns()
+    return Contrast(-features.counted(each).sum(), features.counted(hits).sum())
 
 
 class _GatherRows(torch.autograd.Function):

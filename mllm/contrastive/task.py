@@ -80,7 +80,7 @@ class ContrastiveTask:
                 f"choose a multiple of {world_size}"
             )
         batch = self.batcher.batch(step, rank, world_size)
-        ids = tuple(str(index) for index in self.batcher.indices(step))
+        ids = self.batcher.ids(step)
         share = len(batch.pixel_values)
         size = self.chunk_size or share
         chunks = []
@@ -88,21 +88,20 @@ class ContrastiveTask:
             end = min(start + size, share)
             own = batch.rows(start, end)
             chunk = Chunk(own if start else batch, start, end, share)
-            chunks.append(MicroBatch(chunk, end - start, own.input_ids.numel()))
-        return StepWindow(ids, chunks)
+            chunks.append(MicroBatch(chunk, int(own.alive.sum()), own.input_ids.numel()))
+        return StepWindow(ids, chunks, self.batcher.decoder.taken_skipped())
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
         """The loss sum; once for each pair, as `logit_scale` the factor on cosines and as `logit_bias` SigLIP's bias; and
         as `batch_accuracy` the images whose nearest text of the batch is a positive."""
         chunk: Chunk = micro_batch.inputs
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
-        size = chunk.end - chunk.start
         contrast = self._contrast(module, chunk, scalars)
         log_scale = scalars["logit_scale"].detach()
         factor = log_scale.float().exp() if self.kind == "sigmoid" else logit_factor(log_scale)
-        sums = {"logit_scale": factor * size}
+        sums = {"logit_scale": factor * micro_batch.target_count}
         if "logit_bias" in scalars:
-            sums["logit_bias"] = scalars["logit_bias"].detach() * size
+            sums["logit_bias"] = scalars["logit_bias"].detach() * micro_batch.target_count
         return TaskOutput(contrast.loss_sum, sums | {"batch_accuracy": contrast.hits})
 
     def _contrast(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> Contrast:
@@ -128,7 +127,8 @@ class ContrastiveTask:
     def _loss(
         self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
     ) -> Contrast:
-        features = gathered(image, text)
+        alive = share.alive.to(image.device, non_blocking=True) if self.batcher.decoder.skips else None
+        features = gathered(image, text, alive)
         size, scale = (len(features.image), len(features.all_images)), scalars["logit_scale"]
         if self.kind == "multi_positive":
             alike, related = (mask(places, size, image.device) for places in (share.same, share.describes))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from mllm.contrastive.data import read_pairs
+from mllm.contrastive.pairs import read_pairs
 from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
 from mllm.files import atomic_file
