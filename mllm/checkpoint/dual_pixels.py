@@ -45,7 +45,8 @@ def dual_preparer(directory: Path, image_size_px: int, fit: Fit | None) -> DualP
     """
     path = str(directory)
     values = image_values(directory)
-    chosen = fit or _fit_of(values, image_size_px)
+    # What `mllm clip train` writes says how; transformers' own steps have no word for padding.
+    chosen = fit or values.get("fit") or _fit_of(values, image_size_px)
     if chosen is None:
         return OwnPixels(path)
     if not _is_plain(values):

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -19,7 +20,7 @@ from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
-ALL = slice(None)
+NOTHING = torch.zeros(0)
 DEFAULT_AUGMENT = AugmentSettings()
 NO_PROMPTS = PromptSettings()
 # Captions that say nothing of any image, as the web's alt-texts do.
@@ -35,7 +36,8 @@ class PairBatch:
 
     pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; alive bool [b]: whether its image could be
     read, so that the pair counts; same, describes int64 [n, 2]: places of pairs that are no negatives, as
-    `mllm.contrastive.negatives` lists them.
+    `mllm.contrastive.negatives` lists them. Where they are asked for, patches int64 [b, K]: those of an image that are kept;
+    and what a teacher reads and, if it isn't the same, sees: teacher_ids, teacher_mask, teacher_pixels.
     """
 
     pixel_values: torch.Tensor
@@ -44,11 +46,16 @@ class PairBatch:
     alive: torch.Tensor
     same: torch.Tensor = NOWHERE
     describes: torch.Tensor = NOWHERE
+    patches: torch.Tensor = NOTHING
+    teacher_ids: torch.Tensor = NOTHING
+    teacher_mask: torch.Tensor = NOTHING
+    teacher_pixels: torch.Tensor = NOTHING
 
     def rows(self, start: int, end: int) -> "PairBatch":
         """Return the pairs from `start` to before `end`, for their features; what is no negative stays with the whole."""
         inputs = (self.pixel_values, self.input_ids, self.attention_mask, self.alive)
-        return PairBatch(*(tensor[start:end] for tensor in inputs))
+        own = PairBatch(*(tensor[start:end] for tensor in inputs))
+        return replace(own, patches=self.patches[start:end])
 
     def to(self, device: torch.device) -> "PairBatch":
         return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
@@ -89,6 +96,13 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
     return spoilt, counts
 
 
+class TeacherInputs(NamedTuple):
+    """What a teacher's inputs are made by; own_preparers: its preparer, where its pixels aren't those of the model."""
+
+    tokenizer: PreTrainedTokenizerBase
+    own_preparers: tuple[ImagePreparer, ...]
+
+
 class PairBatcher:
     """Turns pairs into batches, as a function of the seed and the step; an epoch has whole batches of its pairs."""
 
@@ -103,8 +117,14 @@ class PairBatcher:
         prompts: PromptSettings = NO_PROMPTS,
         ignored: Ignored = "describes",
         decoder: PairDecoder | None = None,
+        kept_patches: tuple[int, int] | None = None,
+        teacher: TeacherInputs | None = None,
     ) -> None:
-        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is."""
+        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is.
+
+        kept_patches: how many patches of an image are kept and how many it has, where some are dropped. teacher: whose inputs
+        are made, too.
+        """
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
                 f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
@@ -114,6 +134,7 @@ class PairBatcher:
         self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
         self.prompter = Prompter(prompts, seed)
         self.decoder = decoder or PairDecoder()
+        self.kept_patches, self.teacher = kept_patches, teacher
 
     @property
     def batches_per_epoch(self) -> int:
@@ -135,14 +156,37 @@ class PairBatcher:
         share = len(pairs) // world_size
         own = slice(rank * share, (rank + 1) * share)
 
-        def prepare(place: int, image: Image.Image) -> torch.Tensor:
-            return self.preparer(self.augmenter(image, step, own.start + place))
+        sides = [self.preparer] if self.teacher is None else [self.preparer, *self.teacher.own_preparers]
 
-        shape = (self.preparer.channels, self.preparer.side_px, self.preparer.side_px)
-        pixels, alive = self.decoder.decode(pairs[own], prepare, shape)
+        def prepare(place: int, image: Image.Image) -> torch.Tensor:
+            augmented = self.augmenter(image, step, own.start + place)
+            return torch.cat([side(augmented).flatten() for side in sides])
+
+        sizes = [3 * side.side_px**2 for side in sides]
+        flat, alive = self.decoder.decode(pairs[own], prepare, (sum(sizes),))
+        pixels = [
+            part.unflatten(1, (3, side.side_px, -1)) for part, side in zip(flat.split(sizes, 1), sides, strict=True)
+        ]
         texts = [self.prompter(pair.caption, step, own.start + n) for n, pair in enumerate(pairs[own])]
-        input_ids, attention_mask = tokenize(self.tokenizer, texts)
-        return PairBatch(pixels, input_ids, attention_mask, alive, *self._no_negatives(pairs, own))
+        made = PairBatch(
+            pixels[0],
+            *tokenize(self.tokenizer, texts),
+            alive,
+            *self._no_negatives(pairs, own),
+            self._patches(step, own),
+        )
+        if self.teacher is None:
+            return made
+        ids, mask = tokenize(self.teacher.tokenizer, texts)
+        return replace(made, teacher_ids=ids, teacher_mask=mask, teacher_pixels=pixels[1] if pixels[1:] else NOTHING)
+
+    def _patches(self, step: int, own: slice) -> torch.Tensor:
+        """int64 [b, K]: the patches that are kept of the images of a step's pairs `own`, if some are dropped."""
+        if self.kept_patches is None:
+            return NOTHING
+        kept, count = self.kept_patches
+        draws = (random.Random(f"{self.seed}/patches/{step}/{place}") for place in range(own.start, own.stop))
+        return torch.tensor([sorted(draw.sample(range(count), kept)) for draw in draws])
 
     def _no_negatives(self, pairs: list[Pair], own: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """`same` and `describes` of the pairs `own` among those of a global batch, as far as the loss asks for them."""

@@ -18,15 +18,9 @@ class PromptSettings(Settings):
     """Share of captions that stand in a prompt, drawn anew in every epoch, from 0 to 1. 0 by default. It is for data
     whose captions are names ("a red circle") and models that are to be asked in sentences ("a photo of a red circle.").
     """
-    templates: tuple[str, ...] = (
-        "{}",
-        "a photo of a {}.",
-        "a photo of the {}.",
-        "a picture of a {}.",
-        "an image of a {}.",
-    )
-    """The prompts, each with {} in place of the caption without its article; each is drawn as often. By default the bare
-    name, a photo of a and of the, a picture of a, and an image of a.
+    templates: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "an image of a {}.")
+    """The prompts, each with {} in place of the caption without its article; each is drawn as often. By default
+    four: a photo of a and of the, a picture of a, an image of a. "{}" is the bare name.
     """
 
     @model_validator(mode="after")

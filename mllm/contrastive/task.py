@@ -11,10 +11,19 @@ import torch
 from torch import nn
 
 from mllm.contrastive.data import PairBatch, PairBatcher
-from mllm.contrastive.loss import Contrast, gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.features import dual_features
+from mllm.contrastive.loss import (
+    Contrast,
+    Features,
+    gathered,
+    infonce_sum,
+    logit_factor,
+    multi_positive_sum,
+    sigmoid_sum,
+)
 from mllm.contrastive.negatives import mask
+from mllm.contrastive.teacher import Teacher, distilled_sum
 from mllm.errors import UserError
-from mllm.model.dual_encoder import text_mask
 from mllm.training.task import MicroBatch, StepWindow, TaskOutput
 
 LossKind = Literal["infonce", "multi_positive", "sigmoid"]
@@ -65,8 +74,16 @@ class ContrastiveTask:
 
     depends_on_weights = False
 
-    def __init__(self, batcher: PairBatcher, kind: LossKind = "infonce", chunk_size: int | None = None) -> None:
+    def __init__(
+        self,
+        batcher: PairBatcher,
+        kind: LossKind = "infonce",
+        chunk_size: int | None = None,
+        teacher: Teacher | None = None,
+        teacher_weight: float = 1.0,
+    ) -> None:
         self.batcher, self.kind, self.chunk_size = batcher, kind, chunk_size
+        self.teacher, self.teacher_weight = teacher, teacher_weight
         self._cached: _Cached | None = None
 
     @property
@@ -107,12 +124,12 @@ class ContrastiveTask:
     def _contrast(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> Contrast:
         size, share = chunk.end - chunk.start, chunk.share_size
         if size == share:
-            return self._loss(*_features(module, chunk.pairs), scalars, chunk.pairs)
+            return self._loss(*dual_features(module, chunk.pairs), scalars, chunk.pairs)
         if chunk.start == 0:
             self._cached = self._cache(module, chunk.pairs, self.chunk_size or share)
         cached = self._cached
         assert cached is not None, "the chunks of a step come in order"
-        image, text = _features(module, chunk.pairs.rows(0, size))
+        image, text = dual_features(module, chunk.pairs.rows(0, size))
         surrogate = (image * cached.image[chunk.start : chunk.end]).sum()
         surrogate = surrogate + (text * cached.text[chunk.start : chunk.end]).sum()
         if chunk.start == 0:
@@ -127,14 +144,28 @@ class ContrastiveTask:
     def _loss(
         self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
     ) -> Contrast:
+        """The loss of features [b, E], in float32 also where the model computes in bfloat16: a logit of 100 would be off by
+        a quarter."""
         alive = share.alive.to(image.device, non_blocking=True) if self.batcher.decoder.skips else None
-        features = gathered(image, text, alive)
+        with torch.autocast(image.device.type, enabled=False):
+            features = gathered(image, text, alive)
+            contrast = self._contrasted(features, scalars, share)
+        if self.teacher is None:
+            return contrast
+        taught = self.teacher.features(share, self.chunk_size or len(image), alive)
+        with torch.autocast(image.device.type, enabled=False):
+            factor = logit_factor(scalars["logit_scale"])
+            distilled = distilled_sum(features, factor, taught, self.teacher.encoder.factor)
+        return contrast._replace(loss_sum=contrast.loss_sum + self.teacher_weight * distilled)
+
+    def _contrasted(self, features: Features, scalars: Mapping[str, torch.Tensor], share: PairBatch) -> Contrast:
         size, scale = (len(features.image), len(features.all_images)), scalars["logit_scale"]
+        device = features.image.device
         if self.kind == "multi_positive":
-            alike, related = (mask(places, size, image.device) for places in (share.same, share.describes))
+            alike, related = (mask(places, size, device) for places in (share.same, share.describes))
             return multi_positive_sum(features, scale, alike, related)
         places = torch.cat([share.same, share.describes])
-        ignored = mask(places, size, image.device) if len(places) else None
+        ignored = mask(places, size, device) if len(places) else None
         if self.kind == "infonce":
             return infonce_sum(features, scale, ignored)
         return sigmoid_sum(features, scale, scalars["logit_bias"], ignored)
@@ -142,7 +173,7 @@ class ContrastiveTask:
     def _cache(self, module: nn.Module, share: PairBatch, size: int) -> _Cached:
         with torch.no_grad():
             starts = range(0, len(share.pixel_values), size)
-            pairs = [_features(module, share.rows(start, start + size)) for start in starts]
+            pairs = [dual_features(module, share.rows(start, start + size)) for start in starts]
         # Autocast keeps low-precision copies of weights; those made without a graph would hide the weights from it.
         torch.clear_autocast_cache()
         image, text = (torch.cat(parts).requires_grad_() for parts in zip(*pairs, strict=True))
@@ -151,11 +182,3 @@ class ContrastiveTask:
         gradients = torch.autograd.grad(loss, [image, text, *leaves.values()])
         whole = Contrast(loss.detach(), hits)
         return _Cached(whole, gradients[0], gradients[1], dict(zip(leaves, gradients[2:], strict=True)))
-
-
-def _features(module: nn.Module, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image and text features [b, E] of a dual encoder in either layout."""
-    own = batch.to(next(module.parameters()).device)
-    mask = text_mask(module, own.attention_mask)
-    output = module(input_ids=own.input_ids, attention_mask=mask, pixel_values=own.pixel_values)
-    return output.image_embeds, output.text_embeds

@@ -24,9 +24,19 @@ from mllm.model.settings import ModelSettings
 from mllm.settings import validate_settings
 from tests.helpers.clip import batcher_of, settings, train, values_of
 from tests.helpers.launches import launch
-from tests.helpers.runs import series
+from tests.helpers.runs import metrics, series
 
 KINDS = ["infonce", "multi_positive", "sigmoid"]
+# What a rank could do otherwise than one process.
+EVERYTHING = {
+    "model__patch_dropout": 0.5,
+    "data__augment": {"kinds": ["random_resized_crop", "color_jitter"]},
+    "data__prompts": {"share": 0.5},
+    "optim__layer_decay_vision_encoder": 0.5,
+    "train__gradient_checkpointing": True,
+    "average_decay": 0.9,
+    "eval": {},
+}
 
 
 def some_features(count=6, width=8):
@@ -149,15 +159,17 @@ def test_gradients_by_grad_cache_are_those_of_the_full_batch(pairs, tmp_path, ki
 @pytest.mark.parametrize(
     ("kind", "grad_cache", "layout"),
     [
-        ("infonce", False, {}),
+        ("infonce", False, EVERYTHING),
         ("sigmoid", True, {"model__layout": "siglip", "model__embedding_width": 64}),
         ("infonce", True, {"model__layout": "resnet", "model__vision_layers": 3}),
     ],
     ids=["clip", "siglip", "resnet"],
 )
 def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):
-    train(values_of(pairs, tmp_path / "one", loss__kind=kind, **layout))
+    if "eval" in layout:
+        layout = layout | {"eval": {"every_steps": 2, "pairs": str(pairs)}}
     two = values_of(pairs, tmp_path / "two", loss__kind=kind, loss__grad_cache=grad_cache, **layout)
+    train(values_of(pairs, tmp_path / "one", loss__kind=kind, **layout))
     if grad_cache:
         two["train"]["micro_batch_size"] = 3
     launch(two, tmp_path, ranks=2, stage=2, script="train/contrastive.py")
@@ -166,6 +178,9 @@ def test_two_ranks_train_as_one(pairs, tmp_path, kind, grad_cache, layout):
     # The first step is the losses and gradients themselves; Adam then enlarges what rounding makes of small ones.
     assert loss_b[0] == pytest.approx(loss_a[0], rel=1e-6) and norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
     assert loss_b == pytest.approx(loss_a, rel=1e-4) and norm_b == pytest.approx(norm_a, rel=1e-3)
+    if "eval" in layout:
+        found = [[step.get("text_to_image_recall@1") for step in metrics(tmp_path / n)] for n in ("one", "two")]
+        assert found[0] == found[1] and [value is None for value in found[0]] == [True, False, True, False]
     logs = [json.loads((tmp_path / n / "final" / "training_log.json").read_text()) for n in ("one", "two")]
     assert logs[0]["heldout"] == logs[1]["heldout"] and logs[0]["parameters"] == logs[1]["parameters"]
 
@@ -184,7 +199,10 @@ def test_accumulation_that_would_change_the_loss_is_refused(pairs, tmp_path):
         ({"loss__kind": "sigmoid"}, "set model.layout: siglip"),
         ({"model__lock_image": True}, "lock_image needs image_encoder"),
         ({"model__layout": "siglip"}, "embedding_width 16 must be vision_width 64"),
-        ({"train__gradient_checkpointing": True}, "are for language models"),
+        ({"train__neftune_alpha": 5.0}, "are for language models"),
+        ({"optim__lr_projector": 1e-3}, "lr_projector is for language models"),
+        ({"model__init_from": "a", "model__image_encoder": "b"}, "remove one of them"),
+        ({"eval": {"every_steps": 2}}, "give pairs, for recall, or folder"),
         ({"loss__grad_cache": True}, "grad_cache needs train.micro_batch_size"),
         ({"data__noise": {"mismatched": 0.7, "truncated": 0.7}}, "is over 1"),
         ({"train__global_batch_size": 1}, "global_batch_size 1: contrastive training of 16 pairs needs 2"),

@@ -37,7 +37,10 @@ def values_of(pairs, run_dir, **changes):
     values = settings(pairs, run_dir, epochs=2).model_dump(exclude_unset=True)
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
     return values
 
 
