@@ -10,11 +10,11 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.caption_prompts import Prompter, PromptSettings
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.mixture import PairMixture, Pick
 from mllm.contrastive.negatives import NOWHERE, Ignored, describes, same, words_of
 from mllm.contrastive.pairs import Pair
-from mllm.contrastive.prompts import Prompter, PromptSettings
 from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer

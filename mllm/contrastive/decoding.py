@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from mllm.contrastive.left_out import LeftOut
-from mllm.contrastive.pairs import Pair, checked
+from mllm.contrastive.pairs import Pair, checked, with_place
 from mllm.data.collate import own_share_of_cores
 from mllm.errors import UserError
 from mllm.media.decode import read_image
@@ -62,13 +62,11 @@ class PairDecoder:
         return pixels, torch.tensor([error is None for error in errors])
 
     def _skip(self, pair: Pair, error: UserError) -> None:
-        reason = str(error)
-        if pair.place and not reason.startswith(pair.place):
-            reason = f"{pair.place}: {reason}"
-        self._left_out.add(UserError(reason))
+        named = with_place(pair, error)
+        self._left_out.add(named)
         if self._listed < MOST_LISTED:
             self._listed += 1
-            self._skipped.append((pair.place or str(pair.image), "image", reason))
+            self._skipped.append((pair.place or str(pair.image), "image", str(named)))
 
     def taken_skipped(self) -> list[tuple[str, str, str]]:
         """(place, kind, reason) of what was skipped since this was last asked, the first thousand of a run."""

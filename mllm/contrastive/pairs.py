@@ -1,6 +1,6 @@
 """Pairs of an image and a caption, read from any file of samples by the readers of `mllm.data`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,8 @@ def pairs_in(file: str, reader: str, home: Home, on_error: OnError = raise_error
 def read_pairs(path: Path | str, image_root: Path | str, reader: str = DEFAULT_READER) -> list[Pair]:
     """All pairs of a file, or of the files that a pattern, a list in braces or a directory stands for, in memory.
 
-    Raises UserError, with file and line, for what is no pair and for an image outside its root, and for fewer than two different captions.
+    Raises UserError, with file and line, for what is no pair and for an image outside its root, and for fewer than two
+    different captions.
     """
     files = files_of(str(path), "pairs file")
     home = Home(Path(image_root), frozenset(files))
@@ -94,8 +95,24 @@ def read_pairs(path: Path | str, image_root: Path | str, reader: str = DEFAULT_R
     return pairs
 
 
+def with_place(pair: Pair, error: UserError) -> UserError:
+    """`error` of a pair's image, its message opened by the pair's place."""
+    reason = str(error)
+    return error if not pair.place or reason.startswith(pair.place) else UserError(f"{pair.place}: {reason}")
+
+
 def checked(pair: Pair) -> Path | str:
     """Where the image of a pair lies. Raises UserError, with its place, where it may not be opened."""
     if pair.home is not None:
         pair.home.check(pair)
     return pair.image
+
+
+def image_files(pairs: Iterable[Pair]) -> list[Path]:
+    """The image file of each pair. Raises UserError for an image that lies inside another file, for who needs files."""
+    found = []
+    for pair in pairs:
+        if is_stored(pair.image):
+            raise UserError(f"{pair.place}: its image lies inside another file; give image files here")
+        found.append(Path(pair.image))
+    return found

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
 from mllm.contrastive.average import WeightAverage
+from mllm.contrastive.caption_prompts import Prompter
 from mllm.contrastive.data import PairBatcher, spoil_captions
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.left_out import LeftOut
 from mllm.contrastive.mixture import PairMixture
 from mllm.contrastive.negatives import Ignored
 from mllm.contrastive.pairs import read_pairs
-from mllm.contrastive.prompts import Prompter
 from mllm.contrastive.rates import dual_parts
 from mllm.contrastive.retrieval import retrieval_recall
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveLossSettings, ContrastiveSettings

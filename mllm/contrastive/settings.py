@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.caption_prompts import PromptSettings
 from mllm.contrastive.negatives import Ignored
-from mllm.contrastive.prompts import PromptSettings
 from mllm.contrastive.source_settings import PairFilterSettings, PairSourceSettings
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings

@@ -15,12 +15,11 @@ from typing import Any
 from mllm.contrastive.filters import refusal_of
 from mllm.contrastive.left_out import LeftOut, TooManyBadError
 from mllm.contrastive.listing import PairListing, needs_different_captions, open_listing
-from mllm.contrastive.pairs import Home, Pair, pairs_in
+from mllm.contrastive.pairs import Home, Pair, pairs_in, with_place
 from mllm.contrastive.settings import ClipDataSettings
 from mllm.contrastive.source_settings import PairSourceSettings
 from mllm.data.index import index_key
 from mllm.data.readers import READERS
-from mllm.data.readers.errors import BadRecordError
 from mllm.data.streaming import ENDLESS, StreamedSamples
 from mllm.errors import UserError
 from mllm.files import hash_files
@@ -131,7 +130,7 @@ def _kept(file: str, *, reader: str, home: Home, data: ClipDataSettings, left_ou
             try:
                 reason = refusal(pair)
             except UserError as error:
-                left_out.add(BadRecordError(pair.place, str(error)))
+                left_out.add(with_place(pair, error))
                 continue
             left_out.met += 1
             if reason is None:

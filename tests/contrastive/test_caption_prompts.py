@@ -2,7 +2,7 @@
 
 import pytest
 
-from mllm.contrastive.prompts import Prompter, PromptSettings
+from mllm.contrastive.caption_prompts import Prompter, PromptSettings
 from mllm.errors import UserError
 from mllm.settings import validate_settings
 from tests.helpers.clip import batcher_of
