@@ -102,12 +102,15 @@ class ClipEvalSettings(Settings):
     image_root: PathText | None = None
     """Directory that the image paths of `pairs` start from. `data.image_root` by default."""
     folder: PathText | None = None
-    """A folder whose folders are classes, such as ImageNet's `val`: zero-shot accuracy@1 and @5. None by default."""
-    class_file: PathText | None = None
-    """A file of class names, one a line, in the order of the sorted names of the folders. By default these are the names.
+    """A folder whose folders are classes, such as ImageNet's `val`, or a webdataset of CLIP_benchmark: zero-shot
+    accuracy@1 and @5. None by default.
     """
+    class_file: PathText | None = None
+    """A file of class names, as `mllm clip eval --class-file` takes them, or `imagenet`. By default the folders' names."""
     templates: PathText | None = None
-    """A file of prompts, each with {} for the class name, whose features are averaged. By default an ensemble of eight."""
+    """A file of prompts, each with {} for the class name, whose features are averaged, or the name of a published
+    ensemble, such as `imagenet`. By default the data set's own, or an ensemble of eight.
+    """
 
     @model_validator(mode="after")
     def _of_something(self) -> "ClipEvalSettings":

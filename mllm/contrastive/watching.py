@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from mllm.contrastive.average import check_whole
-from mllm.contrastive.pairs import read_pairs
+from mllm.contrastive.labelled import Labelled, read_labelled
+from mllm.contrastive.pairs import Pair, read_pairs
+from mllm.contrastive.prompts import read_templates
 from mllm.contrastive.retrieval import pairs_recall
 from mllm.contrastive.settings import ClipEvalSettings
-from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders, read_lines, top_k_accuracy
-from mllm.errors import UserError
+from mllm.contrastive.zeroshot import ENSEMBLE, check_templates, class_features, top_k_accuracy
 from mllm.inference.dual_features import DualEncoder
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
@@ -48,22 +49,23 @@ class Watcher(Callback):
     """Measures every so many steps, on all ranks, and at the end: `zero_shot_accuracy@k` of a folder, `recall` of pairs."""
 
     def __init__(self, settings: ClipEvalSettings, encoder: SharedEncoder, image_root: str) -> None:
-        """Raises UserError for missing files, and for names that aren't one for each folder."""
+        """Raises UserError for missing files, and for a folder without a name."""
         check_whole(encoder.engine, "eval")
         self._every, self._encoder = settings.every_steps, encoder
         self._total = 0
-        self._pairs = None
+        self._pairs: list[Pair] | None = None
+        self._labelled: Labelled | None = None
         measured: list[str] = []
         if settings.pairs is not None:
             self._pairs = read_pairs(settings.pairs, settings.image_root or image_root, settings.reader)
             ways = ("image_to_text", "text_to_image")
             measured += [f"{way}_recall@{k}" for way in ways for k in RECALLS]
         if settings.folder is not None:
-            self._files, self._labels, self._names = class_folders(settings.folder)
-            self._names = _named(settings, self._names)
-            self._templates = read_lines(settings.templates, "template") if settings.templates else list(ENSEMBLE)
+            self._labelled = read_labelled(settings.folder, settings.class_file)
+            own = self._labelled.templates or list(ENSEMBLE)
+            self._templates = read_templates(settings.templates) if settings.templates else own
+            check_templates(self._templates)
             measured += [f"zero_shot_accuracy@{k}" for k in ACCURACIES]
-        self._has_folder = settings.folder is not None
         self.measures = tuple(measured)
 
     def on_start(self, step: int, total_steps: int) -> None:
@@ -77,21 +79,10 @@ class Watcher(Callback):
         found: dict[str, float] = {}
         if self._pairs is not None:
             found |= pairs_recall(self._encoder, self._pairs, RECALLS)
-        if self._has_folder:
-            classes = class_features(self._encoder, self._names, self._templates)
-            scores = self._encoder.images(self._files) @ classes.T
-            labels = torch.tensor(self._labels)
+        if self._labelled is not None:
+            classes = class_features(self._encoder, self._labelled.names, self._templates)
+            scores = self._encoder.images(self._labelled.images) @ classes.T
+            labels = torch.tensor(self._labelled.labels)
             found |= {f"zero_shot_accuracy@{k}": top_k_accuracy(scores, labels, k) for k in ACCURACIES}
         model.train()
         return {name: found[name] for name in self.measures}
-
-
-def _named(settings: ClipEvalSettings, folders: list[str]) -> list[str]:
-    if settings.class_file is None:
-        return folders
-    names = read_lines(settings.class_file, "class")
-    if len(names) != len(folders):
-        raise UserError(
-            f"class file {settings.class_file} has {len(names)} names for the {len(folders)} folders of {settings.folder}"
-        )
-    return names
