@@ -7,11 +7,10 @@ from typing import Any, Literal
 from huggingface_hub import save_torch_state_dict
 from transformers import CLIPModel
 
-from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.dual import dual_directory, load_dual
 from mllm.checkpoint.dual_pixels import image_values
 from mllm.checkpoint.open_clip import save_open_clip
 from mllm.checkpoint.open_clip_config import image_processor, is_open_clip, read_config
-from mllm.checkpoint.ours import model_directory
 from mllm.errors import UserError
 from mllm.files import atomic_directory
 
@@ -25,7 +24,7 @@ def export_dual(path: Path | str, out: Path, layout: Layout) -> None:
     Weights may be a pickle: torch reads it without running what is in it. Raises UserError for what isn't a dual encoder,
     and for one that open_clip's `CLIP` can't be.
     """
-    directory = model_directory(path)
+    directory = dual_directory(path)
     model, tokenizer = load_dual(directory, reads_pickles=True)
     if layout == "open_clip" and not isinstance(model, CLIPModel):
         raise UserError(f"{path} is a {type(model).__name__}; open_clip's layout is written of a CLIPModel")
