@@ -69,6 +69,15 @@ def test_a_tokenizer_and_an_end_token_of_ones_own_go_along(open_clip, tmp_path):
         assert torch.allclose(peer.encode_text(ids, normalize=True), encoder.texts(["a square"]), atol=1e-5)
 
 
+def test_a_model_of_ours_stays_padded_in_transformers_layout_and_open_clips_crop_is_told(tmp_path, caplog):
+    clip = save_tiny_dual(tmp_path, "clip")
+    (clip / "training_log.json").write_text("{}")
+    export_dual(clip, tmp_path / "ours", "transformers")
+    assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["fit"] == "pad"
+    export_dual(clip, tmp_path / "theirs", "open_clip")
+    assert "was trained on padded images, which open_clip crops" in caplog.text
+
+
 def test_pickled_weights_are_read_by_export_alone(open_clip, tmp_path):
     peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP)
     (tmp_path / "theirs" / "open_clip_model.safetensors").unlink()
