@@ -21,7 +21,14 @@ from mllm.checkpoint.open_clip import load_open_clip, pickle_hint
 from mllm.checkpoint.open_clip_config import image_processor as open_clip_processor
 from mllm.checkpoint.open_clip_config import is_open_clip, read_config
 from mllm.checkpoint.ours import model_directory
-from mllm.checkpoint.parts import check_complete, first_line, load_preparer, load_vision_model, vision_config
+from mllm.checkpoint.parts import (
+    check_complete,
+    first_line,
+    load_preparer,
+    load_vision_model,
+    local_directory,
+    vision_config,
+)
 from mllm.errors import UserError
 from mllm.media.visual import Fit
 from mllm.model.dual_encoder import CLASSES, MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual, made_trainable
@@ -57,7 +64,7 @@ def image_processor(settings: ClipModelSettings, fit: Fit = "pad") -> Any:
     It is that of `init_from`; else mean and standard deviation are those of the image side that is taken, or the layout's.
     """
     if settings.init_from:
-        directory = model_directory(settings.init_from)
+        directory = dual_directory(settings.init_from)
         processor: Any = (
             open_clip_processor(read_config(directory))
             if is_open_clip(directory)
@@ -105,14 +112,20 @@ def save_clip(
     processor.save_pretrained(directory)
 
 
+def dual_directory(path: Path | str) -> Path:
+    """Return the directory of a dual encoder: of a finished run its `final/`, of a hub id the local copy, downloaded if need
+    be."""
+    return model_directory(local_directory(path))
+
+
 def load_dual(path: Path | str, reads_pickles: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a dual encoder of transformers' or of open_clip's layout, in float32 and evaluation mode, and its tokenizer.
 
-    `path`: its directory, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
+    `path`: its directory or hub id, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
     safetensors, of which torch runs nothing. Raises UserError for anything else. The tokenizer reads texts as the model was
     trained: see `read_as_trained`.
     """
-    directory = model_directory(path)
+    directory = dual_directory(path)
     if is_open_clip(directory):
         return load_open_clip(directory, reads_pickles)
     try:
