@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from measuring import machine, markdown_table
 from PIL import Image, ImageFilter, ImageOps
-from torch.nn.functional import normalize
 
 from mllm.commands.shared import configure_logging
 from mllm.contrastive.run import train_clip
@@ -243,7 +242,7 @@ def _shipped(options: argparse.Namespace) -> None:
     rows = []
     for title, names in (("shapes", SHAPES), ("colours and shapes", COLOURED), ("drawings", DRAWINGS)):
         test = _labelled(encoder, str(data.heldout), data.image_root, names)
-        images, labels = normalize(test.raw, dim=-1), test.labels
+        images, labels = test.features, test.labels
         cells = []
         for templates in SHIPPED_PROMPTS.values():
             classes = class_features(encoder, names, templates)
