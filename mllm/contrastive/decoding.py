@@ -37,24 +37,24 @@ class PairDecoder:
         return not self._left_out.at_once
 
     def decode(
-        self, pairs: Sequence[Pair], prepare: Callable[[int, Image.Image], torch.Tensor], shape: tuple[int, int, int]
+        self, pairs: Sequence[Pair], lay: Callable[[int, Image.Image, torch.Tensor], None], shape: tuple[int, int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [b, *shape] of the images of b pairs, blank where one can't be read, and bool [b], which could.
 
-        prepare(n, image) gives the pixels of the n-th.
+        lay(n, image, out) writes the pixels of the n-th to `out`, float32 [*shape].
         """
         pixels = torch.empty(len(pairs), *shape)
 
-        def lay(place: int) -> UserError | None:
+        def read(place: int) -> UserError | None:
             try:
-                pixels[place] = prepare(place, read_image(checked(pairs[place])))
+                lay(place, read_image(checked(pairs[place])), pixels[place])
             except UserError as error:
                 pixels[place] = 0.0
                 return error
             return None
 
         places = range(len(pairs))
-        errors = list(map(lay, places) if self._pool is None else self._pool.map(lay, places))
+        errors = list(map(read, places) if self._pool is None else self._pool.map(read, places))
         self._left_out.met += sum(error is None for error in errors)
         for pair, error in zip(pairs, errors, strict=True):
             if error is not None:

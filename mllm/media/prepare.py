@@ -41,9 +41,10 @@ class ImagePreparer:
         """S"""
         return max(self.image_size_px, *self.other_sizes_px, 0)
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """float32 [C, S, S] of the whole of `image`: mode RGB, any size."""
-        return self.tiles(image, [WHOLE])[0]
+    def __call__(self, image: Image.Image, out: torch.Tensor | None = None) -> torch.Tensor:
+        """float32 [C, S, S] of the whole of `image`: mode RGB, any size. out: where to write it, a part of a batch."""
+        (planes,) = self._planes(image, [WHOLE])
+        return self._normalized(planes, out)
 
     def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
         """float32 [C, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
@@ -53,10 +54,14 @@ class ImagePreparer:
         """uint8 [C, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
         return [torch.from_numpy(planes) for planes in self._planes(image, crops)]
 
-    def _normalized(self, planes: np.ndarray) -> torch.Tensor:
-        scaled = planes.astype(np.float32) * np.float32(1 / 255)
+    def _normalized(self, planes: np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
+        pixels = torch.empty(planes.shape) if out is None else out
+        scaled = pixels.numpy()
         mean, std = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
-        return torch.from_numpy((scaled - mean) / std)
+        np.multiply(planes, np.float32(1 / 255), out=scaled)
+        scaled -= mean
+        scaled /= std
+        return pixels
 
     def _planes(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
         """uint8 [C, S, S] of each of `crops`."""
@@ -80,6 +85,8 @@ class ImagePreparer:
 
     def _stacked(self, squares: Sequence[Image.Image]) -> np.ndarray:
         """uint8 [C, S, S] of a square for each encoder."""
+        if len(squares) == 1:
+            return np.ascontiguousarray(np.asarray(squares[0]).transpose(2, 0, 1))
         planes = np.zeros((self.channels, self.side_px, self.side_px), np.uint8)
         for first, square in enumerate(squares):
             planes[3 * first : 3 * first + 3, : square.height, : square.width] = np.asarray(square).transpose(2, 0, 1)
