@@ -25,8 +25,8 @@ class PairDecoder:
 
     def __init__(self, workers: int | Literal["auto"] = 0, left_out: LeftOut | None = None) -> None:
         """left_out: counts images that can't be read, or raises; by default the first raises."""
-        count = own_share_of_cores() if workers == "auto" else workers
-        self._pool = ThreadPoolExecutor(count, "decode") if count else None
+        self.workers = own_share_of_cores() if workers == "auto" else workers
+        self._pool = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
         self._left_out = left_out or LeftOut(at_once=True, most_share=0.0)
         self._listed = 0
         self._skipped: list[tuple[str, str, str]] = []

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from mllm.contrastive.frequencies import Frequencies
+from mllm.contrastive.caption_counts import CaptionCounts
 from mllm.contrastive.left_out import LeftOut
 from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
 from mllm.contrastive.mixture import PairMixture
@@ -235,7 +235,7 @@ def test_what_no_source_can_be_is_told_in_a_line(tmp_path):
             checked(open_sources(data(str(outside), image_root=str(tmp_path)), 0)[0].pairs[number])
     with pytest.raises(UserError, match="max_pairs is for one source that is no stream"):
         open_sources(data([stream_of(path, 4)], max_pairs=2), 0)
-    with pytest.raises(UserError, match="need `frequencies`"):
+    with pytest.raises(UserError, match="need `caption_counts`"):
         data(path, filters={"min_word_count": 2})
 
 
@@ -246,7 +246,7 @@ def test_filters_leave_out_by_words_script_size_and_frequency_and_count_what_the
     found += [(f"{n}.txt", text.encode()) for n, text in enumerate(texts)]
     write_tar(tmp_path / "t.tar", sorted(found))
     with_all = list(open_sources(data(str(tmp_path / "t.tar")), 0)[0].pairs)
-    table = Frequencies.of((pair.caption for pair in with_all), slots=2**12)
+    table = CaptionCounts.of((pair.caption for pair in with_all), slots=2**12)
     assert [table.pairs_of("One  two three"), table.pairs_of("one"), table.rarest("two zebra")] == [3, 1, 1]
     assert table.rarest("one two") == 4 and table.rarest("???") == 0
     table.save(tmp_path / "f.npy")
@@ -255,17 +255,18 @@ def test_filters_leave_out_by_words_script_size_and_frequency_and_count_what_the
         ({"scripts": ["Cyrillic"]}, ["две три четыре"], {"scripts": 6}),
         ({"max_aspect": 3.0}, texts[:6], {"max_aspect": 1}),
         ({"min_side_px": 13}, texts[:6], {"min_side_px": 1}),
-        ({"frequencies": "f", "max_pairs_a_caption": 2}, [t for t in texts if t != texts[0]], {"max_pairs_a_caption": 3}),
-        ({"frequencies": "f", "min_word_count": 2}, [t for t in texts if t not in texts[2:6:3]], {"min_word_count": 2}),
+        ({"caption_counts": "f", "max_pairs_a_caption": 2}, [t for t in texts if t != texts[0]], {"max_pairs_a_caption": 3}),
+        ({"caption_counts": "f", "min_word_count": 2}, [t for t in texts if t not in texts[2:6:3]], {"min_word_count": 2}),
     ):  # fmt: skip
-        own = filters | ({"frequencies": str(tmp_path / "f.npy")} if "frequencies" in filters else {})
+        own = filters | ({"caption_counts": str(tmp_path / "f.npy")} if "caption_counts" in filters else {})
         if len(set(kept)) > 1:
             (source,) = open_sources(data(str(tmp_path / "t.tar"), filters=own), 0)
             assert [pair.caption for pair in source.pairs] == kept and dict(source.left_out.counts) == reason
         stream = stream_of(str(tmp_path / "t.tar"), len(kept), shuffle_buffer=1)
         assert captions(mixture(stream, filters=own), 0, 0, len(kept)) == kept
     np.save(tmp_path / "other.npy", np.zeros(4))
-    with pytest.raises(UserError, match=r"other\.npy: no file of `mllm clip frequencies`"):
+    with pytest.raises(UserError, match=r"other\.npy: no file of `mllm clip count-captions`"):
         open_sources(
-            data(str(tmp_path / "t.tar"), filters={"frequencies": str(tmp_path / "other.npy"), "min_word_count": 1}), 0
+            data(str(tmp_path / "t.tar"), filters={"caption_counts": str(tmp_path / "other.npy"), "min_word_count": 1}),
+            0,
         )
