@@ -1,13 +1,14 @@
-"""Pairs a second that reach the form a model reads, by our loader and by open_clip's webdataset loader: the same shards, the same
-augmentation, size, normalization, tokenizer, batches and number of workers.
+"""Pairs a second that reach the form a model reads, by our loader and by open_clip's webdataset loader.
 
-    pip install --no-deps open_clip_torch torchvision webdataset braceexpand ftfy wcwidth
+Both have the same shards, augmentation, size, normalization, tokenizer, batches and number of workers.
+
+    pip install --no-deps open_clip_torch torchvision 'webdataset<=0.2.86' braceexpand ftfy wcwidth
     python benchmarks/contrastive_loader.py [--shards 'data/{00000..00007}.tar']
 
-Without --shards it writes some: JPEGs of 256 pixels and more, of noise smoothed to the file sizes of photographs, each with a txt
-and a json as img2dataset has them. open_clip's loader is `open_clip_train.data.get_wds_dataset` with its own training transform
-(RandomResizedCrop of 0.9 to 1, bicubic); ours is a stream with `random_resized_crop`. Nothing consumes the batches. Rounds
-alternate; CPU is that of all processes of a loader, which other work on the machine disturbs less than the clock.
+Without --shards it writes some: JPEGs of 256 pixels and more, of noise smoothed to the file sizes of photographs, each with a
+txt and a json as img2dataset has them. open_clip's loader is `open_clip_train.data.get_wds_dataset` with its own training
+transform (RandomResizedCrop of 0.9 to 1, bicubic); ours is a stream with `random_resized_crop`. Nothing consumes the batches.
+Rounds alternate; CPU is that of all processes of a loader, which other work on the machine disturbs less than the clock.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision_ops  # noqa: F401
 from measuring import machine, markdown_table
 from PIL import Image, ImageFilter
 
@@ -42,14 +44,16 @@ from mllm.training.feed import made_ahead
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OURS, PEER = "ours", "open_clip"
 TICKS = os.sysconf("SC_CLK_TCK")
-WORDS = "a photo of red blue small big dog cat house on the grass near tree with happy old man in street".split()
+WORDS = ("a", "photo", "of", "red", "blue", "small", "big", "dog", "cat", "house", "on", "the", "grass", "near", "tree")
 PICTURES = 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", help="webdataset shards, in braces; by default eight of 512 pairs are written")
-    parser.add_argument("--side", type=int, default=256, help="shorter side of the pictures that are written, in pixels")
+    parser.add_argument(
+        "--side", type=int, default=256, help="shorter side of the pictures that are written, in pixels"
+    )
     parser.add_argument("--size", type=int, default=224, help="side of the model's input, in pixels")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--batches", type=int, default=8, help="timed batches a round")
@@ -110,20 +114,12 @@ def _ours(options: argparse.Namespace, shards: str, tokenizer: Any, seed: int) -
     augment = AugmentSettings(kinds=("random_resized_crop",), scale=(0.9, 1.0))
     preparer = ImagePreparer(options.size, MEAN, STD)
     mixture, decoder = _mixture(shards, options, seed), PairDecoder(options.workers)
-    batcher = PairBatcher(
-        mixture, tokenizer, preparer, options.batch, seed, augment, decoder=decoder, **_without_masks()
-    )
+    batcher = PairBatcher(mixture, tokenizer, preparer, options.batch, seed, augment, decoder=decoder)
     for batch, _ in made_ahead(batcher.batch, 0, 10**6):
         yield batch.pixel_values, batch.input_ids
 
 
-def _without_masks() -> dict[str, Any]:
-    """open_clip's loader looks for no false negatives."""
-    return {"ignored": "none"}
-
-
 def _theirs(options: argparse.Namespace, shards: str, tokenizer: Any, seed: int) -> Iterator[Any]:
-    _make_torchvision_load()
     from open_clip.transform import image_transform
     from open_clip_train.data import get_wds_dataset
 
@@ -141,20 +137,6 @@ def _theirs(options: argparse.Namespace, shards: str, tokenizer: Any, seed: int)
         yield from loader
 
 
-def _make_torchvision_load() -> None:
-    """torchvision's own operators don't load beside every CPU build of torch; its transforms of PIL images need none."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _KEPT.append(library)
-
-
-_KEPT: list[Any] = []
-
-
 def write_shards(folder: Path, side: int, shards: int = 8, pairs: int = 512) -> str:
     """Write shards of pairs; returns the list of them in braces."""
     rng = np.random.default_rng(0)
@@ -164,7 +146,11 @@ def write_shards(folder: Path, side: int, shards: int = 8, pairs: int = 512) -> 
             for number in range(shard * pairs, (shard + 1) * pairs):
                 caption = " ".join(rng.choice(WORDS, rng.integers(4, 14)))
                 facts = {"caption": caption, "key": f"{number:09d}", "status": "success", "url": "", "exif": "{}"}
-                members = {"jpg": pictures[number % PICTURES], "txt": caption.encode(), "json": json.dumps(facts).encode()}
+                members = {
+                    "jpg": pictures[number % PICTURES],
+                    "txt": caption.encode(),
+                    "json": json.dumps(facts).encode(),
+                }
                 for suffix, content in members.items():
                     info = tarfile.TarInfo(f"{number:09d}.{suffix}")
                     info.size = len(content)
