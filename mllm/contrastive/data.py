@@ -168,11 +168,11 @@ class PairBatcher:
         share = len(pairs) // world_size
         own = slice(rank * share, (rank + 1) * share)
 
-        def lay(place: int, image: Image.Image, out: torch.Tensor) -> None:
-            self.preparer(self.augmenter(image, step, own.start + place), out)
+        def prepare(place: int, image: Image.Image) -> torch.Tensor:
+            return self.preparer(self.augmenter(image, step, own.start + place))
 
         shape = (self.preparer.channels, self.preparer.side_px, self.preparer.side_px)
-        pixels, alive = self.decoder.decode(pairs[own], lay, shape)
+        pixels, alive = self.decoder.decode(pairs[own], prepare, shape)
         return self.collate(pairs, pixels, own, alive)
 
     def collate(

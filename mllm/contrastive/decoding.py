@@ -37,17 +37,17 @@ class PairDecoder:
         return not self._left_out.at_once
 
     def decode(
-        self, pairs: Sequence[Pair], lay: Callable[[int, Image.Image, torch.Tensor], None], shape: tuple[int, int, int]
+        self, pairs: Sequence[Pair], prepare: Callable[[int, Image.Image], torch.Tensor], shape: tuple[int, int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [b, *shape] of the images of b pairs, blank where one can't be read, and bool [b], which could.
 
-        lay(n, image, out) writes the pixels of the n-th to `out`, float32 [*shape].
+        prepare(n, image) gives the pixels of the n-th.
         """
         pixels = torch.empty(len(pairs), *shape)
 
         def read(place: int) -> UserError | None:
             try:
-                lay(place, read_image(checked(pairs[place])), pixels[place])
+                pixels[place] = prepare(place, read_image(checked(pairs[place])))
             except UserError as error:
                 pixels[place] = 0.0
                 return error

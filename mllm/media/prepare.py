@@ -41,10 +41,9 @@ class ImagePreparer:
         """S"""
         return max(self.image_size_px, *self.other_sizes_px, 0)
 
-    def __call__(self, image: Image.Image, out: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [C, S, S] of the whole of `image`: mode RGB, any size. out: where to write it, a part of a batch."""
-        (planes,) = self._planes(image, [WHOLE])
-        return self._normalized(planes, out)
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """float32 [C, S, S] of the whole of `image`: mode RGB, any size."""
+        return self.tiles(image, [WHOLE])[0]
 
     def tiles(self, image: Image.Image, crops: Sequence[Crop]) -> list[torch.Tensor]:
         """float32 [C, S, S] of each of `crops` of an image, or of a frame, of mode RGB."""
@@ -54,14 +53,12 @@ class ImagePreparer:
         """uint8 [C, S, S] of each of `crops` of an image of mode RGB: what is yet to be rescaled and normalized."""
         return [torch.from_numpy(planes) for planes in self._planes(image, crops)]
 
-    def _normalized(self, planes: np.ndarray, out: torch.Tensor | None = None) -> torch.Tensor:
-        pixels = torch.empty(planes.shape) if out is None else out
-        scaled = pixels.numpy()
+    def _normalized(self, planes: np.ndarray) -> torch.Tensor:
         mean, std = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
-        np.multiply(planes, np.float32(1 / 255), out=scaled)
+        scaled = np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
         scaled -= mean
         scaled /= std
-        return pixels
+        return torch.from_numpy(scaled)
 
     def _planes(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
         """uint8 [C, S, S] of each of `crops`."""

@@ -280,10 +280,10 @@ def test_a_plan_says_rates_and_days_of_a_run_and_captions_are_counted_by_the_com
     values = clip_values(path, tmp_path / "run", data__on_bad_sample="skip")
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
     counts = tmp_path / "counts.npy"
-    said, _ = command("mllm", "clip", "count-captions", tmp_path / "c.yaml", "--out", counts, "--slots", "10")
+    said, _ = command("clip", "count-captions", tmp_path / "c.yaml", "--out", counts, "--slots", "10")
     assert "12 pairs counted" in said and open_counts(counts).rarest("caption 3") == 1
     options = ["--sample", "4", "--pairs", "1e6", "--ranks", "2"]
-    said, _ = command("mllm", "clip", "plan", tmp_path / "c.yaml", *options)
+    said, _ = command("clip", "plan", tmp_path / "c.yaml", *options)
     assert "1,000,000 pairs at" in said and "on 2 ranks" in said and not (tmp_path / "run").exists()
     found = ClipEstimate(read_pairs_per_s=50.0, computed_pairs_per_s=100.0, threads=2, device="cpu", left_out=0.0)
     assert found.days(1.8e9, ranks=10) == pytest.approx(1.8e9 / 500 / 86400)
