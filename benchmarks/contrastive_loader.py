@@ -114,7 +114,7 @@ def _ours(options: argparse.Namespace, shards: str, tokenizer: Any, seed: int) -
     augment = AugmentSettings(kinds=("random_resized_crop",), scale=(0.9, 1.0))
     preparer = ImagePreparer(options.size, MEAN, STD)
     mixture, decoder = _mixture(shards, options, seed), PairDecoder(options.workers)
-    batcher = PairBatcher(mixture, tokenizer, preparer, options.batch, seed, augment, decoder=decoder)
+    batcher = PairBatcher(mixture, tokenizer, preparer, options.batch, seed, augment, ignored="none", decoder=decoder)
     for batch, _ in made_ahead(batcher.batch, 0, 10**6):
         yield batch.pixel_values, batch.input_ids
 
