@@ -75,7 +75,7 @@ class TextEncoder(nn.Module):
         seen = (ids > 0)[:, :, None]
         states = (self.words(ids) + self.places) * seen
         states = nn.functional.silu(self.neighbours(states.transpose(1, 2)).transpose(1, 2)) * seen
-        return self.head(states.sum(1) / seen.sum(1))  # type: ignore[no-any-return]
+        return self.head(states.sum(1) / seen.sum(1))
 
 
 def image_encoder(width: int) -> nn.Module:
