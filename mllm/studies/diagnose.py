@@ -59,9 +59,9 @@ class Space(NamedTuple):
 
 def space(images: torch.Tensor, texts: torch.Tensor, files: Sequence[str] | None = None) -> Space:
     """A `Space` of pairs whose images lie in `files`; by default every pair has an image of its own."""
-    numbers = {file: n for n, file in enumerate(dict.fromkeys(files))} if files is not None else None
-    told = range(len(images)) if numbers is None or files is None else [numbers[file] for file in files]
-    return Space(images, texts, torch.tensor(list(told)))
+    names: Sequence[object] = range(len(images)) if files is None else files
+    numbers = {name: n for n, name in enumerate(dict.fromkeys(names))}
+    return Space(images, texts, torch.tensor([numbers[name] for name in names]))
 
 
 def diagnose(pairs: Space) -> Diagnosis:
@@ -111,7 +111,7 @@ def draw_diagnosis(spaces: dict[str, Space], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, lines = pyplot.subplots(len(spaces), 2, figsize=(10, 4.2 * len(spaces)), squeeze=False, sharex="col")
+    figure, lines = pyplot.subplots(len(spaces), 2, figsize=(10, 4.2 * len(spaces)), squeeze=False)
     for (name, pairs), (plane, cosines) in zip(spaces.items(), lines, strict=True):
         images, texts, _ = pairs
         both = torch.cat([images, texts])
@@ -127,6 +127,7 @@ def draw_diagnosis(spaces: dict[str, Space], path: Path) -> None:
             shares = torch.histc(values, BINS, -1, 1) / len(values)
             cosines.stairs(shares.tolist(), edges.tolist(), fill=True, alpha=0.6, label=group)
         cosines.set_title(f"{name}: cosine of image and text", fontsize=9)
+        cosines.set_xlim(-1, 1)
         cosines.legend(fontsize=8)
     figure.tight_layout()
     with atomic_file(path, BY) as temporary:

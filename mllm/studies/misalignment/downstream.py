@@ -117,7 +117,7 @@ def report(settings: Sequence[Simulation], cells: Sequence[Cell[Simulation]], sc
             gains = [[s["y5"][k] - e["y5"][k] for s, e in zip(found, everything, strict=True)] for k in shifts]
             rows.append([own.structure, name, *map(spread, (*r2, *y5)), *map(_gain, gains)])
             table.append([mean(values) for values in (*r2, *y5)])
-        columns = [*DEPTHS, *(f"y5\n{name}" for name in shifts)]
+        columns = [*DEPTHS, *(f"y5, {name}" for name in shifts)]
         heats.append(Heat(f"{settings[first].structure} factors", names, columns, table))
     return Report(header, rows, heats, "R² of y1 to y4 and Matthews' correlation of y5")
 

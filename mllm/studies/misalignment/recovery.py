@@ -116,5 +116,11 @@ def report_subsets(
 
 def _named(settings: Simulation) -> str:
     words = {"omit": settings.omitted, "perturb": settings.perturbed}
-    parts = [f"{word} {' '.join(f's{n + 1}' for n in places)}" for word, places in words.items() if places]
-    return "; ".join(parts) or "tell all"
+    return "; ".join(f"{word} {_places(places)}" for word, places in words.items() if places) or "tell all"
+
+
+def _places(places: Sequence[int]) -> str:
+    """Name factors, those in a row by the first and the last."""
+    if len(places) > 2 and list(places) == list(range(places[0], places[-1] + 1)):
+        return f"s{places[0] + 1} to s{places[-1] + 1}"
+    return " ".join(f"s{n + 1}" for n in places)

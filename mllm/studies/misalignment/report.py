@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from mllm.files import atomic_file, write_json_atomically, write_text_atomically
 from mllm.studies.misalignment.cells import BY, FILES
 
-COLUMNS = 4
+COLUMNS = 2
 SMALL = 8
+LONG = 5
 
 
 class Heat(NamedTuple):
@@ -59,19 +60,21 @@ def _draw(report: Report, sizes: str, path: Path) -> None:
     lines = -(-len(report.heats) // columns)
     tallest = max(len(heat.rows) for heat in report.heats)
     widest = max(len(heat.columns) for heat in report.heats)
-    size = (columns * (2.2 + 0.42 * widest), lines * (1.3 + 0.3 * tallest))
+    size = (columns * (2.6 + 0.45 * widest), lines * (1.6 + 0.3 * tallest))
     figure, panels = pyplot.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in panels.flat[len(report.heats) :]:
         panel.axis("off")
     for panel, heat in zip(panels.flat, report.heats, strict=False):
         panel.imshow(heat.values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        panel.set_xticks(range(len(heat.columns)), heat.columns, fontsize=SMALL)
+        is_long = any(len(name) > LONG for name in heat.columns)
+        turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
+        panel.set_xticks(range(len(heat.columns)), heat.columns, fontsize=SMALL, **turn)
         panel.set_yticks(range(len(heat.rows)), heat.rows, fontsize=SMALL)
         panel.set_title(heat.title, fontsize=SMALL + 2)
         for y, row in enumerate(heat.values):
             for x, value in enumerate(row):
                 colour = "white" if value > 0.6 else "black"
                 panel.text(x, y, f"{max(0.0, value):.2f}", ha="center", va="center", fontsize=SMALL - 1, color=colour)
-    figure.suptitle(f"{report.measure}; {sizes}", fontsize=SMALL)
+    figure.suptitle(f"{report.measure}\n{sizes}", fontsize=SMALL)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
