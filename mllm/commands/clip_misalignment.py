@@ -86,8 +86,8 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="Train at the published sizes, 8,000 steps of 1,024 and three hidden layers of 256: a quarter of an hour of one "
-        "core each. By default 4,000 steps of 256 and layers of 128; of pictures 1,500 of 128, and 8,000 of 256 in full.",
+        help="Train at the published sizes, 8,000 steps of 1,024 and three hidden layers of 256: minutes of a core for each. "
+        "By default 4,000 steps of 256 and layers of 128; of pictures 1,500 of 128, and 8,000 of 256 in full.",
     )
     parser.add_argument("--steps", type=at_least_1, metavar="N", help="Number of training steps, in place of these.")
     parser.add_argument(

@@ -67,7 +67,7 @@ def _draw(report: Report, sizes: str, path: Path) -> None:
     for panel, heat in zip(panels.flat, report.heats, strict=False):
         panel.imshow(heat.values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         is_long = any(len(name) > LONG for name in heat.columns)
-        turn = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
+        turn: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if is_long else {}
         panel.set_xticks(range(len(heat.columns)), heat.columns, fontsize=SMALL, **turn)
         panel.set_yticks(range(len(heat.rows)), heat.rows, fontsize=SMALL)
         panel.set_title(heat.title, fontsize=SMALL + 2)
