@@ -42,7 +42,10 @@ def add_data(parts: Any) -> None:
         "-n", type=at_least_1, default=20, metavar="N", help="Number of tries of each prompt (default: %(default)s)."
     )
     parser.add_argument(
-        "--kept", type=at_least_1, metavar="N", help="Leave a prompt once this many are kept. All tries are made by default."
+        "--kept",
+        type=at_least_1,
+        metavar="N",
+        help="Leave a prompt once this many are kept. All tries are made by default.",
     )
     parser.add_argument(
         "--least",

@@ -21,7 +21,7 @@ from mllm.settings import expanded
 
 if TYPE_CHECKING:
     from mllm.generation.judging.drawn import Drawn
-    from mllm.generation.judging.scores import References, Scored, Scorer
+    from mllm.generation.judging.scores import Scored, Scorer
     from mllm.inference.dual_features import DualEncoder
 
 BY = "mllm generate eval"
@@ -108,7 +108,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     sets, notes = _sets(options, out, encoder, list(questions))
     scored, diagnoses = _scored(options, encoder, references, judges, sets)
     write_scores(out, scored, diagnoses, notes, BY)
-    write_page(out / "index.html", f"generated pictures: {Path(options.source).name}", scored, notes, strips, diagnoses, BY)
+    write_page(
+        out / "index.html", f"generated pictures: {Path(options.source).name}", scored, notes, strips, diagnoses, BY
+    )
     for note in notes:
         print(f"warning: {note}")
     _print(scored)
@@ -152,7 +154,9 @@ def _sets(
         return {source.name: read_pictures(source)}, []
     prompts = read_prompts(options.prompts) if options.prompts else prompts
     if not prompts:
-        raise UserError(f"{source} holds no pictures, and as a generator it needs prompts: give --prompts or --questions")
+        raise UserError(
+            f"{source} holds no pictures, and as a generator it needs prompts: give --prompts or --questions"
+        )
     from mllm.generation.generator import load_generator
     from mllm.generation.judging.report import draws_from
 
@@ -162,7 +166,9 @@ def _sets(
     return sets, [SAME_CLIP.format(options.source)] if draws_from(generator, encoder) else []
 
 
-def _drawn(options: argparse.Namespace, out: Path, generator: Any, guidance: float, prompts: list[str]) -> "list[Drawn]":
+def _drawn(
+    options: argparse.Namespace, out: Path, generator: Any, guidance: float, prompts: list[str]
+) -> "list[Drawn]":
     from rich.progress import track
 
     from mllm.generation.judging.drawing import PictureFolder, draw_all
@@ -204,7 +210,9 @@ def _real(scorer: "Scorer", real: "list[Drawn]", judges: list[Any]) -> "Scored":
     questions = next((one.questions for one in judges if isinstance(one, Asking)), None)
     known = [picture for picture in real if questions is None or picture.caption in questions]
     if not known:
-        raise UserError("--real has no caption that --questions asks about: the judge can't be held against real images")
+        raise UserError(
+            "--real has no caption that --questions asks about: the judge can't be held against real images"
+        )
     return scorer.score("real images", known if len(known) < len(real) else real)
 
 
@@ -218,7 +226,10 @@ def _diagnosis(scorer: "Scorer", one: "Scored") -> dict[str, float]:
     from mllm.studies.diagnose import diagnose, prompt_sensitivity
 
     captions = one.encoded.captions
-    told = {name: float(value) for name, value in asdict(diagnose(one.encoded.features, scorer.features_of(captions))).items()}
+    told = {
+        name: float(value)
+        for name, value in asdict(diagnose(one.encoded.features, scorer.features_of(captions))).items()
+    }
     things = {caption: caption.removeprefix("an ").removeprefix("a ") for caption in captions}
     names = list(dict.fromkeys(things.values()))
     if len(names) > 1:

@@ -77,9 +77,7 @@ def counts_of(records: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> d
     return {prompt: {"kept": kept[prompt], "rejected": drawn[prompt] - kept[prompt]} for prompt in prompts}
 
 
-def samples_of(
-    records: Sequence[Mapping[str, Any]], questions: Questions, name: str, source: str
-) -> Iterator[Sample]:
+def samples_of(records: Sequence[Mapping[str, Any]], questions: Questions, name: str, source: str) -> Iterator[Sample]:
     """Of each picture a sample of its caption, and one of each question about it, of which kind is the question's type.
 
     name: what the samples' ids begin with. source: the generator that made the pictures.
@@ -121,7 +119,9 @@ def write_samples(
                 for sample in own:
                     writer.write(sample, lambda image: str(directory / image))
             counts[name] = writer.count
-    pairs = "".join(json.dumps({name: r[name] for name in ("image", "caption")}, ensure_ascii=False) + "\n" for r in records)
+    pairs = "".join(
+        json.dumps({name: r[name] for name in ("image", "caption")}, ensure_ascii=False) + "\n" for r in records
+    )
     write_text_atomically(directory / PAIRS, pairs, by)
     sources = [{"path": str(directory / name), "image_root": str(directory)} for name in counts]
     recipe = RecipeSettings.model_validate({"name": directory.name, "sources": sources})

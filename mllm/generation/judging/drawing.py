@@ -53,7 +53,12 @@ class PictureFolder:
         return Drawn(self.directory / record["image"], record["caption"], made)
 
     def draw(
-        self, paint: Paint, wanted: Sequence[tuple[str, int]], seed: int, noted: Mapping[str, Any], look: Look | None = None
+        self,
+        paint: Paint,
+        wanted: Sequence[tuple[str, int]],
+        seed: int,
+        noted: Mapping[str, Any],
+        look: Look | None = None,
     ) -> None:
         """Draw one batch: of each (prompt, number) a picture, whose own seed is a function of both and of `seed`.
 
@@ -74,7 +79,13 @@ class PictureFolder:
 
 
 def draw_all(
-    folder: PictureFolder, paint: Paint, prompts: Sequence[str], count: int, seed: int, noted: Mapping[str, Any], batch: int
+    folder: PictureFolder,
+    paint: Paint,
+    prompts: Sequence[str],
+    count: int,
+    seed: int,
+    noted: Mapping[str, Any],
+    batch: int,
 ) -> Iterator[int]:
     """Draw `count` pictures of each prompt, as far as they aren't there; yields how many were drawn, after each batch."""
     done = {(record["caption"], record["number"]) for record in folder.records}

@@ -90,7 +90,7 @@ class Asking:
                 f"caption {unknown!r} has no questions; add a line with this prompt to the file of questions"
             )
         asked = [(n, one) for n, picture in enumerate(pictures) for one in self.questions[picture.caption]]
-        requests = [_request(pictures[n], one.question) for n, one in asked]
+        requests = [request_about(pictures[n], one.question) for n, one in asked]
         answers = generate_batch(self.model, self.processor, requests, ANSWER_TOKENS, self.batch_size)
         right: list[dict[str, list[float]]] = [{} for _ in pictures]
         for (n, one), answer in zip(asked, answers, strict=True):
@@ -114,7 +114,9 @@ class Likelihood:
 
     def __call__(self, pictures: Sequence[Drawn]) -> list[Verdict]:
         words = (*YES, *NO)
-        requests = [_request(picture, self.shows.replace("{}", picture.caption)) for picture in pictures for _ in words]
+        requests = [
+            request_about(picture, self.shows.replace("{}", picture.caption)) for picture in pictures for _ in words
+        ]
         told = score_answers(self.model, self.processor, requests, [*words] * len(pictures), self.batch_size)
         rows = [told[start : start + len(words)] for start in range(0, len(told), len(words))]
         return [{"vqa_score": _share_of_first(row, len(YES))} for row in rows]
@@ -126,7 +128,8 @@ def _share_of_first(logs: Sequence[float], count: int) -> float:
     return math.fsum(shares[:count]) / math.fsum(shares)
 
 
-def _request(picture: Drawn, words: str) -> Request:
+def request_about(picture: Drawn, words: str) -> Request:
+    """What a model is asked with a picture and words."""
     return Request((Message(role="user", content=(ImagePart(), TextPart(text=words))),), (str(picture.image),))
 
 
