@@ -8,9 +8,12 @@ from mllm.commands.arguments import add_part, at_least_1
 from mllm.commands.generate_pictures import (
     A_GENERATOR,
     add_judges,
+    add_own_parts,
     add_sampling,
     finite,
+    open_generator,
     open_judges,
+    own_parts,
     paint_with,
     questions_of,
 )
@@ -56,9 +59,10 @@ def add_data(parts: Any) -> None:
         "vqa_score=0.5 of --judge. Repeatable; by default every picture is kept.",
     )
     parser.add_argument(
-        "--guidance", type=finite, metavar="W", help="Weight of the prompt. The generator's own by default."
+        "--guidance", type=finite, default=3.0, metavar="W", help="Weight of the prompt (default: %(default)s)."
     )
     add_sampling(parser)
+    add_own_parts(parser)
     add_judges(parser)
 
 
@@ -66,7 +70,6 @@ def _make(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from mllm.generation.circle import BY, Plan, fill, finish
-    from mllm.generation.generator import load_generator
     from mllm.generation.judging.drawing import PictureFolder
     from mllm.generation.judging.drawn import read_prompts
     from mllm.generation.judging.judges import together
@@ -78,13 +81,12 @@ def _make(options: argparse.Namespace) -> None:
     least = _thresholds(options.least)
     plan = Plan(prompts, options.n, options.kept, least, options.seed, options.batch_size)
     judges = open_judges(options, questions)
-    generator = load_generator(options.model)
-    guidance = options.guidance if options.guidance is not None else generator.config.guidance
-    noted = {"model": options.model, "guidance": guidance, "steps": options.steps}
+    generator = open_generator(options, options.model)
+    noted = {"model": options.model, "guidance": options.guidance, "steps": options.steps} | own_parts(options)
     who = {"rule": options.rule, "judge": options.judge, "questions": options.questions, "vqa_score": options.vqa_score}
     made = noted | {"base_seed": options.seed, "least": least} | who
     folder = PictureFolder(Path(options.out), made, BY)
-    batches = fill(folder, paint_with(generator, options, guidance), together(judges), plan, noted)
+    batches = fill(folder, paint_with(generator, options, options.guidance), together(judges), plan, noted)
     for _ in track(batches, "drawing and judging", total=None):
         pass
     print(finish(folder, plan, questions, options.model, made))

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, at_least_1
 from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit
 from mllm.commands.generate_pictures import (
-    A_GENERATOR,
     add_judges,
+    add_own_parts,
     add_sampling,
     finite,
+    open_generator,
     open_judges,
+    own_parts,
     paint_with,
     questions_of,
 )
@@ -85,10 +87,12 @@ def add_eval(parts: Any) -> None:
         "--guidance",
         type=finite,
         nargs="+",
+        default=[3.0],
         metavar="W",
-        help=f"Weight of the prompt; several are drawn in turn. {A_GENERATOR} says its own, the default.",
+        help="Weight of the prompt; several are drawn in turn, and the page shows what changes (default: 3).",
     )
     add_sampling(parser)
+    add_own_parts(parser)
     add_judges(parser)
     add_fit(parser)
 
@@ -157,12 +161,10 @@ def _sets(
         raise UserError(
             f"{source} holds no pictures, and as a generator it needs prompts: give --prompts or --questions"
         )
-    from mllm.generation.generator import load_generator
     from mllm.generation.judging.report import draws_from
 
-    generator = load_generator(options.source)
-    weights = options.guidance if options.guidance is not None else [generator.config.guidance]
-    sets = {f"guidance {weight:g}": _drawn(options, out, generator, weight, prompts) for weight in weights}
+    generator = open_generator(options, options.source)
+    sets = {f"guidance {w:g}": _drawn(options, out, generator, w, prompts) for w in options.guidance}
     return sets, [SAME_CLIP.format(options.source)] if draws_from(generator, encoder) else []
 
 
@@ -173,7 +175,7 @@ def _drawn(
 
     from mllm.generation.judging.drawing import PictureFolder, draw_all
 
-    noted = {"model": options.source, "guidance": guidance, "steps": options.steps}
+    noted = {"model": options.source, "guidance": guidance, "steps": options.steps} | own_parts(options)
     folder = PictureFolder(out / f"guidance_{guidance:g}", noted | {"base_seed": options.seed}, BY)
     paint = paint_with(generator, options, guidance)
     batches = draw_all(folder, paint, prompts, options.n, options.seed, noted, options.batch_size)

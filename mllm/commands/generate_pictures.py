@@ -34,6 +34,43 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_own_parts(parser: argparse.ArgumentParser) -> None:
+    """What was learned beside a generator; `open_generator` reads it."""
+    parser.add_argument(
+        "--concept",
+        type=expanded,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="A word that `mllm generate invert` or diffusers learned, to be known in prompts. Repeatable.",
+    )
+    parser.add_argument(
+        "--lora", type=expanded, metavar="FILE", help="An adapter that `mllm generate lora` or diffusers learned."
+    )
+
+
+def open_generator(options: argparse.Namespace, path: str) -> "Generator":
+    """The generator with the concepts and the adapter that the options name."""
+    from mllm.generation.opening import load_generator
+
+    generator = load_generator(path)
+    if options.concept:
+        from mllm.generation.concept import with_concept
+
+        for concept in options.concept:
+            generator = with_concept(generator, concept)
+    if options.lora:
+        from mllm.generation.lora import load_lora
+
+        load_lora(generator, options.lora)
+    return generator
+
+
+def own_parts(options: argparse.Namespace) -> dict[str, object]:
+    """What pictures were drawn with beside the generator, for their provenance."""
+    return {name: given for name in ("concept", "lora") if (given := getattr(options, name))}
+
+
 def add_judges(parser: argparse.ArgumentParser) -> None:
     """Who judges; `open_judges` reads it."""
     group = parser.add_argument_group("who judges")
