@@ -36,8 +36,11 @@ class ConceptText(TextSide):
             )
         tokenizer = copy.deepcopy(text.tokenizer)
         self.names = [token, *(f"{token}_{number}" for number in range(1, len(vectors)))]
-        if tokenizer.add_tokens(self.names) != len(self.names):
-            raise UserError(f"token {token} is a word of this text side already; choose another, such as <{token}-1>")
+        known = tokenizer.get_vocab()
+        taken = next((name for name in self.names if name in known), None)
+        if taken is not None:
+            raise UserError(f"token {taken} is a word of this text side already; choose another")
+        tokenizer.add_tokens(self.names)
         super().__init__(text.model, tokenizer, text.length_tokens)
         self.token, self.vectors = token, vectors
         self.first_id = tokenizer.convert_tokens_to_ids(token)
@@ -87,11 +90,11 @@ class ConceptText(TextSide):
 
 
 def first_vectors(text: TextSide, initializer: str, count: int) -> torch.Tensor:
-    """Vectors float32 [count, C] to start from: those of the tokens of words, in turn; the mean where there are more tokens
-    than vectors, or no words."""
+    """Vectors float32 [count, C] to start from: those of the tokens of words, as they are behind another word, in turn; the
+    mean where there are more tokens than vectors, or no words."""
     table = text.model.get_input_embeddings().weight.detach().float().cpu()
-    ids = text.tokenizer(initializer, add_special_tokens=False)["input_ids"] if initializer.strip() else []
-    rows = table[ids] if ids else table
+    before, both = (text.tokenizer(words, add_special_tokens=False)["input_ids"] for words in ("a", f"a {initializer}"))
+    rows = table[both[len(before) :]] if initializer.strip() else table
     if len(rows) > count:
         return rows.mean(0, keepdim=True).repeat(count, 1)
     return rows[torch.arange(count) % len(rows)].clone()
