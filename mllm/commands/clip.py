@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
+from mllm.commands.clip_export import add_export
 from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, add_studies, check_picture
 from mllm.launch import launched_rank
 from mllm.settings import expanded
@@ -22,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_naming(parts)
     _add_finding(parts)
     _add_scoring(parts)
+    add_export(parts)
     add_studies(parts)
 
 
@@ -191,13 +193,16 @@ def _split(names: str) -> list[str]:
 
 def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
-    from mllm.inference.dual_features import image_files, load_encoder
+    from mllm.inference.dual_features import image_files, load_encoder, readable_features
 
     _check_k(options.k)
     check_picture(options.sheet, _by(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
-    _show(options, nearest(encoder.images(files), files, _query(encoder, options), options.k))
+    readable, features, skipped = readable_features(encoder, files)
+    _show(options, nearest(features, readable, _query(encoder, options), options.k))
+    if skipped:
+        print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
 
 
 def _query(encoder: Any, options: argparse.Namespace) -> Any:
@@ -220,7 +225,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from mllm.contrastive.data import read_pairs
-    from mllm.contrastive.retrieval import recall
+    from mllm.contrastive.retrieval import pairs_recall
     from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
     from mllm.inference.dual_features import load_encoder
 
@@ -228,9 +233,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _check_k(k)
     encoder = load_encoder(options.model, options.fit)
     if options.pairs:
-        pairs = read_pairs(options.pairs, options.image_root)
-        captions = [pair.caption for pair in pairs]
-        result = recall(encoder.images([p.image for p in pairs]), encoder.texts(captions), captions, options.k)
+        result = pairs_recall(encoder, read_pairs(options.pairs, options.image_root), options.k)
     else:
         files, labels, names = class_folders(options.folder)
         scores = encoder.images(files) @ class_features(encoder, names, _templates(options)).T

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from mllm.contrastive.augment import Augmenter, AugmentSettings
 from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.fields import found
@@ -21,6 +21,7 @@ from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
 ALL = slice(None)
+DEFAULT_AUGMENT = AugmentSettings()
 # Captions that say nothing of any image, as the web's alt-texts do.
 BOILERPLATE = (
     "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",
@@ -118,23 +119,6 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
     return spoilt, counts
 
 
-def random_window(rng: random.Random) -> tuple[float, float, float]:
-    """Draw a window: its size as a share of the image's, 85–110%, and its place from left to right and top to bottom."""
-    return rng.uniform(0.85, 1.1), rng.uniform(0, 1), rng.uniform(0, 1)
-
-
-def jitter(image: Image.Image, window: tuple[float, float, float]) -> Image.Image:
-    """Cut the `random_window` of an image, on white: it moves and scales without touching colours."""
-    width, height = image.size
-    scale, across, down = window
-    left = across * width * (1 - scale)
-    top = down * height * (1 - scale)
-    box = (left, top, left + width * scale, top + height * scale)
-    return image.transform(
-        image.size, Image.Transform.EXTENT, box, resample=Image.Resampling.BILINEAR, fillcolor=(255, 255, 255)
-    )
-
-
 def _words(caption: str) -> frozenset[str]:
     """Return the different words of a caption; one without any ("???", an emoji) is itself a word."""
     return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
@@ -179,7 +163,13 @@ class PairBatcher:
     """Turns pairs into batches; an epoch visits every pair at most once, in an order given by (seed, epoch)."""
 
     def __init__(
-        self, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase, preparer: ImagePreparer, batch_size: int, seed: int
+        self,
+        pairs: list[Pair],
+        tokenizer: PreTrainedTokenizerBase,
+        preparer: ImagePreparer,
+        batch_size: int,
+        seed: int,
+        augment: AugmentSettings = DEFAULT_AUGMENT,
     ) -> None:
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
@@ -187,6 +177,7 @@ class PairBatcher:
             )
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
         self.batch_size, self.seed = batch_size, seed
+        self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
         self._epoch_order: tuple[int, list[int]] = -1, []
 
     @property
@@ -205,14 +196,11 @@ class PairBatcher:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
         """Return the share of `rank` in the batch of optimizer step `step`."""
-        rng = random.Random(f"{self.seed}/augment/{step}")
         pairs = [self.pairs[i] for i in self.indices(step)]
-        # Drawn for all, so that an image is augmented alike whichever rank it falls to.
-        windows = [random_window(rng) for _ in pairs]
         share = len(pairs) // world_size
-        own = slice(rank * share, (rank + 1) * share)
-        images = zip(pairs[own], windows[own], strict=True)
-        return self.collate(pairs, [self.preparer(jitter(read_image(p.image), w)) for p, w in images], own)
+        own = range(rank * share, (rank + 1) * share)
+        pixels = [self.preparer(self.augmenter(read_image(pairs[n].image), step, n)) for n in own]
+        return self.collate(pairs, pixels, slice(own.start, own.stop))
 
     def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
         """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""

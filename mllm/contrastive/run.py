@@ -101,7 +101,8 @@ def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str
     processor = image_processor(settings.model)
     size = processor.size.get("shortest_edge") or processor.size["height"]
     preparer = ImagePreparer(size, tuple(processor.image_mean), tuple(processor.image_std))
-    return PairBatcher(pairs, tokenizer, preparer, settings.train.global_batch_size, settings.seed), spoilt
+    batch_size = settings.train.global_batch_size
+    return PairBatcher(pairs, tokenizer, preparer, batch_size, settings.seed, settings.data.augment), spoilt
 
 
 def _write_model(

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mllm.contrastive.augment import AugmentSettings
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
@@ -39,6 +40,8 @@ class ClipDataSettings(Settings):
     """Number of pairs to train on, drawn by the seed. None, the default, takes all."""
     noise: CaptionNoiseSettings = CaptionNoiseSettings()
     """How training captions are spoilt; held-out ones never are. They aren't by default."""
+    augment: AugmentSettings = AugmentSettings()
+    """How training images are changed. They are cut by a `jitter` by default."""
 
 
 class ContrastiveLossSettings(Settings):

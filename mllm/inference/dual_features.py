@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer
 from mllm.checkpoint.ours import model_directory
-from mllm.checkpoint.parts import load_preparer
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import Fit
-from mllm.model.dual_encoder import MAX_LOG_SCALE, tokenize, too_long
+from mllm.model.dual_encoder import tokenize, too_long
+from mllm.model.dual_kinds import DUAL_KINDS, logit_factor_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,35 +29,51 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """Image and text side of a CLIP or SigLIP, frozen and in evaluation mode."""
+    """Image and text side of a CLIP, SigLIP or another dual encoder, frozen and in evaluation mode."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    preparer: ImagePreparer
+    preparer: DualPixels
 
     @property
     def is_siglip(self) -> bool:
-        return self.model.config.model_type == "siglip"
+        """Whether its logits answer yes or no for each pair of an image and a text."""
+        return DUAL_KINDS[self.model.config.model_type].asks_each_pair
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def raw_pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[N, 3, S, S] → float32 [N, E] as the model gives them, before they are normalized; differentiable in the pixels."""
+        features: torch.Tensor = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
+        return features.float().cpu()
+
     @torch.no_grad()
     def pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[N, 3, S, S] → float32 [N, E]."""
-        features = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
-        return F.normalize(features.float(), dim=-1).cpu()
+        return F.normalize(self.raw_pixels_to_features(pixel_values), dim=-1)
 
     def images(self, paths: Sequence[Path | str]) -> torch.Tensor:
         """float32 [N, E]; one chunk of images is in memory at a time."""
-        chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
-        features = [self.pixels_to_features(torch.stack([self.preparer(read_image(p)) for p in c])) for c in chunks]
-        return torch.cat(features)
+        return F.normalize(self.raw_images(paths), dim=-1)
 
     @torch.no_grad()
+    def raw_images(self, paths: Sequence[Path | str]) -> torch.Tensor:
+        """`images`, before features are normalized: what linear probes and heads on features are learned on."""
+        chunks = (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK))
+        features = [
+            self.raw_pixels_to_features(torch.stack([self.preparer(read_image(p)) for p in chunk])) for chunk in chunks
+        ]
+        return torch.cat(features)
+
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """float32 [N, E]. Raises UserError for an empty text; those too long lose their end and are counted in the log."""
+        return F.normalize(self.raw_texts(texts), dim=-1)
+
+    @torch.no_grad()
+    def raw_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """`texts`, before features are normalized."""
         for number, text in enumerate(texts, 1):
             if not text.strip():
                 raise UserError(f"text {number} of {len(texts)} is empty")
@@ -69,12 +85,12 @@ class DualEncoder:
         for start in range(0, len(texts), CHUNK):
             ids, mask = (t.to(self.device) for t in tokenize(self.tokenizer, texts[start : start + CHUNK]))
             features.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())
-        return F.normalize(torch.cat(features), dim=-1).cpu()
+        return torch.cat(features).cpu()
 
     @property
     def factor(self) -> float:
         """What cosines are multiplied by to become logits."""
-        return float(self.model.logit_scale.detach().float().clamp(max=MAX_LOG_SCALE).exp())
+        return logit_factor_of(self.model)
 
     def probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
         """[N, classes] → the same shape: a softmax over classes, or SigLIP's yes or no for each."""
@@ -84,18 +100,17 @@ class DualEncoder:
 
 
 def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
-    """A directory of a `CLIPModel` or `SiglipModel` with tokenizer and image processor, or a finished run's directory.
+    """A directory of a dual encoder with tokenizer and image processor, or a finished run's directory.
 
-    fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, cropped for
-    other CLIPs, stretched for other SigLIPs.
+    fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, and for others as
+    their image processor says.
     """
     model, tokenizer = load_dual(path)
     directory = model_directory(path)
-    if fit is None:
+    if fit is None and (directory / "training_log.json").is_file():
         # Written by train_clip; transformers' processor files have no word for padding.
-        ours = (directory / "training_log.json").is_file()
-        fit = "pad" if ours else "stretch" if model.config.model_type == "siglip" else "crop"
-    preparer = load_preparer(str(directory), model.config.vision_config.image_size, fit)
+        fit = "pad"
+    preparer = dual_preparer(directory, model.config.vision_config.image_size, fit)
     model.requires_grad_(False)
     return DualEncoder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, preparer)
 
@@ -124,3 +139,18 @@ def encode_readable(
                 on_skip(path, str(error))
         if good:
             yield good, encoder.pixels_to_features(torch.stack(pixels))
+
+
+def readable_features(encoder: DualEncoder, paths: Sequence[Path]) -> tuple[list[Path], torch.Tensor, int]:
+    """The images that can be read, their features [N, E], and how many can't, each named in the log.
+
+    Raises UserError where none can.
+    """
+    kept: list[Path] = []
+    features = []
+    for chunk, found in encode_readable(encoder, paths, lambda _, reason: logger.warning("left out: %s", reason)):
+        kept += chunk
+        features.append(found)
+    if not features:
+        raise UserError(f"none of {len(paths)} images could be read")
+    return kept, torch.cat(features), len(paths) - len(kept)
