@@ -224,7 +224,7 @@ def _diagnosis(scorer: "Scorer", one: "Scored") -> dict[str, float]:
 
     import torch
 
-    from mllm.contrastive.zeroshot import ENSEMBLE, class_features
+    from mllm.contrastive.zeroshot import ENSEMBLE
     from mllm.studies.diagnose import diagnose, prompt_sensitivity
 
     captions = one.encoded.captions
@@ -236,7 +236,8 @@ def _diagnosis(scorer: "Scorer", one: "Scored") -> dict[str, float]:
     names = list(dict.fromkeys(things.values()))
     if len(names) > 1:
         labels = torch.tensor([names.index(things[caption]) for caption in captions])
-        prompts = torch.stack([class_features(scorer.encoder, names, [template]) for template in ENSEMBLE])
+        prompts = scorer.features_of([template.replace("{}", name) for template in ENSEMBLE for name in names])
+        prompts = prompts.reshape(len(ENSEMBLE), len(names), -1)
         worst, mean, best = prompt_sensitivity(one.encoded.features, labels, prompts)
         told |= {"accuracy_of_worst_prompt": worst, "accuracy_of_prompts": mean, "accuracy_of_best_prompt": best}
     return told

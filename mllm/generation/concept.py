@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mllm.generation.generator import Generator
-from mllm.generation.text_side import CAPTIONS_AT_ONCE, TextSide
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mllm.checkpoint.ours import model_directory
 from mllm.errors import UserError
+from mllm.generation.generator import Generator
+from mllm.generation.text_side import CAPTIONS_AT_ONCE, TextSide
 
 FILE = "learned_embeds.safetensors"
 

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mllm.generation.codec import from_pictures
-from mllm.generation.conditions import Conditions
-from mllm.generation.generator import Generator
-from mllm.generation.noise import draws, generator_of
-from mllm.generation.opening import load_generator
-from mllm.generation.task import NoisedBatch, denoising_loss
 from torch import nn
 
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
+from mllm.generation.codec import from_pictures
 from mllm.generation.concept import FILE, ConceptText, first_vectors, save_concept
+from mllm.generation.conditions import Conditions
+from mllm.generation.generator import Generator
+from mllm.generation.noise import draws, generator_of
+from mllm.generation.opening import load_generator
 from mllm.generation.personal_settings import ConceptSettings, PersonalSettings
+from mllm.generation.task import NoisedBatch, denoising_loss
 from mllm.media.decode import read_image
 from mllm.training.build_engine import start_engine, with_known_dtype
 from mllm.training.engine import own_device

@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mllm.generation.conditions import Conditions
-from mllm.generation.denoiser import Denoiser
-from mllm.generation.generator import Generator
-from mllm.generation.task import DiffusionTask, Dropping
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -21,7 +17,11 @@ from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
 from mllm.generation.concept_training import latents_of, open_frozen
+from mllm.generation.conditions import Conditions
+from mllm.generation.denoiser import Denoiser
+from mllm.generation.generator import Generator
 from mllm.generation.personal_settings import LoraSettings
+from mllm.generation.task import DiffusionTask, Dropping
 from mllm.training.build_engine import start_engine, with_known_dtype
 from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders
@@ -65,11 +65,12 @@ def add_lora(denoiser: Denoiser, rank: int) -> None:
 
 def lora_weights(denoiser: Denoiser, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The updates among the denoiser's weights, by the names that diffusers' pipelines write them by."""
-    from diffusers.utils import convert_state_dict_to_diffusers
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
     own = {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
-    found = convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser.net, state_dict=own))
+    rename: Any = convert_state_dict_to_diffusers
+    found = rename(get_peft_model_state_dict(denoiser.net, state_dict=own))
     prefix = PREFIXES[0] if denoiser.is_unet else PREFIXES[1]
     return {f"{prefix}.{name}": weight.detach().float().cpu().contiguous().clone() for name, weight in found.items()}
 

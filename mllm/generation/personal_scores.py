@@ -52,10 +52,10 @@ def score_concept(
     Beside the concept stand its two ends, prompts alone (the word left out) and the training images taken for pictures, and
     `words` in its place, where there are any. Raises UserError for a prompt that is the word alone.
     """
-    asked = {CONCEPT: lambda prompt: prompt, WITHOUT: lambda prompt: without_word(prompt, token)}
+    asked = [bare, *prompts]
+    wanted = {CONCEPT: asked, WITHOUT: [without_word(prompt, token) for prompt in asked]}
     if words:
-        asked[INSTEAD] = lambda prompt: prompt.replace(token, words)
-    wanted = {name: [change(bare), *map(change, prompts)] for name, change in asked.items()}
+        wanted[INSTEAD] = [prompt.replace(token, words) for prompt in asked]
     every = list(dict.fromkeys(prompt for own in wanted.values() for prompt in own))
     for _ in draw_all(folder, paint, every, count, seed, {}, batch):
         pass

@@ -219,6 +219,8 @@ def test_scores_stand_beside_prompts_alone_words_and_the_training_images(tmp_pat
         return [Image.new("RGB", (8, 8), red if TOKEN in prompt else blue) for prompt in prompts]
 
     folder = PictureFolder(tmp_path / "pictures", {}, "test")
-    rows = score_concept(ByColour(), folder, paint, TOKEN, images, f"a {TOKEN}", [f"a {TOKEN} in red"], "thing", 2, 0, 4)
+    rows = score_concept(
+        ByColour(), folder, paint, TOKEN, images, f"a {TOKEN}", [f"a {TOKEN} in red"], "thing", 2, 0, 4
+    )
     scores = {row.name: (round(row.likeness, 2), round(row.adherence, 2)) for row in rows}
     assert scores == {CONCEPT: (1, 1), WITHOUT: (0.01, 0.01), INSTEAD: (0.01, 0.01), IMAGES: (1, 1)}

@@ -65,7 +65,7 @@ class PictureFolder:
         noted: what each line holds besides. The lines are written once all the images and what `look` says are there.
         """
         seeds = [seed_of(seed, prompt, number) % 2**63 for prompt, number in wanted]
-        records = []
+        records: list[dict[str, Any]] = []
         images = paint([prompt for prompt, _ in wanted], seeds)
         for (prompt, number), own_seed, image in zip(wanted, seeds, images, strict=True):
             name = f"{IMAGES}/{len(self.records) + len(records):06d}.png"

@@ -109,9 +109,9 @@ def read_questions(path: Path | str) -> dict[str, list[Question]]:
 
 def _question(place: str, record: Any) -> Question:
     held = record if isinstance(record, dict) else {}
-    words = [held.get(name) for name in ("question", "answer")]
-    if not all(isinstance(word, str) and word.strip() for word in words):
+    question, answer = held.get("question"), held.get("answer")
+    if not (isinstance(question, str) and question.strip() and isinstance(answer, str) and answer.strip()):
         raise UserError(
             f"{place}: a question is an object with question and answer (texts); found {json.dumps(record)[:80]}"
         )
-    return Question(*words, type=str(held.get("type", "all")))  # type: ignore[arg-type]
+    return Question(question, answer, str(held.get("type", "all")))

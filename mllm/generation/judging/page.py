@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mllm.generation.judging.drawn import Drawn
 from mllm.generation.judging.judges import Verdict
-from mllm.generation.judging.scores import Figure, Scored
+from mllm.generation.judging.scores import Figure, Scored, verdicts_by_caption
 from mllm.html import write_html
 from mllm.media.data_url import thumbnail_url
 
@@ -20,6 +20,22 @@ MARGIN_PX = 36
 COLOURS = ("#2d5c9a", "#b3563f", "#2a7d3c", "#8a5ca8", "#b58a2b")
 # What is right or wrong, by what is known to be: the rest are cosines and distances.
 MARK_BY = ("both", "judge", "asked", "vqa_score")
+
+MEANINGS = {
+    "clip_t": "mean cosine of a picture and its caption; clip_score is 100 times it, where it is above 0",
+    "r_precision": "share of pictures whose caption is nearer than all other candidates (r_candidates of them)",
+    "diversity": "mean of 1 - cosine of two pictures of one caption",
+    "clip_i": "mean cosine of a picture and the real images of its caption",
+    "kid": "distance of two sets by a cubic kernel, of subsets; in brackets their standard deviation",
+    "cmmd": "distance of two sets by a Gaussian kernel, times 1000 (the V-statistic, as published code has it)",
+    "precision": "share of pictures in the neighbourhood of a real image; density: in how many, of five",
+    "recall": "share of real images in the neighbourhood of a picture; coverage: with a picture in theirs",
+    "nearest_training_cosine": "mean cosine of a picture and the training image that is most like it",
+    "nearest_training_rms": "mean difference of its pixels from the nearest training image's, of 1",
+    "copies": "share of pictures whose pixels differ by less than 2% from a training image's",
+    "asked": "share of a picture's questions that the multimodal LLM answers right",
+    "vqa_score": "probability that the multimodal LLM says yes to whether the picture shows its caption",
+}
 
 
 def write_page(
@@ -38,7 +54,7 @@ def write_page(
     """
     body = [f"<p class=note>{escape(note)}</p>" for note in notes]
     body += [_table("figures", {one.title: one.figures for one in sets})]
-    body += [_curves(sets)]
+    body += [_meanings(sets), _curves(sets)]
     if diagnoses:
         told = {name: {key: Figure(value) for key, value in own.items()} for name, own in diagnoses.items()}
         body.append(_table("the judge's feature space", told))
@@ -59,6 +75,18 @@ def _table(heading: str, rows: Mapping[str, Mapping[str, Figure]]) -> str:
         for name in names
     )
     return f"<h2>{escape(heading)}</h2><div class=scroll><table><tr><th>{head}{lines}</table></div>"
+
+
+def _meanings(sets: Sequence[Scored]) -> str:
+    """What the figures that are there mean; brackets without a word of theirs are 95% intervals over captions."""
+    there = {name for one in sets for name in one.figures}
+    lines = "".join(
+        f"<tr><td>{escape(name.replace('_', ' '))}<td>{escape(meaning)}"
+        for name, meaning in MEANINGS.items()
+        if name in there
+    )
+    told = "<p><small>In brackets: 95% intervals, drawn over captions, unless the line says otherwise.</small></p>"
+    return f"<details><summary>what they mean</summary>{told}<table>{lines}</table></details>"
 
 
 def _number(figure: Figure | None) -> str:
@@ -117,19 +145,27 @@ def _grid(pictures: Sequence[Drawn], verdicts: Sequence[Verdict]) -> str:
         own = rows.setdefault(picture.caption, [])
         if len(own) < PER_CAPTION:
             own.append(_shown(picture, verdicts[number] if verdicts else {}))
-    some = list(rows.items())[:CAPTIONS]
-    lines = "".join(f"<tr><td>{escape(caption)}<td>{''.join(images)}" for caption, images in some)
+    some = sorted(rows.items())[:CAPTIONS]
+    means = verdicts_by_caption(pictures, verdicts)
+    lines = "".join(
+        f"<tr><td>{escape(caption)}<br><small>{_told(means.get(caption, {}))}</small><td>{''.join(images)}"
+        for caption, images in some
+    )
     more = f"<p><small>and {len(rows) - CAPTIONS:,} more captions</small></p>" if len(rows) > CAPTIONS else ""
     return f"<div class=scroll><table>{lines}</table></div>{more}"
 
 
+def _told(verdict: Verdict) -> str:
+    """A verdict in words, escaped."""
+    return escape(", ".join(f"{name} {value:.2g}" for name, value in verdict.items()), quote=True)
+
+
 def _shown(picture: Drawn, verdict: Verdict) -> str:
-    told = ", ".join(f"{name} {value:.2g}" for name, value in verdict.items())
     mark = next((value for by in MARK_BY for name, value in verdict.items() if name.endswith(by)), None)
     edge = "" if mark is None else f";outline:3px solid {'#2a7d3c' if mark >= 0.5 else '#b3372f'}"
     return (
         f"<img src='{thumbnail_url(picture.image, THUMBNAIL_PX)}' width={SHOWN_PX} height={SHOWN_PX} "
-        f"alt='{escape(picture.caption, quote=True)}' title='{escape(told, quote=True)}' "
+        f"alt='{escape(picture.caption, quote=True)}' title='{_told(verdict)}' "
         f"style='object-fit:contain;margin:3px{edge}'>"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mllm.files import write_json_atomically
-from mllm.generation.judging.scores import Scored
+from mllm.generation.judging.scores import Scored, verdicts_by_caption
 from mllm.inference.dual_features import DualEncoder
 from mllm.outputs import check_files
 
@@ -27,11 +27,13 @@ def write_scores(
     notes: Sequence[str],
     by: str,
 ) -> None:
-    """Write `scores.json`: the figures and the judge's feature space of each set, and each picture's verdict."""
+    """Write `scores.json`: the figures and the judge's feature space of each set, what was judged of each caption, and each
+    picture's verdict."""
     sets = {
         one.title: {
             "figures": {name: asdict(figure) for name, figure in one.figures.items()},
             "feature_space": dict(diagnoses.get(one.title, {})),
+            "captions": verdicts_by_caption(one.encoded.pictures, one.verdicts),
             "pictures": [_picture(one, number) for number in range(len(one.encoded.pictures))],
         }
         for one in scored

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from mllm.errors import UserError
 from mllm.evaluation.statistics import bootstrap_interval
 from mllm.generation.judging.drawn import Drawn
 from mllm.generation.judging.judges import Verdict
@@ -158,18 +157,22 @@ def _memorized(nearest: Sequence[Nearest]) -> dict[str, Figure]:
 
 def judged_figures(verdicts: Sequence[Verdict], captions: Sequence[str], seed: int) -> dict[str, Figure]:
     """The mean of each thing that was judged, over the pictures of which it was."""
-    values: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    values: dict[str, list[float]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
     for verdict, caption in zip(verdicts, captions if verdicts else (), strict=True):
         for name, value in verdict.items():
-            values[name].append((value, caption))
-    return {name: _mean(*map(list, zip(*told, strict=True)), seed) for name, told in values.items()}  # type: ignore[arg-type]
+            values[name].append(value)
+            groups[name].append(caption)
+    return {name: _mean(told, groups[name], seed) for name, told in values.items()}
 
 
-def accuracy_by_caption(scored: Scored, name: str) -> dict[str, float]:
-    """The mean verdict on `name` for each caption. Raises UserError for what wasn't judged."""
-    own: dict[str, list[float]] = defaultdict(list)
-    for picture, verdict in zip(scored.encoded.pictures, scored.verdicts, strict=True):
-        if name not in verdict:
-            raise UserError(f"{name} wasn't judged; what was: {', '.join(verdict)}")
-        own[picture.caption].append(verdict[name])
-    return {caption: math.fsum(values) / len(values) for caption, values in own.items()}
+def verdicts_by_caption(pictures: Sequence[Drawn], verdicts: Sequence[Verdict]) -> dict[str, Verdict]:
+    """The mean of each thing that was judged, of each caption's pictures; empty where nobody judged."""
+    own: dict[str, dict[str, list[float]]] = {}
+    for picture, verdict in zip(pictures, verdicts, strict=False):
+        for name, value in verdict.items():
+            own.setdefault(picture.caption, defaultdict(list))[name].append(value)
+    return {
+        caption: {name: math.fsum(values) / len(values) for name, values in named.items()}
+        for caption, named in own.items()
+    }
