@@ -1,5 +1,6 @@
 """A run that is killed again and again, at moments of computing and of writing, is the run that never was."""
 
+import json
 import os
 import random
 import signal
@@ -12,8 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from mllm.finetune.settings import FinetuneSettings
+from mllm.preference.settings import PreferenceSettings
 from mllm.settings import validate_settings
 from tests.helpers.launches import FORKS
+from tests.helpers.pairs import pair_config, write_pairs
 from tests.helpers.runs import config, series
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
@@ -22,6 +25,7 @@ FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil
 def train(values, kill_at_event):
     """In a process of its own: train, and be killed before the `kill_at_event`-th touch of a checkpoint (0: never)."""
     from mllm.finetune.run import finetune
+    from mllm.preference.run import train_preference
 
     torch.set_num_threads(1)
     checkpoints = str(Path(values["run_dir"]) / "checkpoints")
@@ -36,7 +40,10 @@ def train(values, kill_at_event):
 
     sys.addaudithook(watch)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    finetune(validate_settings(FinetuneSettings, values, "test"))
+    if "preference" in values:
+        train_preference(validate_settings(PreferenceSettings, values, "test"))
+    else:
+        finetune(validate_settings(FinetuneSettings, values, "test"))
 
 
 def run(values, kill_at_event=0, kill_after_s=None):
@@ -79,3 +86,27 @@ def test_ten_kills_change_neither_samples_nor_losses_nor_weights(tiny_parts, rec
     ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert [path.name for path in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step_00000072"]
+
+
+@pytest.mark.slow
+def test_kills_change_neither_losses_nor_weights_of_a_run_of_pairs_nor_the_mean_of_its_rewards(tiny_parts, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs")
+
+    def values(name):
+        objective = {"preset": "mpo", "beta": 2.0}
+        out = pair_config(tiny_parts, pairs, tmp_path / name, objective, train__epochs=4, train__micro_batch_size=8)
+        out["train"] |= {"save_every_steps": 2, "keep_checkpoints": 1}
+        return out
+
+    assert run(values("whole")) == 0
+    moments = [{"kill_at_event": 25}, {"kill_after_s": 0.05}, {"kill_at_event": 40}]
+    assert [run(values("killed"), **moment) for moment in moments] == [-signal.SIGKILL] * 3
+    assert run(values("killed")) == 0
+    assert series(tmp_path / "killed") == series(tmp_path / "whole")
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    means = []
+    for name in ("whole", "killed"):
+        (last,) = (tmp_path / name / "checkpoints").iterdir()
+        means.append(json.loads((last / "progress.json").read_text())["callbacks"]["RewardMean"])
+    assert means[0] == means[1] and means[0]["sum"] != 0.0
