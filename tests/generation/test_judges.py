@@ -2,11 +2,12 @@
 
 import json
 import math
+from collections import Counter
 
 import pytest
 from PIL import Image, ImageDraw
 
-from data_recipes.demo.easyvqa import COLORS, SHAPES
+from data_recipes.demo.easyvqa import COLORS, SHAPES, EasyVqaQuestion, describe_shape, read_easyvqa
 from data_recipes.demo.flat_drawings import REFERENCES, accuracy, judge, question_lines, read_drawing
 from mllm.checkpoint.start import build
 from mllm.errors import UserError
@@ -133,3 +134,13 @@ def test_the_rule_is_right_on_real_images_and_the_data_sets_questions_are_asked(
     questions = read_questions(path)
     assert len(questions) == 24
     assert Question("what color is the circle?", "red", "color") in questions["a red circle"]
+    real = {asked.question for asked in read_easyvqa(None, "train")}
+    for prompt, asked in questions.items():
+        assert {one.question for one in asked} <= real
+        described = [EasyVqaQuestion("", tmp_path, one.question, one.answer, one.type) for one in asked]
+        assert describe_shape(described) == (prompt.split()[2], prompt.split()[1])
+        assert Counter(one.answer for one in asked if one.type == "yes_no") == {"yes": 8, "no": 8}
+    places = [[one.answer for one in asked if one.type == "yes_no"] for asked in questions.values()]
+    assert all(Counter(answers) == {"yes": 12, "no": 12} for answers in zip(*places, strict=True)), (
+        "else a form gives it away"
+    )
