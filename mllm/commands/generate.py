@@ -51,6 +51,12 @@ def _add_sampling(parts: Any) -> None:
     )
     sample.add_argument("model", type=expanded, help=A_GENERATOR)
     sample.add_argument("prompt", nargs="*", metavar="PROMPT", help="What to draw. Several are drawn in turn.")
+    sample.add_argument(
+        "--prior",
+        type=expanded_path,
+        metavar="DIRECTORY",
+        help="The prior of a decoder that has none: Kandinsky 2.2's, or Karlo for SD-unCLIP.",
+    )
     sample.add_argument("--prompts", type=expanded_path, metavar="FILE", help="A file of prompts, one a line.")
     sample.add_argument("-n", type=at_least_1, default=4, help="Number of pictures a prompt (default: %(default)s).")
     add_sampling(sample)
@@ -128,9 +134,12 @@ def _sample(options: argparse.Namespace) -> None:
         check_file(options.sheet, BY)
     if options.out is not None:
         check_directory(options.out, BY)
-    from mllm.generation.opening import load_generator
+    from mllm.generation.extra import check_diffusers
 
-    generator = load_generator(options.model, options.device, options.dtype)
+    check_diffusers()
+    from mllm.generation.opening import load_drawer
+
+    generator = load_drawer(options.model, options.prior, options.device, options.dtype)
     texts = [prompt for prompt in prompts for _ in range(options.n)]
     seeds = [options.seed + number for _ in prompts for number in range(options.n)]
     pictures = drawn(options, generator, texts, seeds)

@@ -20,10 +20,10 @@ from mllm.errors import UserError
 from mllm.generation.codec import Codec, LatentCodec, PixelCodec, load_autoencoder
 from mllm.generation.conditions import Conditions
 from mllm.generation.denoiser import Denoiser
+from mllm.generation.layout import INDEX, MODEL_TYPE, config_of
 from mllm.generation.schedule import Schedule, read_schedule
 from mllm.generation.text_side import TextSide, load_text_side
 
-MODEL_TYPE = "mllm_generator"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NETS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": PixArtTransformer2DModel}
 # What a directory's config says that is of the format and not of the model.
@@ -99,7 +99,7 @@ def save_generator(
     if isinstance(codec, LatentCodec):
         codec.vae.save_pretrained(directory / "vae")
         if denoiser.is_unet and text is not None and not conditioning:
-            _write_json(directory / "model_index.json", _pipeline_index(text))
+            _write_json(directory / INDEX, _pipeline_index(text))
     own = asdict(config)
     _write_json(directory / "config.json", {"model_type": MODEL_TYPE, **own.pop("further"), **own})
 
@@ -132,22 +132,9 @@ def _below(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Te
     return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
 
 
-def is_own(directory: Path) -> bool:
-    """Whether a directory is a generator that this package wrote."""
-    return _config_of(directory).get("model_type") == MODEL_TYPE
-
-
-def _config_of(directory: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def load_own(directory: Path) -> Generator:
     """Load a directory that `save_generator` wrote, in float32 on the CPU. Raises UserError for what isn't whole."""
-    values = {key: value for key, value in _config_of(directory).items() if key not in FORMAT_KEYS}
+    values = {key: value for key, value in config_of(directory).items() if key not in FORMAT_KEYS}
     names = {one.name for one in fields(GeneratorConfig)} - {"further"}
     if not names <= values.keys():
         raise UserError(f"{directory / 'config.json'} lacks {', '.join(sorted(names - values.keys()))}")

@@ -12,18 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mllm.contrastive.settings import ContrastiveSettings
 from mllm.finetune.settings import FinetuneSettings
 from mllm.preference.settings import PreferenceSettings
 from mllm.settings import validate_settings
 from tests.helpers.launches import FORKS
 from tests.helpers.pairs import pair_config, write_pairs
 from tests.helpers.runs import config, series
+from tests.helpers.shards import clip_values, stream_of, write_shards
 
 FILE_EVENTS = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree", "os.scandir"}
 
 
 def train(values, kill_at_event):
     """In a process of its own: train, and be killed before the `kill_at_event`-th touch of a checkpoint (0: never)."""
+    from mllm.contrastive.run import train_clip
     from mllm.finetune.run import finetune
     from mllm.preference.run import train_preference
 
@@ -42,6 +45,8 @@ def train(values, kill_at_event):
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if "preference" in values:
         train_preference(validate_settings(PreferenceSettings, values, "test"))
+    elif "pairs" in values["data"]:
+        train_clip(validate_settings(ContrastiveSettings, values, "test"))
     else:
         finetune(validate_settings(FinetuneSettings, values, "test"))
 
@@ -110,3 +115,23 @@ def test_kills_change_neither_losses_nor_weights_of_a_run_of_pairs_nor_the_mean_
         (last,) = (tmp_path / name / "checkpoints").iterdir()
         means.append(json.loads((last / "progress.json").read_text())["callbacks"]["RewardMean"])
     assert means[0] == means[1] and means[0]["sum"] != 0.0
+
+
+@pytest.mark.slow
+def test_kills_change_nothing_of_a_contrastive_run_on_a_stream_of_shards(tmp_path):
+    path = write_shards(tmp_path / "shards", (7, 9, 8, 6), broken=(4, 20))
+
+    def values(name):
+        sources = [stream_of(path, 24), {"path": str(tmp_path / "shards" / "00001.tar"), "weight": 2.0}]
+        loop = {"train__max_steps": 24, "train__save_every_steps": 3, "train__keep_checkpoints": 1, "train__epochs": 9}
+        return clip_values(sources, tmp_path / name, data__on_bad_sample="skip", data__workers=2, **loop)
+
+    assert run(values("whole")) == 0
+    moments = [{"kill_at_event": 30}, {"kill_after_s": 0.02}]
+    assert [run(values("killed"), **moment) for moment in moments] == [-signal.SIGKILL] * 2
+    assert run(values("killed")) == 0
+    assert series(tmp_path / "killed") == series(tmp_path / "whole") and len(series(tmp_path / "whole")[0]) == 24
+    ours, theirs = weights(tmp_path / "killed"), weights(tmp_path / "whole")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    skipped = [sorted((tmp_path / name / "skipped.jsonl").read_text().splitlines()) for name in ("whole", "killed")]
+    assert skipped[0] == skipped[1] and len(skipped[0]) == 2
