@@ -193,15 +193,23 @@ def _scored(
     sets: "dict[str, list[Drawn]]",
 ) -> "tuple[list[Scored], dict[str, dict[str, float]]]":
     """Every set measured, real images last, and how the encoder's space looks with each."""
+    from rich.progress import Progress
+
     from mllm.generation.judging.judges import together
     from mllm.generation.judging.scores import References, Scorer
 
-    scorer = Scorer(encoder, judge=together(judges) if judges else None, seed=options.seed)
-    encoded = {name: scorer.encode(pictures) for name, pictures in references.items()}
-    scorer.references = References(**encoded)
-    scored = [scorer.score(title, pictures) for title, pictures in sets.items()]
-    if "real" in references:
-        scored.append(_real(scorer, references["real"], judges))
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("judging", total=None)
+
+        def on_judged(done: int, count: int) -> None:
+            progress.update(bar, completed=done, total=count)
+
+        scorer = Scorer(encoder, judge=together(judges, on_judged) if judges else None, seed=options.seed)
+        encoded = {name: scorer.encode(pictures) for name, pictures in references.items()}
+        scorer.references = References(**encoded)
+        scored = [scorer.score(title, pictures) for title, pictures in sets.items()]
+        if "real" in references:
+            scored.append(_real(scorer, references["real"], judges))
     return scored, {one.title: _diagnosis(scorer, one) for one in scored if len(one.encoded.pictures) > 1}
 
 

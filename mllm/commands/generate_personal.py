@@ -56,9 +56,7 @@ def _add_invert(parts: Any) -> None:
     parser.add_argument("model", type=expanded, help=f"{A_GENERATOR}; it draws from words.")
     parser.add_argument("images", type=expanded, nargs="+", metavar="IMAGES", help="Image files, or a folder of them.")
     parser.add_argument("--token", required=True, metavar="WORD", help="The new word, such as '<mug>'.")
-    parser.add_argument(
-        "--initializer", default="", metavar="WORDS", help="Words to start from. The mean of all words by default."
-    )
+    parser.add_argument("--initializer", metavar="WORDS", help="Words to start from. The mean of all words by default.")
     parser.add_argument(
         "--vectors",
         type=at_least_1,
@@ -168,7 +166,7 @@ def _invert(options: argparse.Namespace) -> None:
 
     values = _training(options) | {"images": _files(options.images), "token": options.token, "vectors": options.vectors}
     templates = options.template or TEMPLATES[options.kind]
-    values |= {"initializer": options.initializer, "templates": list(templates)}
+    values |= {"initializer": options.initializer or "", "templates": list(templates)}
     settings = validate_settings(ConceptSettings, values, BY)
     _check_scores(options)
     from mllm.generation.concept_training import learn_concept

@@ -24,6 +24,7 @@ Verdict = dict[str, float]
 SHOWS = 'Does this figure show "{}"? Please answer yes or no.'
 YES, NO = ("yes", "Yes"), ("no", "No")
 ANSWER_TOKENS = 16
+JUDGED_AT_ONCE = 16
 
 
 class Judge(Protocol):
@@ -133,12 +134,19 @@ def request_about(picture: Drawn, words: str) -> Request:
     return Request((Message(role="user", content=(ImagePart(), TextPart(text=words))),), (str(picture.image),))
 
 
-def together(judges: Sequence[Judge]) -> Callable[[Sequence[Drawn]], list[Verdict]]:
-    """All the judges' verdicts on each picture, as one."""
+def together(
+    judges: Sequence[Judge], on_judged: Callable[[int, int], None] = lambda done, count: None
+) -> Callable[[Sequence[Drawn]], list[Verdict]]:
+    """All the judges' verdicts on each picture, as one. on_judged(done, count): called after every few pictures."""
 
     def judge(pictures: Sequence[Drawn]) -> list[Verdict]:
-        columns = [one(pictures) for one in judges]
-        return [{name: value for column in columns for name, value in column[n].items()} for n in range(len(pictures))]
+        verdicts: list[Verdict] = []
+        for start in range(0, len(pictures), JUDGED_AT_ONCE):
+            some = pictures[start : start + JUDGED_AT_ONCE]
+            columns = [one(some) for one in judges]
+            verdicts += [dict(item for column in columns for item in column[n].items()) for n in range(len(some))]
+            on_judged(len(verdicts), len(pictures))
+        return verdicts
 
     return judge
 
