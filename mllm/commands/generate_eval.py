@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, at_least_1
-from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit
 from mllm.commands.generate_pictures import (
     add_judges,
     add_own_parts,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, at_least_1
-from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_image_root
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_image_root
 from mllm.commands.generate_pictures import A_GENERATOR, add_sampling, finite, paint_with
 from mllm.console import report_console
 from mllm.errors import UserError
@@ -226,14 +226,14 @@ def _score(options: argparse.Namespace, settings: "ConceptSettings", final: Path
 
 
 def _lora(options: argparse.Namespace) -> None:
-    from mllm.contrastive.data import read_pairs
+    from mllm.generation.judging.drawn import read_pictures
     from mllm.generation.personal_settings import LoraSettings
     from mllm.settings import validate_settings
 
     if (options.pairs is None) == (not options.images):
         raise UserError("give IMAGES with --prompt, or --pairs")
     if options.pairs:
-        pairs = read_pairs(options.pairs, options.image_root)
+        pairs = read_pictures(options.pairs, options.image_root)
         images, captions = [str(pair.image) for pair in pairs], [pair.caption for pair in pairs]
     else:
         if not options.prompt:
