@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import add_config, add_dtype, add_part, add_parts, at_least_1, one_of, picture
+from mllm.commands.generate_judge import add_judging
 from mllm.errors import UserError
 from mllm.launch import launched_rank
 from mllm.settings import command_of, expanded, expanded_path, read_values
@@ -23,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     _add_training(parts)
     _add_sampling(parts)
+    add_judging(parts)
 
 
 def _add_training(parts: Any) -> None:
