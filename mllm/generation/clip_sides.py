@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from mllm.checkpoint.ours import model_directory
 from mllm.errors import UserError
 from mllm.files import link_or_copy
+from mllm.generation.cached_rows import fingerprint
 from mllm.generation.prior import prior_text
 from mllm.inference.dual_features import CHUNK, DualEncoder, load_encoder
 from mllm.inference.text_side import check_reads_end
-from mllm.outputs import hash_file
 
 # Two texts whose embeddings differ by less have the same one, but for rounding.
 SAME_TEXT_COSINE = 1 - 1e-5
@@ -97,6 +97,4 @@ def load_sides(path: Path | str) -> ClipSides:
     if kind != "clip":
         raise UserError(f"{path} is a {kind}; embeddings to draw from are those of a CLIP")
     check_reads_end(encoder.model.config, encoder.tokenizer, path)
-    directory = model_directory(path)
-    weights = sorted(Path(directory).glob("*.safetensors"))
-    return ClipSides(encoder, Path(directory), "-".join(hash_file(file)[:16] for file in weights))
+    return ClipSides(encoder, model_directory(path), fingerprint(encoder.model))
