@@ -42,6 +42,7 @@ COMMANDS = {
     "import": Command("ship", "import_llava", "Convert a Hugging Face LLaVA directory to a model directory of ours."),
     "convert-gguf": Command("ship", "convert_gguf", "Convert a GGUF language model to a Hugging Face directory."),
     "clip": Command("clip", "clip", "Train a CLIP or SigLIP; classify, retrieve, search and study with one."),
+    "generate": Command("clip", "generate", "Train a generator of pictures from a CLIP, and draw with one."),
 }
 
 

@@ -143,6 +143,8 @@ def command_of(values: dict[str, Any]) -> str | None:
     """The command that a config with these keys is for; None where they leave it open."""
     if "training" in values and "prompts" in values:
         return "mllm improve"
+    if "pictures" in values or "denoiser" in values:
+        return "mllm generate train"
     data = values.get("data")
     if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):
         return "mllm train" if "recipe" in data else "mllm clip train"

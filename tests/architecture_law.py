@@ -36,7 +36,7 @@ SECOND = FIRST | _rooms("model processor")
 THIRD = SECOND | _rooms("data checkpoint")
 FOURTH = THIRD | _rooms("training inference")
 FIFTH = FOURTH | _rooms("evaluation synthesis rewards")
-SIXTH = FIFTH | _rooms("finetune contrastive grpo preference")
+SIXTH = FIFTH | _rooms("finetune contrastive generation grpo preference")
 
 FLOORS = (
     Floor(
@@ -123,10 +123,15 @@ FLOORS = (
     Floor(
         6,
         "what can be trained: a room each, of the same files",
-        "floors 0–5, never each other; `preference` also `finetune`, `grpo` both",
+        "floors 0–5, never each other; `preference` also `finetune`, `grpo` both, `generation` `contrastive`",
         (
             Room("finetune", "alignment and instruction tuning: settings, task, run, plan", FIFTH),
             Room("contrastive", "CLIP and SigLIP: settings, data, task, run, zero-shot, retrieval", FIFTH),
+            Room(
+                "generation",
+                "pictures from text and from embeddings: settings, data, task, run, samplers, what is on disk",
+                FIFTH | _rooms("contrastive"),
+            ),
             Room("grpo", "answers, their rewards, and learning from them", FIFTH | _rooms("finetune preference")),
             Room("preference", "pairs of answers: their losses, references and task", FIFTH | _rooms("finetune")),
         ),

@@ -13,6 +13,7 @@ KINDS = {
     "grpo": ("mllm.grpo.settings", "GrpoSettings"),
     "improve": ("mllm.improve.settings", "ImproveSettings"),
     "clip": ("mllm.contrastive.settings", "ContrastiveSettings"),
+    "generate": ("mllm.generation.settings", "DiffusionSettings"),
     "recipe": ("mllm.data.recipe", "RecipeSettings"),
     "synth": ("mllm.synthesis.settings", "InstructionConfig"),
 }
@@ -33,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=list(KINDS),
         default="train",
         help="The kind of config: of mllm train (with preference: preference, with rewards: grpo), of mllm improve, of mllm "
-        "clip train, a data recipe, or of mllm synth (default: %(default)s).",
+        "clip train, of mllm generate train, a data recipe, or of mllm synth (default: %(default)s).",
     )
 
 

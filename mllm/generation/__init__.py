@@ -1,1 +1,1 @@
-"""Pictures from CLIP."""
+"""Pictures from CLIP's two sides: diffusion models that are trained, loaded, sampled and judged."""
