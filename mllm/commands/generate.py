@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import add_config, add_dtype, add_part, add_parts, at_least_1, one_of, picture
+from mllm.commands.generate_unclip import add_sources, add_unclip, with_sources
 from mllm.errors import UserError
 from mllm.launch import launched_rank
 from mllm.settings import command_of, expanded, expanded_path, read_values
@@ -23,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     _add_training(parts)
     _add_sampling(parts)
+    add_unclip(parts)
 
 
 def _add_training(parts: Any) -> None:
@@ -51,6 +53,7 @@ def _add_sampling(parts: Any) -> None:
     sample.add_argument("prompt", nargs="*", metavar="PROMPT", help="What to draw. Several are drawn in turn.")
     sample.add_argument("--prompts", type=expanded_path, metavar="FILE", help="A file of prompts, one a line.")
     sample.add_argument("-n", type=at_least_1, default=4, help="Number of pictures a prompt (default: %(default)s).")
+    add_sources(sample)
     add_sampling(sample)
     sample.add_argument("--sheet", type=picture, metavar="OUT.png", help="Draw all pictures on one sheet in this file.")
     sample.add_argument(
@@ -128,7 +131,7 @@ def _sample(options: argparse.Namespace) -> None:
         check_directory(options.out, BY)
     from mllm.generation.opening import load_generator
 
-    generator = load_generator(options.model, options.device, options.dtype)
+    generator = with_sources(options, load_generator(options.model, options.device, options.dtype))
     texts = [prompt for prompt in prompts for _ in range(options.n)]
     seeds = [options.seed + number for _ in prompts for number in range(options.n)]
     pictures = drawn(options, generator, texts, seeds)

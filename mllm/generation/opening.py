@@ -10,6 +10,7 @@ from mllm.errors import UserError
 from mllm.generation.codec import LatentCodec
 from mllm.generation.extra import check_diffusers
 from mllm.generation.generator import Generator, is_own, load_own
+from mllm.generation.unclip_generators import opened
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -30,7 +31,7 @@ def load_generator(path: Path | str, device: str | None = None, dtype: Dtype = "
     directory = model_directory(path)
     if not is_generator(path):
         raise UserError(f"{path} is no generator: it has neither our config.json nor diffusers' model_index.json")
-    generator = load_own(directory)
+    generator = opened(load_own(directory), directory)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     kind = _known(dtype, place)
     generator.denoiser.to(device=place, dtype=kind)

@@ -31,7 +31,7 @@ def draw_pictures(
     `Sampling.checked`.
     """
     how.checked(generator.schedule.num_train_timesteps)
-    conditions = generator.conditions(prompts)
+    conditions = generator.conditions(prompts, seeds)
     return draw_conditions(generator, conditions, seeds, how, batch_size, on_step)
 
 

@@ -18,10 +18,10 @@ from mllm.generation.conditions import Conditions
 from mllm.generation.generator import (
     MODEL_TYPE,
     WEIGHTS,
+    config_of,
     load_schedule,
-    read_own_config,
     weights_below,
-    write_own_config,
+    write_json,
     write_weights,
 )
 from mllm.generation.noise import generator_of
@@ -94,13 +94,13 @@ def save_prior(
     schedule.scheduler("ddpm").save_pretrained(directory / "scheduler")
     sides.copy(directory / "clip")
     config = {"kind": KIND, "text_length_tokens": length_tokens, "clip_fingerprint": sides.fingerprint}
-    write_own_config(directory, {"model_type": MODEL_TYPE, **config})
+    write_json(directory / "config.json", {"model_type": MODEL_TYPE, **config})
 
 
 def load_prior(path: Path | str) -> Prior:
     """Load a prior: its directory, or that of a finished run. Raises UserError for what is none."""
     directory = model_directory(path)
-    config = read_own_config(directory)
+    config = config_of(directory)
     if config.get("kind") != KIND:
         raise UserError(f"{path} is no prior; `mllm generate train` makes one of a config of kind: {KIND}")
     sides = load_sides(directory / "clip")
