@@ -40,7 +40,9 @@ def add_unclip(parts: Any) -> None:
     )
     mix.add_argument("first", type=expanded, metavar="A", help="The image at one end.")
     mix.add_argument("last", type=expanded, metavar="B", help="The image at the other end.")
-    mix.add_argument("-n", type=_at_least_2, default=7, help="Number of pictures, ends included (default: %(default)s).")
+    mix.add_argument(
+        "-n", type=_at_least_2, default=7, help="Number of pictures, ends included (default: %(default)s)."
+    )
     mix.add_argument(
         "--noise",
         choices=["shared", "slerped"],
@@ -61,7 +63,9 @@ def add_unclip(parts: Any) -> None:
     edit.add_argument("image", type=expanded, metavar="IMAGE", help="The image.")
     edit.add_argument("--from", dest="from_text", required=True, metavar="TEXT", help="What the image shows.")
     edit.add_argument("--to", dest="to_text", required=True, metavar="TEXT", help="What it should show instead.")
-    edit.add_argument("-n", type=_at_least_2, default=6, help="Number of pictures, from no change on (default: %(default)s).")
+    edit.add_argument(
+        "-n", type=_at_least_2, default=6, help="Number of pictures, from no change on (default: %(default)s)."
+    )
     edit.add_argument(
         "--theta",
         type=_share,
@@ -115,12 +119,16 @@ def _add_drawing(parser: argparse.ArgumentParser, guidance: float) -> None:
         "drawn again exactly (default: %(default)s).",
     )
     parser.add_argument("--steps", type=int, default=50, help="Number of steps from noise (default: %(default)s).")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the noise; the next picture has the next (default: 0).")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the noise; the next picture has the next (default: 0)."
+    )
     parser.add_argument(
         "--device", help="Where the model runs, such as cpu or cuda:0. A GPU if there is one, by default."
     )
     add_dtype(parser)
-    parser.add_argument("--sheet", type=picture, required=True, metavar="OUT.png", help="Draw the pictures to this file.")
+    parser.add_argument(
+        "--sheet", type=picture, required=True, metavar="OUT.png", help="Draw the pictures to this file."
+    )
 
 
 def _opened(options: argparse.Namespace) -> Any:
@@ -131,7 +139,9 @@ def _opened(options: argparse.Namespace) -> Any:
     check_file(options.sheet, f"{BY} {options.generate_command}")
     decoder = load_generator(options.model, options.device, options.dtype)
     if not isinstance(decoder, Decoder):
-        raise UserError(f"{options.model} draws from no image embedding, being of kind {decoder.config.kind}; {A_DECODER}")
+        raise UserError(
+            f"{options.model} draws from no image embedding, being of kind {decoder.config.kind}; {A_DECODER}"
+        )
     return decoder
 
 

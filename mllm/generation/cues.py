@@ -100,7 +100,9 @@ def open_neighbours(directory: Path | str, encoder: DualEncoder) -> Neighbours:
         if compared == PROBES:
             break
     if not compared:
-        raise UserError(f"{directory}: none of its images can be read any more, so nothing tells whose features it holds")
+        raise UserError(
+            f"{directory}: none of its images can be read any more, so nothing tells whose features it holds"
+        )
     return Neighbours(index, hash_file(Path(directory) / "index.faiss")[:16])
 
 

@@ -47,6 +47,6 @@ def _rotation(angle: float) -> tuple[float, float]:
 
 
 def psnr_db(one: torch.Tensor, other: torch.Tensor, peak: float = 1.0) -> torch.Tensor:
-    """Peak signal-to-noise ratio [B] in dB between images [B, ...] whose values span `peak`; infinite where they are equal."""
+    """Peak signal-to-noise ratio [B] in dB between images [B, ...] whose values span `peak`; infinite where equal."""
     error = (one.double() - other.double()).square().flatten(1).mean(1)
     return 10 * (peak**2 / error).log10()

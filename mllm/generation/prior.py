@@ -38,6 +38,12 @@ class PriorDenoiser(nn.Module):
         """Mean and standard deviation of the image embeddings that it was trained on."""
         return Standardizer(self.net.clip_mean.detach()[0], self.net.clip_std.detach()[0])
 
+    def standardize_by(self, standardizer: Standardizer) -> None:
+        """Keep mean and standard deviation of the data with the weights; they are not trained."""
+        for parameter, measured in ((self.net.clip_mean, standardizer.mean), (self.net.clip_std, standardizer.std)):
+            parameter.requires_grad_(False)
+            parameter.data.copy_(measured[None])
+
     def forward(self, noised: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         """x [b, E, 1, 1] at int64 timesteps [b] → the embedding that it was made from, [b, E, 1, 1]."""
         assert conditions.text is not None
@@ -54,10 +60,8 @@ class PriorDenoiser(nn.Module):
         return predicted[..., None, None]
 
 
-def build_prior(
-    width: int, text_length_tokens: int, layers: int, heads: int, head_width: int, standardizer: Standardizer
-) -> PriorDenoiser:
-    """Build a prior of random weights for embeddings of `width`, whose mean and standard deviation are those measured.
+def build_prior(width: int, text_length_tokens: int, layers: int, heads: int, head_width: int) -> PriorDenoiser:
+    """Build a prior of random weights for embeddings of `width`, of mean 0 and standard deviation 1 until `standardize_by`.
 
     diffusers begins with zeros for both, which get no gradient and would turn every sample into zeros.
     """
@@ -69,13 +73,11 @@ def build_prior(
         num_embeddings=text_length_tokens,
         additional_embeddings=OTHER_TOKENS,
     )
-    net.clip_mean.data.copy_(standardizer.mean[None])
-    net.clip_std.data.copy_(standardizer.std[None])
-    for parameter in (net.clip_mean, net.clip_std):
-        parameter.requires_grad_(False)
     for embedding in (net.positional_embedding, net.prd_embedding):
         nn.init.normal_(embedding, std=0.02)
-    return PriorDenoiser(net)
+    denoiser = PriorDenoiser(net)
+    denoiser.standardize_by(Standardizer(torch.zeros(width), torch.ones(width)))
+    return denoiser
 
 
 def load_prior_net(directory: Path) -> PriorDenoiser:

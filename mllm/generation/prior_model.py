@@ -62,8 +62,8 @@ class Prior:
     ) -> torch.Tensor:
         """Sample a unit image embedding for each prompt, float32 [n, E], a function of the prompt and its seed.
 
-        candidates: how many are drawn, of which the one with the highest cosine to the text embedding is kept. Raises UserError
-        like `Sampling.checked`.
+        candidates: how many are drawn, of which the one with the highest cosine to the text embedding is kept. Raises
+        UserError like `Sampling.checked`.
         """
         device = self.sides.encoder.device
         text = self.sides.prior_texts(prompts, self.length_tokens)

@@ -107,5 +107,7 @@ def with_prior(generator: Generator, path: Path | str) -> Decoder:
 def with_index(generator: Generator, path: Path | str) -> Cued:
     """Let cues be looked for in an index. Raises UserError for one of another CLIP, and for what draws beside none."""
     if not isinstance(generator, Cued):
-        raise UserError(f"an index is for generators of kind {RETRIEVAL}, and this one is of kind {generator.config.kind}")
+        raise UserError(
+            f"an index is for generators of kind {RETRIEVAL}, and this one is of kind {generator.config.kind}"
+        )
     return replace(generator, neighbours=open_neighbours(path, generator.sides.encoder))

@@ -65,6 +65,10 @@ class PriorRows:
         )
         self.null = Conditions(text=sides.prior_texts([""], length))
 
+    @property
+    def standardizer(self) -> Standardizer:
+        return self.embeddings.standardizer
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -82,14 +86,17 @@ class DecoderRows:
         self,
         pairs: Captioned,
         text: TextSide,
-        text_name: str,
         latents: PictureLatents,
         embeddings: Embeddings,
         cache: Path,
     ) -> None:
         self.pairs, self.embeddings, self._latents, self.shape = pairs, embeddings, latents, latents.shape
-        self._states = text_rows(pairs.captions, text, text_name, cache)
+        self._states = text_rows(pairs.captions, text, cache)
         self.null = Conditions(text=text.states([""]).float().cpu(), image=torch.zeros(1, embeddings.width))
+
+    @property
+    def standardizer(self) -> Standardizer:
+        return self.embeddings.standardizer
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -118,7 +125,7 @@ class CueRows:
         cache: Path,
     ) -> None:
         self._latents, self.shape, self._count = latents, latents.shape, len(images)
-        self._standardizer = embeddings.standardizer
+        self.standardizer = embeddings.standardizer
         unit = embeddings.unit()
         self._cues = cached_rows(
             cache,
@@ -136,4 +143,4 @@ class CueRows:
         return self._latents(index, generator)
 
     def conditions(self, indices: Sequence[int]) -> Conditions:
-        return Conditions(cues=self._standardizer.standardize(torch.from_numpy(self._cues[list(indices)])))
+        return Conditions(cues=self.standardizer.standardize(torch.from_numpy(self._cues[list(indices)])))

@@ -49,8 +49,10 @@ class DecoderSettings(DrawingSettings):
     """Share of image embeddings that are replaced by none, which guidance needs. 0.1 by default."""
 
     @model_validator(mode="after")
-    def _unet(self) -> "DecoderSettings":
-        return _checked_unet(self)
+    def _adds_to_the_timestep(self) -> "DecoderSettings":
+        if self.denoiser.kind != "unet":
+            raise ValueError("a decoder adds image embeddings to the timestep's, which denoiser.kind unet alone does")
+        return self
 
 
 class RetrievalSettings(DrawingSettings):

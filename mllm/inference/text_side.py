@@ -28,7 +28,7 @@ def check_reads_end(config: Any, tokenizer: PreTrainedTokenizerBase, path: objec
     text = getattr(config, "text_config", config)
     if not text.model_type.startswith("clip"):
         return
-    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    ids = torch.tensor([tokenizer(PROBE, verbose=False)["input_ids"]])
     place, last = int(read_place(ids, text.eos_token_id)[0]), ids.shape[1] - 1
     if place != last:
         what = "its highest id" if text.eos_token_id == READS_AT_HIGHEST_ID else f"token {text.eos_token_id}"

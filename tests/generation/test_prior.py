@@ -17,8 +17,9 @@ TEXT_EMBEDDING, TIMESTEP, NOISED, QUERY = range(LENGTH, LENGTH + 4)
 @pytest.fixture
 def prior():
     torch.manual_seed(0)
-    standardizer = Standardizer(torch.randn(WIDTH), torch.rand(WIDTH) + 0.1)
-    return build_prior(WIDTH, LENGTH, layers=1, heads=2, head_width=8, standardizer=standardizer).eval()
+    denoiser = build_prior(WIDTH, LENGTH, layers=1, heads=2, head_width=8).eval()
+    denoiser.standardize_by(Standardizer(torch.randn(WIDTH), torch.rand(WIDTH) + 0.1))
+    return denoiser
 
 
 def inputs():
