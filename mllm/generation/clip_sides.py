@@ -19,8 +19,8 @@ from mllm.generation.prior import prior_text
 from mllm.inference.dual_features import CHUNK, DualEncoder, load_encoder
 from mllm.inference.text_side import check_reads_end
 
-# Two texts whose embeddings differ by less have the same one, but for rounding.
-SAME_TEXT_COSINE = 1 - 1e-5
+# Two texts whose unit embeddings are this near have the same one, but for rounding.
+SAME_TEXT_DISTANCE = 1e-3
 PROBES = 256
 
 
@@ -48,7 +48,7 @@ class ClipSides:
         if len(probes) < 2:
             return
         embeddings = self.encoder.texts(probes)
-        if bool((embeddings @ embeddings[0] > SAME_TEXT_COSINE).all()):
+        if bool(((embeddings - embeddings[0]).norm(dim=-1) < SAME_TEXT_DISTANCE).all()):
             raise UserError(
                 f"{self.path} gives {len(probes)} different captions one text embedding ({probes[0]!r} and {probes[1]!r} "
                 "among them): its text side has learned nothing of them, or is read at the wrong token; take another CLIP"

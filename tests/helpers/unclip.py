@@ -10,7 +10,7 @@ from mllm.model.dual_encoder import assemble_dual, train_tokenizer
 from mllm.model.dual_settings import ClipModelSettings
 from tests.helpers.tiny import save_image
 
-COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 160, 0), "black": (0, 0, 0)}
+COLOURS = {"red": (190, 60, 60), "blue": (60, 60, 190), "green": (60, 150, 60), "black": (50, 50, 50)}
 WIDTH = 32
 CAPTIONS = [f"a {name} square" for name in COLOURS]
 
