@@ -27,6 +27,7 @@ from contenders import Contender, serve
 from measuring import machine, markdown_table, spread
 from transformers import CLIPConfig, CLIPModel
 
+from mllm.checkpoint.open_clip_names import to_open_clip
 from mllm.contrastive.data import PairBatch
 from mllm.contrastive.task import ContrastiveTask
 from mllm.training.build_engine import start_engine
@@ -189,7 +190,7 @@ def _peer_step(options: argparse.Namespace, pairs: PairBatch, chunk: int) -> Cal
         ),
         output_dict=True,
     ).train()  # fmt: skip
-    model.load_state_dict(_theirs(_model(options).state_dict()))
+    model.load_state_dict(to_open_clip(_model(options).state_dict()))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     named = list(model.named_parameters())
     groups = [
@@ -245,42 +246,6 @@ def _open_clip() -> dict[str, Any]:
     names = ("torchvision", "torchvision.ops", "torchvision.ops.misc", "torchvision.transforms")
     sys.modules |= {"open_clip": package} | {name: MagicMock() for name in (*names, f"{names[-1]}.functional")}
     return {name: importlib.import_module(f"open_clip.{name}") for name in ("model", "loss")}
-
-
-def _theirs(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' CLIP weights under open_clip's names: q, k and v in one matrix, projections transposed."""
-    renamed = {
-        "vision_model.embeddings.patch_embedding.": "visual.conv1.",
-        "vision_model.embeddings.class_embedding": "visual.class_embedding",
-        "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-        "vision_model.pre_layrnorm.": "visual.ln_pre.",
-        "vision_model.post_layernorm.": "visual.ln_post.",
-        "vision_model.encoder.layers.": "visual.transformer.resblocks.",
-        "text_model.embeddings.token_embedding.": "token_embedding.",
-        "text_model.embeddings.position_embedding.weight": "positional_embedding",
-        "text_model.final_layer_norm.": "ln_final.",
-        "text_model.encoder.layers.": "transformer.resblocks.",
-        ".self_attn.out_proj.": ".attn.out_proj.",
-        ".layer_norm1.": ".ln_1.",
-        ".layer_norm2.": ".ln_2.",
-        ".mlp.fc1.": ".mlp.c_fc.",
-        ".mlp.fc2.": ".mlp.c_proj.",
-        "visual_projection.weight": "visual.proj",
-        "text_projection.weight": "text_projection",
-    }
-    result: dict[str, torch.Tensor] = {}
-    for name, tensor in ours.items():
-        for old, new in renamed.items():
-            name = name.replace(old, new)
-        if name.endswith(("position_ids", ".k_proj.weight", ".k_proj.bias", ".v_proj.weight", ".v_proj.bias")):
-            continue
-        if ".q_proj." in name:
-            prefix, kind = name.split(".self_attn.q_proj.")
-            old = next(n for n in ours if ours[n] is tensor)
-            parts = [ours[old.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            name, tensor = f"{prefix}.attn.in_proj_{kind}", torch.cat(parts)
-        result[name] = tensor.T if name in ("visual.proj", "text_projection") else tensor
-    return result
 
 
 if __name__ == "__main__":

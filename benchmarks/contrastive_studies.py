@@ -27,8 +27,8 @@ from mllm.contrastive.zeroshot import ENSEMBLE
 from mllm.inference.dual_features import CHUNK, DualEncoder, load_encoder
 from mllm.media.decode import read_image
 from mllm.settings import load_settings
-from mllm.studies.adapt.baselines import ZeroShot
 from mllm.studies.adapt.clap import Clap
+from mllm.studies.adapt.classifier import ZeroShot
 from mllm.studies.adapt.coop import CoCoOp, CoOp
 from mllm.studies.adapt.problem import LabelledFeatures, labelled_files
 from mllm.studies.adapt.run import METHODS, Method, accuracy
@@ -156,7 +156,7 @@ def _labelled(
     parts = []
     for start in range(0, len(files), CHUNK):
         pixels = [encoder.preparer(change(read_image(path))) for path in files[start : start + CHUNK]]
-        parts.append(encoder.pixels_to_features(torch.stack(pixels)))
+        parts.append(encoder.raw_pixels_to_features(torch.stack(pixels)).detach())
     return LabelledFeatures(torch.cat(parts), torch.tensor(labels), tuple(names))
 
 

@@ -83,6 +83,11 @@ def clip_settings() -> str:
     return settings_page("Settings of contrastive training", lead, settings_class("clip"))
 
 
+def generation_settings() -> str:
+    lead = "Every key of a configuration for `mllm generate train` of pictures from text (`kind: text`)."
+    return settings_page("Settings of generators", lead, settings_class("generate"))
+
+
 def recipe() -> str:
     from mllm.data.readers import READERS
 
@@ -285,6 +290,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "grpo_settings": grpo_settings,
     "improve_settings": improve_settings,
     "clip_settings": clip_settings,
+    "generation_settings": generation_settings,
     "recipe": recipe,
     "benchmark_file": benchmark_file,
     "synth_settings": synth_settings,

@@ -30,6 +30,7 @@ SCRIPTS = {
     "train/preference.py": ["train"],
     "train/grpo.py": ["train"],
     "train/contrastive.py": ["clip", "train"],
+    "train/diffusion.py": ["generate", "train"],
 }
 
 
@@ -111,13 +112,17 @@ def check_settings(words, options):
     """Configurations of ours, and of the pages, are loaded with the overrides given."""
     from mllm.commands.train import class_for
     from mllm.contrastive.settings import ContrastiveSettings
+    from mllm.generation.kinds import read_kind
     from mllm.settings import apply_overrides, read_yaml, validate_settings
 
-    for word in words if words[0] in ("train", "plan", "clip") else ():
+    for word in words if words[0] in ("train", "plan", "clip", "generate") else ():
         if word.endswith(".yaml"):
             assert (ROOT / word).is_file() or word in FILES, f"{word} is neither in the checkout nor on a page"
             values = yaml.safe_load(FILES[word].text) if word in FILES else read_yaml(str(ROOT / word))
             apply_overrides(values, getattr(options, "overrides", []))
+            if words[0] == "generate":
+                read_kind(values, word)
+                continue
             kind = ContrastiveSettings if words[0] == "clip" else class_for(values)
             validate_settings(kind, values, word)
 

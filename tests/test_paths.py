@@ -12,6 +12,7 @@ from mllm.data.index import cache_directory
 from mllm.data.recipe import RecipeSettings
 from mllm.errors import UserError
 from mllm.finetune.settings import FinetuneSettings
+from mllm.generation.settings import DiffusionSettings
 from mllm.model.settings import LoraSettings
 from mllm.settings import expanded, expanded_benchmark, load_settings, validate_settings
 from mllm.synthesis.settings import InstructionConfig
@@ -35,6 +36,16 @@ SETTINGS = [
         {
             "run_dir": "~/clip",
             "model": {"image_encoder": "$DATA/clip"},
+            "data": {"pairs": "~/p.jsonl", "heldout": "$DATA/h.jsonl", "image_root": "~"},
+            "optim": {"lr": 1e-3},
+        },
+    ),
+    (
+        DiffusionSettings,
+        {
+            "run_dir": "~/pictures",
+            "pictures": {"autoencoder": "$DATA/vae"},
+            "text": {"clip": "~/clip"},
             "data": {"pairs": "~/p.jsonl", "heldout": "$DATA/h.jsonl", "image_root": "~"},
             "optim": {"lr": 1e-3},
         },
@@ -98,6 +109,7 @@ def test_overrides_and_the_configs_own_path_are_expanded_too(kind, values, tmp_p
         (["data", "convert", "a", "~/x"], "out"),
         (["data", "report", "r", "--out=~/x"], "out"),
         (["clip", "diagnose", "m", "p", "--picture=~/x.png"], "picture"),
+        (["generate", "sample", "m", "p", "--out=~/x"], "out"),
         (["eval", "m", "--output=~/x"], "output"),
         (["score", "--metric", "m", "p", "--per-sample=~/x"], "per_sample"),
     ],

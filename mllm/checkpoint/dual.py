@@ -1,5 +1,6 @@
-"""Dual encoders on disk, in transformers' `CLIPModel`, `SiglipModel` or `VisionTextDualEncoderModel` layout."""
+"""Dual encoders on disk, in the layouts of transformers' classes; open_clip's are read, too."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from transformers import (
     SiglipModel,
 )
 
+from mllm.checkpoint.open_clip import load_open_clip, pickle_hint
+from mllm.checkpoint.open_clip_config import is_open_clip
 from mllm.checkpoint.ours import model_directory
-from mllm.checkpoint.parts import first_line, load_preparer, load_vision_model, vision_config
+from mllm.checkpoint.parts import check_complete, first_line, load_preparer, load_vision_model, vision_config
 from mllm.errors import UserError
-from mllm.model.dual_encoder import CLASSES, MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual
+from mllm.model.dual_encoder import MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual
+from mllm.model.dual_kinds import dual_class, dual_kind, read_as_trained
 from mllm.model.dual_settings import ClipModelSettings
 
 
@@ -63,30 +67,38 @@ def save_clip(
     config.dtype = str(dtype).removeprefix("torch.")
     config.save_pretrained(directory)
     weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state_dict.items()}
-    # transformers doesn't clamp: what is saved is what was used.
-    scale = weights["logit_scale"].clamp(max=MAX_LOG_SCALE)
+    scale = weights["logit_scale"]
+    if not (isinstance(model, SiglipModel) and model.logit_bias.requires_grad):
+        # transformers doesn't clamp: what is saved is what was used. The sigmoid loss, which learns the bias, has no bound.
+        scale = scale.clamp(max=MAX_LOG_SCALE)
     weights["logit_scale"] = scale.reshape((1,) if isinstance(model, SiglipModel) else ())
     save_torch_state_dict(weights, directory)
     tokenizer.save_pretrained(directory)
     image_processor(settings).save_pretrained(directory)
 
 
-def load_dual(path: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a `CLIPModel`, a `SiglipModel` or a ResNet of ours, in float32 and evaluation mode, and its tokenizer.
+def load_dual(path: Path | str, reads_pickles: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a dual encoder of transformers' or of open_clip's layout, in float32 and evaluation mode, and its tokenizer.
 
-    `path`: its directory, or a finished run's. Raises UserError for anything else.
+    `path`: its directory, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
+    safetensors, of which torch runs nothing. Raises UserError for anything else. The tokenizer reads texts as the model was
+    trained: see `read_as_trained`.
     """
     directory = model_directory(path)
+    if is_open_clip(directory):
+        return load_open_clip(directory, reads_pickles)
     try:
         config = AutoConfig.from_pretrained(directory)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        if config.model_type not in CLASSES:
-            raise UserError(f"{path} is a {config.model_type}; a dual encoder is a {' or a '.join(CLASSES)}")
-        if config.model_type == "vision-text-dual-encoder" and config.vision_config.model_type != "bit":
-            raise UserError(f"{path} sees with a {config.vision_config.model_type}; only BiT's ResNets are read here")
-        model = CLASSES[config.model_type].from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        dual_kind(path, config.model_type)
+        pickles = sorted(directory.glob("pytorch_model*.bin")) if not any(directory.glob("*.safetensors")) else []
+        if pickles and not reads_pickles:
+            raise UserError(pickle_hint(directory, pickles[0]))
+        model, report = dual_class(config).from_pretrained(
+            directory, dtype=torch.float32, use_safetensors=not pickles, weights_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is no model with a tokenizer: {first_line(error)}") from None
-    if not 0 < tokenizer.model_max_length <= config.text_config.max_position_embeddings:
-        tokenizer.model_max_length = config.text_config.max_position_embeddings
+    check_complete(path, report["missing_keys"])
+    read_as_trained(tokenizer, config)
     return model.eval(), tokenizer

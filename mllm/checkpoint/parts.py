@@ -139,7 +139,7 @@ def load_preparer(path: str, image_size_px: int, fit: Fit) -> ImagePreparer:
 
     Raises UserError where it has none.
     """
-    return ImagePreparer(image_size_px, *_processor_statistics(path), fit)
+    return ImagePreparer(image_size_px, *statistics_of(path, processor_values(path)), fit)
 
 
 def encoders_preparer(
@@ -151,17 +151,17 @@ def encoders_preparer(
     them.
     """
     said = [
-        encoder_family(config.model_type).statistics(config) or _processor_statistics(path)
+        encoder_family(config.model_type).statistics(config) or statistics_of(path, processor_values(path))
         for path, config in zip(paths, configs, strict=True)
     ]
     means, stds = (tuple(chain.from_iterable(numbers)) for numbers in zip(*said, strict=True))
     return ImagePreparer(sides_px[0], means, stds, fit, sides_px[1:])
 
 
-def _processor_statistics(path: str) -> Statistics:
-    """Read mean and standard deviation of the three channels from a directory's image processor."""
+def processor_values(path: str) -> dict[str, Any]:
+    """Read what a directory's image processor does, by the names of transformers. Raises UserError where there is none."""
     try:
-        values = AutoImageProcessor.from_pretrained(path, backend="pil").to_dict()
+        values: dict[str, Any] = AutoImageProcessor.from_pretrained(path, backend="pil").to_dict()
     except (OSError, ValueError, ImportError) as error:
         # The classes of some processors, such as DINOv3's, are there with torchvision alone; their files say the same.
         values = _written_processor(path)
@@ -169,7 +169,13 @@ def _processor_statistics(path: str) -> Statistics:
             raise UserError(
                 f"{path}: no image processor found ({error}); it holds the encoder's mean and std"
             ) from None
-    mean, std = values.get("image_mean"), values.get("image_std")
+    return values
+
+
+def statistics_of(path: str, values: dict[str, Any]) -> Statistics:
+    """Return mean and standard deviation of the three channels of an image processor with these values."""
+    mean: Any = values.get("image_mean")
+    std: Any = values.get("image_std")
     sizes = [len(numbers) if isinstance(numbers, list | tuple) else 0 for numbers in (mean, std)]
     if sizes != [3, 3] or values.get("do_normalize") is False:
         raise UserError(

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
-from mllm.commands.clip_studies import A_FILE_OF_PAIRS, add_fit, add_image_root, add_studies, check_picture
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_picture
+from mllm.commands.clip_export import add_export
+from mllm.commands.clip_studies import add_studies
 from mllm.launch import launched_rank
 from mllm.settings import expanded
 
@@ -22,6 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_naming(parts)
     _add_finding(parts)
     _add_scoring(parts)
+    add_export(parts)
     add_studies(parts)
 
 
@@ -48,9 +51,15 @@ def _add_naming(parts: Any) -> None:
     )
     classify.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
     classify.add_argument("images", type=expanded, nargs="+", metavar="IMAGE", help="Image files.")
-    classes = classify.add_mutually_exclusive_group(required=True)
-    classes.add_argument("--classes", help="Names of classes, with commas between.")
+    classes = classify.add_mutually_exclusive_group()
+    classes.add_argument("--classes", help="Names of classes, with commas between. Those of --adapted, by default.")
     classes.add_argument("--class-file", type=expanded, metavar="FILE", help="A file of class names, one a line.")
+    classify.add_argument(
+        "--adapted",
+        type=expanded,
+        metavar="DIR",
+        help="Name by what `mllm clip adapt --out` kept in this directory, and not by prompts.",
+    )
     _add_templates(classify)
     add_fit(classify)
     classify.add_argument(
@@ -171,14 +180,24 @@ def _templates(options: argparse.Namespace) -> list[str]:
 
 
 def _classify(options: argparse.Namespace) -> None:
-    from mllm.contrastive.zeroshot import class_features, read_lines
+    from mllm.contrastive.zeroshot import check_classes, class_features, read_lines
+    from mllm.errors import UserError
     from mllm.inference.dual_features import load_encoder
+    from mllm.studies.adapt.saved import load_adapted
 
     _check_k(options.k)
-    names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes)
+    names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes or "")
+    if not names and not options.adapted:
+        raise UserError("give classes: --classes NAME,NAME or --class-file FILE")
     encoder = load_encoder(options.model, options.fit)
-    classes = class_features(encoder, names, _templates(options))
-    probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
+    if options.adapted:
+        adapted = load_adapted(options.adapted, encoder)
+        names = names or list(adapted.names)
+        check_classes(names)
+        probabilities = adapted.classifier.scores(encoder.raw_images(options.images), names).softmax(-1)
+    else:
+        classes = class_features(encoder, names, _templates(options))
+        probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
     for path, row in zip(options.images, probabilities, strict=True):
         top = row.topk(min(options.k, len(names)))
         named = (f"{names[i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True))
@@ -191,13 +210,16 @@ def _split(names: str) -> list[str]:
 
 def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
-    from mllm.inference.dual_features import image_files, load_encoder
+    from mllm.inference.dual_features import image_files, load_encoder, readable_features
 
     _check_k(options.k)
     check_picture(options.sheet, _by(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
-    _show(options, nearest(encoder.images(files), files, _query(encoder, options), options.k))
+    readable, features, skipped = readable_features(encoder, files)
+    _show(options, nearest(features, readable, _query(encoder, options), options.k))
+    if skipped:
+        print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
 
 
 def _query(encoder: Any, options: argparse.Namespace) -> Any:
@@ -220,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     import torch
 
     from mllm.contrastive.data import read_pairs
-    from mllm.contrastive.retrieval import recall
+    from mllm.contrastive.retrieval import pairs_recall
     from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
     from mllm.inference.dual_features import load_encoder
 
@@ -228,9 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         _check_k(k)
     encoder = load_encoder(options.model, options.fit)
     if options.pairs:
-        pairs = read_pairs(options.pairs, options.image_root)
-        captions = [pair.caption for pair in pairs]
-        result = recall(encoder.images([p.image for p in pairs]), encoder.texts(captions), captions, options.k)
+        result = pairs_recall(encoder, read_pairs(options.pairs, options.image_root), options.k)
     else:
         files, labels, names = class_folders(options.folder)
         scores = encoder.images(files) @ class_features(encoder, names, _templates(options)).T

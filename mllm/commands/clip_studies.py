@@ -7,146 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, picture
-from mllm.console import report_console
+from mllm.commands.clip_adapt import add_adapt
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_picture
 from mllm.errors import UserError
-from mllm.outputs import check_file
 from mllm.settings import expanded
-
-NAMES = ("zero_shot", "linear_probe", "tip_adapter", "coop", "cocoop", "clap")
-A_FILE_OF_PAIRS = 'A file of JSON lines {"image": …, "caption": …}'
 
 
 def add_studies(parts: Any) -> None:
-    _add_adapt(parts)
+    add_adapt(parts)
     _add_diagnose(parts)
     _add_misalignment(parts)
-
-
-def _add_adapt(parts: Any) -> None:
-    parser = add_part(
-        parts,
-        "adapt",
-        _adapt,
-        "Learn a few labelled images on frozen, cached features of a dual encoder, and score unseen ones.",
-        "mllm clip adapt coop data_recipes/demo/clip --train runs/demo/data/clip_pairs.jsonl \\",
-        "    --image-root runs/demo/data --test runs/demo/data/heldout/clip_pairs.jsonl \\",
-        "    --class-file classes.txt --shots 1 4 16 --seeds 3",
-    )
-    parser.add_argument("method", choices=[*NAMES, "all"], help="How to learn; all compares the methods.")
-    parser.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
-    parser.add_argument(
-        "--train",
-        type=expanded,
-        required=True,
-        help="A folder of class folders, or pairs (.jsonl) whose captions are classes.",
-    )
-    parser.add_argument(
-        "--test",
-        type=expanded,
-        required=True,
-        nargs="+",
-        help="What to score, as --train; several are several domains.",
-    )
-    parser.add_argument(
-        "--image-root",
-        type=expanded,
-        default=".",
-        metavar="DIR",
-        help="Directory that image paths of pairs start from (default: %(default)s).",
-    )
-    parser.add_argument(
-        "--class-file",
-        type=expanded,
-        metavar="FILE",
-        help="A file of class names, one a line. The folders of --train, by default.",
-    )
-    parser.add_argument(
-        "--shots",
-        type=int,
-        nargs="+",
-        default=[1, 2, 4, 8, 16],
-        help="Numbers of training images of each class (default: 1 2 4 8 16).",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="Number of draws of the shots (default: %(default)s)."
-    )
-    parser.add_argument(
-        "--base-to-new", action="store_true", help="Learn half of the classes and score the other half, too."
-    )
-    parser.add_argument(
-        "--cache",
-        type=expanded,
-        default="runs/clip_features",
-        metavar="DIR",
-        help="Directory where features are kept (default: %(default)s).",
-    )
-    add_fit(parser)
-    _add_coop(parser.add_argument_group("settings of coop"))
-
-
-def _add_coop(coop: "argparse._ArgumentGroup") -> None:
-    coop.add_argument(
-        "--context", type=int, default=16, metavar="N", help="Number of context vectors (default: %(default)s)."
-    )
-    coop.add_argument(
-        "--start", metavar="WORDS", help="Begin as these words, such as 'a photo of a', and not as random vectors."
-    )
-    coop.add_argument(
-        "--position",
-        choices=["end", "middle"],
-        default="end",
-        help="Where the class name stands among the context vectors (default: %(default)s).",
-    )
-    coop.add_argument("--class-specific", action="store_true", help="Learn context vectors of its own for each class.")
-
-
-def _adapt(options: argparse.Namespace) -> None:
-    from rich.table import Table
-
-    from mllm.contrastive.zeroshot import class_folders, read_lines
-    from mllm.inference.dual_features import load_encoder
-    from mllm.studies.adapt.problem import encode_labelled, labelled_files
-    from mllm.studies.adapt.run import base_to_new, few_shot
-
-    if min(options.shots) < 1 or options.seeds < 1 or options.context < 1:
-        raise UserError("--shots, --seeds and --context: give at least 1")
-    if options.base_to_new and len(options.test) > 1:
-        raise UserError(f"--base-to-new scores one --test, not {len(options.test)}")
-    names = read_lines(options.class_file, "class") if options.class_file else class_folders(options.train)[2]
-    encoder = load_encoder(options.model, options.fit)
-
-    def read(source: str) -> Any:
-        files, labels = labelled_files(source, options.image_root, names)
-        return encode_labelled(encoder, files, labels, names, options.model, Path(options.cache))
-
-    train, tests = read(options.train), {source: read(source) for source in options.test}
-    seeds = range(options.seeds)
-    rows: list[Any] = []
-    for name in NAMES if options.method == "all" else (options.method,):
-        method = _method(name, options)
-        if options.base_to_new:
-            for shots in options.shots:
-                rows += base_to_new(name, method, encoder, train, tests[options.test[0]], shots, seeds)
-        else:
-            rows += few_shot(name, method, encoder, train, tests, options.shots, seeds)
-    table = Table("method", "shots", "test", "accuracy %", "± (seeds)", "fit s")
-    for row in rows:
-        figures = (f"{100 * row.accuracy:.1f}", f"{100 * row.deviation:.1f}", f"{row.fit_s:.1f}")
-        table.add_row(row.method, str(row.shots), row.test, *figures)
-    report_console().print(table)
-
-
-def _method(name: str, options: argparse.Namespace) -> Any:
-    from mllm.studies.adapt.run import METHODS
-
-    if name == "coop":
-        return METHODS[name](
-            context_count=options.context,
-            position=options.position,
-            class_specific=options.class_specific,
-            start=options.start,
-        )
-    return METHODS[name]()
 
 
 def _add_diagnose(parts: Any) -> None:
@@ -186,27 +56,6 @@ def _add_misalignment(parts: Any) -> None:
         ("--seeds", 3, "Number of repetitions with seeds of their own"),
     ):
         simulation.add_argument(name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s).")
-
-
-def add_image_root(parser: argparse.ArgumentParser, of: str) -> None:
-    parser.add_argument(
-        "--image-root",
-        type=expanded,
-        default=".",
-        metavar="DIR",
-        help=f"Directory that image paths of {of} start from (default: %(default)s).",
-    )
-
-
-def add_fit(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--fit", choices=["pad", "crop", "stretch"], help="How images become square. As in training, by default."
-    )
-
-
-def check_picture(path: Path | None, by: str, *inputs: str) -> None:
-    if path is not None:
-        check_file(path, by, inputs)
 
 
 def _diagnose(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from mllm.errors import UserError
 from mllm.launch import launched_rank
 from mllm.settings import command_of, expanded, expanded_path, read_values
 
-A_GENERATOR = "A directory of a generator: of a run of `mllm generate train`, or a Stable Diffusion pipeline in diffusers' layout."
+A_GENERATOR = "A generator's directory: of a run of `mllm generate train`, or of Stable Diffusion in diffusers' layout."
 BY = "mllm generate sample"
 
 

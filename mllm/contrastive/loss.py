@@ -101,7 +101,8 @@ def sigmoid_sum(
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
     """
     positive = positive | features.own_diagonal()
-    logits = logit_factor(log_scale) * features.image @ features.all_texts.T + bias.float()
+    # SigLIP's factor has no bound: the public checkpoints' is 112.
+    logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
     sign = torch.where(positive, 1.0, -1.0)
     return -F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0).sum()
 

@@ -94,7 +94,8 @@ class ContrastiveTask:
         """The loss sum, and as `logit_scale` the factor on cosines, once for each pair."""
         chunk: Chunk = micro_batch.inputs
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
-        factor = logit_factor(scalars["logit_scale"].detach())
+        log_scale = scalars["logit_scale"].detach()
+        factor = log_scale.float().exp() if self.kind == "sigmoid" else logit_factor(log_scale)
         return TaskOutput(self._chunk_loss(module, chunk, scalars), {"logit_scale": factor * (chunk.end - chunk.start)})
 
     def _chunk_loss(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:

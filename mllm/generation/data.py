@@ -160,7 +160,7 @@ class PictureLatents:
             return codec.moments(from_bytes(pixels(start, end)).to(codec.vae.device)).cpu().numpy()
 
         make, at_once = (pixels, 256) if codec.is_pixels else (moments, 16)
-        known_by = "pixels" if codec.is_pixels else fingerprint(codec.vae)
+        known_by = fingerprint(codec.vae) if isinstance(codec, LatentCodec) else "pixels"
         stats = [path.stat() for path in images if path.is_file()]
         key = [known_by, codec.image_size_px, *map(str, images), *((s.st_size, s.st_mtime_ns) for s in stats)]
         self._rows = cached_rows(cache, "pictures", key, len(images), make, at_once)

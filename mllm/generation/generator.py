@@ -1,7 +1,7 @@
 """A generator: its parts in memory, and their directory, which is diffusers' layout with a config of ours.
 
-`config.json` says what kind it is and what its latents are; `unet/` or `transformer/`, `scheduler/`, `text_encoder/`, `tokenizer/`
-and `vae/` are diffusers', and `conditioning/` holds what makes tokens of embeddings.
+`config.json` says what kind it is and what its latents are; `unet/` or `transformer/`, `scheduler/`, `text_encoder/`,
+`tokenizer/` and `vae/` are diffusers', and `conditioning/` holds what makes tokens of embeddings.
 """
 
 import json

@@ -24,8 +24,8 @@ def is_generator(path: Path | str) -> bool:
 def load_generator(path: Path | str, device: str | None = None, dtype: Dtype = "auto") -> Generator:
     """Load a generator for drawing: its directory, or that of a finished run.
 
-    device: a GPU if there is one, by default. dtype: of denoiser and text side, `auto` is bfloat16 on a GPU that has it, float32
-    elsewhere; an autoencoder stays float32, which half precision overflows. Raises UserError for anything else.
+    device: a GPU if there is one, by default. dtype: of denoiser and text side, `auto` is bfloat16 on a GPU that has it,
+    float32 elsewhere; an autoencoder stays float32, which half precision overflows. Raises UserError for anything else.
     """
     check_diffusers()
     directory = model_directory(path)

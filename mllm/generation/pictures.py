@@ -27,8 +27,8 @@ def draw_pictures(
 ) -> list[Image.Image]:
     """Draw picture i from prompt i and the noise of seed i.
 
-    on_step(done): called after each step of a batch, with the number of steps of pictures that are done. Raises UserError like
-    `Sampling.checked`.
+    on_step(done): called after each step of a batch, with the number of pictures' steps that are done. Raises UserError
+    like `Sampling.checked`.
     """
     how.checked(generator.schedule.num_train_timesteps)
     conditions = generator.conditions(prompts, seeds)

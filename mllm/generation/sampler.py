@@ -21,8 +21,8 @@ Denoise = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 class Sampling:
     """How pictures are drawn.
 
-    guidance: w of ε(∅) + w (ε(c) − ε(∅)): 0 draws from nothing, 1 from the conditions, more exaggerates them. rescale: share of
-    the guided prediction that is brought back to the deviation of the conditional one (Lin et al. 2023 take 0.7). eta: of
+    guidance: w of ε(∅) + w (ε(c) − ε(∅)): 0 draws from nothing, 1 from the conditions, more exaggerates them. rescale: share
+    of the guided prediction that is brought back to the deviation of the conditional one (Lin et al. 2023 take 0.7). eta: of
     DDIM, 0 adds no noise, 1 as much as DDPM.
     """
 
@@ -97,8 +97,8 @@ def sample(
 ) -> torch.Tensor:
     """Draw latents float32 [n, c, h, w] from unit noise `start` of that shape.
 
-    generators: one a picture, for samplers that add noise; needed for ddpm and eta > 0. on_step(number, latents): called after
-    each step, from 1. Raises UserError like `Sampling.checked`.
+    generators: one a picture, for samplers that add noise; needed for ddpm and eta > 0. on_step(number, latents): called
+    after each step, from 1. Raises UserError like `Sampling.checked`.
     """
     how.checked(schedule.num_train_timesteps)
     scheduler = schedule.scheduler(how.method)

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer
 from mllm.checkpoint.ours import model_directory
-from mllm.checkpoint.parts import load_preparer
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import Fit
-from mllm.model.dual_encoder import MAX_LOG_SCALE, tokenize, too_long
+from mllm.model.dual_encoder import tokenize, too_long
+from mllm.model.dual_kinds import DUAL_KINDS, logit_factor_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,15 +29,16 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """Image and text side of a CLIP or SigLIP, frozen and in evaluation mode."""
+    """Image and text side of a CLIP, SigLIP or another dual encoder, frozen and in evaluation mode."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    preparer: ImagePreparer
+    preparer: DualPixels
 
     @property
     def is_siglip(self) -> bool:
-        return self.model.config.model_type == "siglip"
+        """Whether its logits answer yes or no for each pair of an image and a text."""
+        return DUAL_KINDS[self.model.config.model_type].asks_each_pair
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +90,7 @@ class DualEncoder:
     @property
     def factor(self) -> float:
         """What cosines are multiplied by to become logits."""
-        return float(self.model.logit_scale.detach().float().clamp(max=MAX_LOG_SCALE).exp())
+        return logit_factor_of(self.model)
 
     def probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
         """[N, classes] → the same shape: a softmax over classes, or SigLIP's yes or no for each."""
@@ -99,18 +100,17 @@ class DualEncoder:
 
 
 def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
-    """A directory of a `CLIPModel` or `SiglipModel` with tokenizer and image processor, or a finished run's directory.
+    """A directory of a dual encoder with tokenizer and image processor, or a finished run's directory.
 
-    fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, cropped for
-    other CLIPs, stretched for other SigLIPs.
+    fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, and for others as
+    their image processor says.
     """
     model, tokenizer = load_dual(path)
     directory = model_directory(path)
-    if fit is None:
+    if fit is None and (directory / "training_log.json").is_file():
         # Written by train_clip; transformers' processor files have no word for padding.
-        ours = (directory / "training_log.json").is_file()
-        fit = "pad" if ours else "stretch" if model.config.model_type == "siglip" else "crop"
-    preparer = load_preparer(str(directory), model.config.vision_config.image_size, fit)
+        fit = "pad"
+    preparer = dual_preparer(directory, model.config.vision_config.image_size, fit)
     model.requires_grad_(False)
     return DualEncoder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, preparer)
 
@@ -139,3 +139,18 @@ def encode_readable(
                 on_skip(path, str(error))
         if good:
             yield good, encoder.pixels_to_features(torch.stack(pixels))
+
+
+def readable_features(encoder: DualEncoder, paths: Sequence[Path]) -> tuple[list[Path], torch.Tensor, int]:
+    """The images that can be read, their features [N, E], and how many can't, each named in the log.
+
+    Raises UserError where none can.
+    """
+    kept: list[Path] = []
+    features = []
+    for chunk, found in encode_readable(encoder, paths, lambda _, reason: logger.warning("left out: %s", reason)):
+        kept += chunk
+        features.append(found)
+    if not features:
+        raise UserError(f"none of {len(paths)} images could be read")
+    return kept, torch.cat(features), len(paths) - len(kept)

@@ -10,7 +10,7 @@ from PIL import Image
 from mllm.media.frame import cropped, padded_size, padding
 from mllm.media.visual import WHOLE, Crop, Fit, Size
 
-RESAMPLE = Image.Resampling.BICUBIC
+BICUBIC = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class ImagePreparer:
 
     Channels are RGB, three for each encoder that sees the image, with its own mean, deviation and colour around a padded
     image. other_sizes_px: of the encoders but the first. S is then the largest, and what a smaller one sees is in the upper
-    left of its channels; a tile that is cut out is scaled to it.
+    left of its channels; a tile that is cut out is scaled to it. resample: the filter that images are resized by.
 
-    The arithmetic is that of transformers' Pillow-backed CLIP and SigLIP image processors (bicubic resize in 8 bit,
-    then rescale, then normalize), so that an exported model sees equal pixels.
+    The arithmetic is that of transformers' Pillow-backed CLIP and SigLIP image processors (resize in 8 bit, bicubic by
+    default, then rescale, then normalize), so that an exported model sees equal pixels.
     """
 
     image_size_px: int
@@ -30,6 +30,7 @@ class ImagePreparer:
     std: tuple[float, ...]
     fit: Fit = "pad"
     other_sizes_px: tuple[int, ...] = ()
+    resample: Image.Resampling = BICUBIC
 
     @property
     def channels(self) -> int:
@@ -66,16 +67,16 @@ class ImagePreparer:
             if crop.scaled is None:
                 fit = crop.fit or self.fit
                 yield self._stacked(
-                    [_to_square(image, side, fit, colour) for side, colour in zip(sides, colours, strict=True)]
+                    [self._to_square(image, side, fit, colour) for side, colour in zip(sides, colours, strict=True)]
                 )
                 continue
             if crop.scaled not in scaled:
                 height, width = crop.scaled
-                scaled[crop.scaled] = image.resize((width, height), RESAMPLE)
+                scaled[crop.scaled] = image.resize((width, height), self.resample)
             top, left = crop.corner
             square = Image.new("RGB", (self.image_size_px,) * 2)
             square.paste(scaled[crop.scaled], (-left, -top))
-            yield self._stacked([_to_square(square, side, "stretch", ()) for side in sides])
+            yield self._stacked([self._to_square(square, side, "stretch", ()) for side in sides])
 
     def _stacked(self, squares: Sequence[Image.Image]) -> np.ndarray:
         """uint8 [C, S, S] of a square for each encoder."""
@@ -84,18 +85,17 @@ class ImagePreparer:
             planes[3 * first : 3 * first + 3, : square.height, : square.width] = np.asarray(square).transpose(2, 0, 1)
         return planes
 
-
-def _to_square(image: Image.Image, size: int, fit: Fit, colour: Sequence[float]) -> Image.Image:
-    """`image` as size × size pixels; colour: around one that is padded."""
-    if fit == "stretch":
-        return image if image.size == (size, size) else image.resize((size, size), RESAMPLE)
-    if fit == "pad":
-        return pad_to_square(image, colour).resize((size, size), RESAMPLE)
-    scaled, side = cropped((image.height, image.width), size)
-    if side == size:
-        image = image.resize((scaled[1], scaled[0]), RESAMPLE)
-    square = _middle(image, side)
-    return square if side == size else square.resize((size, size), RESAMPLE)
+    def _to_square(self, image: Image.Image, size: int, fit: Fit, colour: Sequence[float]) -> Image.Image:
+        """`image` as size × size pixels; colour: around one that is padded."""
+        if fit == "stretch":
+            return image if image.size == (size, size) else image.resize((size, size), self.resample)
+        if fit == "pad":
+            return pad_to_square(image, colour, self.resample).resize((size, size), self.resample)
+        scaled, side = cropped((image.height, image.width), size)
+        if side == size:
+            image = image.resize((scaled[1], scaled[0]), self.resample)
+        square = _middle(image, side)
+        return square if side == size else square.resize((size, size), self.resample)
 
 
 def _middle(image: Image.Image, size: int) -> Image.Image:
@@ -108,13 +108,13 @@ def _colour(mean: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(m * 255) for m in mean)
 
 
-def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+def pad_to_square(image: Image.Image, mean: Sequence[float], resample: Image.Resampling = BICUBIC) -> Image.Image:
     """Centre `image` on a square of the encoder's mean colour, as LLaVA-1.5 does in stage 2."""
     if image.width == image.height:
         return image
     height, width = padded_size((image.height, image.width))
     if (width, height) != image.size:
-        image = image.resize((width, height), RESAMPLE)
+        image = image.resize((width, height), resample)
     top, left = padding((height, width))
     canvas = Image.new("RGB", (max(height, width),) * 2, _colour(mean))
     canvas.paste(image, (left, top))

@@ -27,8 +27,9 @@ class VisionEncoderSettings(Settings):
     """The vision encoder, and which of its features are used."""
 
     path: PathText | None = None
-    """A directory or hub id of an encoder, alone or with what it was trained with: CLIP, MetaCLIP 2, SigLIP, SigLIP 2 of a
-    fixed size, DINOv2, DINOv3, AIMv2, InternViT, MLCD, or one of timm. Needed unless `init_from` brings one.
+    """A directory or hub id of an encoder, alone or with what it was trained with: CLIP, MetaCLIP 2, AltCLIP, Chinese-CLIP,
+    SigLIP, SigLIP 2 of a fixed size, DINOv2, DINOv3, AIMv2, InternViT, MLCD, or one of timm. Needed unless `init_from`
+    brings one.
     """
     feature_layer: int = -2
     """Index of the hidden states that are used, as transformers returns them: 0 is the embeddings, -1 the last layer;

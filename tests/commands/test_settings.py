@@ -134,6 +134,8 @@ def test_an_option_of_another_framework_is_named_with_our_setting(option, told, 
     [
         (["train"], {"run_dir": "x", "data": {"pairs": "p"}}, "for another command: mllm clip train"),
         (["clip", "train"], FINETUNE, "for another command: mllm train"),
+        (["clip", "train"], {"pictures": {}, "data": {"pairs": "p"}}, "for another command: mllm generate train"),
+        (["generate", "train"], FINETUNE, "for another command: mllm train"),
         (["train"], {"name": "x", "sources": []}, "for another command: mllm data validate"),
         (["train"], {"backend": {}, "inputs": []}, "for another command: mllm synth"),
         (["synth"], {"sources": []}, "python -m data_recipes.demo"),
@@ -148,7 +150,7 @@ def test_a_config_of_another_command_names_that_command(command, values, told, t
     assert left.value.code == 2 and line.startswith(f"error: {path}") and told in line
 
 
-@pytest.mark.parametrize("words", [["train"], ["clip", "train"]])
+@pytest.mark.parametrize("words", [["train"], ["clip", "train"], ["generate", "train"]])
 def test_a_config_is_given_once_in_its_place_or_as_an_option(words, capsys):
     for arguments, told in (([], "give a config"), (["a.yaml", "--config", "b.yaml"], "a.yaml and --config b.yaml")):
         with pytest.raises(SystemExit) as left:

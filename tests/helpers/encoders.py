@@ -34,12 +34,17 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "internvit": ("internvl_vision", MLP),
     "internvit_with_norm": ("internvl_vision", MLP | {"use_mean_pooling": False, "use_qk_norm": True}),
 }
+# Their layers are CLIP's own, under other names of classes.
+LIKE_CLIP: dict[str, tuple[str, dict[str, Any]]] = {
+    "altclip": ("altclip_vision_model", MLP),
+    "chinese_clip": ("chinese_clip_vision_model", MLP),
+}
 FIXED = ("aimv2",)  # those that take no other size
 
 
 def tiny_config(name: str, **changes: Any) -> Any:
     """The configuration of a tiny encoder, for tiles of SIDE pixels in patches of PATCH."""
-    model_type, own = CONFIGS[name]
+    model_type, own = (CONFIGS | LIKE_CLIP)[name]
     return ENCODERS[model_type].config(**(SIZES | own | changes))
 
 

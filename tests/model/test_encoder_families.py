@@ -19,7 +19,18 @@ from mllm.model.families import ENCODERS
 from mllm.model.settings import ModelSettings, TrainableSettings
 from mllm.model.trainable import apply_policy
 from mllm.settings import validate_settings
-from tests.helpers.encoders import CONFIGS, FIXED, LAYERS, MEAN, PATCH, SIDE, STD, save_tiny_encoder, tiny_config
+from tests.helpers.encoders import (
+    CONFIGS,
+    FIXED,
+    LAYERS,
+    LIKE_CLIP,
+    MEAN,
+    PATCH,
+    SIDE,
+    STD,
+    save_tiny_encoder,
+    tiny_config,
+)
 from tests.helpers.samples import batch_of, loss_and_gradients
 
 LARGER, UNEVEN = 24, 22  # pixels: the first is divided by a patch
@@ -81,6 +92,11 @@ def test_features_are_transformers_hidden_states_without_prefix_tokens(encoders,
     assert (found - expected).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("name", LIKE_CLIP)
+def test_features_of_encoders_with_clips_layers_are_transformers_own(encoders, name):
+    test_features_are_transformers_hidden_states_without_prefix_tokens(encoders, name, LARGER, -2)
+
+
 @pytest.mark.parametrize("name", ["clip", "dinov2_with_registers", "dinov3", "internvit"])
 def test_a_class_token_that_is_kept_stands_first_and_registers_never_stay(encoders, name):
     encoder = encoder_of(encoders(name), class_token="keep")
@@ -93,7 +109,7 @@ def test_a_class_token_that_is_kept_stands_first_and_registers_never_stay(encode
 
 
 @pytest.mark.parametrize("feature_layer", [-1, -2])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *LIKE_CLIP])
 def test_just_the_parameters_that_are_not_unused_get_a_gradient(encoders, name, feature_layer):
     encoder = encoder_of(encoders(name), None if name in FIXED else LARGER, feature_layer)
     encoder(torch.randn(2, 3, encoder.image_size_px, encoder.image_size_px)).square().sum().backward()
@@ -105,7 +121,7 @@ def test_just_the_parameters_that_are_not_unused_get_a_gradient(encoders, name, 
     assert layers == set(range(1, encoder.used_layers)) and encoder.used_layers == LAYERS + 1 + feature_layer
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, *LIKE_CLIP])
 def test_a_model_of_any_family_trains_is_saved_loaded_and_planned(encoders, tiny_parts, samples, tmp_path, name):
     size = SIDE if name in FIXED else LARGER
     model, processor = build(settings_of(encoders(name), tiny_parts, image_size_px=size))

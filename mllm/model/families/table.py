@@ -33,6 +33,12 @@ ENCODERS: dict[str, EncoderFamily] = {
     "metaclip_2_vision_model": replace(
         CLIP, title="MetaCLIP 2", model_class="MetaClip2VisionModel", config_class="MetaClip2VisionConfig"
     ),
+    "altclip_vision_model": replace(
+        CLIP, title="AltCLIP", model_class="AltCLIPVisionModel", config_class="AltCLIPVisionConfig"
+    ),
+    "chinese_clip_vision_model": replace(
+        CLIP, title="Chinese-CLIP", model_class="ChineseCLIPVisionModel", config_class="ChineseCLIPVisionConfig"
+    ),
     "mlcd_vision_model": replace(
         CLIP, title="MLCD", model_class="MLCDVisionModel", config_class="MLCDVisionConfig", other_sizes="any"
     ),
@@ -107,6 +113,9 @@ ENCODERS: dict[str, EncoderFamily] = {
     ),
 }
 REFUSED = {
+    "align_vision_model": (
+        "is ALIGN's, for mllm clip alone; take an EfficientNet of transformers or timm"
+    ),
     "bit": (
         "is a ResNet; features come from the layers of a ViT: train one with model.layout clip or siglip of "
         "train/contrastive.py, or take a timm one"

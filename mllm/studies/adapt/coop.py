@@ -6,6 +6,7 @@ C classes, M context vectors, W text width, E embedding width.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from mllm.errors import UserError
 from mllm.inference.dual_features import DualEncoder
-from mllm.studies.adapt.baselines import Classifier
+from mllm.studies.adapt.classifier import Classifier, Fields, Tensors
 from mllm.studies.adapt.problem import LabelledFeatures
 from mllm.studies.adapt.prompts import LearnedPrompts, Position, text_width, word_vectors
 
@@ -40,18 +41,30 @@ def _batches(
 
 
 @dataclass(frozen=True)
-class _Coop:
+class CoopClassifier:
+    """context float32 [M, W] of all classes, or [C, M, W] of those that are known."""
+
     encoder: DualEncoder
     context: torch.Tensor
     position: Position
     known: Sequence[str]
+    kind: ClassVar[str] = "coop"
 
-    @torch.no_grad()
-    def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def scores(self, raw: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         if self.context.dim() == 3 and tuple(names) != tuple(self.known):
             raise UserError(f"class-specific contexts know only the classes they were learned for: {self.known}")
         prompts = LearnedPrompts(self.encoder, names, self.context.shape[-2], self.position)
-        return self.encoder.factor * features @ prompts.features(self.context).T
+        return self.encoder.factor * F.normalize(raw, dim=-1) @ prompts.features(self.context).T
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"context": self.context}
+
+    def fields(self) -> dict[str, Any]:
+        return {"position": self.position, "known": list(self.known)}
+
+    @classmethod
+    def restore(cls, encoder: DualEncoder, tensors: Tensors, fields: Fields) -> "CoopClassifier":
+        return cls(encoder, tensors["context"], **fields)
 
 
 @dataclass(frozen=True)
@@ -78,11 +91,11 @@ class CoOp:
         optimizer = torch.optim.SGD([context], lr=LR, momentum=0.9, weight_decay=5e-4)
         epochs = self.epochs or _coop_epochs(len(train.labels) // len(train.names))
         for rows in _batches(len(train.labels), self.batch_size, epochs, optimizer, generator):
-            logits = encoder.factor * train.features[rows] @ prompts.features(context).T
+            logits = encoder.factor * train.viewed(rows, generator) @ prompts.features(context).T
             optimizer.zero_grad()
             F.cross_entropy(logits, train.labels[rows]).backward()
             optimizer.step()
-        return _Coop(encoder, context.detach(), self.position, train.names)
+        return CoopClassifier(encoder, context.detach(), self.position, train.names)
 
     def _first_context(self, encoder: DualEncoder, classes: int, generator: torch.Generator) -> torch.Tensor:
         sets = (classes,) if self.class_specific else ()
@@ -96,6 +109,7 @@ class MetaNetwork(nn.Module):
 
     def __init__(self, embedding_width: int, width: int) -> None:
         super().__init__()
+        self.embedding_width = embedding_width
         hidden = max(1, embedding_width // 16)
         self.layers = nn.Sequential(nn.Linear(embedding_width, hidden), nn.ReLU(), nn.Linear(hidden, width))
 
@@ -104,16 +118,30 @@ class MetaNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class _CoCoop:
+class CoCoopClassifier:
+    """context float32 [M, W] and the network that shifts it for each image."""
+
     encoder: DualEncoder
     context: torch.Tensor
     network: MetaNetwork
+    kind: ClassVar[str] = "cocoop"
 
-    @torch.no_grad()
-    def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    def scores(self, raw: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         prompts = LearnedPrompts(self.encoder, names, len(self.context), "end")
-        rows = [prompts.features(self.context + self.network(f)) @ f for f in features]
+        rows = [prompts.features(self.context + self.network(f)) @ f for f in F.normalize(raw, dim=-1)]
         return self.encoder.factor * torch.stack(rows)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"context": self.context, **self.network.state_dict()}
+
+    def fields(self) -> dict[str, Any]:
+        return {"embedding_width": self.network.embedding_width}
+
+    @classmethod
+    def restore(cls, encoder: DualEncoder, tensors: Tensors, fields: Fields) -> "CoCoopClassifier":
+        network = MetaNetwork(fields["embedding_width"], tensors["context"].shape[1]).requires_grad_(False)
+        network.load_state_dict({name: tensor for name, tensor in tensors.items() if name != "context"})
+        return cls(encoder, tensors["context"], network)
 
 
 @dataclass(frozen=True)
@@ -133,13 +161,13 @@ class CoCoOp:
         prompts = LearnedPrompts(encoder, train.names, len(context), "end")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = MetaNetwork(train.features.shape[1], text_width(encoder))
+            network = MetaNetwork(train.raw.shape[1], text_width(encoder))
         parameters = [context, *network.parameters()]
         optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9, weight_decay=5e-4)
         for rows in _batches(len(train.labels), 1, self.epochs, optimizer, generator):
-            image = train.features[rows[0]]
+            image = train.viewed(rows, generator)[0]
             logits = encoder.factor * prompts.features(context + network(image)) @ image
             optimizer.zero_grad()
             F.cross_entropy(logits[None], train.labels[rows]).backward()
             optimizer.step()
-        return _CoCoop(encoder, context.detach(), network.requires_grad_(False))
+        return CoCoopClassifier(encoder, context.detach(), network.requires_grad_(False))

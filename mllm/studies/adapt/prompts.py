@@ -16,8 +16,8 @@ Position = Literal["end", "middle", "front"]
 
 
 class LearnedPrompts:
-    """Class names among M learned vectors: `[V]…[V] name.` (position end), `[V]… name. …[V]` (middle, CoOp section 3.2)
-    or `name. [V]…[V]` (front).
+    """Class names among M learned vectors: `[V]…[V] name.` (position end), `[V]… name […V].` (middle, CoOp section 3.2) or
+    `name [V]…[V].` (front); the full stop comes last, as in the authors' code.
 
     The vectors come with each call, so that they may be shared, one set a class, or one set an image. whole_texts: what
     comes in place of names is whole texts, which get no full stop, and lose their end where they are too long; a name
@@ -30,15 +30,18 @@ class LearnedPrompts:
     ) -> None:  # fmt: skip
         self.encoder, self.position = encoder, position
         self.context_count = context_count
-        words = [self._words(name if whole_texts else f"{name}.") for name in names]
+        words = [self._words(name) for name in names]
+        stops = [
+            [] if whole_texts else self._words(f"{name}.")[len(ids) :] for name, ids in zip(names, words, strict=True)
+        ]
         bos, eos = self._ends()
         limit = encoder.tokenizer.model_max_length
         before = {"end": context_count, "middle": context_count // 2, "front": 0}[position]
         rows, places = [], []
-        for name, ids in zip(names, words, strict=True):
+        for name, ids, stop in zip(names, words, stops, strict=True):
             if whole_texts:
                 ids = ids[: limit - len(bos) - context_count - len(eos)]
-            length = len(bos) + context_count + len(ids) + len(eos)
+            length = len(bos) + context_count + len(ids) + len(stop) + len(eos)
             if length > limit:
                 raise UserError(
                     f"{context_count} context vectors and class {name!r} make {length} tokens; the text side takes "
@@ -46,7 +49,7 @@ class LearnedPrompts:
                 )
             # What stands where a vector will: not the end token, nor one of a high id, at which CLIPs read the feature.
             filler = bos[:1] or ids[:1]
-            rows.append([*bos, *filler * before, *ids, *filler * (context_count - before), *eos])
+            rows.append([*bos, *filler * before, *ids, *filler * (context_count - before), *stop, *eos])
             start, after = len(bos), len(bos) + before + len(ids)
             places.append([*range(start, start + before), *range(after, after + context_count - before)])
         longest = limit if encoder.is_siglip else max(map(len, rows))
@@ -74,6 +77,10 @@ class LearnedPrompts:
 
         Vectors for several images are several calls.
         """
+        return F.normalize(self.raw_features(context), dim=-1)
+
+    def raw_features(self, context: torch.Tensor) -> torch.Tensor:
+        """Compute `features` before they are normalized."""
         device = self.encoder.device
         context = context if context.dim() == 3 else context[None].expand(len(self.ids), -1, -1)
         rows = torch.arange(len(self.ids))[:, None]
@@ -87,7 +94,8 @@ class LearnedPrompts:
             output = self.encoder.model.get_text_features(input_ids=ids, attention_mask=mask)
         finally:
             hook.remove()
-        return F.normalize(output.pooler_output.float(), dim=-1).cpu()
+        features: torch.Tensor = output.pooler_output.float().cpu()
+        return features
 
 
 def _token_embedding(encoder: DualEncoder) -> torch.nn.Module:
@@ -113,9 +121,10 @@ def word_vectors(encoder: DualEncoder, text: str) -> torch.Tensor:
 def noisy_text_features(
     encoder: DualEncoder, texts: Sequence[str], noise_count: int, std: float, position: Position
 ) -> torch.Tensor:
-    """Return features [N, E] of texts with `noise_count` Gaussian vectors among their words (CLAP's inserted noise)."""
+    """Return features [N, E], as the model gives them, of texts with `noise_count` Gaussian vectors among their words (CLAP's
+    inserted noise)."""
     parts = []
     for start in range(0, len(texts), CHUNK):
         prompts = LearnedPrompts(encoder, texts[start : start + CHUNK], noise_count, position, whole_texts=True)
-        parts.append(prompts.features(std * torch.randn(len(prompts.ids), noise_count, text_width(encoder))))
+        parts.append(prompts.raw_features(std * torch.randn(len(prompts.ids), noise_count, text_width(encoder))))
     return torch.cat(parts)
