@@ -1,8 +1,8 @@
 """A judge of easy-VQA's kind of picture that needs no learning: one flat shape on a pale ground, its colour and its form.
 
-    python -m data_recipes.demo.flat_drawings                        its accuracy on the real images
-    python -m data_recipes.demo.flat_drawings --questions FILE       prompts with the data set's questions, for `mllm generate`
-    mllm generate eval … --rule data_recipes/demo/flat_drawings.py:judge
+python -m data_recipes.demo.flat_drawings                        its accuracy on the real images
+python -m data_recipes.demo.flat_drawings --questions FILE       prompts with the data set's questions, for `mllm generate`
+mllm generate eval … --rule data_recipes/demo/flat_drawings.py:judge
 """
 
 import argparse
@@ -130,7 +130,9 @@ def main(arguments: Sequence[str]) -> None:
         "flat_drawings", description="Judge easy-VQA's real images by the rule.", formatter_class=HelpFormatter
     )
     parser.add_argument("--root", type=Path, help="easy-VQA's data folder (default: the installed package's).")
-    parser.add_argument("--questions", type=Path, metavar="FILE", help="Write prompts with their questions to FILE, too.")
+    parser.add_argument(
+        "--questions", type=Path, metavar="FILE", help="Write prompts with their questions to FILE, too."
+    )
     options = parser.parse_args(arguments)
     if options.questions is not None:
         write_text_atomically(options.questions, question_lines(), BY)

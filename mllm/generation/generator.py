@@ -59,7 +59,10 @@ class Generator:
         return next(self.denoiser.parameters()).device
 
     def conditions(self, prompts: Sequence[str], seeds: Sequence[int]) -> Conditions:
-        """Return those of prompts, of which seeds say what is random about them. What is longer than the text side reads is cut, counted and warned of."""
+        """Return those of prompts, and of what their seeds draw where a kind draws something.
+
+        What is longer than the text side reads is cut, counted and warned of.
+        """
         if self.text is None:
             raise UserError(f"a generator of kind {self.config.kind} is not given words; it draws from embeddings")
         self.text.warn_of_cut(prompts)

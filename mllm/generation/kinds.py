@@ -24,7 +24,9 @@ KINDS = {
     ),
     "prior": Kind("mllm.generation.unclip_settings:PriorSettings", "mllm.generation.unclip_runs:train_prior"),
     "decoder": Kind("mllm.generation.unclip_settings:DecoderSettings", "mllm.generation.unclip_runs:train_decoder"),
-    "retrieval": Kind("mllm.generation.unclip_settings:RetrievalSettings", "mllm.generation.unclip_runs:train_retrieval"),
+    "retrieval": Kind(
+        "mllm.generation.unclip_settings:RetrievalSettings", "mllm.generation.unclip_runs:train_retrieval"
+    ),
 }
 
 

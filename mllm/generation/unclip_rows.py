@@ -34,7 +34,9 @@ class Embeddings:
             len(images),
             lambda start, end: sides.encoder.images(images[start:end]).numpy(),
         )
-        self.standardizer = standardizer or measure_standardizer(torch.from_numpy(np.array(self._rows[: self.MEASURED])))
+        self.standardizer = standardizer or measure_standardizer(
+            torch.from_numpy(np.array(self._rows[: self.MEASURED]))
+        )
 
     @property
     def width(self) -> int:

@@ -1,4 +1,4 @@
-"""Where the text side of a CLIP reads a text's feature: at the token that ends it, or, without anybody noticing, elsewhere."""
+"""Where the text side of a CLIP reads a text's feature: at the token that ends it, or, unnoticed, elsewhere."""
 
 from typing import Any
 
@@ -28,12 +28,12 @@ def check_reads_end(config: Any, tokenizer: PreTrainedTokenizerBase, path: objec
     text = getattr(config, "text_config", config)
     if not text.model_type.startswith("clip"):
         return
-    ids = torch.tensor([tokenizer(PROBE, verbose=False)["input_ids"]])
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
     place, last = int(read_place(ids, text.eos_token_id)[0]), ids.shape[1] - 1
     if place != last:
         what = "its highest id" if text.eos_token_id == READS_AT_HIGHEST_ID else f"token {text.eos_token_id}"
         raise UserError(
             f"{path} reads the feature of a text at {what}, place {place} of {last}, and not at the token that ends it "
-            f"(text_config.eos_token_id is {text.eos_token_id}, the tokenizer ends with {int(ids[0, -1])}): texts that differ "
-            "in other words have one feature. Train the CLIP again, or use another"
+            f"(text_config.eos_token_id is {text.eos_token_id}, the tokenizer ends with {int(ids[0, -1])}): texts that "
+            "differ in other words have one feature. Train the CLIP again, or use another"
         )

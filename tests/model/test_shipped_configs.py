@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = {
     path.stem: read_run(str(path))
     for path in sorted((ROOT / "train/configs").glob("*.yaml"))
-    if path.stem not in ("demo_clip", "demo_diffusion")
+    if path.stem not in ("demo_clip", "demo_diffusion", "demo_prior", "demo_decoder", "demo_retrieval")
 }
 BY_END = {f"{config.run_dir}/final": config for config in CONFIGS.values()}
 # Pixels of the input's side, and of a patch's, of the encoders that configs name.
