@@ -7,7 +7,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,13 @@ def grpo_settings() -> str:
     return further_settings("Settings of GRPO", lead, settings_class("grpo"))
 
 
-def further_settings(title: str, lead: str, cls: Any) -> str:
-    """The page of what a class of settings has beside those of fine-tuning."""
+def further_settings(title: str, lead: str, cls: Any, beside: Any = None, otherwise: Sequence[str] = ()) -> str:
+    """The page of what a class of settings has beside those of `beside`, by default of fine-tuning.
+
+    otherwise: keys that both have, with another meaning.
+    """
     schema = cls.model_json_schema()
-    shared = settings_class("train").model_fields
+    shared = (beside or settings_class("train")).model_fields.keys() - set(otherwise)
     schema["properties"] = {name: field for name, field in schema["properties"].items() if name not in shared}
     return "\n\n".join((f"# {title}", NOTE, lead, *settings_sections(schema)))
 
@@ -86,6 +89,27 @@ def clip_settings() -> str:
 def generation_settings() -> str:
     lead = "Every key of a configuration for `mllm generate train` of pictures from text (`kind: text`)."
     return settings_page("Settings of generators", lead, settings_class("generate"))
+
+
+def prior_settings() -> str:
+    lead = "Every key of a configuration for `mllm generate train` of unCLIP's prior (`kind: prior`)."
+    return settings_page("Settings of priors", lead, settings_class("prior"))
+
+
+def decoder_settings() -> str:
+    return _drawing_settings("decoder", "Settings of decoders", "of unCLIP's decoder")
+
+
+def retrieval_settings() -> str:
+    return _drawing_settings("retrieval", "Settings of retrieval cues", "of pictures beside retrieval cues")
+
+
+def _drawing_settings(kind: str, title: str, what: str) -> str:
+    lead = (
+        f"What a configuration for `mllm generate train` {what} (`kind: {kind}`) has beside or otherwise than the keys of "
+        "[generation_settings](generation_settings.md)."
+    )
+    return further_settings(title, lead, settings_class(kind), settings_class("generate"), ("kind", "caption_dropout"))
 
 
 def recipe() -> str:
@@ -291,6 +315,9 @@ PAGES: dict[str, Callable[[], str]] = {
     "improve_settings": improve_settings,
     "clip_settings": clip_settings,
     "generation_settings": generation_settings,
+    "prior_settings": prior_settings,
+    "decoder_settings": decoder_settings,
+    "retrieval_settings": retrieval_settings,
     "recipe": recipe,
     "benchmark_file": benchmark_file,
     "synth_settings": synth_settings,

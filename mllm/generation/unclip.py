@@ -25,18 +25,19 @@ def embed(decoder: Decoder, images: Sequence[Image.Image]) -> torch.Tensor:
     return encoder.pixels_to_features(torch.stack([encoder.preparer(image) for image in images]))
 
 
-def _draw(
-    decoder: Decoder, unit: torch.Tensor, start: torch.Tensor, how: Sampling, generators: list[torch.Generator]
+def drawn_from(
+    decoder: Decoder, unit: torch.Tensor, start: torch.Tensor, how: Sampling, seeds: Sequence[int]
 ) -> list[Image.Image]:
-    """Draw pictures of unit embeddings [n, E] from latents of noise [n, c, h, w]; `generators` draw noise on the way."""
+    """Draw pictures of unit embeddings [n, E] from latents of noise [n, c, h, w]; `seeds`, of noise on the way."""
     conditions, null = decoder.embedded(unit), decoder.null()
+    _, generators = start_noise(seeds, ())
     start = start.to(decoder.device)
     return to_pictures(
         decoder.codec.decode(sample(decoder.denoiser, decoder.schedule, start, conditions, null, how, generators))
     )
 
 
-def _unclipped(decoder: Decoder) -> Decoder:
+def unclipped(decoder: Decoder) -> Decoder:
     """Return the decoder without clipping what is foreseen: a clipped step has no inverse."""
     return replace(decoder, schedule=replace(decoder.schedule, clip_sample=False))
 
@@ -71,12 +72,11 @@ def vary(decoder: Decoder, image: Image.Image, seeds: Sequence[int], how: Sampli
     embedding doesn't say.
     """
     if how.eta == 0:
-        decoder = _unclipped(decoder)
+        decoder = unclipped(decoder)
     unit = embed(decoder, [image])
     start = inverted(decoder, [image], unit, how.steps)
-    _, generators = start_noise(seeds, ())
     count = len(seeds)
-    return _draw(decoder, unit.expand(count, -1), start.expand(count, -1, -1, -1), how, generators)
+    return drawn_from(decoder, unit.expand(count, -1), start.expand(count, -1, -1, -1), how, seeds)
 
 
 def mix(
@@ -91,14 +91,13 @@ def mix(
     places = torch.tensor(shares, dtype=torch.float32)
     between = _arc(unit, places)
     if seed is None:
-        decoder = _unclipped(decoder)
+        decoder = unclipped(decoder)
         noises = inverted(decoder, images, unit, how.steps)
         start = _arc(noises.flatten(1), places).unflatten(1, decoder.codec.shape)
     else:
         noise, _ = start_noise([seed], decoder.codec.shape)
         start = noise.expand(len(shares), -1, -1, -1)
-    _, generators = start_noise([seed or 0] * len(shares), ())
-    return _draw(decoder, between, start, how, generators)
+    return drawn_from(decoder, between, start, how, [seed or 0] * len(shares))
 
 
 def _arc(ends: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -115,7 +114,7 @@ def edit(
 
     Raises UserError where the CLIP has one embedding for both texts.
     """
-    decoder = _unclipped(decoder)
+    decoder = unclipped(decoder)
     embeddings = decoder.sides.encoder.texts(texts)
     try:
         direction = text_difference(embeddings[0], embeddings[1])
@@ -124,5 +123,4 @@ def edit(
     unit = embed(decoder, [image])
     turned = _arc(torch.cat([unit, direction[None]]), torch.tensor(shares, dtype=torch.float32))
     start = inverted(decoder, [image], unit, how.steps)
-    _, generators = start_noise([0] * len(shares), ())
-    return _draw(decoder, turned, start.expand(len(shares), -1, -1, -1), how, generators)
+    return drawn_from(decoder, turned, start.expand(len(shares), -1, -1, -1), how, [0] * len(shares))
