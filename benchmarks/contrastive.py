@@ -29,6 +29,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from mllm.checkpoint.open_clip_names import to_open_clip
 from mllm.contrastive.data import PairBatch
+from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.task import ContrastiveTask
 from mllm.training.build_engine import start_engine
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
@@ -125,8 +126,8 @@ def _pairs(options: argparse.Namespace, batch: int) -> PairBatch:
     lengths[0] = options.text - 1
     places = torch.arange(options.text)[None]
     ids = torch.where(places < lengths, ids, torch.where(places == lengths, VOCABULARY - 1, 0))
-    none = torch.zeros(batch, batch, dtype=torch.bool)
-    return PairBatch(pixels, ids, (places <= lengths).long(), none, torch.eye(batch, dtype=torch.bool))
+    none, own = torch.zeros(batch, batch, dtype=torch.bool), torch.eye(batch, dtype=torch.bool)
+    return PairBatch(pixels, ids, (places <= lengths).long(), none, own, torch.ones(batch, dtype=torch.bool))
 
 
 def _model(options: argparse.Namespace) -> CLIPModel:
@@ -145,12 +146,13 @@ class _Ready:
     """A batcher whose every batch is the one that is there."""
 
     batches_per_epoch = 1
+    decoder = PairDecoder()
 
     def __init__(self, pairs: PairBatch) -> None:
         self.pairs, self.batch_size = pairs, len(pairs.pixel_values)
 
-    def indices(self, step: int) -> list[int]:
-        return list(range(self.batch_size))
+    def ids(self, step: int) -> tuple[str, ...]:
+        return tuple(map(str, range(self.batch_size)))
 
     def batch(self, step: int, rank: int, world_size: int) -> PairBatch:
         return self.pairs

@@ -61,7 +61,7 @@ def _add_misalignment(parts: Any) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     import torch
 
-    from mllm.contrastive.data import read_pairs
+    from mllm.contrastive.pairs import read_pairs
     from mllm.contrastive.zeroshot import ENSEMBLE, class_features, class_folders
     from mllm.inference.dual_features import load_encoder
     from mllm.studies.diagnose import BY, diagnose, draw_diagnosis, prompt_sensitivity

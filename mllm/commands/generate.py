@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import add_config, add_dtype, add_part, add_parts, at_least_1, one_of, picture
-from mllm.commands.generate_unclip import add_sources, add_unclip, with_sources
+from mllm.commands.generate_unclip import add_unclip
 from mllm.errors import UserError
 from mllm.launch import launched_rank
 from mllm.settings import command_of, expanded, expanded_path, read_values
@@ -51,9 +51,21 @@ def _add_sampling(parts: Any) -> None:
     )
     sample.add_argument("model", type=expanded, help=A_GENERATOR)
     sample.add_argument("prompt", nargs="*", metavar="PROMPT", help="What to draw. Several are drawn in turn.")
+    sample.add_argument(
+        "--prior",
+        type=expanded_path,
+        metavar="DIRECTORY",
+        help="The prior of a decoder that has none: of a run of kind prior, Kandinsky 2.2's, or Karlo for SD-unCLIP.",
+    )
     sample.add_argument("--prompts", type=expanded_path, metavar="FILE", help="A file of prompts, one a line.")
     sample.add_argument("-n", type=at_least_1, default=4, help="Number of pictures a prompt (default: %(default)s).")
-    add_sources(sample)
+    sample.add_argument(
+        "--index",
+        type=expanded,
+        metavar="DIRECTORY",
+        help="The index of `mllm clip index` in which a generator of kind retrieval looks for neighbours of a prompt. It may "
+        "be another than that of the training.",
+    )
     add_sampling(sample)
     sample.add_argument("--sheet", type=picture, metavar="OUT.png", help="Draw all pictures on one sheet in this file.")
     sample.add_argument(
@@ -129,9 +141,12 @@ def _sample(options: argparse.Namespace) -> None:
         check_file(options.sheet, BY)
     if options.out is not None:
         check_directory(options.out, BY)
-    from mllm.generation.opening import load_generator
+    from mllm.generation.extra import check_diffusers
 
-    generator = with_sources(options, load_generator(options.model, options.device, options.dtype))
+    check_diffusers()
+    from mllm.generation.opening import load_drawer
+
+    generator = load_drawer(options.model, options.prior, options.index, options.device, options.dtype)
     texts = [prompt for prompt in prompts for _ in range(options.n)]
     seeds = [options.seed + number for _ in prompts for number in range(options.n)]
     pictures = drawn(options, generator, texts, seeds)

@@ -1,4 +1,4 @@
-"""`mllm generate vary`, `mix` and `edit`: what a decoder of image embeddings does, and what stands in front of one."""
+"""`mllm generate vary`, `mix` and `edit`: what a decoder of image embeddings does."""
 
 import argparse
 from typing import Any
@@ -73,34 +73,6 @@ def add_unclip(parts: Any) -> None:
         help="Share of the way to the difference that the last picture is at, from 0 to 1 (default: %(default)s).",
     )
     _add_drawing(edit, guidance=1.0)
-
-
-def add_sources(parser: argparse.ArgumentParser) -> None:
-    """What makes a prompt's image embedding or finds its neighbours; `with_sources` reads them."""
-    parser.add_argument(
-        "--prior",
-        type=expanded,
-        metavar="DIRECTORY",
-        help="For a decoder: the prior that makes an image embedding of a prompt.",
-    )
-    parser.add_argument(
-        "--index",
-        type=expanded,
-        metavar="DIRECTORY",
-        help="For a generator of kind retrieval: the index of `mllm clip index` in which neighbours of a prompt are "
-        "looked for. It may be another than that of the training.",
-    )
-
-
-def with_sources(options: argparse.Namespace, generator: Any) -> Any:
-    """Give the generator the prior or the index that the options name."""
-    from mllm.generation.unclip_generators import with_index, with_prior
-
-    if options.prior is not None:
-        generator = with_prior(generator, options.prior)
-    if options.index is not None:
-        generator = with_index(generator, options.index)
-    return generator
 
 
 def _part(parts: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:

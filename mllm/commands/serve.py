@@ -13,8 +13,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         run,
         "Serve a model by OpenAI's chat completions API, with a page to chat on and figures at /metrics. Requests that come "
-        "together are answered together.",
+        "together are answered together. A generator of pictures is served by /v1/images/generations.",
         "mllm serve runs/demo/stage2 --port 8000",
+        "mllm serve runs/demo/diffusion --port 8001",
     )
     add_model(parser)
     parser.add_argument(
@@ -73,10 +74,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
+        from mllm.generation.layout import is_generator
         from mllm.inference.serve.app import ServerSettings
         from mllm.inference.serve.listening import bind, serve
     except ImportError as error:
         raise UserError(f"mllm serve needs {error.name}; install the extra: pip install 'mllm[serve]'") from None
+    if is_generator(options.model):
+        return _serve_pictures(options)
     settings = ServerSettings(
         name=options.name or Path(options.model).resolve().name,
         max_new_tokens=options.max_new_tokens,
@@ -91,3 +95,25 @@ def run(options: argparse.Namespace) -> None:
     listener = bind(options.host, options.port)
     model, processor = load_model(options)
     serve(model, processor, settings, listener)
+
+
+def _serve_pictures(options: argparse.Namespace) -> None:
+    """Serve a generator; of the options those of the server itself hold."""
+    from mllm.generation.extra import check_diffusers
+    from mllm.inference.serve.listening import bind, run_app
+
+    check_diffusers()
+    from mllm.generation.opening import load_drawer
+    from mllm.generation.serve import PictureServerSettings, build_picture_app
+
+    settings = PictureServerSettings(
+        name=options.name or Path(options.model).resolve().name,
+        max_batch=options.max_batch,
+        max_queue=options.max_queue,
+        timeout_s=options.timeout_s,
+        api_key=options.api_key or os.environ.get("MLLM_API_KEY") or None,
+    )
+    listener = bind(options.host, options.port)
+    generator = load_drawer(options.model, device=options.device, dtype=options.dtype)
+    app = build_picture_app(generator, settings)
+    run_app(app, settings.name, settings.api_key, "pictures by /v1/images/generations", listener)

@@ -4,19 +4,17 @@ import random
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.decoding import PairDecoder
+from mllm.contrastive.mixture import PairMixture, Pick
+from mllm.contrastive.pairs import Pair
 from mllm.contrastive.settings import CaptionNoiseSettings
-from mllm.data.readers.errors import raise_error
-from mllm.data.readers.fields import found
-from mllm.data.readers.json_lines import read_json
-from mllm.data.readers.records import CONTAINERS, not_a_path, read_records
 from mllm.errors import UserError
-from mllm.media.decode import read_image
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
@@ -30,19 +28,11 @@ BOILERPLATE = (
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An image file and one caption of it."""
-
-    image: Path
-    caption: str
-
-
-@dataclass(frozen=True)
 class PairBatch:
     """b pairs of a rank, out of the B of the global batch.
 
     pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; describes, same bool [b, B]: see `describes`
-    and `same`.
+    and `same`; alive bool [b]: whether its image could be read, so that the pair counts.
     """
 
     pixel_values: torch.Tensor
@@ -50,6 +40,7 @@ class PairBatch:
     attention_mask: torch.Tensor
     describes: torch.Tensor
     same: torch.Tensor
+    alive: torch.Tensor
 
     def rows(self, start: int, end: int) -> "PairBatch":
         """Return the pairs from `start` to before `end`."""
@@ -63,31 +54,6 @@ class PairBatch:
 
     def tensors(self) -> list[torch.Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
-
-
-def read_pairs(path: Path | str, image_root: Path | str) -> list[Pair]:
-    """Read the records `{"image": path relative to image_root, "caption": text}` of a file; raises UserError with the line.
-
-    The file is of any kind that samples come in, by its suffix; of another suffix, JSON lines.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"pairs file {path} does not exist")
-    pairs = []
-    for place, record in read_records(path) if path.suffix in CONTAINERS else read_json(path, raise_error):
-        held = record if isinstance(record, dict) else {}
-        image, caption = held.get("image"), held.get("caption")
-        if not isinstance(image, str) or not isinstance(caption, str):
-            raise UserError(f"{place}: expected an object with image (a path) and caption (text); {found(held)}")
-        fault = not_a_path(image)
-        if fault is not None:
-            raise UserError(f"{place}: {fault}")
-        if not caption.strip():
-            raise UserError(f"{place}: the caption is empty")
-        pairs.append(Pair(Path(image_root) / image, caption))
-    if len({pair.caption for pair in pairs}) < 2:
-        raise UserError(f"{path}: needs at least two different captions to contrast")
-    return pairs
 
 
 def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int) -> tuple[list[Pair], dict[str, int]]:
@@ -160,17 +126,19 @@ def _numbered(keys: Sequence[Hashable]) -> torch.Tensor:
 
 
 class PairBatcher:
-    """Turns pairs into batches; an epoch visits every pair at most once, in an order given by (seed, epoch)."""
+    """Turns pairs into batches, as a function of the seed and the step; an epoch has whole batches of its pairs."""
 
     def __init__(
         self,
-        pairs: list[Pair],
+        pairs: PairMixture,
         tokenizer: PreTrainedTokenizerBase,
         preparer: ImagePreparer,
         batch_size: int,
         seed: int,
         augment: AugmentSettings = DEFAULT_AUGMENT,
+        decoder: PairDecoder | None = None,
     ) -> None:
+        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is."""
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
                 f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
@@ -178,32 +146,43 @@ class PairBatcher:
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
         self.batch_size, self.seed = batch_size, seed
         self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
-        self._epoch_order: tuple[int, list[int]] = -1, []
+        self.decoder = decoder or PairDecoder()
 
     @property
     def batches_per_epoch(self) -> int:
         """Whole batches: a smaller last one would have fewer negatives, so its pairs wait for the next epoch."""
         return len(self.pairs) // self.batch_size
 
-    def indices(self, step: int) -> list[int]:
+    def picks(self, step: int) -> list[Pick]:
+        """The pairs of the batch of optimizer step `step`."""
         epoch, index = divmod(step, self.batches_per_epoch)
-        known, order = self._epoch_order
-        if known != epoch:
-            order = list(range(len(self.pairs)))
-            random.Random(f"{self.seed}/{epoch}").shuffle(order)
-            self._epoch_order = epoch, order
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.pairs.picks(epoch, index * self.batch_size, (index + 1) * self.batch_size)
+
+    def ids(self, step: int) -> tuple[str, ...]:
+        """The names of the pairs of the batch of optimizer step `step`."""
+        return tuple(map(self.pairs.name, self.picks(step)))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
-        """Return the share of `rank` in the batch of optimizer step `step`."""
-        pairs = [self.pairs[i] for i in self.indices(step)]
+        """Return the share of `rank` in the batch of optimizer step `step`; an image that is skipped is blank."""
+        pairs = [self.pairs.pair(pick) for pick in self.picks(step)]
         share = len(pairs) // world_size
-        own = range(rank * share, (rank + 1) * share)
-        pixels = [self.preparer(self.augmenter(read_image(pairs[n].image), step, n)) for n in own]
-        return self.collate(pairs, pixels, slice(own.start, own.stop))
+        own = slice(rank * share, (rank + 1) * share)
 
-    def collate(self, pairs: list[Pair], pixels: list[torch.Tensor], own: slice = ALL) -> PairBatch:
-        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` are those of the own ones."""
+        def prepare(place: int, image: Image.Image) -> torch.Tensor:
+            return self.preparer(self.augmenter(image, step, own.start + place))
+
+        shape = (self.preparer.channels, self.preparer.side_px, self.preparer.side_px)
+        pixels, alive = self.decoder.decode(pairs[own], prepare, shape)
+        return self.collate(pairs, pixels, own, alive)
+
+    def collate(
+        self, pairs: list[Pair], pixels: torch.Tensor, own: slice = ALL, alive: torch.Tensor | None = None
+    ) -> PairBatch:
+        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` [b, 3, S, S] are the own ones'.
+
+        alive: bool [b], which of them count; by default all.
+        """
         captions = [pair.caption for pair in pairs]
         input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
-        return PairBatch(torch.stack(pixels), input_ids, attention_mask, describes(captions, own), same(pairs, own))
+        counted = torch.ones(len(pixels), dtype=torch.bool) if alive is None else alive
+        return PairBatch(pixels, input_ids, attention_mask, describes(captions, own), same(pairs, own), counted)

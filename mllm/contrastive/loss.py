@@ -43,13 +43,29 @@ def logit_factor(log_scale: torch.Tensor) -> torch.Tensor:
 @dataclass(frozen=True)
 class Features:
     """Normalized float32 features: image, text [b, E] of this rank, all_images, all_texts [B, E] of all, and `first`,
-    the place of this rank's first pair among the B."""
+    the place of this rank's first pair among the B. alive, all_alive: bool [b] and [B], which pairs count; None for all."""
 
     image: torch.Tensor
     text: torch.Tensor
     all_images: torch.Tensor
     all_texts: torch.Tensor
     first: int
+    alive: torch.Tensor | None = None
+    all_alive: torch.Tensor | None = None
+
+    def counted(self, rows: torch.Tensor) -> torch.Tensor:
+        """`rows` [b, …] with zeros for the pairs that don't count."""
+        if self.alive is None:
+            return rows
+        return rows.masked_fill(~self.alive.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+
+    def without_dead(self, positive: torch.Tensor, ignored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`positive` and `ignored`, bool [b, B], where the columns of pairs that don't count are neither but ignored."""
+        if self.all_alive is None:
+            return positive, ignored
+        # A row that doesn't count keeps its own column: it needs one, and is zeroed afterwards.
+        own = self.own_diagonal()
+        return (positive & self.all_alive[None]) | (positive & own), (ignored | ~self.all_alive[None]) & ~own
 
     def own_diagonal(self) -> torch.Tensor:
         """bool [b, B]: true where row and column are the same pair."""
@@ -57,13 +73,17 @@ class Features:
         return rows[:, None] == torch.arange(len(self.all_images), device=self.image.device)[None]
 
 
-def gathered(image_features: torch.Tensor, text_features: torch.Tensor) -> Features:
-    """Normalize [b, E] features and gather those of all ranks; every rank must bring as many rows."""
+def gathered(image_features: torch.Tensor, text_features: torch.Tensor, alive: torch.Tensor | None = None) -> Features:
+    """Normalize [b, E] features and gather those of all ranks; every rank must bring as many rows.
+
+    alive: bool [b], which pairs count; None, on every rank, for all.
+    """
     image = F.normalize(image_features.float(), dim=-1)
     text = F.normalize(text_features.float(), dim=-1)
     all_images, first = gather_rows(image)
     all_texts, _ = gather_rows(text)
-    return Features(image, text, all_images, all_texts, first)
+    all_alive = None if alive is None else gather_rows(alive[:, None].float())[0][:, 0] > 0
+    return Features(image, text, all_images, all_texts, first, alive, all_alive)
 
 
 def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
@@ -82,14 +102,14 @@ def multi_positive_sum(
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
     both is positive.
     """
-    positive = positive | features.own_diagonal()
+    positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
     target = positive / positive.sum(1, keepdim=True)
     factor = logit_factor(log_scale)
     both = torch.zeros((), device=features.image.device)
     for rows, columns in ((features.image, features.all_texts), (features.text, features.all_images)):
         logits = factor * rows @ columns.T
         log_p = logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
-        both = both - (target * log_p.masked_fill(~positive, 0.0)).sum()
+        both = both - features.counted(target * log_p.masked_fill(~positive, 0.0)).sum()
     return both / 2
 
 
@@ -100,11 +120,11 @@ def sigmoid_sum(
 
     Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
     """
-    positive = positive | features.own_diagonal()
+    positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
     # SigLIP's factor has no bound: the public checkpoints' is 112.
     logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
     sign = torch.where(positive, 1.0, -1.0)
-    return -F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0).sum()
+    return -features.counted(F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0)).sum()
 
 
 class _GatherRows(torch.autograd.Function):

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from mllm.contrastive.data import Pair, PairBatcher
+from mllm.contrastive.data import PairBatcher
+from mllm.contrastive.pairs import Pair
 from mllm.inference.dual_features import DualEncoder
 
 CHUNK = 128
@@ -23,14 +24,14 @@ class Gallery:
     image_of, caption_of: int64 [P], the image and the caption of each different pair.
     """
 
-    images: list[Path]
+    images: list[Path | str]
     captions: list[str]
     image_of: torch.Tensor
     caption_of: torch.Tensor
 
 
 def gallery(pairs: Sequence[Pair]) -> Gallery:
-    """Merge the pairs of one image, which is a file, and those of one caption."""
+    """Merge the pairs of one image, which is a file or inside one, and those of one caption."""
     images = {image: n for n, image in enumerate(dict.fromkeys(pair.image for pair in pairs))}
     captions = {caption: n for n, caption in enumerate(dict.fromkeys(pair.caption for pair in pairs))}
     belonging = dict.fromkeys((images[pair.image], captions[pair.caption]) for pair in pairs)

@@ -1,7 +1,7 @@
 """The run behind `train/contrastive.py`: tokenizer, model, training, held-out retrieval, a saved dual encoder."""
 
 import logging
-import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,14 @@ from transformers import PreTrainedModel
 
 from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
-from mllm.contrastive.data import PairBatcher, read_pairs, spoil_captions
+from mllm.contrastive.data import PairBatcher, spoil_captions
+from mllm.contrastive.decoding import PairDecoder
+from mllm.contrastive.left_out import LeftOut
+from mllm.contrastive.mixture import PairMixture
+from mllm.contrastive.pairs import read_pairs
 from mllm.contrastive.retrieval import retrieval_recall
-from mllm.contrastive.settings import ContrastiveSettings
+from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
+from mllm.contrastive.sources import PairSource, open_sources
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
@@ -26,6 +31,9 @@ from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders
 
 logger = logging.getLogger(__name__)
+
+# A tokenizer learns from so many captions at most, and so many are looked at for their lengths.
+CAPTIONS_LEARNED = 1_000_000
 
 
 def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> Path | None:
@@ -86,14 +94,12 @@ def with_portions(settings: ContrastiveSettings, world_size: int) -> Contrastive
 
 def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str, int]]:
     """Pairs, spoilt as the settings say, with a tokenizer learned from them; and how many captions were spoilt how."""
-    pairs = read_pairs(settings.data.pairs, settings.data.image_root)
-    if settings.data.max_pairs and settings.data.max_pairs < len(pairs):
-        pairs = random.Random(f"{settings.seed}/pairs").sample(pairs, settings.data.max_pairs)
-    pairs, spoilt = spoil_captions(pairs, settings.data.noise, settings.seed)
-    if any(spoilt.values()):
-        logger.info("spoilt captions: %s", ", ".join(f"{count} {kind}" for kind, count in spoilt.items()))
+    data = settings.data
+    sources = open_sources(data, settings.seed)
+    sources, spoilt = _spoilt(sources, data.noise, settings.seed)
+    mixture = PairMixture(sources, settings.seed)
     tokenizer = train_tokenizer(
-        (pair.caption for pair in pairs),
+        mixture.captions(CAPTIONS_LEARNED),
         settings.model.vocabulary_size,
         settings.model.text_length_tokens,
         pads_to_full_length=settings.model.layout == "siglip",
@@ -101,8 +107,23 @@ def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str
     processor = image_processor(settings.model)
     size = processor.size.get("shortest_edge") or processor.size["height"]
     preparer = ImagePreparer(size, tuple(processor.image_mean), tuple(processor.image_std))
+    decoder = PairDecoder(data.workers, LeftOut(data.on_bad_sample == "error", data.max_bad_share))
     batch_size = settings.train.global_batch_size
-    return PairBatcher(pairs, tokenizer, preparer, batch_size, settings.seed, settings.data.augment), spoilt
+    return PairBatcher(mixture, tokenizer, preparer, batch_size, settings.seed, data.augment, decoder), spoilt
+
+
+def _spoilt(
+    sources: list[PairSource], noise: CaptionNoiseSettings, seed: int
+) -> tuple[list[PairSource], dict[str, int]]:
+    """`sources` with their captions spoilt, which takes all of them into memory, and how many were how."""
+    if noise == CaptionNoiseSettings():
+        return sources, dict.fromkeys(CaptionNoiseSettings.model_fields, 0)
+    if len(sources) > 1 or sources[0].is_stream:
+        raise UserError("data.noise spoils captions of one source that is no stream; leave it out for these")
+    pairs, spoilt = spoil_captions(list(sources[0].pairs), noise, seed)
+    if any(spoilt.values()):
+        logger.info("spoilt captions: %s", ", ".join(f"{count} {kind}" for kind, count in spoilt.items()))
+    return [replace(sources[0], pairs=pairs)], spoilt
 
 
 def _write_model(
@@ -132,12 +153,14 @@ def _write_final(
 
 
 def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[str, Any]:
-    long = too_long(batcher.tokenizer, [pair.caption for pair in batcher.pairs])
+    long = too_long(batcher.tokenizer, list(batcher.pairs.captions(CAPTIONS_LEARNED)))
     if long:
         logger.warning("%d captions are longer than %d tokens", long, settings.model.text_length_tokens)
+    pairs = settings.data.pairs
     return {
         "settings": settings.model_dump(mode="json"),
-        "pairs_sha256": hash_file(settings.data.pairs),
+        "pairs_sha256": hash_file(pairs) if isinstance(pairs, str) and Path(pairs).is_file() else None,
         "pairs": len(batcher.pairs),
         "truncated_captions": long,
+        "left_out": {source.name: dict(source.left_out.counts) for source in batcher.pairs.sources},
     }

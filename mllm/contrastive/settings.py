@@ -1,10 +1,11 @@
 """Settings of contrastive training: pairs, caption noise, the loss."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.source_settings import PairFilterSettings, PairSourceSettings
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
@@ -30,12 +31,28 @@ class CaptionNoiseSettings(Settings):
 class ClipDataSettings(Settings):
     """Pairs of an image and a caption."""
 
-    pairs: PathText
-    """JSON lines {"image": …, "caption": …} to train on."""
+    pairs: PathText | Annotated[tuple[PairSourceSettings, ...], Field(min_length=1)]
+    """The pairs to train on: a file, such as JSON lines {"image": …, "caption": …}; a pattern, a list or a directory of
+    files; or several sources with weights, in a list.
+    """
     heldout: PathText | None = None
-    """JSON lines of pairs whose recall is measured at the end. None by default."""
-    image_root: PathText
-    """Directory that image paths start from."""
+    """Pairs whose recall is measured at the end, in a file or in several. None by default."""
+    image_root: PathText = "."
+    """Directory that image paths start from. The working directory by default."""
+    filters: PairFilterSettings = PairFilterSettings()
+    """Which pairs are left out as they are read. None are by default."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Number of threads of each rank that decode the images of the next step. `auto` (the default) goes by the cores
+    that it may have; with 0, the one thread that prepares the step decodes, too.
+    """
+    on_bad_sample: Literal["error", "skip"] = "error"
+    """What to do about a record that is no pair and an image that can't be read: `error` (the default) ends the run,
+    `skip` counts it and goes on. The loss of a step is then that of its other pairs.
+    """
+    max_bad_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the pairs met so far that may be skipped; above it the run ends. Fewer than 1,000 count as 1,000. 0.1 by
+    default.
+    """
     max_pairs: int | None = Field(default=None, ge=2)
     """Number of pairs to train on, drawn by the seed. None, the default, takes all."""
     noise: CaptionNoiseSettings = CaptionNoiseSettings()

@@ -79,7 +79,7 @@ class ContrastiveTask:
                 f"choose a multiple of {world_size}"
             )
         batch = self.batcher.batch(step, rank, world_size)
-        ids = tuple(str(index) for index in self.batcher.indices(step))
+        ids = self.batcher.ids(step)
         share = len(batch.pixel_values)
         size = self.chunk_size or share
         chunks = []
@@ -87,8 +87,8 @@ class ContrastiveTask:
             end = min(start + size, share)
             own = batch.rows(start, end)
             chunk = Chunk(own if start else batch, start, end, share)
-            chunks.append(MicroBatch(chunk, end - start, own.input_ids.numel()))
-        return StepWindow(ids, chunks)
+            chunks.append(MicroBatch(chunk, int(own.alive.sum()), own.input_ids.numel()))
+        return StepWindow(ids, chunks, self.batcher.decoder.taken_skipped())
 
     def loss(self, module: nn.Module, micro_batch: MicroBatch) -> TaskOutput:
         """The loss sum, and as `logit_scale` the factor on cosines, once for each pair."""
@@ -96,7 +96,7 @@ class ContrastiveTask:
         scalars = {name: module.get_parameter(name) for name in self._scalar_names(module)}
         log_scale = scalars["logit_scale"].detach()
         factor = log_scale.float().exp() if self.kind == "sigmoid" else logit_factor(log_scale)
-        return TaskOutput(self._chunk_loss(module, chunk, scalars), {"logit_scale": factor * (chunk.end - chunk.start)})
+        return TaskOutput(self._chunk_loss(module, chunk, scalars), {"logit_scale": factor * micro_batch.target_count})
 
     def _chunk_loss(self, module: nn.Module, chunk: Chunk, scalars: Mapping[str, torch.Tensor]) -> torch.Tensor:
         size, share = chunk.end - chunk.start, chunk.share_size
@@ -120,7 +120,8 @@ class ContrastiveTask:
     def _loss(
         self, image: torch.Tensor, text: torch.Tensor, scalars: Mapping[str, torch.Tensor], share: PairBatch
     ) -> torch.Tensor:
-        features = gathered(image, text)
+        alive = share.alive.to(image.device, non_blocking=True) if self.batcher.decoder.skips else None
+        features = gathered(image, text, alive)
         same, describes = (mask.to(image.device, non_blocking=True) for mask in (share.same, share.describes))
         if self.kind == "infonce":
             return infonce_sum(features, scalars["logit_scale"], describes)

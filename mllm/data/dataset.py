@@ -33,7 +33,7 @@ class SourceSamples:
     cells: which of them are visited equally often; () for all.
     """
 
-    samples: IndexedSamples | StreamedSamples
+    samples: IndexedSamples | StreamedSamples[Sample]
     count: int
     phase: int = 0
     cells: Sequence[Cell] = ()
@@ -59,7 +59,7 @@ def read_source(source: SourceSettings, seed: str = "") -> SourceSamples:
     return SourceSamples(samples, count, source.phase, balanced_cells(keys, count) if source.balance_answers else ())
 
 
-def _stream(source: SourceSettings, seed: str) -> StreamedSamples:
+def _stream(source: SourceSettings, seed: str) -> StreamedSamples[Sample]:
     reader, root, files = READERS.get(source.reader), Path(source.image_root), source.files()
     holders = {str(Path(file)) for file in files}
 

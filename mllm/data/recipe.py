@@ -7,23 +7,24 @@ sources:
 
 import json
 from collections.abc import Iterator
-from glob import glob
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mllm.data.files import files_of
 from mllm.errors import UserError
 from mllm.media.remote import is_url
 from mllm.settings import PathText, Settings, load_settings
 
 
-class SourceSettings(Settings):
+class FileSource(Settings):
     """One file of samples, or several of one kind."""
 
     path: PathText
-    """A file, or a pattern such as `shards/*.tar`, whose files are taken in the order of their names. With `stream`,
-    it may be a URL.
+    """A file; a pattern such as `shards/*.tar`; a list such as `shards/{00000..00041}.tar`; several with `::` between; a
+    directory, whose files of samples are taken; or the id of a data set on the hub. Files are taken in the order of their
+    names. With `stream`, it may be a URL.
     """
     reader: str = "messages"
     """What the records of the file mean. `messages`, the default, is our own form; an unknown name
@@ -37,6 +38,29 @@ class SourceSettings(Settings):
     """
     count: int | None = Field(default=None, ge=1)
     """Number of samples that an epoch visits, in place of `weight`. None by default."""
+    stream: bool = False
+    """Whether the files are read as training goes on, with no index; `count` is then needed. False by default."""
+    shuffle_buffer: int = Field(default=4096, ge=1)
+    """Number of samples in succession that are shuffled among themselves in a stream. 4096 by default."""
+
+    @model_validator(mode="after")
+    def _a_stream_has_a_count(self) -> "FileSource":
+        if self.stream and self.count is None:
+            raise ValueError("a stream has no known length: give `count`, the samples of it that an epoch visits")
+        return self
+
+    def files(self) -> list[str]:
+        """The files that `path` stands for. Raises UserError when there is none."""
+        if is_url(self.path):
+            if not self.stream:
+                raise UserError(f"source {self.path} is a URL, which is read as training goes on: set stream: true")
+            return [self.path]
+        return files_of(self.path)
+
+
+class SourceSettings(FileSource):
+    """One file of samples, or several of one kind, in a recipe."""
+
     kinds: tuple[str, ...] | None = None
     """Kinds of samples that are kept, as the samples name them. None, the default, keeps all."""
     origins: tuple[str, ...] | None = None
@@ -49,32 +73,12 @@ class SourceSettings(Settings):
     """Whether the short answers of each form of question (its first two words) are visited equally often, none more than
     three times as often as its own number would have it. False by default; `mllm data report` shows the balance.
     """
-    stream: bool = False
-    """Whether the files are read as training goes on, with no index; `count` is then needed. False by default."""
-    shuffle_buffer: int = Field(default=4096, ge=1)
-    """Number of samples in succession that are shuffled among themselves in a stream. 4096 by default."""
 
     @model_validator(mode="after")
-    def _a_stream_has_a_count(self) -> "SourceSettings":
-        if self.stream and self.count is None:
-            raise ValueError("a stream has no known length: give `count`, the samples of it that an epoch visits")
+    def _balanced_answers_are_known_ahead(self) -> "SourceSettings":
         if self.stream and self.balance_answers:
             raise ValueError("the answers of a stream aren't known ahead: remove `balance_answers` or `stream`")
         return self
-
-    def files(self) -> list[str]:
-        """The files that `path` stands for. Raises UserError when there is none."""
-        if is_url(self.path):
-            if not self.stream:
-                raise UserError(f"source {self.path} is a URL, which is read as training goes on: set stream: true")
-            return [self.path]
-        if any(sign in self.path for sign in "*?["):
-            found = sorted(path for path in glob(self.path, recursive=True) if Path(path).is_file())
-        else:
-            found = [self.path] if Path(self.path).is_file() else []
-        if not found:
-            raise UserError(f"source file {self.path} does not exist")
-        return found
 
 
 class RecipeSettings(Settings):

@@ -9,31 +9,31 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count as count_from
 from itertools import islice
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from mllm.conversation.schema import Sample
 from mllm.errors import UserError
 
 ENDLESS = 2**40
+S = TypeVar("S")
 
 
-class StreamedSamples(Sequence[Sample]):
+class StreamedSamples(Sequence[S], Generic[S]):
     """The n-th sample that a source gives, for any n; asked for in rising order, each file is read once a turn."""
 
     def __init__(
         self,
         files: Sequence[str],
-        read: Callable[[str], Iterator[Sample]],
+        read: Callable[[str], Iterator[S]],
         buffer: int,
         seed: str,
-        finish: Callable[[Sample], Sample],
+        finish: Callable[[S], S],
     ) -> None:
         """read(file) gives the samples that count; finish(sample) is applied to one when it is asked for."""
         self._files, self._read, self._buffer, self._seed, self._finish = files, read, buffer, seed, finish
         self._counts: dict[str, int] = {}
         self._block = -1
-        self._samples: list[Sample] = []
-        self._coming: Iterator[Sample] = iter(())
+        self._samples: list[S] = []
+        self._coming: Iterator[S] = iter(())
 
     def __len__(self) -> int:
         return ENDLESS
@@ -53,7 +53,7 @@ class StreamedSamples(Sequence[Sample]):
         random.Random(f"{self._seed}/block/{block}").shuffle(self._samples)
         self._block = block
 
-    def _from(self, start: int) -> Iterator[Sample]:
+    def _from(self, start: int) -> Iterator[S]:
         """All samples from the `start`-th, without end."""
         for turn in count_from():
             files = list(self._files)

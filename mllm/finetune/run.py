@@ -203,7 +203,7 @@ def watchers(context: RunContext) -> list[Callback]:
     """The callbacks that measure what the run's settings ask for, on every rank."""
     asked, found = context.settings, list[Callback]()
     if asked.eval is not None:
-        found.append(HeldOutLoss(context, asked.eval))
+        found.append(HeldOutLoss.of_samples(context, asked.eval))
     if asked.samples is not None:
         found.append(SampleAnswers(context, asked.samples))
     if asked.benchmarks is not None:

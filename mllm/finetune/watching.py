@@ -50,19 +50,24 @@ class RunContext:
 class HeldOutLoss(Callback):
     """Loss summed over all supervised tokens of a recipe's samples, divided by their number: metric `heldout_loss`.
 
-    It doesn't depend on ranks, micro-batches or packing, and draws no random numbers.
+    It doesn't depend on ranks, micro-batches or packing, and draws no random numbers. `told` are the metrics, and the sums of
+    the task's output that they are means of.
     """
 
-    measures = ("heldout_loss",)
+    told: Mapping[str, str] = {"heldout_loss": "loss"}
+    measures: tuple[str, ...] = ("heldout_loss",)
 
-    def __init__(self, context: RunContext, settings: HeldOutSettings) -> None:
-        run = context.settings
-        mixture = Mixture(load_recipe(settings.recipe), run.seed, run.data.group_by_image)
-        multiple = length_multiple(context.engine.device)
-        self._task = InstructionTask(mixture, context.processor, run.data, run.train, length_multiple=multiple)
-        self._engine = context.engine
-        self._every = settings.every_steps
+    def __init__(self, engine: Engine, task: InstructionTask, every_steps: int) -> None:
+        self._engine, self._task, self._every = engine, task, every_steps
         self._total = 0
+
+    @classmethod
+    def of_samples(cls, context: RunContext, settings: HeldOutSettings) -> "HeldOutLoss":
+        """Measure a recipe's samples as they would be learned from."""
+        run, multiple = context.settings, length_multiple(context.engine.device)
+        mixture = held_out_mixture(run, settings)
+        task = InstructionTask(mixture, context.processor, run.data, run.train, length_multiple=multiple)
+        return cls(context.engine, task, settings.every_steps)
 
     def on_start(self, step: int, total_steps: int) -> None:
         self._total = total_steps
@@ -70,12 +75,14 @@ class HeldOutLoss(Callback):
     def measure(self, step: int) -> Mapping[str, float | str]:
         if step % self._every and step != self._total:
             return {}
-        return {"heldout_loss": self._loss()}
+        means = self._means()
+        return {metric: means[name] for metric, name in self.told.items()}
 
     @torch.no_grad()
-    def _loss(self) -> float:
+    def _means(self) -> dict[str, float]:
+        """Of the loss and of the task's other sums, the mean over all targets."""
         engine, module = self._engine, self._engine.module
-        loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+        sums = {name: torch.zeros((), dtype=torch.float64, device=engine.device) for name in self.told.values()}
         targets, skipped = 0, 0
 
         def window(step: int) -> StepWindow:
@@ -88,14 +95,22 @@ class HeldOutLoss(Callback):
                     skipped += len(made.skipped)
                     for micro_batch in Feed(made.micro_batches, engine.device):
                         with engine.autocast():
-                            loss_sum += self._task.loss(module, micro_batch).loss_sum
+                            output = self._task.loss(module, micro_batch)
+                        for name, value in {"loss": output.loss_sum, **output.sums}.items():
+                            if name in sums:
+                                sums[name] += value
                         targets += micro_batch.target_count
         finally:
             module.train()
         if skipped:
             logger.warning("%d held-out sample(s) could not be used; `mllm data validate` names them", skipped)
-        all_losses, all_targets = engine.sum_over_ranks([float(loss_sum), float(targets)])
-        return all_losses / max(1.0, all_targets)
+        *totals, count = engine.sum_over_ranks([*map(float, sums.values()), float(targets)])
+        return {name: total / max(1.0, count) for name, total in zip(sums, totals, strict=True)}
+
+
+def held_out_mixture(run: FinetuneSettings, settings: HeldOutSettings) -> Mixture:
+    """The samples of the recipe that is held out, put side by side as the run's are."""
+    return Mixture(load_recipe(settings.recipe), run.seed, run.data.group_by_image)
 
 
 class SampleAnswers(Callback):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mllm.contrastive.data import Pair, read_pairs
+from mllm.contrastive.pairs import Pair, read_pairs
 from mllm.data.readers.errors import raise_error
 from mllm.data.readers.json_lines import read_json
 from mllm.data.readers.records import CONTAINERS, read_records
@@ -22,6 +22,7 @@ from mllm.generation.conditions import Conditions
 from mllm.generation.settings import GenerationDataSettings
 from mllm.generation.text_side import TextSide
 from mllm.media.decode import read_image
+from mllm.media.ref import ImageRef
 from mllm.media.visual import WHOLE
 
 
@@ -29,7 +30,7 @@ from mllm.media.visual import WHOLE
 class Captioned:
     """Pairs as numbers: pair i has the image `images[image_of[i]]` and the caption `captions[caption_of[i]]`."""
 
-    images: tuple[Path, ...]
+    images: tuple[Path | str, ...]
     captions: tuple[str, ...]
     image_of: tuple[int, ...]
     caption_of: tuple[int, ...]
@@ -147,7 +148,7 @@ class PictureRows(Protocol):
 class PictureLatents:
     """Latents of images, cached: pixels as bytes, or an autoencoder's means and deviations, from which it is drawn."""
 
-    def __init__(self, images: Sequence[Path], codec: Codec, cache: Path) -> None:
+    def __init__(self, images: Sequence[Path | str], codec: Codec, cache: Path) -> None:
         self.codec, self.shape = codec, codec.shape
         prepare = preparer(codec.image_size_px)
 
@@ -161,7 +162,8 @@ class PictureLatents:
 
         make, at_once = (pixels, 256) if codec.is_pixels else (moments, 16)
         known_by = fingerprint(codec.vae) if isinstance(codec, LatentCodec) else "pixels"
-        stats = [path.stat() for path in images if path.is_file()]
+        files = [file for image in images if (file := ImageRef.of(image).file) is not None]
+        stats = [file.stat() for file in files if file.is_file()]
         key = [known_by, codec.image_size_px, *map(str, images), *((s.st_size, s.st_mtime_ns) for s in stats)]
         self._rows = cached_rows(cache, "pictures", key, len(images), make, at_once)
 

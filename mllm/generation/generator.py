@@ -20,10 +20,10 @@ from mllm.errors import UserError
 from mllm.generation.codec import Codec, LatentCodec, PixelCodec, load_autoencoder
 from mllm.generation.conditions import Conditions
 from mllm.generation.denoiser import Denoiser
+from mllm.generation.layout import INDEX, MODEL_TYPE, config_of
 from mllm.generation.schedule import Schedule, read_schedule
 from mllm.generation.text_side import TextSide, load_text_side
 
-MODEL_TYPE = "mllm_generator"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 NETS: dict[str, Any] = {"unet": UNet2DConditionModel, "transformer": PixArtTransformer2DModel}
 # What a directory's config says that is of the format and not of the model.
@@ -102,7 +102,7 @@ def save_generator(
     if isinstance(codec, LatentCodec):
         codec.vae.save_pretrained(directory / "vae")
         if denoiser.is_unet and text is not None and not conditioning:
-            write_json(directory / "model_index.json", _pipeline_index(text))
+            write_json(directory / INDEX, _pipeline_index(text))
     own = asdict(config)
     write_json(directory / "config.json", {"model_type": MODEL_TYPE, **own.pop("further"), **own})
 
@@ -135,20 +135,6 @@ def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
 def weights_below(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """Return the weights whose names begin with `name`, without it."""
     return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
-
-
-def is_own(directory: Path) -> bool:
-    """Whether a directory is a generator that this package wrote."""
-    return config_of(directory).get("model_type") == MODEL_TYPE
-
-
-def config_of(directory: Path) -> dict[str, Any]:
-    """Read `config.json`; nothing where there is none."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
 
 
 def load_own(directory: Path) -> Generator:

@@ -10,6 +10,7 @@ from mllm.files import atomic_file
 from mllm.generation.codec import to_pictures
 from mllm.generation.conditions import Conditions
 from mllm.generation.generator import Generator
+from mllm.generation.pipelines import Pipeline
 from mllm.generation.sampler import Sampling, sample, start_noise
 
 CELL_PX = 128
@@ -18,7 +19,7 @@ MARGIN_PX = 4
 
 
 def draw_pictures(
-    generator: Generator,
+    generator: Generator | Pipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     how: Sampling,
@@ -30,6 +31,8 @@ def draw_pictures(
     on_step(done): called after each step of a batch, with the number of pictures' steps that are done. Raises UserError
     like `Sampling.checked`.
     """
+    if isinstance(generator, Pipeline):
+        return generator.draw(prompts, seeds, how, on_step)
     how.checked(generator.schedule.num_train_timesteps)
     conditions = generator.conditions(prompts, seeds)
     return draw_conditions(generator, conditions, seeds, how, batch_size, on_step)

@@ -16,14 +16,13 @@ from mllm.errors import UserError
 from mllm.generation.clip_sides import ClipSides, load_sides
 from mllm.generation.conditions import Conditions
 from mllm.generation.generator import (
-    MODEL_TYPE,
     WEIGHTS,
-    config_of,
     load_schedule,
     weights_below,
     write_json,
     write_weights,
 )
+from mllm.generation.layout import MODEL_TYPE, config_of
 from mllm.generation.noise import generator_of
 from mllm.generation.prior import PriorDenoiser, load_prior_net
 from mllm.generation.sampler import Sampling, sample

@@ -111,7 +111,7 @@ def build_schedule(settings: ScheduleSettings, is_pixels: bool) -> Schedule:
         prediction_type=settings.prediction,
         rescale_betas_zero_snr=settings.zero_terminal_snr,
         timestep_spacing="trailing",
-        steps_offset=0,
+        steps_offset=1,
         set_alpha_to_one=True,
         clip_sample=is_pixels,
     )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from mllm.model.dual_kinds import DUAL_KINDS, logit_factor_of
 
 logger = logging.getLogger(__name__)
 
+Source = TypeVar("Source", bound=Path | str)
 CHUNK = 128
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -126,8 +128,8 @@ def image_files(folder: Path | str) -> list[Path]:
 
 
 def encode_readable(
-    encoder: DualEncoder, paths: Sequence[Path], on_skip: Callable[[Path, str], None]
-) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    encoder: DualEncoder, paths: Sequence[Source], on_skip: Callable[[Source, str], None]
+) -> Iterator[tuple[list[Source], torch.Tensor]]:
     """Chunks of paths and their features [N, E]; an unreadable image is given to `on_skip` with the reason."""
     for start in range(0, len(paths), CHUNK):
         good, pixels = [], []
@@ -141,12 +143,12 @@ def encode_readable(
             yield good, encoder.pixels_to_features(torch.stack(pixels))
 
 
-def readable_features(encoder: DualEncoder, paths: Sequence[Path]) -> tuple[list[Path], torch.Tensor, int]:
+def readable_features(encoder: DualEncoder, paths: Sequence[Source]) -> tuple[list[Source], torch.Tensor, int]:
     """The images that can be read, their features [N, E], and how many can't, each named in the log.
 
     Raises UserError where none can.
     """
-    kept: list[Path] = []
+    kept: list[Source] = []
     features = []
     for chunk, found in encode_readable(encoder, paths, lambda _, reason: logger.warning("left out: %s", reason)):
         kept += chunk

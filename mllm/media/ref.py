@@ -3,15 +3,18 @@
 In samples, on the disk and in memory, an image is a string that costs nothing until it is read: a path, or what names an
 image inside a file. `tar:OFFSET:SIZE:PATH` is a member of an uncompressed tar, `parquet:ROW:NUMBER:PATH` the NUMBER-th
 image of a row: the NUMBER-th in its column `images` or `image`, or that of the NUMBER-th of its columns `image_1`,
-`image_2`, … (`media_columns`), which hold `{bytes, path}`, as the Hub's data sets do, or the bytes alone; and
-`parquet-video:ROW:NUMBER:PATH` a video of its column `videos` (or `video`). What a request names by a URL or holds in one
-is bytes from the door on.
+`image_2`, … (`media_columns`), which hold `{bytes, path}`, as the Hub's data sets do, or the bytes alone.
+`parquet-video:ROW:NUMBER:PATH` is a video of its column `videos` (or `video`), `arrow:ROW:NUMBER:PATH` an image of an Arrow
+file, in columns as those of parquet. What a request names by a URL or holds in one is bytes from the door on.
 """
 
 import hashlib
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ IMAGE_SUFFIXES = ("bmp", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 VIDEO_SUFFIXES = ("avi", "flv", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "webm", "wmv")
 MEDIA_COLUMNS = {"parquet": ("images", "image"), "parquet-video": ("videos", "video")}
 DECODED = "decoded_image"
-STORED = r"^(tar|parquet|parquet-video):([0-9]+):([0-9]+):"  # for pyarrow, too
+ARROW = "arrow"
+STORED = r"^(tar|parquet|parquet-video|arrow):([0-9]+):([0-9]+):"  # for pyarrow, too
 MAX_NAME_CHARS = 200
 _STORED = re.compile(STORED)
 _NUMBERED = re.compile(r"^[Ii]mage_([0-9]+)$")
@@ -35,7 +39,7 @@ def tar_reference(path: str, offset: int, size: int) -> str:
 
 
 def parquet_reference(path: str, row: int, number: int, kind: str = "parquet") -> str:
-    """kind: which of MEDIA_COLUMNS it is in."""
+    """kind: which of MEDIA_COLUMNS it is in, or ARROW for the images of an Arrow file."""
     return f"{kind}:{row}:{number}:{path}"
 
 
@@ -95,6 +99,8 @@ class ImageRef:
             kind, first, second = self.part
             if kind in MEDIA_COLUMNS:
                 return _parquet_image(str(self.file), kind, first, second)
+            if kind == ARROW:
+                return _arrow_image(str(self.file), first, second)
             if second > max_bytes:
                 raise UserError(f"{self.noun} {self.name} has {second} bytes; the limit is {max_bytes}")
             with open(self.file, "rb") as file:
@@ -162,13 +168,44 @@ def _is_binary(kind: Any) -> bool:
 def _parquet_image(path: str, kind: str, row: int, number: int) -> bytes:
     file, starts = _parquet_file(path)
     columns = media_columns(file.schema_arrow, kind) or MEDIA_COLUMNS[kind][:1]
-    group = next(g for g in reversed(range(len(starts))) if starts[g] <= row)
+    group = bisect_right(starts, row) - 1
     value = _row_group(path, group, columns[number] if len(columns) > 1 else columns[0])[row - starts[group]].as_py()
+    return _bytes_of(value, row, number)
+
+
+def _arrow_image(path: str, row: int, number: int) -> bytes:
+    batches, starts = _arrow_file(path)
+    columns = media_columns(batches[0].schema, "parquet") or MEDIA_COLUMNS["parquet"][:1]
+    batch = bisect_right(starts, row) - 1
+    column = batches[batch].column(columns[number] if len(columns) > 1 else columns[0])
+    return _bytes_of(column[row - starts[batch]].as_py(), row, number)
+
+
+def _bytes_of(value: Any, row: int, number: int) -> bytes:
+    """The bytes of the `number`-th image of a row's value: images, or one alone."""
     image = value[number] if isinstance(value, list) else value
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes):
         raise ValueError(f"row {row} holds no bytes")
     return content
+
+
+def arrow_batches(path: str) -> Sequence[Any]:
+    """The record batches of an Arrow file in either layout, mapped into memory. Raises OSError or pyarrow's own errors."""
+    import pyarrow as pa
+
+    source = pa.memory_map(path)
+    try:
+        return pa.ipc.open_stream(source).read_all().to_batches()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(source).read_all().to_batches()
+
+
+@lru_cache(maxsize=16)
+def _arrow_file(path: str) -> tuple[Sequence[Any], list[int]]:
+    """The record batches of an Arrow file, and the first row of each."""
+    batches = arrow_batches(path)
+    return batches, [0, *accumulate(batch.num_rows for batch in batches)][:-1]
 
 
 @lru_cache(maxsize=16)

@@ -65,15 +65,18 @@ class ReferencePass(Callback):
     Rows are packed and shared by the ranks as those of a step are.
     """
 
-    def __init__(self, task: PreferenceTask, reference: CachedReference, engine: Engine, epochs: float) -> None:
-        self._task, self._reference, self._engine, self._epochs = task, reference, engine, epochs
+    def __init__(
+        self, epochs_of: Sequence[tuple[PreferenceTask, float]], reference: CachedReference, engine: Engine
+    ) -> None:
+        """epochs_of: the tasks whose pairs are looked up, each with how often the run goes through them."""
+        self._epochs_of, self._reference, self._engine = epochs_of, reference, engine
         self._model = ""
 
     def on_start(self, step: int, total_steps: int) -> None:
         """Raises UserError where the file is another model's."""
         if not self._model:
             state = self._engine.full_state_dict()
-            own = fingerprint(state, self._task.loop.dtype) if self._engine.rank == 0 else ""
+            own = fingerprint(state, self._epochs_of[0][0].loop.dtype) if self._engine.rank == 0 else ""
             self._model = self._engine.gather(own)[0]
         file = ReferenceFile(self._reference.path, self._model)
         if step == 0:
@@ -83,21 +86,22 @@ class ReferencePass(Callback):
         self._reference.file = file
 
     def _complete(self, file: ReferenceFile) -> None:
-        task, held, wrote = self._task, len(file), time.monotonic()
-        visited = sorted({index for epoch in range(math.ceil(self._epochs)) for index in task.mixture.order(epoch)})
-        size = task.loop.global_batch_size
-        for start in range(0, len(visited), size):
-            file.add(self._found(visited[start : start + size], file))
-            if self._engine.rank == 0 and time.monotonic() - wrote > WRITE_EVERY_S:
-                file.write()
-                wrote = time.monotonic()
+        held, wrote = len(file), time.monotonic()
+        for task, epochs in self._epochs_of:
+            visited = sorted({index for epoch in range(math.ceil(epochs)) for index in task.mixture.order(epoch)})
+            size = task.loop.global_batch_size
+            for start in range(0, len(visited), size):
+                file.add(self._found(task, visited[start : start + size], file))
+                if self._engine.rank == 0 and time.monotonic() - wrote > WRITE_EVERY_S:
+                    file.write()
+                    wrote = time.monotonic()
         if self._engine.rank == 0:
             file.write()
         logger.info("reference: %d answers computed, %d were in %s", len(file) - held, held, self._reference.path)
 
-    def _found(self, indices: Sequence[int], file: ReferenceFile) -> dict[bytes, np.ndarray]:
+    def _found(self, task: PreferenceTask, indices: Sequence[int], file: ReferenceFile) -> dict[bytes, np.ndarray]:
         """Log-probabilities of the pairs of `indices` that lack some, computed by all ranks, in all ranks."""
-        task, keys, engine = self._task, self._reference.keys, self._engine
+        keys, engine = self._reference.keys, self._engine
         refused: dict[str, str] = {}
         # What is wrong with a pair is said when its step comes.
         skips = Skips(False, [])

@@ -1,6 +1,6 @@
 """The run behind `train/preference.py`: that of `mllm.finetune.run`, which is given pairs and a reference to learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mllm.data.dataset import Mixture
@@ -9,7 +9,7 @@ from mllm.finetune.flops import UnitFlops, unit_flops
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
 from mllm.finetune.task import InstructionTask, length_multiple, task_of_samples
-from mllm.finetune.watching import RunContext
+from mllm.finetune.watching import HeldOutLoss, RunContext, held_out_mixture
 from mllm.preference.cache import AnswerKeys
 from mllm.preference.cached import CachedReference, ReferencePass
 from mllm.preference.reference import (
@@ -47,9 +47,27 @@ def preference_task(context: RunContext, mixture: Mixture) -> tuple[PreferenceTa
     multiple = length_multiple(context.engine.device)
     task = PreferenceTask(mixture, context.processor, settings, reference, unit_flops(context.model), multiple)
     own: list[Callback] = [task.reward_mean]
+    epochs_of = [(task, settings.train.epochs)]
+    if settings.eval_pairs is not None:
+        mixture = held_out_mixture(settings, settings.eval_pairs)
+        heldout = PreferenceTask(mixture, context.processor, settings, reference, length_multiple=multiple)
+        heldout.reward_mean = task.reward_mean
+        epochs_of.append((heldout, 1.0))
+        own.append(HeldOutPairs(context.engine, heldout, settings.eval_pairs.every_steps))
     if isinstance(reference, CachedReference):
-        own.append(ReferencePass(task, reference, context.engine, settings.train.epochs))
+        own.append(ReferencePass(epochs_of, reference, context.engine))
     return task, own
+
+
+class HeldOutPairs(HeldOutLoss):
+    """The mean loss of a recipe's pairs, the share whose chosen answer gained more, and by how much."""
+
+    told: Mapping[str, str] = {
+        "heldout_pair_loss": "loss",
+        "heldout_reward_accuracy": "reward_accuracy",
+        "heldout_reward_margin": "reward_margin",
+    }
+    measures = tuple(told)
 
 
 def foreseen_task(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mllm.finetune.settings import FinetuneSettings
+from mllm.finetune.settings import FinetuneSettings, HeldOutSettings
 from mllm.settings import PathText, Settings
 
 Term = Literal[
@@ -108,6 +108,10 @@ class PreferenceSettings(FinetuneSettings):
 
     preference: ObjectiveSettings
     """The loss of a pair, and what it is compared with."""
+    eval_pairs: HeldOutSettings | None = None
+    """Pairs that aren't trained on, and how often their loss and rewards are measured (metrics `heldout_pair_loss`,
+    `heldout_reward_accuracy`, `heldout_reward_margin`). None by default; `eval` is of samples.
+    """
 
     @model_validator(mode="after")
     def _adapters_are_all_that_learns(self) -> "PreferenceSettings":

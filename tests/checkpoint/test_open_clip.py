@@ -50,6 +50,8 @@ def test_both_ways_give_the_same_weights_and_names(open_clip, tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in peer.state_dict().items())
     image_side = load_vision_model(str(tmp_path / "ours"), torch.float32)  # what a multimodal LLM takes
     assert torch.equal(image_side.state_dict()["embeddings.patch_embedding.weight"], peer.visual.conv1.weight)
+    with pytest.raises(UserError, match=r"is in open_clip's layout.*mllm clip export"):
+        load_vision_model(str(tmp_path / "theirs"), torch.float32)
 
 
 def test_a_tokenizer_and_an_end_token_of_ones_own_go_along(open_clip, tmp_path):

@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPVisionModel
 
-from mllm.contrastive.data import describes, read_pairs
+from mllm.contrastive.data import describes
 from mllm.contrastive.loss import gathered, infonce_sum
+from mllm.contrastive.pairs import read_pairs
 from mllm.contrastive.run import train_clip
 from mllm.errors import UserError
 from tests.helpers.clip import settings
@@ -85,7 +86,7 @@ def test_the_same_seed_gives_the_same_run(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "a.png"}', r"pairs.jsonl:1: expected an object"),
+        ('{"image": "a.png"}', r"pairs.jsonl:1: expected text in one of the fields caption, .*found the keys image"),
         ('{"image": "a.png", "caption": " "}', r"pairs.jsonl:1: the caption is empty"),
         ('{"image": "a.png", "caption": "x"}', r"at least two different captions"),
     ],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mllm.contrastive.data import read_pairs
+from mllm.contrastive.pairs import read_pairs
 from mllm.contrastive.zeroshot import read_lines
 from mllm.errors import UserError
 
@@ -36,9 +36,12 @@ def test_pairs_are_read_from_every_kind_of_file(tmp_path, name, mark):
             r"p\.jsonl:2: .*not valid UTF-8",
         ),
         (json.dumps(PAIRS[0]).encode("utf-16"), r"p\.jsonl: is in UTF-16; save it as UTF-8"),
-        (b'{"file": "a.png", "text": "x"}\n', r"p\.jsonl:1: expected an object with image .*found the keys file, text"),
+        (b'{"file": "a.png", "text": "x"}\n', r"p\.jsonl:1: expected an image in one of .*found the keys file, text"),
         (b'{"image": "https://x.org/a.png", "caption": "x"}\n', r"p\.jsonl:1: image .* is a URL"),
-        (b'{"image": {"bytes": "x"}, "caption": "x"}\n', r"p\.jsonl:1: expected an object"),
+        (
+            b'{"image": {"bytes": "x"}, "caption": "x"}\n',
+            r"p\.jsonl:1: expected `images` to be a path or a list .*found dict",
+        ),
         (b'"text"\n', r"p\.jsonl:1: expected an object"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mllm.contrastive.data import Pair
+from mllm.contrastive.pairs import Pair
 from mllm.contrastive.retrieval import gallery, pairs_recall, recall
 
 IMAGES, CAPTIONS = 1000, 5

@@ -12,8 +12,9 @@ from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
 from mllm.checkpoint.dual import build_dual, load_dual
 from mllm.checkpoint.start import build
-from mllm.contrastive.data import BOILERPLATE, Pair, describes, same, spoil_captions
+from mllm.contrastive.data import BOILERPLATE, describes, same, spoil_captions
 from mllm.contrastive.loss import gathered, infonce_sum, logit_factor, multi_positive_sum, sigmoid_sum
+from mllm.contrastive.pairs import Pair
 from mllm.contrastive.run import _build_batcher
 from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
 from mllm.contrastive.task import ContrastiveTask

@@ -43,9 +43,7 @@ class Task:
 
 
 def test_the_next_held_out_window_is_made_while_one_is_computed():
-    measured = HeldOutLoss.__new__(HeldOutLoss)
-    measured._task, measured._every, measured._total = Task(), 1, 1
-    measured._engine = SimpleNamespace(
+    engine = SimpleNamespace(
         module=torch.nn.Linear(1, 1),
         device=torch.device("cpu"),
         rank=0,
@@ -53,5 +51,7 @@ def test_the_next_held_out_window_is_made_while_one_is_computed():
         autocast=nullcontext,
         sum_over_ranks=lambda values: values,
     )
+    task = Task()
+    measured = HeldOutLoss(engine, task, every_steps=1)
     assert measured.measure(1) == {"heldout_loss": (1 + 2 + 3) / 6}
-    assert measured._task.losses == [1.0, 2.0, 3.0]
+    assert task.losses == [1.0, 2.0, 3.0]

@@ -17,6 +17,8 @@ from mllm.data.recipe import load_recipe
 from mllm.errors import UserError
 from mllm.finetune.run import build_beginning, filling, finetune, parts_by_name
 from mllm.finetune.settings import FinetuneSettings
+from mllm.generation.run import train_diffusion
+from mllm.generation.settings import DiffusionSettings
 from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
 from mllm.kernels import loss
@@ -33,7 +35,11 @@ PATIENCE_S = {"stuck": 10}  # the others have as long as a busy machine takes to
 WAIT_S = 600
 
 
-KINDS = {"preference": (PreferenceSettings, train_preference), "rewards": (GrpoSettings, learn_from_rewards)}
+KINDS = {
+    "preference": (PreferenceSettings, train_preference),
+    "rewards": (GrpoSettings, learn_from_rewards),
+    "pictures": (DiffusionSettings, train_diffusion),
+}
 
 
 def runs_in_step(planned: str) -> None:

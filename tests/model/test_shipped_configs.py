@@ -19,13 +19,14 @@ from mllm.model.projectors.resampler import sine_cosine_positions
 from mllm.model.settings import ImageSettings, ModelSettings, VideoSettings, VisionEncoderSettings
 from mllm.model.tile_tokens import projected
 from mllm.resources import find_ds_config
+from mllm.settings import read_yaml
 from tests.helpers.tiny import tiny_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
     path.stem: read_run(str(path))
     for path in sorted((ROOT / "train/configs").glob("*.yaml"))
-    if path.stem not in ("demo_clip", "demo_diffusion", "demo_prior", "demo_decoder", "demo_retrieval")
+    if "recipe" in read_yaml(path).get("data", {})  # the others train no multimodal LLM
 }
 BY_END = {f"{config.run_dir}/final": config for config in CONFIGS.values()}
 # Pixels of the input's side, and of a patch's, of the encoders that configs name.

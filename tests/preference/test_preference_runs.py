@@ -1,5 +1,6 @@
 """Runs that learn from pairs: three references and every layout give one curve, and a stopped run goes on as it was."""
 
+import itertools
 import json
 import math
 
@@ -64,6 +65,25 @@ def test_loss_does_not_depend_on_micro_batches_or_packing(tiny_parts, recipe_of_
             expected = [step[name] for step in told["none"]]
             assert [step[name] for step in steps] == pytest.approx(expected, rel=1e-5, abs=1e-5), name
         assert steps[0]["grad_norm"] == pytest.approx(told["none"][0]["grad_norm"], rel=1e-5)
+
+
+def test_the_loss_of_held_out_pairs_is_the_next_steps_where_they_are_those_that_are_trained_on(
+    tiny_parts, recipe_of_pairs, tmp_path
+):
+    changes = {"train__global_batch_size": 10, "train__micro_batch_size": 4, "train__epochs": 3}
+    objective = {"terms": {"sigmoid": 1, "sft": 0.5, "image": 1}, "damage": {"kind": "noise"}}
+    values = pair_config(tiny_parts, recipe_of_pairs, tmp_path / "run", objective, **changes)
+    values |= {
+        "trainable": LORA,
+        "optim": {"lr": 2e-2},
+        "eval_pairs": {"recipe": str(recipe_of_pairs), "every_steps": 1},
+    }
+    learn(values)
+    told = metrics(tmp_path / "run")
+    assert len(told) == 3 and told[0]["heldout_pair_loss"] < told[0]["loss"]
+    for before, after in itertools.pairwise(told):
+        for heldout, name in (("pair_loss", "loss"), ("reward_accuracy",) * 2, ("reward_margin",) * 2):
+            assert before[f"heldout_{heldout}"] == pytest.approx(after[name], rel=1e-5, abs=1e-6), name
 
 
 def test_a_run_of_pairs_is_planned_and_estimated_as_it_will_be(tiny_parts, recipe_of_pairs, tmp_path):

@@ -11,11 +11,16 @@ from mllm.checkpoint.ours import load
 from mllm.errors import UserError
 from mllm.finetune.run import finetune
 from mllm.finetune.settings import FinetuneSettings
+from mllm.generation.kinds import read_kind
+from mllm.generation.run import train_diffusion
 from mllm.grpo.run import learn_from_rewards
 from mllm.grpo.settings import GrpoSettings
 from mllm.settings import validate_settings
 from mllm.training.ds_config import fill_ds_config
 from tests.helpers.commands import command
+from tests.helpers.generation import values_of as pictures_values
+from tests.helpers.generation import write_clip
+from tests.helpers.generation import write_pairs as write_picture_pairs
 from tests.helpers.launches import launch_runs
 from tests.helpers.own_rewards import reward_config
 from tests.helpers.pairs import learn, pair_config, write_pairs
@@ -126,8 +131,10 @@ def under_zero(tiny_parts, recipe, tmp_path_factory):
         for stage in ("2", "3")
     ]
     of_pairs = [pairs_run(tiny_parts, root, f"pairs_{stage}", f"{stage}") for stage in (2, 3)]
+    of_pictures = pictures_config(root, root / "pictures_2") | {"engine": {"ds_config": "zero2", "world_size": 2}}
     # Before stage 3, with which DeepSpeed gives the whole process another linear function.
     runs[2] = [(values("resumed", 2, 2), 3), (skipping, None), *more, (of_pairs[0], 2), of_answers[0], *runs[2]]
+    runs[2].insert(0, (of_pictures, 2))
     runs[2] += [(of_pairs[1], None), of_answers[1]]
     for ranks, planned in runs.items():
         (root / str(ranks)).mkdir()
@@ -146,6 +153,25 @@ def test_loss_under_zero_equals_one_process(one_process, under_zero, stage, rank
     assert ids_a == ids_b and len(ids_a) == 6
     assert loss_b == pytest.approx(loss_a, rel=1e-5)
     assert norm_b[0] == pytest.approx(norm_a[0], rel=1e-5)
+
+
+def pictures_config(root, run_dir):
+    """A run of pictures from text, whose pairs and CLIP lie in `root`."""
+    folder = root / "pairs"
+    if not folder.is_dir():
+        folder.mkdir()
+        write_picture_pairs(folder)
+        write_clip(root / "clip")
+    return pictures_values(folder / "pairs.jsonl", root / "clip", run_dir)
+
+
+def test_pictures_learned_on_two_ranks_with_a_stop_are_those_of_one_process(under_zero):
+    train_diffusion(read_kind(pictures_config(under_zero, under_zero / "pictures_1"), "test"))
+    (ids_a, loss_a, norm_a), (ids_b, loss_b, norm_b) = (series(under_zero / f"pictures_{n}") for n in (1, 2))
+    assert ids_a == ids_b and len(ids_a) == 4
+    assert loss_b == pytest.approx(loss_a, rel=1e-5) and norm_b == pytest.approx(norm_a, rel=1e-4)
+    held_a, held_b = ([s["heldout_loss"] for s in metrics(under_zero / f"pictures_{n}")[1::2]] for n in (1, 2))
+    assert held_b == pytest.approx(held_a, rel=1e-5)
 
 
 def test_resumed_run_under_zero_equals_the_uninterrupted_one(under_zero):

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from mllm.conversation.pair import PreferencePair
 from mllm.conversation.schema import Fault, Sample
+from mllm.data.readers.arrow import read_arrow
 from mllm.data.readers.errors import BadRecordError, OnError, raise_error
 from mllm.data.readers.fields import SYSTEM_FIELDS, without_nulls
-from mllm.data.readers.json_lines import read_json
+from mllm.data.readers.json_lines import BOM, read_json
 from mllm.data.readers.parquet import read_parquet
 from mllm.data.readers.tables import read_csv, read_tsv
 from mllm.data.readers.tar import read_tar
@@ -23,6 +24,7 @@ from mllm.errors import UserError
 from mllm.media.remote import is_url
 
 CONTAINERS: dict[str, Callable[[Path, OnError], Iterator[tuple[str, Any]]]] = {
+    ".arrow": read_arrow,
     ".csv": read_csv,
     ".json": read_json,
     ".jsonl": read_json,
@@ -90,14 +92,22 @@ def read_records(path: Path | str, on_error: OnError = raise_error) -> Iterator[
         records = read_remote(str(path))
     else:
         path = Path(path)
-        if path.suffix not in CONTAINERS:
-            raise UserError(f"{path}: unknown kind of file; known are {', '.join(sorted(CONTAINERS))}")
-        records = CONTAINERS[path.suffix](path, on_error)
+        records = _container(path)(path, on_error)
     for place, record in records:
         if isinstance(record, dict):
             yield place, record
         else:
             on_error(BadRecordError(place, f"expected an object, found {type(record).__name__}"))
+
+
+def _container(path: Path) -> Callable[[Path, OnError], Iterator[tuple[str, Any]]]:
+    """What reads the records of a file: told by its suffix, of another suffix JSON where it begins so."""
+    if path.suffix in CONTAINERS:
+        return CONTAINERS[path.suffix]
+    with open(path, "rb") as file:
+        if file.read(64).removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
+            return read_json
+    raise UserError(f"{path}: unknown kind of file; known are {', '.join(sorted(CONTAINERS))}")
 
 
 def read_remote(url: str) -> Iterator[tuple[str, dict[str, Any]]]:

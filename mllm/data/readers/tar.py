@@ -4,43 +4,41 @@ Where a name has more dots, what stands between the first and the last of them i
 (`22.05.txt` and `22.10.txt` are two samples), else it numbers or labels (`7.0.png`, `7.1.png` and `7.json` are one).
 """
 
-import tarfile
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mllm.data.readers.errors import BadRecordError, OnError
 from mllm.data.readers.json_lines import parse_json
+from mllm.data.readers.tar_members import BadTarError, Member, tar_members
 from mllm.errors import UserError
 from mllm.media.ref import IMAGE_SUFFIXES, VIDEO_SUFFIXES, tar_reference
 
 MAX_TEXT_BYTES = 64 * 2**20
+TEXTS = {"txt": "txt", "text": "txt", "caption": "caption"}  # suffix of a member → the field that its text is
 
 
 def read_tar(path: Path, on_error: OnError) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, record) pairs: the fields of the `json` member, the text of `txt` as `txt`, the key as `id` if none is given.
+    """(place, record) pairs: the fields of the `json` member, the text of `txt` or `text` as `txt` and of `caption` as
+    `caption`, the key as `id` if none is given.
 
     The images, in their order in the tar, are references and stand as `images` and `image` in place of what the JSON
     calls them, videos as `videos` and `video`; their bytes are passed over.
     """
     key, group = "", _Group(path, "")
     try:
-        # "r:" takes no compressed tar: an image in one has no place of its own.
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                # tarfile would keep every header of a shard.
-                tar.members = []  # type: ignore[attr-defined]
-                if not member.isfile():
-                    continue
+        with open(path, "rb", buffering=0) as file:
+            for member in tar_members(file.fileno()):
                 folder, _, name = member.name.rpartition("/")
                 stem, _, suffix = name.partition(".")
                 member_key = f"{folder}/{stem}" if folder else stem
                 if member_key != key:
                     yield from group.records(on_error)
                     key, group = member_key, _Group(path, member_key)
-                group.add(suffix, member, tar)
+                group.add(suffix, member, file.fileno())
             yield from group.records(on_error)
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, BadTarError) as error:
         raise UserError(f"{path}: not a readable, uncompressed tar: {error}") from None
 
 
@@ -53,16 +51,16 @@ class _Group:
         self.media: list[tuple[str, str, str]] = []  # (label, "image" or "video", reference)
         self.errors: dict[str, BadRecordError] = {}
 
-    def add(self, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    def add(self, suffix: str, member: Member, descriptor: int) -> None:
         label, _, kind = suffix.rpartition(".")
         kind = kind.lower()
         if kind in IMAGE_SUFFIXES or kind in VIDEO_SUFFIXES:
             noun = "image" if kind in IMAGE_SUFFIXES else "video"
-            self.media.append((label, noun, tar_reference(str(self.path), member.offset_data, member.size)))
-        elif kind in ("json", "txt"):
+            self.media.append((label, noun, tar_reference(str(self.path), member.offset, member.size)))
+        elif kind == "json" or kind in TEXTS:
             fields = self.fields.setdefault(label, {})
             try:
-                fields |= _text_fields(f"{self.path}:{self.key}.{suffix}", kind, member, tar)
+                fields |= _text_fields(f"{self.path}:{self.key}.{suffix}", kind, member, descriptor)
             except BadRecordError as error:
                 self.errors.setdefault(label, error)
 
@@ -102,13 +100,12 @@ class _Group:
             yield f"{self.path}:{key}", {"id": key} | fields | held
 
 
-def _text_fields(place: str, suffix: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> dict[str, Any]:
+def _text_fields(place: str, suffix: str, member: Member, descriptor: int) -> dict[str, Any]:
     if member.size > MAX_TEXT_BYTES:
         raise BadRecordError(place, f"has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
-    file = tar.extractfile(member)
-    assert file is not None, member.name
+    content = os.pread(descriptor, member.size, member.offset)
     try:
-        fields = parse_json(file.read()) if suffix == "json" else {"txt": file.read().decode("utf-8")}
+        fields = parse_json(content) if suffix == "json" else {TEXTS[suffix]: content.decode("utf-8")}
     except (ValueError, RecursionError) as error:
         raise BadRecordError(place, f"not valid {'JSON' if suffix == 'json' else 'UTF-8'}: {error}") from None
     if not isinstance(fields, dict):

@@ -14,6 +14,7 @@ from mllm.data.pair_counts import PairCounts
 from mllm.data.readers import READERS
 from mllm.data.recipe import RecipeSettings, SourceSettings
 from mllm.data.samples import with_resolved_images
+from mllm.data.scripts import script_of
 from mllm.errors import BadSampleError, UserError
 from mllm.media.decode import read_image_size
 
@@ -22,12 +23,6 @@ SIZED_IMAGES = 5000
 CAPTIONED_IMAGES = 20000
 KEPT_ANSWERS = 50000
 KEPT_FORMS = 5000
-SCRIPTS = {
-    "Latin": r"[a-zA-ZÀ-ɏ]", "Cyrillic": r"[Ѐ-ӿ]", "Greek": r"[Ͱ-Ͽ]", "Arabic": r"[؀-ۿ]", "Hebrew": r"[֐-׿]",
-    "Devanagari": r"[ऀ-ॿ]", "Bengali": r"[ঀ-৿]", "Tamil": r"[஀-௿]", "Thai": r"[฀-๿]", "Kana": r"[぀-ヿ]", "Hangul": r"[가-힣]",
-    "Han": r"[一-鿿]",
-}  # fmt: skip
-LETTERS = {name: re.compile(pattern) for name, pattern in SCRIPTS.items()}
 
 
 @dataclass
@@ -169,13 +164,6 @@ def survey_recipe(recipe: RecipeSettings) -> Survey:
             done.add(key)
             surveyor.add_source(source)
     return surveyor.survey
-
-
-def script_of(text: str) -> str:
-    """The script of most letters; "(no letters)" where there are none."""
-    counts = {name: len(pattern.findall(text)) for name, pattern in LETTERS.items()}
-    best = max(counts, key=counts.__getitem__)
-    return best if counts[best] else "(no letters)"
 
 
 def _funnel(path: Path) -> dict[str, int]:

@@ -113,9 +113,7 @@ ENCODERS: dict[str, EncoderFamily] = {
     ),
 }
 REFUSED = {
-    "align_vision_model": (
-        "is ALIGN's, for mllm clip alone; take an EfficientNet of transformers or timm"
-    ),
+    "align_vision_model": ("is ALIGN's, for mllm clip alone; take an EfficientNet of transformers or timm"),
     "bit": (
         "is a ResNet; features come from the layers of a ViT: train one with model.layout clip or siglip of "
         "train/contrastive.py, or take a timm one"

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from mllm.contrastive.data import read_pairs
+from mllm.contrastive.pairs import image_files, read_pairs
 from mllm.contrastive.zeroshot import check_classes, class_folders
 from mllm.errors import UserError
 from mllm.files import atomic_file
@@ -118,7 +118,7 @@ def labelled_files(source: Path | str, image_root: Path | str, names: Sequence[s
     else:
         place = {f"{article}{name}": n for n, name in enumerate(names) for article in ("", "a ", "an ", "the ")}
         pairs = [pair for pair in read_pairs(source, image_root) if pair.caption in place]
-        files, labels = [pair.image for pair in pairs], [place[pair.caption] for pair in pairs]
+        files, labels = image_files(pairs), [place[pair.caption] for pair in pairs]
     missing = next((name for n, name in enumerate(names) if n not in set(labels)), None)
     if missing is not None:
         raise UserError(f"{source} has no image of class {missing!r}")
