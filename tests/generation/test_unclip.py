@@ -152,6 +152,12 @@ def test_an_edit_begins_with_the_image_and_turns_to_the_difference_of_the_texts(
         edit(decoder, images[0], (CAPTIONS[0], CAPTIONS[1]), [0.4], replace(PLAIN, steps=1))
 
 
+def test_a_decoder_in_half_precision_draws_nearly_the_same(root, decoder, images):
+    half = load_generator(root / "decoder", device="cpu", dtype="bfloat16")
+    whole, rough = (mix(one, images, [0.0, 1.0], PLAIN, 0) for one in (decoder, half))
+    assert float((pixels(whole) - pixels(rough)).abs().mean()) < 0.02
+
+
 def test_an_image_stands_for_itself_by_its_own_clips_embedding(root, decoder, images):
     of_files = load_sides(root / "clip").encoder.images([root / "images/red0.png"])
     assert torch.equal(embed(decoder, images[:1]), of_files)
