@@ -7,7 +7,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,10 @@ def grpo_settings() -> str:
     return further_settings("Settings of GRPO", lead, settings_class("grpo"))
 
 
-def further_settings(title: str, lead: str, cls: Any, beside: Any = None, otherwise: Sequence[str] = ()) -> str:
-    """The page of what a class of settings has beside those of `beside`, by default of fine-tuning.
-
-    otherwise: keys that both have, with another meaning.
-    """
+def further_settings(title: str, lead: str, cls: Any) -> str:
+    """The page of what a class of settings has beside those of fine-tuning."""
     schema = cls.model_json_schema()
-    shared = (beside or settings_class("train")).model_fields.keys() - set(otherwise)
+    shared = settings_class("train").model_fields
     schema["properties"] = {name: field for name, field in schema["properties"].items() if name not in shared}
     return "\n\n".join((f"# {title}", NOTE, lead, *settings_sections(schema)))
 
@@ -87,29 +84,31 @@ def clip_settings() -> str:
 
 
 def generation_settings() -> str:
+    from mllm.generation.kinds import KINDS
+
     lead = "Every key of a configuration for `mllm generate train` of pictures from text (`kind: text`)."
-    return settings_page("Settings of generators", lead, settings_class("generate"))
+    text = settings_class("generate")
+    parts = [settings_page("Settings of generators", lead, text)]
+    for kind, (place, _) in KINDS.items():
+        if kind != "text":
+            module, _, name = place.partition(":")
+            cls = getattr(import_module(module), name)
+            shared = {key for key, field in text.model_fields.items() if _same(field, cls.model_fields.get(key))}
+            lacking = ", ".join(code(key) for key in text.model_fields if key not in cls.model_fields)
+            schema = cls.model_json_schema()
+            schema["properties"] = {key: field for key, field in schema["properties"].items() if key not in shared}
+            lead = f"What `kind: {kind}` has beside or otherwise than `kind: text`" + (
+                f"; it has no {lacking}." if lacking else "."
+            )
+            parts += [f"# Kind {kind}", lead, *settings_sections(schema)]
+    return "\n\n".join(parts)
 
 
-def prior_settings() -> str:
-    lead = "Every key of a configuration for `mllm generate train` of unCLIP's prior (`kind: prior`)."
-    return settings_page("Settings of priors", lead, settings_class("prior"))
-
-
-def decoder_settings() -> str:
-    return _drawing_settings("decoder", "Settings of decoders", "of unCLIP's decoder")
-
-
-def retrieval_settings() -> str:
-    return _drawing_settings("retrieval", "Settings of retrieval cues", "of pictures beside retrieval cues")
-
-
-def _drawing_settings(kind: str, title: str, what: str) -> str:
-    lead = (
-        f"What a configuration for `mllm generate train` {what} (`kind: {kind}`) has beside or otherwise than the keys of "
-        "[generation_settings](generation_settings.md)."
+def _same(one: Any, other: Any) -> bool:
+    """Whether two classes of settings have a field of one type, default and description."""
+    return other is not None and all(
+        getattr(one, part) == getattr(other, part) for part in ("annotation", "default", "description")
     )
-    return further_settings(title, lead, settings_class(kind), settings_class("generate"), ("kind", "caption_dropout"))
 
 
 def recipe() -> str:
@@ -315,9 +314,6 @@ PAGES: dict[str, Callable[[], str]] = {
     "improve_settings": improve_settings,
     "clip_settings": clip_settings,
     "generation_settings": generation_settings,
-    "prior_settings": prior_settings,
-    "decoder_settings": decoder_settings,
-    "retrieval_settings": retrieval_settings,
     "recipe": recipe,
     "benchmark_file": benchmark_file,
     "synth_settings": synth_settings,

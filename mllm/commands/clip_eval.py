@@ -85,7 +85,7 @@ def add_concepts(parts: Any) -> None:
         "captions",
         type=expanded,
         nargs="+",
-        help="Files of captions (.txt, one a line; .jsonl, .csv, .tsv, .parquet or .tar), or folders of them.",
+        help="Files of captions (.txt, one a line; .jsonl, .csv, .tsv, .parquet or .tar), folders, or lists in braces.",
     )
     concepts.add_argument(
         "--concepts",

@@ -16,8 +16,9 @@ import numpy as np
 import yaml
 
 from mllm.contrastive.zeroshot import read_lines
+from mllm.data.files import files_of
 from mllm.data.readers.json_lines import text_lines
-from mllm.data.readers.records import CONTAINERS, read_records
+from mllm.data.readers.records import read_records
 from mllm.errors import UserError
 
 CAPTION_FIELDS = ("caption", "TEXT", "text", "txt", "alt_text", "title")
@@ -78,16 +79,11 @@ def _concepts(values: Any, group: str, path: Path | str) -> Iterator[Concept]:
 
 
 def caption_files(sources: Sequence[Path | str]) -> list[Path]:
-    """List the files of captions that are named, and those in the folders that are."""
-    known = {*CONTAINERS, ".txt"}
+    """List the files of captions that sources stand for: of a directory its `.txt` files, else as `files_of` finds them."""
     files: list[Path] = []
     for source in map(Path, sources):
-        if not source.exists():
-            raise UserError(f"captions {source} do not exist")
-        own = sorted(p for p in source.rglob("*") if p.suffix in known) if source.is_dir() else [source]
-        if not own or any(path.suffix not in known for path in own):
-            raise UserError(f"{source}: captions are read of files that end in {', '.join(sorted(known))}")
-        files += own
+        texts = sorted(source.rglob("*.txt")) if source.is_dir() else []
+        files += texts or [Path(file) for file in files_of(str(source), "captions")]
     return files
 
 

@@ -61,6 +61,10 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Draw picture i from prompt i with a generator of seed i. Raises UserError for what its own sampler doesn't do."""
         how.checked(1000)
+        if how.steps < 2:
+            raise UserError(
+                f"a {self.name} is drawn with in 2 steps at least: its sampler divides by their number less 1"
+            )
         if how.guidance < 1 or how.rescale or how.eta or how.method != "ddim":
             raise UserError(
                 f"a {self.name} is drawn with by diffusers, its own sampler and guidance from 1 on; leave out --sampler, "

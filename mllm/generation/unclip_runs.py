@@ -28,6 +28,7 @@ from mllm.generation.run import (
     derived_keys,
     heldout_of,
     made_once,
+    placed,
     train_task,
     unshuffle_of,
     with_portions,
@@ -110,9 +111,10 @@ def train_decoder(settings: DecoderSettings, stop_after: int | None = None) -> P
         embeddings = Embeddings(own.images, sides, cache, standardizer)
         return DecoderRows(own, text, PictureLatents(own.images, codec, cache), embeddings, cache)
 
-    rows = made_once(engine, lambda: rows_of(pairs))
     held = _heldout_pairs(settings.data)
-    held_rows = None if held is None else made_once(engine, lambda: rows_of(held, rows.standardizer))
+    with placed(engine.device, text, codec):
+        rows = made_once(engine, lambda: rows_of(pairs))
+        held_rows = None if held is None else made_once(engine, lambda: rows_of(held, rows.standardizer))
     learning = _learning(settings, codec, Dropping(settings.caption_dropout, settings.image_dropout))
     config = _config(DECODER, settings, sides)
 
@@ -152,9 +154,10 @@ def train_retrieval(settings: RetrievalSettings, stop_after: int | None = None) 
         embeddings = Embeddings(own, sides, cache, standardizer)
         return CueRows(own, PictureLatents(own, codec, cache), embeddings, neighbours, k, cache)
 
-    rows = made_once(engine, lambda: rows_of(images))
     held = _heldout_images(settings.data)
-    held_rows = None if held is None else made_once(engine, lambda: rows_of(held, rows.standardizer))
+    with placed(engine.device, None, codec):
+        rows = made_once(engine, lambda: rows_of(images))
+        held_rows = None if held is None else made_once(engine, lambda: rows_of(held, rows.standardizer))
     learning = _learning(settings, codec, Dropping(0.0, settings.cue_dropout))
     config = _config(RETRIEVAL, settings, sides, neighbours=k)
 

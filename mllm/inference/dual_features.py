@@ -13,9 +13,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.dual import dual_directory, load_dual
 from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer
-from mllm.checkpoint.ours import model_directory
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.visual import Fit
@@ -102,13 +101,13 @@ class DualEncoder:
 
 
 def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
-    """A directory of a dual encoder with tokenizer and image processor, or a finished run's directory.
+    """A directory or hub id of a dual encoder with tokenizer and image processor, or a finished run's directory.
 
     fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, and for others as
     their image processor says.
     """
     model, tokenizer = load_dual(path)
-    directory = model_directory(path)
+    directory = dual_directory(path)
     if fit is None and (directory / "training_log.json").is_file():
         # Written by train_clip; transformers' processor files have no word for padding.
         fit = "pad"

@@ -12,7 +12,7 @@ from PIL import Image
 from mllm.cli import build_parser
 from mllm.contrastive.class_names import named_folders
 from mllm.contrastive.class_scores import classification_scores, f1_of_classes, macro_f1
-from mllm.contrastive.concepts import Concept, by_frequency, count_concepts, read_captions, read_concepts
+from mllm.contrastive.concepts import Concept, by_frequency, caption_files, count_concepts, read_captions, read_concepts
 from mllm.contrastive.labelled import read_captioned, read_groups, read_labelled
 from mllm.contrastive.prompts import imagenet_names, published_ensembles, read_templates
 from mllm.contrastive.zeroshot import check_templates
@@ -165,6 +165,11 @@ def test_concepts_are_counted_once_a_caption_as_whole_words(tmp_path, capsys):
     captions = list(read_captions([tmp_path / "a.txt", tmp_path / "b.jsonl"]))
     found, total = count_concepts(captions, concepts)
     assert total == 6 and [f.count for f in found] == [2, 1, 2]
+    with pytest.raises(UserError, match=r"captions .*nowhere\.txt does not exist"):
+        caption_files([tmp_path / "nowhere.txt"])
+    (tmp_path / "d.csv").write_text("image,words\n1.png,a dog\n")
+    with pytest.raises(UserError, match="no caption; expected one of the fields caption, TEXT"):
+        list(read_captions(caption_files([tmp_path / "d.csv"])))
     within, _ = count_concepts(captions, concepts, within_words=True)
     assert [f.count for f in within] == [0, 2, 3]
     clip(

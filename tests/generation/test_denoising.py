@@ -145,6 +145,9 @@ def test_both_denoisers_have_gradients_everywhere_and_their_loss_is_the_plain_er
     said = net(noised, encoder_hidden_states=conditions.text, timestep=levels).sample
     wanted = (said - theirs.get_velocity(picture, noise, levels)).square().mean(dim=(1, 2, 3))
     assert loss.shape == (2,) and torch.allclose(loss, wanted, atol=1e-5)
+    with torch.no_grad():
+        low = denoising_loss(denoiser.to(torch.bfloat16), batch, "v_prediction")
+    assert low.dtype == torch.float32 and torch.allclose(low, loss, rtol=0.05)
 
 
 def test_conditions_that_are_not_kept_become_those_of_nothing():

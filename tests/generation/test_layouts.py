@@ -9,11 +9,11 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from mllm.errors import UserError
 from mllm.generation.codec import load_autoencoder
-from mllm.generation.kinds import train_generator
+from mllm.generation.kinds import read_kind, train_generator
 from mllm.generation.opening import load_drawer, load_generator
 from mllm.generation.pictures import draw_pictures
 from mllm.generation.sampler import Sampling, sample, start_noise
@@ -107,8 +107,6 @@ def test_an_autoencoder_is_trained_by_the_same_command_and_knows_its_scale(pairs
     values = {"kind": "autoencoder", "pictures": {"image_size_px": 16}, "widths": [8, 16], "norm_groups": 4}
     values |= {"latent_channels": 2, "run_dir": str(tmp_path / "run"), "optim": {"lr": 1e-3}}
     values |= {"data": {"pairs": str(pairs), "heldout": str(pairs), "image_root": str(pairs.parent)}}
-    from mllm.generation.kinds import read_kind
-
     values["train"] = {"global_batch_size": 4, "epochs": 3, "trackers": []}
     final = train_generator(read_kind(values, "test"))
     model = load_autoencoder(final)
@@ -128,6 +126,9 @@ def changed(directory, tmp_path, name, **changes):
 
 
 def test_an_autoencoder_without_a_scaling_factor_is_refused_but_in_stable_diffusion(vae, stable_diffusion, tmp_path):
+    with pytest.raises(UserError, match="has shift_factor"):
+        load_autoencoder(changed(vae, tmp_path, "config.json", shift_factor=0.1))
+    shutil.rmtree(tmp_path / "copy")
     with pytest.raises(UserError, match="names no scaling_factor"):
         load_autoencoder(changed(vae, tmp_path, "config.json", scaling_factor=None))
     shutil.rmtree(tmp_path / "copy")
@@ -163,6 +164,11 @@ def test_a_directory_that_is_drawn_with_otherwise_is_refused_in_a_line(stable_di
 
 
 def test_unlike_widths_and_what_is_no_generator_are_a_line(saved, clip, tmp_path):
+    shutil.copytree(saved, tmp_path / "wide")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPTextModel(CLIPTextConfig(**sizes, max_position_embeddings=8)).save_pretrained(tmp_path / "wide/text_encoder")
+    with pytest.raises(UserError, match="attends to states of width 32, the text side has 16"):
+        load_generator(tmp_path / "wide")
     narrow = changed(saved, tmp_path, "config.json", pixel_unshuffle=2)
     with pytest.raises(UserError, match=r"takes 48 channels, its pictures have 12"):
         load_generator(narrow)
@@ -170,9 +176,13 @@ def test_unlike_widths_and_what_is_no_generator_are_a_line(saved, clip, tmp_path
         load_generator(clip)
 
 
-def test_what_is_saved_is_loaded_with_all_that_draws(clip, tmp_path):
-    write_generator(clip, tmp_path / "saved", prediction="sample", zero_terminal_snr=False, betas="squaredcos_cap_v2")
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_what_is_saved_is_loaded_with_all_that_draws(clip, tmp_path, kind):
+    write_generator(
+        clip, tmp_path / "saved", kind, prediction="sample", zero_terminal_snr=False, betas="squaredcos_cap_v2"
+    )
     generator = load_generator(tmp_path / "saved")
+    assert generator.denoiser.is_unet == (kind == "unet")
     assert generator.schedule.prediction_type == "sample" and generator.schedule.beta_schedule == "squaredcos_cap_v2"
     assert generator.schedule.clip_sample and generator.text is not None and generator.text.length_tokens == 8
     assert draw_pictures(generator, ["a square"], [0], Sampling(steps=1))[0].size == (16, 16)
