@@ -97,9 +97,8 @@ def generation_settings() -> str:
             lacking = ", ".join(code(key) for key in text.model_fields if key not in cls.model_fields)
             schema = cls.model_json_schema()
             schema["properties"] = {key: field for key, field in schema["properties"].items() if key not in shared}
-            lead = f"What `kind: {kind}` has beside or otherwise than `kind: text`" + (
-                f"; it has no {lacking}." if lacking else "."
-            )
+            without = f"; it has no {lacking}" if lacking else ""
+            lead = f"What `kind: {kind}` has beside or otherwise than `kind: text`{without}."
             parts += [f"# Kind {kind}", lead, *settings_sections(schema)]
     return "\n\n".join(parts)
 

@@ -38,8 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=list(KINDS),
         default="train",
         help="The kind of config: of mllm train (with preference: preference, with rewards: grpo), of mllm improve, of mllm "
-        "clip train, of mllm generate train (or of its kinds autoencoder, prior, decoder, retrieval), a data recipe, or of mllm synth "
-        "(default: %(default)s).",
+        "clip train, of mllm generate train (or of its kinds autoencoder, prior, decoder, retrieval), a data recipe, or of "
+        "mllm synth (default: %(default)s).",
     )
 
 
