@@ -112,7 +112,8 @@ def _opened(options: argparse.Namespace) -> Any:
     decoder = load_generator(options.model, options.device, options.dtype)
     if not isinstance(decoder, Decoder):
         raise UserError(
-            f"{options.model} draws from no image embedding, being of kind {decoder.config.kind}; {A_DECODER}"
+            f"{options.model} is of kind {decoder.config.kind} and draws from no image embedding; name a decoder, "
+            "which `mllm generate train` makes of a config of kind: decoder"
         )
     return decoder
 
