@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 from mllm.generation.layout import read_index
-from mllm.generation.sampler import Sampling
+from mllm.generation.sampler import Sampling, seeded
 
 # Of the prior; those of the decoder are the user's.
 PRIOR_STEPS = 25
@@ -72,7 +72,7 @@ class Pipeline:
             )
         pictures = []
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True), 1):
-            generator = torch.Generator().manual_seed(seed)
+            generator = seeded(seed)
             pictures += self._draw_one(prompt, generator, how, min(PRIOR_STEPS, how.steps))
             if on_step is not None:
                 on_step(number * how.steps)

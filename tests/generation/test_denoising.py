@@ -42,7 +42,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was_its_averages_included
     assert not torch.equal(last["weights"][name], whole["conv_in.weight"])
 
 
-def test_averages_follow_the_decay_of_diffusers_for_a_short_run():
+def test_averages_have_a_decay_that_grows_to_its_cap_and_can_be_put_on_and_off():
     module = torch.nn.Linear(1, 1, bias=False)
     averages = Averages(module, cap=0.3)
     mean = module.weight.item()
