@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mllm.checkpoint.dual import save_clip
+from mllm.checkpoint.dual import image_processor, save_clip
 from mllm.model.dual_encoder import assemble_dual, train_tokenizer
 from mllm.model.dual_settings import ClipModelSettings
 from tests.helpers.tiny import save_image
@@ -36,7 +36,7 @@ def write_clip(directory: Path, seed: int = 0, text_width: int = WIDTH) -> Path:
     settings = ClipModelSettings(**sizes)
     tokenizer = train_tokenizer(CAPTIONS, settings.vocabulary_size, settings.text_length_tokens)
     model = assemble_dual(settings, tokenizer, learns_bias=False)
-    save_clip(directory, model, model.state_dict(), tokenizer, settings)
+    save_clip(directory, model, model.state_dict(), tokenizer, image_processor(settings))
     return directory
 
 
