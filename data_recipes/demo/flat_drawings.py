@@ -8,7 +8,7 @@ mllm generate eval … --rule data_recipes/demo/flat_drawings.py:judge
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data_recipes.demo.easyvqa import COLORS, SHAPES, EasyVqaQuestion, describe_shape, read_easyvqa
+from data_recipes.demo.phrases import is_negated
 from mllm.commands.shared import HelpFormatter, run_command
 from mllm.errors import UserError
 from mllm.files import write_text_atomically
@@ -34,6 +35,22 @@ BLUR = 1 / 64
 FAINTEST = 40
 # Shares of the box around a shape that it fills: 0.5–0.73 of triangles, 0.76–0.86 of circles, 0.89–1 of rectangles.
 CIRCLE_FROM, RECTANGLE_FROM = 0.75, 0.885
+
+# The data set's forms of questions, with C for a colour and S for a shape.
+SHAPE_FORMS = (
+    "what is the C shape?", "what shape does the image contain?", "what shape is in the image?", "what shape is present?",
+)  # fmt: skip
+COLOR_FORMS = (
+    "what color is the S?", "what color is the shape?", "what is the color of the S?", "what is the color of the shape?",
+)  # fmt: skip
+YES_NO_FORMS = tuple(
+    form.replace("X", thing)
+    for form in (
+        "does the image contain a X?", "does the image not contain a X?", "is a X present?", "is no X present?",
+        "is there a X in the image?", "is there not a X in the image?", "is there a X?", "is there not a X?",
+    )
+    for thing in ("C shape", "S")
+)  # fmt: skip
 
 
 def read_drawing(image: Image.Image) -> tuple[str, str] | None:
@@ -87,17 +104,33 @@ def judge(caption: str, attempt: Attempt) -> dict[str, float]:
 
 
 def questions_of(color: str, shape: str) -> Iterator[dict[str, str]]:
-    """easy-VQA's questions, as they are asked there, about one shape, each with its answer and its type."""
-    other_color, other_shape = (names[(names.index(own) + 1) % len(names)]
-                                for names, own in ((COLORS, color), (SHAPES, shape)))  # fmt: skip
-    for text in ("what shape is in the image?", "what shape is present?", f"what is the {color} shape?"):
-        yield {"question": text, "answer": shape, "type": "shape"}
-    for text in ("what color is the shape?", "what is the color of the shape?", f"what color is the {shape}?"):
-        yield {"question": text, "answer": color, "type": "color"}
-    yield {"question": f"is there a {color} shape?", "answer": "yes", "type": "yes_no"}
-    yield {"question": f"is a {other_color} shape present?", "answer": "no", "type": "yes_no"}
-    yield {"question": f"does the image contain a {shape}?", "answer": "yes", "type": "yes_no"}
-    yield {"question": f"is there a {other_shape} in the image?", "answer": "no", "type": "yes_no"}
+    """easy-VQA's questions, each form once, about one shape, with the answer and the type.
+
+    Yes and no are balanced within a prompt's questions, and each form's within those of all prompts: whether the true colour
+    or shape is asked about, or another, follows from the places of colour, shape and form in their lists.
+    """
+    named = {"C": color, "S": shape}
+    for kind, answer, forms in (("shape", shape, SHAPE_FORMS), ("color", color, COLOR_FORMS)):
+        for form in forms:
+            yield {"question": _filled(form, named), "answer": answer, "type": kind}
+    place = COLORS.index(color) + SHAPES.index(shape)
+    for number, form in enumerate(YES_NO_FORMS):
+        is_there = (place + number // 4 + number) % 2 == 0
+        shift = 0 if is_there else 1 + (place + number)
+        asked = {"C": _shifted(COLORS, color, shift), "S": _shifted(SHAPES, shape, shift)}
+        question = _filled(form, asked)
+        yield {"question": question, "answer": "yes" if is_there != is_negated(question) else "no", "type": "yes_no"}
+
+
+def _filled(form: str, names: Mapping[str, str]) -> str:
+    return " ".join(
+        names.get(word.rstrip("?"), word.rstrip("?")) + word[len(word.rstrip("?")) :] for word in form.split()
+    )
+
+
+def _shifted(names: Sequence[str], own: str, shift: int) -> str:
+    """The name `shift` places behind, which is another one unless the shift is 0."""
+    return own if shift == 0 else names[(names.index(own) + 1 + (shift - 1) % (len(names) - 1)) % len(names)]
 
 
 def question_lines() -> str:

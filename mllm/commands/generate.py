@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import add_config, add_dtype, add_part, add_parts, at_least_1, one_of, picture
+from mllm.commands.generate_judge import add_judging
 from mllm.commands.generate_unclip import add_unclip
 from mllm.errors import UserError
 from mllm.launch import launched_rank
@@ -25,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_training(parts)
     _add_sampling(parts)
     add_unclip(parts)
+    add_judging(parts)
 
 
 def _add_training(parts: Any) -> None:
