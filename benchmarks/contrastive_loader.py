@@ -31,7 +31,7 @@ import torchvision_ops  # noqa: F401
 from measuring import machine, markdown_table
 from PIL import Image, ImageFilter
 
-from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.contrastive.data import PairBatcher
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.mixture import PairMixture

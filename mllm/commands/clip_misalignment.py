@@ -41,9 +41,9 @@ def add_misalignment(parts: Any) -> None:
         "--study",
         choices=STUDIES,
         default="recovery",
-        help="recovery: how much of each kind of factor is recovered; subsets: for growing sets of omitted and of perturbed "
-        "factors; downstream: tasks on the representation, also under shifts; pictures: drawn shapes and written captions in "
-        "place of mixed numbers (default: %(default)s).",
+        help="What is studied: recovery, how much of each kind of factor is recovered; subsets, the same for growing sets of "
+        "omitted and of perturbed factors; downstream, tasks on the representation, also under shifts; pictures, drawn shapes "
+        "and written captions in place of mixed numbers (default: %(default)s).",
     )
     parser.add_argument(
         "--omitted", type=int, metavar="N", help="Number of semantic factors that no caption mentions (default: 3)."

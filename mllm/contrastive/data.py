@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.augment import Augmenter
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.contrastive.caption_prompts import Prompter, PromptSettings
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.mixture import PairMixture, Pick
-from mllm.contrastive.negatives import NOWHERE, Ignored, describes, same, words_of
+from mllm.contrastive.negatives import NOWHERE, describes, same, words_of
 from mllm.contrastive.pairs import Pair
-from mllm.contrastive.settings import CaptionNoiseSettings
+from mllm.contrastive.settings import CaptionNoiseSettings, Ignored
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize

@@ -8,11 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from itertools import chain
-from typing import Literal
 
 import torch
-
-Ignored = Literal["none", "same", "describes"]
 
 Words = frozenset[str]
 

@@ -17,11 +17,10 @@ from mllm.contrastive.data import PairBatcher, spoil_captions
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.left_out import LeftOut
 from mllm.contrastive.mixture import PairMixture
-from mllm.contrastive.negatives import Ignored
 from mllm.contrastive.pairs import read_pairs
 from mllm.contrastive.rates import dual_parts
 from mllm.contrastive.retrieval import retrieval_recall
-from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveLossSettings, ContrastiveSettings
+from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveLossSettings, ContrastiveSettings, Ignored
 from mllm.contrastive.sources import PairSource, open_sources
 from mllm.contrastive.task import ContrastiveTask
 from mllm.contrastive.teacher import Teacher

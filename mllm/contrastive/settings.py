@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.contrastive.caption_prompts import PromptSettings
-from mllm.contrastive.negatives import Ignored
 from mllm.contrastive.source_settings import PairFilterSettings, PairSourceSettings
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.settings import PathText, Settings
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
+
+Ignored = Literal["none", "same", "describes"]
 
 
 class CaptionNoiseSettings(Settings):

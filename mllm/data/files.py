@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
-from mllm.data.readers.records import CONTAINERS
 from mllm.errors import UserError
 
 JOINT = "::"
@@ -64,7 +63,7 @@ def _files(path: str, noun: str) -> list[str]:
     place = Path(path)
     if place.is_file():
         return [path]
-    if not place.exists() and _HUB_ID.match(path) and place.suffix not in CONTAINERS and not place.parent.exists():
+    if not place.exists() and _HUB_ID.match(path) and place.suffix not in _suffixes() and not place.parent.exists():
         place = _from_hub(path, noun)
     if not place.is_dir():
         raise UserError(f"{noun} {path} does not exist")
@@ -74,17 +73,26 @@ def _files(path: str, noun: str) -> list[str]:
 def _in_directory(directory: Path, noun: str) -> list[str]:
     """The files of samples in a directory, all of one kind. Raises UserError where there are none, or several kinds."""
     by_suffix: dict[str, list[str]] = {}
+    suffixes = _suffixes()
     for file in sorted(directory.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(directory).parts)
-        if file.suffix in CONTAINERS and file.name not in BESIDE and not hidden and file.is_file():
+        if file.suffix in suffixes and file.name not in BESIDE and not hidden and file.is_file():
             by_suffix.setdefault(file.suffix, []).append(str(file))
     # img2dataset writes a table and counts beside each shard of the same name.
     kinds = [".tar"] if ".tar" in by_suffix else sorted(by_suffix)
     if not kinds:
-        raise UserError(f"{noun} {directory} is a directory without files of samples ({', '.join(sorted(CONTAINERS))})")
+        raise UserError(f"{noun} {directory} is a directory without files of samples ({', '.join(sorted(suffixes))})")
     if len(kinds) > 1:
         raise UserError(f"{noun} {directory} holds files of several kinds ({', '.join(kinds)}); give a pattern of one")
     return by_suffix[kinds[0]]
+
+
+def _suffixes() -> frozenset[str]:
+    """Of the files that hold samples."""
+    # Imported where it is used: settings name files, and have to be read without the packages that open them.
+    from mllm.data.readers.records import CONTAINERS
+
+    return frozenset(CONTAINERS)
 
 
 def _from_hub(name: str, noun: str) -> Path:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm.contrastive.augment import AUGMENTATIONS, Augmenter, AugmentSettings, random_resized_crop
+from mllm.contrastive.augment import AUGMENTATIONS, Augmenter, random_resized_crop
+from mllm.contrastive.augment_settings import KINDS, AugmentSettings
 from mllm.errors import UserError
 from mllm.settings import validate_settings
 from tests.helpers.clip import settings
@@ -16,6 +17,10 @@ ALWAYS = {"flip_probability": 1.0, "color_jitter_probability": 1.0, "grayscale_p
 
 def noise(size=(40, 24)):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def test_settings_name_the_augmentations_that_there_are():
+    assert list(AUGMENTATIONS) == sorted(KINDS)
 
 
 @pytest.mark.parametrize("kind", list(AUGMENTATIONS))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mllm.cli import build_parser
-from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.errors import UserError
 from mllm.inference.dual_features import load_encoder
 from mllm.studies.adapt.attacks import ATTACKS, BOUND, Attack, attacked, robust_accuracy

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from mllm.contrastive.augment import AugmentSettings
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.errors import UserError
 from mllm.inference.dual_features import DualEncoder
 from mllm.studies.adapt.attacks import ATTACKS, robust_accuracy

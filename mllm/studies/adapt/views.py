@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.augment import Augmenter
+from mllm.contrastive.augment_settings import AugmentSettings
 from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES
 from mllm.errors import UserError
 from mllm.inference.dual_features import CHUNK, DualEncoder
