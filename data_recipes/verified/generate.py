@@ -36,7 +36,8 @@ def generate(config: GeneratorSettings) -> dict[str, Any]:
     heldout = picture_hashes(picture for source in loaded for picture in source.test)
     shapes = load_easyvqa(config.shapes, config.seed)
     heldout |= picture_hashes(shapes.test)
-    drafts = [item for source in (*loaded, shapes) for item in _prompts(source, heldout, config.seed)]
+    sources: list[LoadedSource] = [*loaded, shapes]
+    drafts = [item for source in sources for item in _prompts(source, heldout, config.seed)]
     seeded_random(config.seed, "prompts").shuffle(drafts)
     asked = [picture for source in loaded for picture in source.test if picture.category]
     seeded_random(config.seed, "asked").shuffle(asked)  # so that the first questions are a fair sample

@@ -42,8 +42,8 @@ def add_misalignment(parts: Any) -> None:
         choices=STUDIES,
         default="recovery",
         help="What is studied: recovery, how much of each kind of factor is recovered; subsets, the same for growing sets of "
-        "omitted and of perturbed factors; downstream, tasks on the representation, also under shifts; pictures, drawn shapes "
-        "and written captions in place of mixed numbers (default: %(default)s).",
+        "omitted and of perturbed factors; downstream, tasks on the representation, also under shifts; pictures, drawn "
+        "shapes and written captions in place of mixed numbers (default: %(default)s).",
     )
     parser.add_argument(
         "--omitted", type=int, metavar="N", help="Number of semantic factors that no caption mentions (default: 3)."

@@ -233,12 +233,12 @@ def _diagnosis(scorer: "Scorer", one: "Scored") -> dict[str, float]:
     import torch
 
     from mllm.contrastive.zeroshot import ENSEMBLE
-    from mllm.studies.diagnose import diagnose, prompt_sensitivity
+    from mllm.studies.diagnose import diagnose, prompt_sensitivity, space
 
     captions = one.encoded.captions
     told = {
         name: float(value)
-        for name, value in asdict(diagnose(one.encoded.features, scorer.features_of(captions))).items()
+        for name, value in asdict(diagnose(space(one.encoded.features, scorer.features_of(captions)))).items()
     }
     things = {caption: caption.removeprefix("an ").removeprefix("a ") for caption in captions}
     names = list(dict.fromkeys(things.values()))

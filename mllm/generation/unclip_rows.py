@@ -25,7 +25,7 @@ class Embeddings:
     MEASURED = 100_000
 
     def __init__(
-        self, images: Sequence[Path], sides: ClipSides, cache: Path, standardizer: Standardizer | None = None
+        self, images: Sequence[Path | str], sides: ClipSides, cache: Path, standardizer: Standardizer | None = None
     ) -> None:
         self._rows = cached_rows(
             cache,
