@@ -1,12 +1,12 @@
 """`mllm clip`: train a CLIP or SigLIP, and classify, retrieve, search and study with one."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
-from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_picture
+from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, read_config
+from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_k, check_picture
 from mllm.commands.clip_export import add_export
+from mllm.commands.clip_search import add_query, add_search, command_of, query_of, show
 from mllm.commands.clip_studies import add_studies
 from mllm.launch import launched_rank
 from mllm.settings import expanded
@@ -77,30 +77,9 @@ def _add_finding(parts: Any) -> None:
     )
     retrieve.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
     retrieve.add_argument("folder", type=expanded, help="A folder of images, searched with its subfolders.")
-    _add_query(retrieve)
+    add_query(retrieve)
     add_fit(retrieve)
-
-    index = add_part(
-        parts,
-        "index",
-        _index,
-        "Make a FAISS index of a folder's images, for `mllm clip search`.",
-        "mllm clip index data_recipes/demo/clip runs/demo/data/images runs/demo/index",
-    )
-    index.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
-    index.add_argument("folder", type=expanded, help="A folder of images, searched with its subfolders.")
-    index.add_argument("out", type=expanded, help="The directory to write.")
-    add_fit(index)
-
-    search = add_part(
-        parts,
-        "search",
-        _search,
-        "Search an index by text or by image.",
-        "mllm clip search runs/demo/index --text 'a red fruit' --sheet fruit.png",
-    )
-    search.add_argument("index", type=expanded, help="A directory that `mllm clip index` wrote.")
-    _add_query(search)
+    add_search(parts)
 
 
 def _add_scoring(parts: Any) -> None:
@@ -140,14 +119,6 @@ def _add_templates(parser: argparse.ArgumentParser) -> None:
     templates.add_argument("--ensemble", action="store_true", help="Average over eight prompts.")
 
 
-def _add_query(parser: argparse.ArgumentParser) -> None:
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", help="The text to find images for.")
-    query.add_argument("--image", type=expanded, metavar="FILE", help="The image to find like images for.")
-    parser.add_argument("-k", type=int, default=10, help="Number of images to find (default: %(default)s).")
-    parser.add_argument("--sheet", type=picture, metavar="OUT.png", help="Draw what was found to this file.")
-
-
 def _train(options: argparse.Namespace) -> None:
     from mllm.contrastive.settings import ContrastiveSettings
 
@@ -158,17 +129,6 @@ def _train(options: argparse.Namespace) -> None:
     final = train_clip(settings)
     if final is not None and launched_rank() == 0:
         print(f"saved {final}")
-
-
-def _by(options: argparse.Namespace) -> str:
-    return f"mllm clip {options.clip_command}"
-
-
-def _check_k(k: int) -> None:
-    from mllm.errors import UserError
-
-    if k < 1:
-        raise UserError(f"-k {k}: give at least 1")
 
 
 def _templates(options: argparse.Namespace) -> list[str]:
@@ -185,7 +145,7 @@ def _classify(options: argparse.Namespace) -> None:
     from mllm.inference.dual_features import load_encoder
     from mllm.studies.adapt.saved import load_adapted
 
-    _check_k(options.k)
+    check_k(options.k)
     names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes or "")
     if not names and not options.adapted:
         raise UserError("give classes: --classes NAME,NAME or --class-file FILE")
@@ -212,28 +172,14 @@ def _retrieve(options: argparse.Namespace) -> None:
     from mllm.contrastive.index import nearest
     from mllm.inference.dual_features import image_files, load_encoder, readable_features
 
-    _check_k(options.k)
-    check_picture(options.sheet, _by(options))
+    check_k(options.k)
+    check_picture(options.sheet, command_of(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
     readable, features, skipped = readable_features(encoder, files)
-    _show(options, nearest(features, readable, _query(encoder, options), options.k))
+    show(options, nearest(features, readable, query_of(encoder, options), options.k))
     if skipped:
         print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
-
-
-def _query(encoder: Any, options: argparse.Namespace) -> Any:
-    return (encoder.images([options.image]) if options.image else encoder.texts([options.text]))[0]
-
-
-def _show(options: argparse.Namespace, hits: list[Any]) -> None:
-    for hit in hits:
-        print(f"{hit.score:.4f}  {hit.path}")
-    if options.sheet:
-        from mllm.contrastive.index import save_sheet
-
-        save_sheet(hits, options.text or options.image, options.sheet, _by(options))
-        print(f"saved {options.sheet}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -247,7 +193,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from mllm.inference.dual_features import load_encoder
 
     for k in options.k:
-        _check_k(k)
+        check_k(k)
     encoder = load_encoder(options.model, options.fit)
     if options.pairs:
         result = pairs_recall(encoder, read_pairs(options.pairs, options.image_root), options.k)
@@ -257,26 +203,3 @@ def _evaluate(options: argparse.Namespace) -> None:
         result = {"images": len(files), "classes": len(names), "chance@1": 1 / len(names)}
         result |= {f"accuracy@{k}": top_k_accuracy(scores, torch.tensor(labels), k) for k in options.k}
     print(json.dumps(result, indent=2))
-
-
-def _index(options: argparse.Namespace) -> None:
-    from mllm.contrastive.index import BY, build_index
-    from mllm.inference.dual_features import load_encoder
-    from mllm.outputs import check_directory
-
-    check_directory(Path(options.out), BY, [options.folder, options.model])
-    encoder = load_encoder(options.model, options.fit)
-    model = Path(options.model) / "final" if (Path(options.model) / "final").is_dir() else Path(options.model)
-    count, skipped = build_index(encoder, str(model), options.folder, options.out)
-    print(f"saved {options.out}: {count:,} images" + (f", {skipped:,} unreadable left out" if skipped else ""))
-
-
-def _search(options: argparse.Namespace) -> None:
-    from mllm.contrastive.index import open_index
-    from mllm.inference.dual_features import load_encoder
-
-    _check_k(options.k)
-    check_picture(options.sheet, _by(options))
-    index = open_index(options.index)
-    encoder = load_encoder(index.model, index.fit)
-    _show(options, index.search(_query(encoder, options), options.k))
