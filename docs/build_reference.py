@@ -84,8 +84,20 @@ def clip_settings() -> str:
 
 
 def generation_settings() -> str:
+    from mllm.generation.kinds import KINDS
+    from mllm.generation.settings import GenerationSettings
+
     lead = "Every key of a configuration for `mllm generate train` of pictures from text (`kind: text`)."
-    return settings_page("Settings of generators", lead, settings_class("generate"))
+    parts = [settings_page("Settings of generators", lead, settings_class("generate"))]
+    for kind, (place, _) in KINDS.items():
+        if kind != "text":
+            module, _, name = place.partition(":")
+            schema = getattr(import_module(module), name).model_json_schema()
+            shared = GenerationSettings.model_fields.keys() - {"kind"}
+            schema["properties"] = {key: field for key, field in schema["properties"].items() if key not in shared}
+            lead = f"What `kind: {kind}` has beside what all kinds have (`run_dir` to `averages`)."
+            parts += [f"# Kind {kind}", lead, *settings_sections(schema)]
+    return "\n\n".join(parts)
 
 
 def recipe() -> str:

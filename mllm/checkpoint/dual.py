@@ -19,7 +19,14 @@ from transformers import (
 from mllm.checkpoint.open_clip import load_open_clip, pickle_hint
 from mllm.checkpoint.open_clip_config import is_open_clip
 from mllm.checkpoint.ours import model_directory
-from mllm.checkpoint.parts import check_complete, first_line, load_preparer, load_vision_model, vision_config
+from mllm.checkpoint.parts import (
+    check_complete,
+    first_line,
+    load_preparer,
+    load_vision_model,
+    local_directory,
+    vision_config,
+)
 from mllm.errors import UserError
 from mllm.model.dual_encoder import MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual
 from mllm.model.dual_kinds import dual_class, dual_kind, read_as_trained
@@ -77,14 +84,20 @@ def save_clip(
     image_processor(settings).save_pretrained(directory)
 
 
+def dual_directory(path: Path | str) -> Path:
+    """Return the directory of a dual encoder: of a finished run its `final/`, of a hub id the local copy, downloaded if need
+    be."""
+    return model_directory(local_directory(path))
+
+
 def load_dual(path: Path | str, reads_pickles: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a dual encoder of transformers' or of open_clip's layout, in float32 and evaluation mode, and its tokenizer.
 
-    `path`: its directory, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
+    `path`: its directory or hub id, or a finished run's. reads_pickles: whether weights may be a pickle where there are no
     safetensors, of which torch runs nothing. Raises UserError for anything else. The tokenizer reads texts as the model was
     trained: see `read_as_trained`.
     """
-    directory = model_directory(path)
+    directory = dual_directory(path)
     if is_open_clip(directory):
         return load_open_clip(directory, reads_pickles)
     try:

@@ -21,6 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from mllm.checkpoint.open_clip_config import is_open_clip
 from mllm.checkpoint.origin import Held, Origin, Selection, StoredWeights, part_files
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
@@ -85,6 +86,10 @@ def vision_config(path: str) -> Any:
 
     Raises UserError where there is none, or it is of no family that is known.
     """
+    if is_open_clip(Path(path)):
+        raise UserError(
+            f"vision encoder {path!r} is in open_clip's layout; write transformers': mllm clip export {path} NEW_DIRECTORY"
+        )
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

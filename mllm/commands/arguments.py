@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 S = TypeVar("S", bound=Settings)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-A_DUAL_ENCODER = "A directory of a dual encoder of transformers or open_clip, or of a run that trained one."
+A_DUAL_ENCODER = (
+    "A directory or hub id of a dual encoder of transformers or open_clip, or a directory of a run that trained one."
+)
 A_MODEL = "A model directory, a run directory with final/ in it, or a LLaVA directory or hub id"
 
 

@@ -4,7 +4,8 @@ import argparse
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, read_config
-from mllm.commands.clip_arguments import A_FILE_OF_PAIRS, add_fit, add_image_root, check_k, check_picture
+from mllm.commands.clip_arguments import add_fit, check_picture
+from mllm.commands.clip_eval import add_concepts, add_eval, add_templates, check_k, templates
 from mllm.commands.clip_export import add_export
 from mllm.commands.clip_search import add_query, add_search, command_of, query_of, show
 from mllm.commands.clip_studies import add_studies
@@ -23,7 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     _add_training(parts)
     _add_naming(parts)
     _add_finding(parts)
-    _add_scoring(parts)
+    add_eval(parts)
+    add_concepts(parts)
     add_export(parts)
     add_studies(parts)
 
@@ -60,7 +62,7 @@ def _add_naming(parts: Any) -> None:
         metavar="DIR",
         help="Name by what `mllm clip adapt --out` kept in this directory, and not by prompts.",
     )
-    _add_templates(classify)
+    add_templates(classify)
     add_fit(classify)
     classify.add_argument(
         "-k", type=int, default=3, help="Number of the likeliest classes to name (default: %(default)s)."
@@ -82,43 +84,6 @@ def _add_finding(parts: Any) -> None:
     add_search(parts)
 
 
-def _add_scoring(parts: Any) -> None:
-    evaluate = add_part(
-        parts,
-        "eval",
-        _evaluate,
-        "Score a dual encoder: recall@k of pairs both ways, or zero-shot accuracy on a folder of class folders.",
-        "mllm clip eval runs/demo/clip --pairs runs/demo/data/heldout/clip_pairs.jsonl --image-root runs/demo/data",
-        "mllm clip eval runs/demo/clip --folder pets --ensemble",
-    )
-    evaluate.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
-    what = evaluate.add_mutually_exclusive_group(required=True)
-    what.add_argument("--pairs", type=expanded, metavar="FILE", help=f"{A_FILE_OF_PAIRS}, for recall@k.")
-    what.add_argument("--folder", type=expanded, help="A folder whose folders are classes, for accuracy.")
-    add_image_root(evaluate, "--pairs")
-    evaluate.add_argument(
-        "-k",
-        type=int,
-        nargs="+",
-        default=[1, 5, 10],
-        help="Ranks up to which a hit counts (default: 1 5 10).",
-    )
-    _add_templates(evaluate)
-    add_fit(evaluate)
-
-
-def _add_templates(parser: argparse.ArgumentParser) -> None:
-    templates = parser.add_mutually_exclusive_group()
-    templates.add_argument(
-        "--template",
-        action="append",
-        default=[],
-        help="A prompt with {} for the class name. Repeatable: the features of several are averaged.",
-    )
-    templates.add_argument("--templates", type=expanded, metavar="FILE", help="A file of such prompts, one a line.")
-    templates.add_argument("--ensemble", action="store_true", help="Average over eight prompts.")
-
-
 def _train(options: argparse.Namespace) -> None:
     from mllm.contrastive.settings import ContrastiveSettings
 
@@ -131,32 +96,26 @@ def _train(options: argparse.Namespace) -> None:
         print(f"saved {final}")
 
 
-def _templates(options: argparse.Namespace) -> list[str]:
-    from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, ENSEMBLE, read_lines
-
-    if options.templates:
-        return read_lines(options.templates, "template")
-    return options.template or list(ENSEMBLE if options.ensemble else DEFAULT_TEMPLATES)
-
-
 def _classify(options: argparse.Namespace) -> None:
-    from mllm.contrastive.zeroshot import check_classes, class_features, read_lines
+    from mllm.contrastive.class_names import listed_names
+    from mllm.contrastive.zeroshot import check_classes, class_features
     from mllm.errors import UserError
     from mllm.inference.dual_features import load_encoder
     from mllm.studies.adapt.saved import load_adapted
 
     check_k(options.k)
-    names = read_lines(options.class_file, "class") if options.class_file else _split(options.classes or "")
+    names = listed_names(options.class_file, may_repeat=False) if options.class_file else _split(options.classes or "")
     if not names and not options.adapted:
         raise UserError("give classes: --classes NAME,NAME or --class-file FILE")
+    if options.classes:
+        check_classes(names)
     encoder = load_encoder(options.model, options.fit)
     if options.adapted:
         adapted = load_adapted(options.adapted, encoder)
         names = names or list(adapted.names)
-        check_classes(names)
         probabilities = adapted.classifier.scores(encoder.raw_images(options.images), names).softmax(-1)
     else:
-        classes = class_features(encoder, names, _templates(options))
+        classes = class_features(encoder, names, templates(options))
         probabilities = encoder.probabilities(encoder.images(options.images) @ classes.T)
     for path, row in zip(options.images, probabilities, strict=True):
         top = row.topk(min(options.k, len(names)))
@@ -180,26 +139,3 @@ def _retrieve(options: argparse.Namespace) -> None:
     show(options, nearest(features, readable, query_of(encoder, options), options.k))
     if skipped:
         print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    import json
-
-    import torch
-
-    from mllm.contrastive.pairs import read_pairs
-    from mllm.contrastive.retrieval import pairs_recall
-    from mllm.contrastive.zeroshot import class_features, class_folders, top_k_accuracy
-    from mllm.inference.dual_features import load_encoder
-
-    for k in options.k:
-        check_k(k)
-    encoder = load_encoder(options.model, options.fit)
-    if options.pairs:
-        result = pairs_recall(encoder, read_pairs(options.pairs, options.image_root), options.k)
-    else:
-        files, labels, names = class_folders(options.folder)
-        scores = encoder.images(files) @ class_features(encoder, names, _templates(options)).T
-        result = {"images": len(files), "classes": len(names), "chance@1": 1 / len(names)}
-        result |= {f"accuracy@{k}": top_k_accuracy(scores, torch.tensor(labels), k) for k in options.k}
-    print(json.dumps(result, indent=2))

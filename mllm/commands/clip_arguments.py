@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from mllm.errors import UserError
 from mllm.outputs import check_file
 from mllm.settings import expanded
 
@@ -29,8 +28,3 @@ def add_fit(parser: argparse.ArgumentParser) -> None:
 def check_picture(path: Path | None, by: str, *inputs: str) -> None:
     if path is not None:
         check_file(path, by, inputs)
-
-
-def check_k(k: int) -> None:
-    if k < 1:
-        raise UserError(f"-k {k}: give at least 1")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_part, picture
-from mllm.commands.clip_arguments import add_fit, check_k, check_picture
+from mllm.commands.clip_arguments import add_fit, check_picture
+from mllm.commands.clip_eval import check_k
 from mllm.errors import UserError
 from mllm.settings import expanded
 

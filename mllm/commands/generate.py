@@ -48,7 +48,9 @@ def _add_sampling(parts: Any) -> None:
         "mllm generate sample runs/demo/diffusion --prompts prompts.txt -n 4 --out pictures",
     )
     sample.add_argument("model", type=expanded, help=A_GENERATOR)
-    sample.add_argument("prompt", nargs="*", metavar="PROMPT", help="What to draw. Several are drawn in turn.")
+    sample.add_argument(
+        "prompt", nargs="*", metavar="PROMPT", help="What to draw, in front of the options. Several are drawn in turn."
+    )
     sample.add_argument(
         "--prior",
         type=expanded_path,

@@ -26,23 +26,27 @@ ENSEMBLE = (
 )
 
 
-def read_lines(path: Path | str, what: str) -> list[str]:
+def read_lines(path: Path | str, what: str, may_repeat: bool = False) -> list[str]:
     """Read the lines of a text file that aren't blank.
 
-    Raises UserError when the file is missing, empty or not in UTF-8, or a line comes twice.
+    Raises UserError when the file is missing, empty or not in UTF-8, or a line comes twice and may not.
     """
     if not Path(path).is_file():
         raise UserError(f"{what} file {path} does not exist")
-    lines: dict[str, str] = {}
+    lines: list[str] = []
+    places: dict[str, str] = {}
     for place, line in text_lines(Path(path)):
         name = line.strip()
-        if name in lines:
-            raise UserError(f"{place}: {what} {name!r} is named twice (first in line {lines[name].rpartition(':')[2]})")
+        if name in places and not may_repeat:
+            raise UserError(
+                f"{place}: {what} {name!r} is named twice (first in line {places[name].rpartition(':')[2]})"
+            )
         if name:
-            lines[name] = place
+            lines.append(name)
+            places.setdefault(name, place)
     if not lines:
         raise UserError(f"{what} file {path} is empty")
-    return list(lines)
+    return lines
 
 
 def check_classes(names: Sequence[str]) -> None:
@@ -50,6 +54,11 @@ def check_classes(names: Sequence[str]) -> None:
     twice = next((name for n, name in enumerate(names) if name in names[:n]), None)
     if twice is not None:
         raise UserError(f"class {twice!r} is named twice")
+    check_count(names)
+
+
+def check_count(names: Sequence[str]) -> None:
+    """Raise UserError for fewer than two classes."""
     if len(names) < 2:
         raise UserError(f"{len(names)} class(es): classifying takes two or more")
 
@@ -62,8 +71,11 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def class_features(encoder: DualEncoder, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-    """Compute float32 [C, E], normalized: of each class the mean of its normalized prompt features (a prompt ensemble)."""
-    check_classes(names)
+    """Compute float32 [C, E], normalized: of each class the mean of its normalized prompt features (a prompt ensemble).
+
+    Two classes may have one name, as in ImageNet.
+    """
+    check_count(names)
     check_templates(templates)
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = encoder.texts(prompts).reshape(len(names), len(templates), -1)
@@ -77,12 +89,18 @@ def class_folders(folder: Path | str) -> tuple[list[Path], list[int], list[str]]
     classes = sorted(p for p in Path(folder).iterdir() if p.is_dir())
     names = [p.name.replace("_", " ") for p in classes]
     check_classes(names)
+    files, labels = labelled_files_of(classes)
+    return files, labels, names
+
+
+def labelled_files_of(folders: Sequence[Path]) -> tuple[list[Path], list[int]]:
+    """List the image files of class folders, and of each the place of its folder. Raises UserError for one without any."""
     files, labels = [], []
-    for label, path in enumerate(classes):
+    for label, path in enumerate(folders):
         found = image_files(path)
         files += found
         labels += [label] * len(found)
-    return files, labels, names
+    return files, labels
 
 
 def top_k_accuracy(scores: torch.Tensor, labels: torch.Tensor, k: int) -> float:

@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mllm.checkpoint.dual import load_dual
+from mllm.checkpoint.dual import dual_directory, load_dual
 from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer
-from mllm.checkpoint.ours import model_directory
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.visual import Fit
@@ -23,6 +23,7 @@ from mllm.model.dual_kinds import DUAL_KINDS, logit_factor_of
 
 logger = logging.getLogger(__name__)
 
+Source = TypeVar("Source", bound=Path | str)
 CHUNK = 128
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -100,13 +101,13 @@ class DualEncoder:
 
 
 def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
-    """A directory of a dual encoder with tokenizer and image processor, or a finished run's directory.
+    """A directory or hub id of a dual encoder with tokenizer and image processor, or a finished run's directory.
 
     fit: how images become square; by default as the model was trained: padded by `train/contrastive.py`, and for others as
     their image processor says.
     """
     model, tokenizer = load_dual(path)
-    directory = model_directory(path)
+    directory = dual_directory(path)
     if fit is None and (directory / "training_log.json").is_file():
         # Written by train_clip; transformers' processor files have no word for padding.
         fit = "pad"
@@ -126,8 +127,8 @@ def image_files(folder: Path | str) -> list[Path]:
 
 
 def encode_readable(
-    encoder: DualEncoder, paths: Sequence[Path], on_skip: Callable[[Path, str], None]
-) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    encoder: DualEncoder, paths: Sequence[Source], on_skip: Callable[[Source, str], None]
+) -> Iterator[tuple[list[Source], torch.Tensor]]:
     """Chunks of paths and their features [N, E]; an unreadable image is given to `on_skip` with the reason."""
     for start in range(0, len(paths), CHUNK):
         good, pixels = [], []
@@ -141,12 +142,12 @@ def encode_readable(
             yield good, encoder.pixels_to_features(torch.stack(pixels))
 
 
-def readable_features(encoder: DualEncoder, paths: Sequence[Path]) -> tuple[list[Path], torch.Tensor, int]:
+def readable_features(encoder: DualEncoder, paths: Sequence[Source]) -> tuple[list[Source], torch.Tensor, int]:
     """The images that can be read, their features [N, E], and how many can't, each named in the log.
 
     Raises UserError where none can.
     """
-    kept: list[Path] = []
+    kept: list[Source] = []
     features = []
     for chunk, found in encode_readable(encoder, paths, lambda _, reason: logger.warning("left out: %s", reason)):
         kept += chunk

@@ -21,10 +21,10 @@ TEXTS = ["a photo of a Dog's café, 12 …", "日本 hi_there"]
 NAMES, TEMPLATES = ["tench", "Gila monster", "kite (bird of prey)"], ["a photo of a {}.", "itap of my {}."]
 
 
-@pytest.mark.parametrize("quick_gelu", [True, False])
-def test_features_and_zero_shot_weights_are_open_clips(open_clip, tmp_path, quick_gelu):
+@pytest.mark.parametrize(("kind", "quick_gelu"), [("CLIP", True), ("CustomTextCLIP", False)])
+def test_features_and_zero_shot_weights_are_open_clips(open_clip, tmp_path, kind, quick_gelu):
     model, tokenize = open_clip("model"), open_clip("tokenizer").tokenize
-    peer = save_tiny_open_clip(tmp_path / "theirs", model, quick_gelu=quick_gelu)
+    peer = save_tiny_open_clip(tmp_path / "theirs", getattr(model, kind), quick_gelu=quick_gelu)
     encoder = load_encoder(tmp_path / "theirs")
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_features_and_zero_shot_weights_are_open_clips(open_clip, tmp_path, quic
 
 
 def test_both_ways_give_the_same_weights_and_names(open_clip, tmp_path):
-    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model"))
+    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP)
     export_dual(tmp_path / "theirs", tmp_path / "ours", "transformers")
     export_dual(tmp_path / "ours", tmp_path / "back", "open_clip")
     theirs, back = ((tmp_path / name / "open_clip_config.json") for name in ("theirs", "back"))
@@ -50,6 +50,8 @@ def test_both_ways_give_the_same_weights_and_names(open_clip, tmp_path):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in peer.state_dict().items())
     image_side = load_vision_model(str(tmp_path / "ours"), torch.float32)  # what a multimodal LLM takes
     assert torch.equal(image_side.state_dict()["embeddings.patch_embedding.weight"], peer.visual.conv1.weight)
+    with pytest.raises(UserError, match=r"is in open_clip's layout.*mllm clip export"):
+        load_vision_model(str(tmp_path / "theirs"), torch.float32)
 
 
 def test_a_tokenizer_and_an_end_token_of_ones_own_go_along(open_clip, tmp_path):
@@ -67,8 +69,17 @@ def test_a_tokenizer_and_an_end_token_of_ones_own_go_along(open_clip, tmp_path):
         assert torch.allclose(peer.encode_text(ids, normalize=True), encoder.texts(["a square"]), atol=1e-5)
 
 
+def test_a_model_of_ours_stays_padded_in_transformers_layout_and_open_clips_crop_is_told(tmp_path, caplog):
+    clip = save_tiny_dual(tmp_path, "clip")
+    (clip / "training_log.json").write_text("{}")
+    export_dual(clip, tmp_path / "ours", "transformers")
+    assert json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())["fit"] == "pad"
+    export_dual(clip, tmp_path / "theirs", "open_clip")
+    assert "was trained on padded images, which open_clip crops" in caplog.text
+
+
 def test_pickled_weights_are_read_by_export_alone(open_clip, tmp_path):
-    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model"))
+    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP)
     (tmp_path / "theirs" / "open_clip_model.safetensors").unlink()
     state = {f"module.{name}": value for name, value in peer.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "theirs" / "epoch_3.pt")

@@ -83,7 +83,18 @@ def test_bad_classes_are_one_clear_line(trained, tmp_path, arguments, message):
         clip("classify", trained / "run", trained / "images" / "red.png", *arguments)
 
 
-COMMANDS = ("classify", "retrieve", "eval", "index", "search", "export", "adapt", "diagnose", "misalignment")
+COMMANDS = (
+    "classify",
+    "retrieve",
+    "eval",
+    "index",
+    "search",
+    "export",
+    "concepts",
+    "adapt",
+    "diagnose",
+    "misalignment",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from mllm.errors import UserError
 from mllm.generation.codec import load_autoencoder
-from mllm.generation.kinds import train_generator
+from mllm.generation.kinds import read_kind, train_generator
 from mllm.generation.opening import load_drawer, load_generator
 from mllm.generation.pictures import draw_pictures
 from mllm.generation.sampler import Sampling, sample, start_noise
@@ -107,8 +107,6 @@ def test_an_autoencoder_is_trained_by_the_same_command_and_knows_its_scale(pairs
     values = {"kind": "autoencoder", "pictures": {"image_size_px": 16}, "widths": [8, 16], "norm_groups": 4}
     values |= {"latent_channels": 2, "run_dir": str(tmp_path / "run"), "optim": {"lr": 1e-3}}
     values |= {"data": {"pairs": str(pairs), "heldout": str(pairs), "image_root": str(pairs.parent)}}
-    from mllm.generation.kinds import read_kind
-
     values["train"] = {"global_batch_size": 4, "epochs": 3, "trackers": []}
     final = train_generator(read_kind(values, "test"))
     model = load_autoencoder(final)
@@ -170,9 +168,13 @@ def test_unlike_widths_and_what_is_no_generator_are_a_line(saved, clip, tmp_path
         load_generator(clip)
 
 
-def test_what_is_saved_is_loaded_with_all_that_draws(clip, tmp_path):
-    write_generator(clip, tmp_path / "saved", prediction="sample", zero_terminal_snr=False, betas="squaredcos_cap_v2")
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_what_is_saved_is_loaded_with_all_that_draws(clip, tmp_path, kind):
+    write_generator(
+        clip, tmp_path / "saved", kind, prediction="sample", zero_terminal_snr=False, betas="squaredcos_cap_v2"
+    )
     generator = load_generator(tmp_path / "saved")
+    assert generator.denoiser.is_unet == (kind == "unet")
     assert generator.schedule.prediction_type == "sample" and generator.schedule.beta_schedule == "squaredcos_cap_v2"
     assert generator.schedule.clip_sample and generator.text is not None and generator.text.length_tokens == 8
     assert draw_pictures(generator, ["a square"], [0], Sampling(steps=1))[0].size == (16, 16)

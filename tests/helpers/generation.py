@@ -53,11 +53,12 @@ def write_pairs(root):
     return root / "pairs.jsonl"
 
 
-def write_generator(clip, directory, **schedule):
+def write_generator(clip, directory, kind="unet", **schedule):
     """A generator of pictures of 16 pixels with random weights, on the text side of `clip`."""
     torch.manual_seed(0)
     text, codec = load_text_side(clip), PixelCodec(16, 4)
-    denoiser = build_denoiser(DenoiserSettings(widths=(16, 32), norm_groups=8, heads=2), *codec.shape[:2], text.width)
+    sizes = DenoiserSettings(kind=kind, widths=(16, 32), norm_groups=8, heads=2, dit_width=16, dit_layers=1)
+    denoiser = build_denoiser(sizes, *codec.shape[:2], text.width)
     levels = build_schedule(ScheduleSettings(**schedule), is_pixels=True)
     config = GeneratorConfig("text", 16, 4)
     save_generator(directory, config, denoiser, denoiser.state_dict(), text, codec, levels)

@@ -41,11 +41,11 @@ def open_clip(monkeypatch):
         del sys.modules[name]
 
 
-def save_tiny_open_clip(directory, module, **changes):
-    """Write a directory of open_clip with random weights, as its hub's are; returns the model."""
+def save_tiny_open_clip(directory, kind, **changes):
+    """Write a directory of open_clip with random weights of one of its classes, as its hub's are; returns the model."""
     config = CONFIG | changes
     torch.manual_seed(0)
-    model = module.CLIP(**config).eval()
+    model = kind(**config).eval()
     directory.mkdir()
     save_file(model.state_dict(), directory / "open_clip_model.safetensors")
     described = {"model_cfg": config, "preprocess_cfg": PREPROCESS}

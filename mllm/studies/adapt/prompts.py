@@ -99,7 +99,8 @@ class LearnedPrompts:
 
 
 def _token_embedding(encoder: DualEncoder) -> torch.nn.Module:
-    return encoder.model.text_model.embeddings.token_embedding
+    embedding: torch.nn.Module = encoder.model.text_model.get_input_embeddings()
+    return embedding
 
 
 def text_width(encoder: DualEncoder) -> int:
