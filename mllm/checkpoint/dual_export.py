@@ -14,6 +14,7 @@ from mllm.checkpoint.open_clip import save_open_clip
 from mllm.checkpoint.open_clip_config import image_processor, is_open_clip, read_config
 from mllm.errors import UserError
 from mllm.files import atomic_directory
+from mllm.model.dual_kinds import DUAL_KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,17 @@ def export_dual(path: Path | str, out: Path, layout: Layout) -> None:
     """
     directory = dual_directory(path)
     model, tokenizer = load_dual(directory, reads_pickles=True)
-    if layout == "open_clip" and not isinstance(model, CLIPModel):
-        raise UserError(f"{path} is a {type(model).__name__}; open_clip's layout is written of a CLIPModel")
-    with atomic_directory(out, BY, [directory]) as hidden:
-        if layout == "open_clip":
-            assert isinstance(model, CLIPModel)
-            if _is_padded(directory):
-                logger.warning("%s was trained on padded images, which open_clip crops: its scores may be lower", path)
+    if layout == "open_clip":
+        if not isinstance(model, CLIPModel):
+            raise UserError(f"{path} is a {type(model).__name__}; open_clip's layout is written of a CLIPModel")
+        if _is_padded(directory):
+            logger.warning("%s was trained on padded images, which open_clip crops: its scores may be lower", path)
+        with atomic_directory(out, BY, [directory]) as hidden:
             save_open_clip(hidden, model, tokenizer, image_values(directory))
-            return
-        config: Any = model.config
-        config.architectures, config.dtype = [type(model).__name__], "float32"
+        return
+    config: Any = model.config
+    config.architectures, config.dtype = [DUAL_KINDS[config.model_type].model_class], "float32"
+    with atomic_directory(out, BY, [directory]) as hidden:
         config.save_pretrained(hidden)
         save_torch_state_dict(model.state_dict(), hidden)
         tokenizer.save_pretrained(hidden)

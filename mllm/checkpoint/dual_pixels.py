@@ -16,6 +16,7 @@ from mllm.checkpoint.parts import processor_values, statistics_of
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.media.visual import Fit
+from mllm.model.dual_kinds import packed
 
 
 class OwnPixels:
@@ -34,10 +35,18 @@ class OwnPixels:
         return pixels
 
 
+class OwnPatches(OwnPixels):
+    """Makes float32 [P + 1, D] of an image's P patches of D numbers: `mllm.model.dual_kinds.packed` (SigLIP 2 NaFlex)."""
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        found = self.processor(images=image, return_tensors="pt")
+        return packed(found.pixel_values[0], found.spatial_shapes[0])
+
+
 DualPixels = ImagePreparer | OwnPixels
 
 
-def dual_preparer(directory: Path, image_size_px: int, fit: Fit | None) -> DualPixels:
+def dual_preparer(directory: Path, image_size_px: int | None, fit: Fit | None) -> DualPixels:
     """Build the pixel preparation of a directory's image processor, with the filter that it resizes by.
 
     fit: how images become square, None as the processor says. Raises UserError where there is no processor, or a `fit` is
@@ -45,10 +54,11 @@ def dual_preparer(directory: Path, image_size_px: int, fit: Fit | None) -> DualP
     """
     path = str(directory)
     values = image_values(directory)
+    takes_patches = "max_num_patches" in values
     chosen = fit or _fit_of(values, image_size_px)
     if chosen is None:
-        return OwnPixels(path)
-    if not _is_plain(values):
+        return OwnPatches(path) if takes_patches else OwnPixels(path)
+    if takes_patches or image_size_px is None or not _is_plain(values):
         raise UserError(f"{path}: its image processor has steps of its own, beside which --fit {fit} has no meaning")
     return ImagePreparer(
         image_size_px,
@@ -75,7 +85,7 @@ def _is_plain(values: dict[str, Any]) -> bool:
     )
 
 
-def _fit_of(values: dict[str, Any], side: int) -> Fit | None:
+def _fit_of(values: dict[str, Any], side: int | None) -> Fit | None:
     """Return which `Fit` a processor's steps are; None where they are none of them."""
     if not _is_plain(values):
         return None

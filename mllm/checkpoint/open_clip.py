@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from mllm.checkpoint.open_clip_config import (
     CONFIG_FILE,
@@ -42,7 +43,8 @@ def load_open_clip(directory: Path, reads_pickles: bool = False) -> tuple[CLIPMo
     weights = from_open_clip(_weights(directory, reads_pickles))
     try:
         described = clip_config(config, tokenizer.eos_token_id)
-        model = CLIPModel(described)
+        with no_init_weights():
+            model = CLIPModel(described)
         # SigLIP's has a dimension, CLIP's none.
         weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
         model.load_state_dict(weights)

@@ -7,6 +7,9 @@ from pathlib import Path
 from mllm.commands.arguments import add_abstaining, add_model, describe, load_confidence, load_model
 from mllm.errors import UserError
 
+# Options that a generator has no use for.
+OF_WORDS = ("quantize", "prompt_format", "box_format", "calibration", "min_confidence", "cors_origin")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     describe(
@@ -98,7 +101,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _serve_pictures(options: argparse.Namespace) -> None:
-    """Serve a generator; of the options those of the server itself hold."""
+    """Serve a generator. Raises UserError for options that are for what answers in words."""
+    for name in OF_WORDS:
+        if getattr(options, name):
+            raise UserError(f"--{name.replace('_', '-')} is for models that answer in words, and {options.model} draws")
     from mllm.generation.extra import check_diffusers
     from mllm.inference.serve.listening import bind, run_app
 

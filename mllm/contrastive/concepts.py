@@ -7,7 +7,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,12 +124,12 @@ def count_concepts(
     return found, total
 
 
-def _within(concepts: Sequence[Concept]) -> Any:
+def _within(concepts: Sequence[Concept]) -> Callable[[str], set[int]]:
     words = [(word.lower(), number) for number, concept in enumerate(concepts) for word in concept.words]
     return lambda caption: {number for word, number in words if word in caption}
 
 
-def _whole(concepts: Sequence[Concept]) -> Any:
+def _whole(concepts: Sequence[Concept]) -> Callable[[str], set[int]]:
     phrases: dict[tuple[str, ...], set[int]] = {}
     for number, concept in enumerate(concepts):
         for word in concept.words:

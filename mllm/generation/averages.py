@@ -15,8 +15,7 @@ from mllm.training.engine import Engine
 class Averages(Callback):
     """Exponential moving average of the trained weights, in float32, on rank 0; it travels in the checkpoint.
 
-    After n steps its decay is min(cap, (1 + n) / (10 + n)), as diffusers' `EMAModel` has it. Raises UserError for weights
-    that an engine spreads over ranks.
+    After n steps its decay is min(cap, (1 + n) / (10 + n)). Raises UserError for weights that an engine spreads over ranks.
     """
 
     def __init__(self, module: nn.Module, cap: float) -> None:

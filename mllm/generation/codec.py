@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional
 
+from mllm.checkpoint.ours import model_directory
 from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
@@ -85,13 +86,14 @@ class LatentCodec:
 
 
 def load_autoencoder(path: Path | str, needs_scale: bool = True) -> Any:
-    """Load an `AutoencoderKL` of diffusers, safetensors only.
+    """Load an `AutoencoderKL` of diffusers, or that of a finished run, safetensors only.
 
     needs_scale: whether its config has to name a scaling factor; directories of Stable Diffusion 1 leave out the 0.18215 that
     diffusers then takes. Raises UserError when it doesn't, or there is no such model.
     """
+    path = model_directory(path)
     try:
-        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if config.get("_class_name") != "AutoencoderKL":
             raise UserError(f"{path} is a {config.get('_class_name')}; an autoencoder is an AutoencoderKL of diffusers")
         if needs_scale and not config.get("scaling_factor"):
@@ -99,6 +101,9 @@ def load_autoencoder(path: Path | str, needs_scale: bool = True) -> Any:
                 f"{path}/config.json names no scaling_factor, without which latents are as loud as they happen to be; "
                 "write 1 / (their standard deviation) there"
             )
+        shifts = next((name for name in ("shift_factor", "latents_mean") if config.get(name) is not None), None)
+        if shifts is not None:
+            raise UserError(f"{path}/config.json has {shifts}: its latents are shifted, too, which isn't done here")
         return AutoencoderKL.from_pretrained(path, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no autoencoder with safetensors: {first_line(error)}") from None

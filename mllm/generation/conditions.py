@@ -34,6 +34,9 @@ class Conditions:
     def to(self, device: torch.device) -> "Conditions":
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def cast(self, dtype: torch.dtype) -> "Conditions":
+        return self._each(lambda tensor: tensor.to(dtype))
+
     def pin_memory(self) -> "Conditions":
         return self._each(lambda tensor: tensor.pin_memory())
 

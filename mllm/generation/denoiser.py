@@ -41,12 +41,13 @@ class Denoiser(nn.Module):
         if self.cue_tokens is not None:
             assert conditions.cues is not None, "a denoiser of cues is given some"
             parts.append(self.cue_tokens(conditions.cues))
-        return parts[0] if len(parts) == 1 else torch.cat([part.to(parts[-1].dtype) for part in parts], dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def forward(self, noised: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        """The prediction [b, c, h, w] of noised pictures [b, c, h, w] at levels int64 [b]."""
-        attended = self.tokens(conditions)
+        """The prediction [b, c, h, w] of noised pictures [b, c, h, w] at levels int64 [b], in the weights' dtype."""
         net: Any = self.net
+        noised, conditions = noised.to(net.dtype), conditions.cast(net.dtype)
+        attended = self.tokens(conditions)
         if self.is_unet:
             added = {} if self.image_tokens is None else {"class_labels": conditions.image}
             return net(noised, timesteps, encoder_hidden_states=attended, **added).sample

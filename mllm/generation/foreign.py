@@ -26,6 +26,7 @@ def load_stable_diffusion(directory: Path) -> Generator:
     Its own sampler's levels of noise are kept, and ours go back through them. Raises UserError for pickled weights, and for a
     denoiser that is given more than text.
     """
+    schedule = load_schedule(directory / "scheduler")
     net: Any = load_net(directory / "unet", UNet2DConditionModel)
     further = [name for name in ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type") if net.config[name]]
     if further or net.config.in_channels != net.config.out_channels:
@@ -39,4 +40,4 @@ def load_stable_diffusion(directory: Path) -> Generator:
     denoiser = Denoiser(net).eval().requires_grad_(False)
     check_widths(directory, denoiser, text, codec)
     config = GeneratorConfig("text", image_size_px, None)
-    return Generator(config, denoiser, text, codec, load_schedule(directory / "scheduler"))
+    return Generator(config, denoiser, text, codec, schedule)

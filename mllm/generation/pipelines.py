@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection
 from mllm.checkpoint.parts import first_line
 from mllm.errors import UserError
 from mllm.generation.layout import read_index
-from mllm.generation.sampler import Sampling
+from mllm.generation.sampler import Sampling, seeded
 
 # Of the prior; those of the decoder are the user's.
 PRIOR_STEPS = 25
@@ -61,6 +61,10 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Draw picture i from prompt i with a generator of seed i. Raises UserError for what its own sampler doesn't do."""
         how.checked(1000)
+        if how.steps < 2:
+            raise UserError(
+                f"a {self.name} is drawn with in 2 steps at least: its sampler divides by their number less 1"
+            )
         if how.guidance < 1 or how.rescale or how.eta or how.method != "ddim":
             raise UserError(
                 f"a {self.name} is drawn with by diffusers, its own sampler and guidance from 1 on; leave out --sampler, "
@@ -68,7 +72,7 @@ class Pipeline:
             )
         pictures = []
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True), 1):
-            generator = torch.Generator().manual_seed(seed)
+            generator = seeded(seed)
             pictures += self._draw_one(prompt, generator, how, min(PRIOR_STEPS, how.steps))
             if on_step is not None:
                 on_step(number * how.steps)

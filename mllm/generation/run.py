@@ -1,7 +1,8 @@
 """The run of pictures from text, and what the runs of all kinds of generators do alike."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,14 +58,15 @@ def train_diffusion(settings: DiffusionSettings, stop_after: int | None = None) 
     denoiser = build_denoiser(settings.denoiser, codec.shape[0], codec.shape[1], text.width)
     engine = wrap(denoiser)
 
-    rows = made_once(engine, lambda: cached_pairs(pairs, text, codec, run_dir))
-    task = build_task(settings, rows, schedule)
     text.warn_of_cut(pairs.captions)
     heldout = None
-    if settings.data.heldout is not None:
-        held = Captioned.of(of_sources(settings.data.heldout, settings.data.image_root, settings.data.sources))
-        held_rows = made_once(engine, lambda: cached_pairs(held, text, codec, run_dir))
-        heldout = heldout_of(settings, build_task(settings, held_rows, schedule, batch_size=1))
+    with placed(engine.device, text, codec):
+        rows = made_once(engine, lambda: cached_pairs(pairs, text, codec, run_dir))
+        if settings.data.heldout is not None:
+            held = Captioned.of(of_sources(settings.data.heldout, settings.data.image_root, settings.data.sources))
+            held_rows = made_once(engine, lambda: cached_pairs(held, text, codec, run_dir))
+            heldout = heldout_of(settings, build_task(settings, held_rows, schedule, batch_size=1))
+    task = build_task(settings, rows, schedule)
     config = GeneratorConfig("text", settings.pictures.image_size_px, unshuffle_of(settings.pictures))
 
     def save(directory: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -140,6 +142,19 @@ def made_once(engine: Engine, make: Callable[[], Made]) -> Made:
     made = make() if engine.rank == 0 else None
     engine.barrier()
     return make() if made is None else made
+
+
+@contextmanager
+def placed(device: torch.device, text: TextSide, codec: Codec) -> Iterator[None]:
+    """Let what is frozen compute on `device` within the block, and leave no memory of it taken there."""
+    frozen: list[nn.Module] = [text.model, *([codec.vae] if isinstance(codec, LatentCodec) else [])]
+    for module in frozen:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module in frozen:
+            module.to("cpu")
 
 
 def cached_pairs(pairs: Captioned, text: TextSide, codec: Codec, run_dir: Path) -> CaptionedRows:

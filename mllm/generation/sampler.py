@@ -14,6 +14,8 @@ from mllm.errors import UserError
 from mllm.generation.conditions import Conditions
 from mllm.generation.schedule import SCHEDULERS, Method, Schedule
 
+MOST_SEED = 2**63 - 1
+
 Denoise = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 
 
@@ -46,9 +48,16 @@ class Sampling:
         return self
 
 
+def seeded(seed: int) -> torch.Generator:
+    """Return a generator of this seed. Raises UserError for one that torch doesn't take."""
+    if not 0 <= seed <= MOST_SEED:
+        raise UserError(f"seed {seed}: a whole number from 0 to {MOST_SEED} is needed")
+    return torch.Generator().manual_seed(seed)
+
+
 def start_noise(seeds: Sequence[int], shape: Sequence[int]) -> tuple[torch.Tensor, list[torch.Generator]]:
     """Draw the noise [n, c, h, w] that pictures begin as, each by a generator of its own seed, which draws on."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [seeded(seed) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators]), generators
 
 

@@ -19,7 +19,7 @@ from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.visual import Fit
 from mllm.model.dual_encoder import tokenize, too_long
-from mllm.model.dual_kinds import DUAL_KINDS, logit_factor_of
+from mllm.model.dual_kinds import DUAL_KINDS, DualKind, logit_factor_of, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,24 @@ class DualEncoder:
     @property
     def is_siglip(self) -> bool:
         """Whether its logits answer yes or no for each pair of an image and a text."""
-        return DUAL_KINDS[self.model.config.model_type].asks_each_pair
+        return self.kind.asks_each_pair
+
+    @property
+    def kind(self) -> DualKind:
+        return DUAL_KINDS[self.model.config.model_type]
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def raw_pixels_to_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[N, 3, S, S] → float32 [N, E] as the model gives them, before they are normalized; differentiable in the pixels."""
-        features: torch.Tensor = self.model.get_image_features(pixel_values=pixel_values.to(self.device)).pooler_output
+        """[N, 3, S, S] → float32 [N, E] as the model gives them, before they are normalized; differentiable in the pixels.
+
+        pixel_values: stacked, as the preparer makes them; of a model that takes patches [N, P + 1, D].
+        """
+        pixels = pixel_values.to(self.device)
+        inputs = unpacked(pixels) if self.kind.takes_patches else {"pixel_values": pixels}
+        features: torch.Tensor = self.model.get_image_features(**inputs).pooler_output
         return features.float().cpu()
 
     @torch.no_grad()
@@ -111,7 +120,7 @@ def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
     if fit is None and (directory / "training_log.json").is_file():
         # Written by train_clip; transformers' processor files have no word for padding.
         fit = "pad"
-    preparer = dual_preparer(directory, model.config.vision_config.image_size, fit)
+    preparer = dual_preparer(directory, getattr(model.config.vision_config, "image_size", None), fit)
     model.requires_grad_(False)
     return DualEncoder(model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, preparer)
 

@@ -18,30 +18,27 @@ class DualKind:
 
     title: what it is called. model_class: name of transformers' class. asks_each_pair: whether logits are answers of yes or
     no, which a sigmoid reads (SigLIP), and not for a softmax over classes. reads_padding: whether the text side reads its
-    last position, and sees the padding; its texts are of full length, in lower case.
+    last position, and sees the padding; its texts are of full length, in lower case. takes_patches: whether its image side
+    takes an image's patches in their own grid, and no square pixels (NaFlex).
     """
 
     title: str
     model_class: str
     asks_each_pair: bool = False
     reads_padding: bool = False
+    takes_patches: bool = False
 
 
 DUAL_KINDS = {
     "clip": DualKind("CLIP", "CLIPModel"),
     # SigLIP 2 of a fixed size is of this type, too.
     "siglip": DualKind("SigLIP", "SiglipModel", asks_each_pair=True, reads_padding=True),
+    "siglip2": DualKind("SigLIP 2 NaFlex", "Siglip2Model", asks_each_pair=True, reads_padding=True, takes_patches=True),
     "metaclip_2": DualKind("MetaCLIP 2", "MetaClip2Model"),
     "align": DualKind("ALIGN", "AlignModel"),
     "chinese_clip": DualKind("Chinese-CLIP", "ChineseCLIPModel"),
     "altclip": DualKind("AltCLIP", "AltCLIPModel"),
     "vision-text-dual-encoder": DualKind("an image encoder beside a text encoder", "VisionTextDualEncoderModel"),
-}
-REFUSED = {
-    "siglip2": (
-        "a SigLIP 2 NaFlex, which takes patches of unlike images and no square pixels; take a SigLIP 2 of a fixed size, such "
-        "as google/siglip2-so400m-patch14-384"
-    ),
 }
 # Their positions begin behind the padding's id (RoBERTa's way), so as many of them are never used.
 SHIFTED_POSITIONS = frozenset({"altclip_text_model", "camembert", "roberta", "xlm-roberta", "xlm-roberta-xl"})
@@ -49,8 +46,6 @@ SHIFTED_POSITIONS = frozenset({"altclip_text_model", "camembert", "roberta", "xl
 
 def dual_kind(path: object, model_type: str) -> DualKind:
     """Return the kind of dual encoder whose configuration says `model_type`. Raises UserError that lists the choices."""
-    if model_type in REFUSED:
-        raise UserError(f"{path} is {REFUSED[model_type]}")
     if model_type not in DUAL_KINDS:
         raise UserError(f"{path} is of type {model_type}; a dual encoder is one of: {', '.join(DUAL_KINDS)}")
     return DUAL_KINDS[model_type]
@@ -94,3 +89,24 @@ def logit_factor_of(model: PreTrainedModel) -> float:
         return 1 / float(temperature.detach())
     scale: torch.Tensor = model.logit_scale.detach()
     return float(scale.float().exp())
+
+
+def packed(patches: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Put an image's patches [P, D], padded at the end, and their grid (rows, columns) int64 [2] into one tensor [P + 1, D].
+
+    The grid is the beginning of the last row, so that images of any shape are stacked, as square pixels are.
+    """
+    last = torch.zeros(1, patches.shape[1])
+    last[0, :2] = grid
+    return torch.cat([patches, last])
+
+
+def unpacked(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what `Siglip2Model` takes of stacked `packed` images [N, P + 1, D]: patches, which of them are there, grids."""
+    grids = images[:, -1, :2].long()
+    places = torch.arange(images.shape[1] - 1, device=images.device)
+    return {
+        "pixel_values": images[:, :-1],
+        "pixel_attention_mask": (places < grids.prod(1, keepdim=True)).long(),
+        "spatial_shapes": grids,
+    }

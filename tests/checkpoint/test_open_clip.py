@@ -13,6 +13,7 @@ from mllm.checkpoint.parts import load_vision_model
 from mllm.contrastive.zeroshot import class_features
 from mllm.errors import UserError
 from mllm.inference.dual_features import load_encoder
+from mllm.model.dual_encoder import train_tokenizer
 from tests.helpers.dual_encoders import save_tiny_dual
 from tests.helpers.open_clip import open_clip, save_tiny_open_clip
 
@@ -39,7 +40,7 @@ def test_features_and_zero_shot_weights_are_open_clips(open_clip, tmp_path, kind
 
 
 def test_both_ways_give_the_same_weights_and_names(open_clip, tmp_path):
-    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP)
+    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP, train_tokenizer(TEXTS, 300, 77))
     export_dual(tmp_path / "theirs", tmp_path / "ours", "transformers")
     export_dual(tmp_path / "ours", tmp_path / "back", "open_clip")
     theirs, back = ((tmp_path / name / "open_clip_config.json") for name in ("theirs", "back"))
@@ -79,7 +80,7 @@ def test_a_model_of_ours_stays_padded_in_transformers_layout_and_open_clips_crop
 
 
 def test_pickled_weights_are_read_by_export_alone(open_clip, tmp_path):
-    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP)
+    peer = save_tiny_open_clip(tmp_path / "theirs", open_clip("model").CLIP, train_tokenizer(TEXTS, 300, 77))
     (tmp_path / "theirs" / "open_clip_model.safetensors").unlink()
     state = {f"module.{name}": value for name, value in peer.state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "theirs" / "epoch_3.pt")

@@ -42,7 +42,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_never_was_its_averages_included
     assert not torch.equal(last["weights"][name], whole["conv_in.weight"])
 
 
-def test_averages_follow_the_decay_of_diffusers_for_a_short_run():
+def test_averages_have_a_decay_that_grows_to_its_cap_and_can_be_put_on_and_off():
     module = torch.nn.Linear(1, 1, bias=False)
     averages = Averages(module, cap=0.3)
     mean = module.weight.item()
@@ -145,6 +145,9 @@ def test_both_denoisers_have_gradients_everywhere_and_their_loss_is_the_plain_er
     said = net(noised, encoder_hidden_states=conditions.text, timestep=levels).sample
     wanted = (said - theirs.get_velocity(picture, noise, levels)).square().mean(dim=(1, 2, 3))
     assert loss.shape == (2,) and torch.allclose(loss, wanted, atol=1e-5)
+    with torch.no_grad():
+        low = denoising_loss(denoiser.to(torch.bfloat16), batch, "v_prediction")
+    assert low.dtype == torch.float32 and torch.allclose(low, loss, rtol=0.05)
 
 
 def test_conditions_that_are_not_kept_become_those_of_nothing():

@@ -64,6 +64,14 @@ def test_a_drawn_picture_is_that_of_a_plain_loop_over_diffusers(generator, predi
     assert torch.allclose(own, latents, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["ddim", "ddpm", "dpm"])
+def test_all_samplers_bear_a_level_of_noise_alone(generator, method):
+    assert generator.schedule.rescale_betas_zero_snr
+    start, conditions, null, generators = inputs(generator)
+    how = Sampling(steps=2, method=method, guidance=2.0)
+    assert sample(generator.denoiser, generator.schedule, start, conditions, null, how, generators).isfinite().all()
+
+
 def test_a_picture_is_a_function_of_its_prompt_and_seed_alone(generator):
     how = Sampling(steps=2, method="ddpm")
     together = draw_pictures(generator, ["a red square", "a blue square", "a square"], [3, 4, 3], how, batch_size=2)

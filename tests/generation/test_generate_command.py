@@ -34,6 +34,7 @@ def test_prompts_of_a_file_become_pictures_a_list_of_them_and_a_sheet(saved, tmp
         (["a square"], "name where pictures go: --sheet OUT.png"),
         (["a square", "--sheet", "x.png", "--guidance", "nan"], "guidance nan: a number from 0 on"),
         (["a square", "--sheet", "x.png", "--steps", "0"], "steps 0: pictures are drawn in 1 to 1000 steps"),
+        (["a square", "--sheet", "x.png", "--seed", "-1"], "seed -1: a whole number from 0 to"),
         (["a square", "--sheet", "x.png", "--prior", "somewhere"], "leave --prior out"),
         (["--prompts", "none.txt", "--sheet", "x.png"], "none.txt can't be read"),
     ],

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from mllm.errors import UserError
 from mllm.generation.codec import load_autoencoder
@@ -126,6 +126,9 @@ def changed(directory, tmp_path, name, **changes):
 
 
 def test_an_autoencoder_without_a_scaling_factor_is_refused_but_in_stable_diffusion(vae, stable_diffusion, tmp_path):
+    with pytest.raises(UserError, match="has shift_factor"):
+        load_autoencoder(changed(vae, tmp_path, "config.json", shift_factor=0.1))
+    shutil.rmtree(tmp_path / "copy")
     with pytest.raises(UserError, match="names no scaling_factor"):
         load_autoencoder(changed(vae, tmp_path, "config.json", scaling_factor=None))
     shutil.rmtree(tmp_path / "copy")
@@ -161,6 +164,11 @@ def test_a_directory_that_is_drawn_with_otherwise_is_refused_in_a_line(stable_di
 
 
 def test_unlike_widths_and_what_is_no_generator_are_a_line(saved, clip, tmp_path):
+    shutil.copytree(saved, tmp_path / "wide")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPTextModel(CLIPTextConfig(**sizes, max_position_embeddings=8)).save_pretrained(tmp_path / "wide/text_encoder")
+    with pytest.raises(UserError, match="attends to states of width 32, the text side has 16"):
+        load_generator(tmp_path / "wide")
     narrow = changed(saved, tmp_path, "config.json", pixel_unshuffle=2)
     with pytest.raises(UserError, match=r"takes 48 channels, its pictures have 12"):
         load_generator(narrow)

@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from mllm.cli import main
 from mllm.generation.opening import load_generator
 from mllm.generation.pictures import draw_pictures
 from mllm.generation.sampler import Sampling
@@ -48,6 +49,8 @@ def test_pictures_are_those_of_their_seeds_and_any_openai_client_can_read_them(g
         ({"response_format": "url"}, 400, "response_format"),
         ({"steps": 0}, 400, "steps 0"),
         ({"guidance": -1.0}, 400, "guidance -1.0"),
+        ({"seed": -1}, 400, "seed -1"),
+        ({"seed": 2**70}, 400, "seed"),
         ({"model": "other"}, 404, "not served here"),
         ({"colour": "red"}, 400, "colour"),
     ],
@@ -64,3 +67,9 @@ def test_a_late_picture_a_full_queue_and_a_wrong_key_have_their_codes(generator)
     guarded = client_of(generator, api_key="secret")
     assert guarded.post("/v1/images/generations", json=body).status_code == 401
     assert guarded.get("/health").json() == {"status": "ok", "model": "tiny"}
+
+
+def test_options_for_answers_in_words_are_refused_where_pictures_are_drawn(saved, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["serve", str(saved), "--quantize", "4bit"])
+    assert left.value.code == 2 and "--quantize is for models that answer in words" in capsys.readouterr().err

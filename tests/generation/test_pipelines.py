@@ -177,8 +177,9 @@ def test_pictures_are_drawn_from_text_and_seed_by_a_prior_and_a_decoder(director
     how = Sampling(steps=2)
     first, again, other = draw_pictures(drawer, ["a red square"] * 3, [0, 0, 1], how)
     assert first.size == (size, size) and first.tobytes() == again.tobytes() != other.tobytes()
-    with pytest.raises(UserError, match="guidance from 1 on"):
-        draw_pictures(drawer, ["a red square"], [0], Sampling(steps=2, guidance=0.5))
+    for changes, told in (({"steps": 2, "guidance": 0.5}, "guidance from 1 on"), ({"steps": 1}, "in 2 steps at least")):
+        with pytest.raises(UserError, match=told):
+            draw_pictures(drawer, ["a red square"], [0], Sampling(**changes))
 
 
 @pytest.mark.parametrize(

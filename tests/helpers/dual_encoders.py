@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import normalizers
-from transformers import BertTokenizer, PreTrainedTokenizerBase, XLMRobertaTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerBase, Siglip2Tokenizer, XLMRobertaTokenizer
 
 from mllm.model.dual_encoder import train_tokenizer
 from mllm.model.dual_kinds import DUAL_KINDS
@@ -26,6 +26,9 @@ TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num
 SHAPES: dict[str, dict[str, Any]] = {
     "clip": {"projection_dim": 8, "text_config": {"projection_dim": 8}},
     "siglip": {"text_config": {"projection_size": 16}},
+    "siglip2": {
+        "vision_config": {"num_patches": 4, "num_attention_heads": 2}, "text_config": {"projection_size": 16},
+    },
     "metaclip_2": {"projection_dim": 8, "text_config": {"projection_dim": 8}},
     "align": {
         "projection_dim": 16,
@@ -42,6 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PROCESSORS: dict[str, dict[str, Any]] = {
     "siglip": {"image_processor_type": "SiglipImageProcessor", "size": {"height": SIDE, "width": SIDE}, "resample": 2},
+    "siglip2": {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 9},
     "align": {
         "image_processor_type": "EfficientNetImageProcessor", "size": {"height": SIDE, "width": SIDE}, "include_top": False,
         "rescale_offset": True, "rescale_factor": 1 / 127.5, "do_normalize": False, "do_center_crop": False,
@@ -67,6 +71,9 @@ def _tokenizer(model_type: str) -> PreTrainedTokenizerBase:
         special = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
         pieces = [(piece, -2.0 - len(piece)) for piece in (*PIECES, "▁", "▁a", "B", "<mask>")]
         return XLMRobertaTokenizer(vocab=special + pieces)
+    if model_type == "siglip2":
+        words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *PIECES, "▁"]
+        return Siglip2Tokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], padding_side="right")
     tokenizer = train_tokenizer(TEXTS, 300, LENGTH)
     if model_type == "siglip":
         # As SigLIP 2's, Gemma's: it keeps case, gives a mask and pads as it is asked to.

@@ -41,12 +41,19 @@ def open_clip(monkeypatch):
         del sys.modules[name]
 
 
-def save_tiny_open_clip(directory, kind, **changes):
-    """Write a directory of open_clip with random weights of one of its classes, as its hub's are; returns the model."""
+def save_tiny_open_clip(directory, kind, tokenizer=None, **changes):
+    """Write a directory of open_clip with random weights of one of its classes, as its hub's are; returns the model.
+
+    tokenizer: one that isn't CLIP's, which is saved beside and of whose size the model is.
+    """
     config = CONFIG | changes
+    directory.mkdir()
+    if tokenizer is not None:
+        own = {"vocab_size": len(tokenizer), "hf_tokenizer_name": ".", "pool_type": "eos"}
+        config = config | {"text_cfg": config["text_cfg"] | own | {"eos_id": tokenizer.eos_token_id}}
+        tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     model = kind(**config).eval()
-    directory.mkdir()
     save_file(model.state_dict(), directory / "open_clip_model.safetensors")
     described = {"model_cfg": config, "preprocess_cfg": PREPROCESS}
     (directory / "open_clip_config.json").write_text(json.dumps(described))

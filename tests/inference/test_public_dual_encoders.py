@@ -8,11 +8,17 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 from mllm.errors import UserError
 from mllm.inference.dual_features import load_encoder
 from mllm.media.decode import read_image
-from mllm.model.dual_kinds import DUAL_KINDS
+from mllm.model.dual_kinds import DUAL_KINDS, unpacked
 from tests.helpers.dual_encoders import LENGTH, TEXTS, save_tiny_dual
 from tests.helpers.tiny import save_image
 
-FIT = {"align": None, "chinese_clip": "stretch", "siglip": "stretch", "vision-text-dual-encoder": "stretch"}
+FIT = {
+    "align": None,
+    "siglip2": None,
+    "chinese_clip": "stretch",
+    "siglip": "stretch",
+    "vision-text-dual-encoder": "stretch",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +42,22 @@ def test_features_and_probabilities_are_the_classes_own(model_type, tmp_path, fi
         AutoTokenizer.from_pretrained(directory),
     )
     processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
-    pixels = torch.cat([processor(images=read_image(file), return_tensors="pt").pixel_values for file in files])
-    assert torch.allclose(torch.stack([encoder.preparer(read_image(file)) for file in files]), pixels, atol=1e-6)
+    prepared = [processor(images=read_image(file), return_tensors="pt") for file in files]
+    seen = {name: torch.cat([inputs[name] for inputs in prepared]) for name in prepared[0]}
+    found = torch.stack([encoder.preparer(read_image(file)) for file in files])
+    assert torch.allclose(
+        unpacked(found)["pixel_values"] if encoder.kind.takes_patches else found, seen["pixel_values"], atol=1e-6
+    )
     assert encoder.preparer.fit == FIT.get(model_type, "crop")
 
-    siglip = model_type == "siglip"
+    siglip = model_type.startswith("siglip")
     texts = [text.lower() for text in TEXTS] if siglip else list(TEXTS)
     tokens = tokenizer(
         texts, padding="max_length" if siglip else True, truncation=True, max_length=LENGTH, return_tensors="pt"
     )
     inputs = {name: tokens[name] for name in (("input_ids",) if siglip else ("input_ids", "attention_mask"))}
     with torch.no_grad():
-        output = peer(pixel_values=pixels, **inputs)
+        output = peer(**seen, **inputs)
     images, found = encoder.images(files), encoder.texts(TEXTS)
     assert torch.allclose(images, output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True), atol=1e-5)
     assert torch.allclose(found, output.text_embeds / output.text_embeds.norm(dim=-1, keepdim=True), atol=1e-5)
@@ -70,9 +80,11 @@ def test_what_cannot_be_a_dual_encoder_is_refused_by_name(tmp_path, files):
     directory = save_tiny_dual(tmp_path, "align")
     with pytest.raises(UserError, match="steps of its own, beside which --fit crop has no meaning"):
         load_encoder(directory, "crop")
+    with pytest.raises(UserError, match="steps of its own, beside which --fit pad has no meaning"):
+        load_encoder(save_tiny_dual(tmp_path, "siglip2"), "pad")
     config = directory / "config.json"
-    config.write_text(config.read_text().replace('"model_type": "align"', '"model_type": "siglip2"'))
-    with pytest.raises(UserError, match="is a SigLIP 2 NaFlex, which takes patches of unlike images"):
+    config.write_text(config.read_text().replace('"model_type": "align"', '"model_type": "blip-2"'))
+    with pytest.raises(UserError, match="is of type blip-2; a dual encoder is one of: clip, siglip, siglip2"):
         load_encoder(directory)
     clip = save_tiny_dual(tmp_path, "clip")
     (clip / "model.safetensors").rename(clip / "pytorch_model.bin")
