@@ -3,6 +3,7 @@
     python benchmarks/contrastive_studies.py train            # from nothing, and on shuffled captions
     python benchmarks/contrastive_studies.py noise --seeds 1  # accuracy against noise of captions and number of pairs
     python benchmarks/contrastive_studies.py adapt            # few shots, base to new, prompts and styles
+    python benchmarks/contrastive_studies.py shipped          # the CLIP that comes with the demo, by prompts
 
 A seed of `train` is a CLIP; a seed of `adapt` is a draw of the shots for one of the CLIPs that it is given, in turn. Rows are
 printed as they come, then tables.
@@ -23,7 +24,7 @@ from PIL import Image, ImageFilter, ImageOps
 from mllm.commands.shared import configure_logging
 from mllm.contrastive.run import train_clip
 from mllm.contrastive.settings import ContrastiveSettings
-from mllm.contrastive.zeroshot import ENSEMBLE
+from mllm.contrastive.zeroshot import DEFAULT_TEMPLATES, ENSEMBLE, class_features
 from mllm.inference.dual_features import CHUNK, DualEncoder, load_encoder
 from mllm.media.decode import read_image
 from mllm.settings import load_settings
@@ -41,6 +42,8 @@ SHAPES = ("circle", "rectangle", "triangle")
 # One shape after the other, so that base and new classes have every shape and colour in different pairs.
 COLOURED = tuple(f"{colour} {SHAPES[(n + m) % 3]}" for m in range(3) for n, colour in enumerate(COLOURS))
 DRAWINGS = ("animals", "computers", "faces", "food", "games", "people", "signs")
+SHIPPED = "data_recipes/demo/clip"
+SHIPPED_PROMPTS = {"a photo of a {}.": DEFAULT_TEMPLATES, "eight prompts": ENSEMBLE, "a {}": ("a {}",), "{}": ("{}",)}
 COUNTS = (1, 4, 16)
 SHOTS = COUNTS[-1]
 # Zero-shot in the form of the training captions: CLIP's own prompt, the default, is in none of them.
@@ -233,7 +236,24 @@ def _differences(
     return [[name, _percent([a - b for a, b in zip(*pair, strict=True)])] for name, pair in pairs.items()]
 
 
-STUDIES = {"train": _train, "noise": _noise, "adapt": _adapt}
+def _shipped(options: argparse.Namespace) -> None:
+    """Zero-shot accuracy of three sets of classes, and the greatest cosine of two of a set, in several prompts."""
+    encoder, data = load_encoder(SHIPPED), load_settings(ContrastiveSettings, CONFIG).data
+    rows = []
+    for title, names in (("shapes", SHAPES), ("colours and shapes", COLOURED), ("drawings", DRAWINGS)):
+        test = _labelled(encoder, str(data.heldout), data.image_root, names)
+        images, labels = test.features, test.labels
+        cells = []
+        for templates in SHIPPED_PROMPTS.values():
+            classes = class_features(encoder, names, templates)
+            nearest = (classes @ classes.T - 2 * torch.eye(len(names))).max().item()
+            right = ((images @ classes.T).argmax(1) == labels).float().mean().item()
+            cells.append(f"{100 * right:.1f} ({nearest:.2f})")
+        rows.append([title, len(labels), f"{100 / len(names):.1f}", *cells])
+    print(markdown_table(["classes", "images", "chance", *SHIPPED_PROMPTS], rows))
+
+
+STUDIES = {"train": _train, "noise": _noise, "adapt": _adapt, "shipped": _shipped}
 
 if __name__ == "__main__":
     main()

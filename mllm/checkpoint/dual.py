@@ -8,6 +8,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
     CLIPImageProcessor,
     PreTrainedModel,
@@ -17,7 +18,8 @@ from transformers import (
 )
 
 from mllm.checkpoint.open_clip import load_open_clip, pickle_hint
-from mllm.checkpoint.open_clip_config import is_open_clip
+from mllm.checkpoint.open_clip_config import image_processor as open_clip_processor
+from mllm.checkpoint.open_clip_config import is_open_clip, read_config
 from mllm.checkpoint.ours import model_directory
 from mllm.checkpoint.parts import (
     check_complete,
@@ -28,23 +30,48 @@ from mllm.checkpoint.parts import (
     vision_config,
 )
 from mllm.errors import UserError
-from mllm.model.dual_encoder import MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual
+from mllm.media.visual import Fit
+from mllm.model.dual_encoder import CLASSES, MAX_LOG_SCALE, ResNetDualEncoder, assemble_dual, made_trainable
 from mllm.model.dual_kinds import dual_class, dual_kind, read_as_trained
 from mllm.model.dual_settings import ClipModelSettings
 
 
-def build_dual(settings: ClipModelSettings, tokenizer: PreTrainedTokenizerBase, learns_bias: bool) -> PreTrainedModel:
-    """Build the model that `assemble_dual` describes, with the image side of `image_encoder` where the settings name one."""
+def build_dual(
+    settings: ClipModelSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    learns_bias: bool,
+    loaded: PreTrainedModel | None = None,
+) -> PreTrainedModel:
+    """Build the model that `assemble_dual` describes, with the image side of `image_encoder` where the settings name one.
+
+    loaded: the model of `init_from`, which is then the one. Raises UserError where it isn't of the layout of the settings.
+    """
+    if loaded is not None:
+        if not isinstance(loaded, CLASSES[settings.layout]):
+            raise UserError(
+                f"model.init_from {settings.init_from} is a {type(loaded).__name__}, but model.layout is {settings.layout}; "
+                "a CLIPModel (clip) and a SiglipModel (siglip) can be trained on"
+            )
+        return made_trainable(loaded, settings, learns_bias)
     taken = settings.image_encoder
     image_side = None if taken is None else load_vision_model(taken, torch.float32)
     return assemble_dual(settings, tokenizer, learns_bias, image_side)
 
 
-def image_processor(settings: ClipModelSettings) -> Any:
-    """Build the image processor of this model's size.
+def image_processor(settings: ClipModelSettings, fit: Fit = "pad") -> Any:
+    """Build the image processor of this model's size, in whose file `fit` says how images become square.
 
-    Mean and standard deviation are those of the image side that is taken, or the layout's own.
+    It is that of `init_from`; else mean and standard deviation are those of the image side that is taken, or the layout's.
     """
+    if settings.init_from:
+        directory = dual_directory(settings.init_from)
+        processor: Any = (
+            open_clip_processor(read_config(directory))
+            if is_open_clip(directory)
+            else AutoImageProcessor.from_pretrained(directory, backend="pil")
+        )
+        processor.fit = fit
+        return processor
     size = settings.image_size_px
     if settings.image_encoder:
         size = vision_config(settings.image_encoder).image_size
@@ -52,9 +79,10 @@ def image_processor(settings: ClipModelSettings) -> Any:
         norm = {"image_mean": list(preparer.mean), "image_std": list(preparer.std)}
     else:
         norm = {}
+    square = {"height": size, "width": size}
     if settings.layout == "siglip":
-        return SiglipImageProcessor(size={"height": size, "width": size}, **norm)
-    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, **norm)
+        return SiglipImageProcessor(size=square, fit=fit, **norm)
+    return CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square, fit=fit, **norm)
 
 
 def save_clip(
@@ -62,7 +90,7 @@ def save_clip(
     model: PreTrainedModel,
     state_dict: dict[str, torch.Tensor],
     tokenizer: PreTrainedTokenizerBase,
-    settings: ClipModelSettings,
+    processor: Any,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write config, safetensors, tokenizer and image processor, so that transformers' `from_pretrained` reads them."""
@@ -81,7 +109,7 @@ def save_clip(
     weights["logit_scale"] = scale.reshape((1,) if isinstance(model, SiglipModel) else ())
     save_torch_state_dict(weights, directory)
     tokenizer.save_pretrained(directory)
-    image_processor(settings).save_pretrained(directory)
+    processor.save_pretrained(directory)
 
 
 def dual_directory(path: Path | str) -> Path:

@@ -55,7 +55,8 @@ def dual_preparer(directory: Path, image_size_px: int | None, fit: Fit | None) -
     path = str(directory)
     values = image_values(directory)
     takes_patches = "max_num_patches" in values
-    chosen = fit or _fit_of(values, image_size_px)
+    # What `mllm clip train` writes says how; transformers' own steps have no word for padding.
+    chosen = fit or values.get("fit") or _fit_of(values, image_size_px)
     if chosen is None:
         return OwnPatches(path) if takes_patches else OwnPixels(path)
     if takes_patches or image_size_px is None or not _is_plain(values):

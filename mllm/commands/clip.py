@@ -19,7 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         parser,
         "clip_command",
         "Train a CLIP or SigLIP; classify, retrieve, search and study with one.",
-        "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes 'a circle,a rectangle'",
+        "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes circle,triangle,rectangle",
     )
     _add_training(parts)
     _add_naming(parts)
@@ -49,7 +49,7 @@ def _add_naming(parts: Any) -> None:
         "classify",
         _classify,
         "Name images, without training, by the nearest of some class names.",
-        "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes 'a circle,a rectangle'",
+        "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes circle,triangle,rectangle",
     )
     classify.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
     classify.add_argument("images", type=expanded, nargs="+", metavar="IMAGE", help="Image files.")

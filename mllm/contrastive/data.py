@@ -1,25 +1,28 @@
 """Image–caption pairs for contrastive training, augmented and batched as a pure function of the step."""
 
 import random
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from mllm.contrastive.augment import Augmenter, AugmentSettings
+from mllm.contrastive.caption_prompts import Prompter, PromptSettings
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.mixture import PairMixture, Pick
+from mllm.contrastive.negatives import NOWHERE, Ignored, describes, same, words_of
 from mllm.contrastive.pairs import Pair
 from mllm.contrastive.settings import CaptionNoiseSettings
 from mllm.errors import UserError
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import tokenize
 
-ALL = slice(None)
+NOTHING = torch.zeros(0)
 DEFAULT_AUGMENT = AugmentSettings()
+NO_PROMPTS = PromptSettings()
 # Captions that say nothing of any image, as the web's alt-texts do.
 BOILERPLATE = (
     "image", "photo", "click to enlarge", "thumbnail", "img_0001.jpg", "untitled", "logo", "picture of the day",
@@ -31,20 +34,28 @@ BOILERPLATE = (
 class PairBatch:
     """b pairs of a rank, out of the B of the global batch.
 
-    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; describes, same bool [b, B]: see `describes`
-    and `same`; alive bool [b]: whether its image could be read, so that the pair counts.
+    pixel_values float32 [b, 3, S, S]; input_ids, attention_mask int64 [b, T]; alive bool [b]: whether its image could be
+    read, so that the pair counts; same, describes int64 [n, 2]: places of pairs that are no negatives, as
+    `mllm.contrastive.negatives` lists them. Where they are asked for, patches int64 [b, K]: those of an image that are kept;
+    and what a teacher reads and, if it isn't the same, sees: teacher_ids, teacher_mask, teacher_pixels.
     """
 
     pixel_values: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
-    describes: torch.Tensor
-    same: torch.Tensor
     alive: torch.Tensor
+    same: torch.Tensor = NOWHERE
+    describes: torch.Tensor = NOWHERE
+    patches: torch.Tensor = NOTHING
+    teacher_ids: torch.Tensor = NOTHING
+    teacher_mask: torch.Tensor = NOTHING
+    teacher_pixels: torch.Tensor = NOTHING
 
     def rows(self, start: int, end: int) -> "PairBatch":
-        """Return the pairs from `start` to before `end`."""
-        return PairBatch(*(tensor[start:end] for tensor in self.tensors()))
+        """Return the pairs from `start` to before `end`, for their features; what is no negative stays with the whole."""
+        inputs = (self.pixel_values, self.input_ids, self.attention_mask, self.alive)
+        own = PairBatch(*(tensor[start:end] for tensor in inputs))
+        return replace(own, patches=self.patches[start:end])
 
     def to(self, device: torch.device) -> "PairBatch":
         return PairBatch(*(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
@@ -85,44 +96,11 @@ def spoil_captions(pairs: Sequence[Pair], noise: CaptionNoiseSettings, seed: int
     return spoilt, counts
 
 
-def _words(caption: str) -> frozenset[str]:
-    """Return the different words of a caption; one without any ("???", an emoji) is itself a word."""
-    return frozenset(re.findall(r"\w+", caption.lower())) or frozenset({caption.strip()})
+class TeacherInputs(NamedTuple):
+    """What a teacher's inputs are made by; own_preparers: its preparer, where its pixels aren't those of the model."""
 
-
-def describes(captions: list[str], own: slice = ALL) -> torch.Tensor:
-    """bool [B, B], or its rows `own`; symmetric.
-
-    True where the words of one caption are all in the other's ("a circle", "a red circle"):
-    both then fit the image of the longer one, so neither is evidence against it.
-    """
-    words = [_words(caption) for caption in captions]
-    ids = _numbered(words)
-    different = list(dict.fromkeys(words))
-    holders: dict[str, set[int]] = {}
-    for number, group in enumerate(different):
-        for word in group:
-            holders.setdefault(word, set()).add(number)
-    related = torch.zeros(len(different), len(different), dtype=torch.bool)
-    for number, group in enumerate(different):
-        # Captions with all of these words: few hold the rarest, so large batches stay cheap.
-        longer = set.intersection(*sorted((holders[word] for word in group), key=len))
-        related[number, list(longer)] = True
-    related = related | related.T
-    return related[ids[own]][:, ids]
-
-
-def same(pairs: list[Pair], own: slice = ALL) -> torch.Tensor:
-    """bool [B, B], or its rows `own`; symmetric: true where two pairs have the same words or the same image file."""
-    images = _numbered([pair.image for pair in pairs])
-    words = _numbered([_words(pair.caption) for pair in pairs])
-    return (images[own, None] == images) | (words[own, None] == words)
-
-
-def _numbered(keys: Sequence[Hashable]) -> torch.Tensor:
-    """int64 [B]: equal keys have equal numbers, given in the order of their first place."""
-    numbers: dict[Hashable, int] = {}
-    return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+    tokenizer: PreTrainedTokenizerBase
+    own_preparers: tuple[ImagePreparer, ...]
 
 
 class PairBatcher:
@@ -136,17 +114,27 @@ class PairBatcher:
         batch_size: int,
         seed: int,
         augment: AugmentSettings = DEFAULT_AUGMENT,
+        prompts: PromptSettings = NO_PROMPTS,
+        ignored: Ignored = "describes",
         decoder: PairDecoder | None = None,
+        kept_patches: tuple[int, int] | None = None,
+        teacher: TeacherInputs | None = None,
     ) -> None:
-        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is."""
+        """decoder: what reads images and says which are skipped; by default the thread that asks, and none is.
+
+        kept_patches: how many patches of an image are kept and how many it has, where some are dropped. teacher: whose inputs
+        are made, too.
+        """
         if not 2 <= batch_size <= len(pairs):
             raise UserError(
                 f"global_batch_size {batch_size}: contrastive training of {len(pairs)} pairs needs 2 to that"
             )
         self.pairs, self.tokenizer, self.preparer = pairs, tokenizer, preparer
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.ignored = batch_size, seed, ignored
         self.augmenter = Augmenter(augment, preparer.image_size_px, seed)
+        self.prompter = Prompter(prompts, seed)
         self.decoder = decoder or PairDecoder()
+        self.kept_patches, self.teacher = kept_patches, teacher
 
     @property
     def batches_per_epoch(self) -> int:
@@ -168,21 +156,42 @@ class PairBatcher:
         share = len(pairs) // world_size
         own = slice(rank * share, (rank + 1) * share)
 
+        sides = [self.preparer] if self.teacher is None else [self.preparer, *self.teacher.own_preparers]
+
         def prepare(place: int, image: Image.Image) -> torch.Tensor:
-            return self.preparer(self.augmenter(image, step, own.start + place))
+            augmented = self.augmenter(image, step, own.start + place)
+            return torch.cat([side(augmented).flatten() for side in sides])
 
-        shape = (self.preparer.channels, self.preparer.side_px, self.preparer.side_px)
-        pixels, alive = self.decoder.decode(pairs[own], prepare, shape)
-        return self.collate(pairs, pixels, own, alive)
+        sizes = [3 * side.side_px**2 for side in sides]
+        flat, alive = self.decoder.decode(pairs[own], prepare, (sum(sizes),))
+        pixels = [
+            part.unflatten(1, (3, side.side_px, -1)) for part, side in zip(flat.split(sizes, 1), sides, strict=True)
+        ]
+        texts = [self.prompter(pair.caption, step, own.start + n) for n, pair in enumerate(pairs[own])]
+        made = PairBatch(
+            pixels[0],
+            *tokenize(self.tokenizer, texts),
+            alive,
+            *self._no_negatives(pairs, own),
+            self._patches(step, own),
+        )
+        if self.teacher is None:
+            return made
+        ids, mask = tokenize(self.teacher.tokenizer, texts)
+        return replace(made, teacher_ids=ids, teacher_mask=mask, teacher_pixels=pixels[1] if pixels[1:] else NOTHING)
 
-    def collate(
-        self, pairs: list[Pair], pixels: torch.Tensor, own: slice = ALL, alive: torch.Tensor | None = None
-    ) -> PairBatch:
-        """Make tensors of the pairs `own` among the `pairs` of a global batch; `pixels` [b, 3, S, S] are the own ones'.
+    def _patches(self, step: int, own: slice) -> torch.Tensor:
+        """int64 [b, K]: the patches that are kept of the images of a step's pairs `own`, if some are dropped."""
+        if self.kept_patches is None:
+            return NOTHING
+        kept, count = self.kept_patches
+        draws = (random.Random(f"{self.seed}/patches/{step}/{place}") for place in range(own.start, own.stop))
+        return torch.tensor([sorted(draw.sample(range(count), kept)) for draw in draws])
 
-        alive: bool [b], which of them count; by default all.
-        """
-        captions = [pair.caption for pair in pairs]
-        input_ids, attention_mask = tokenize(self.tokenizer, captions[own])
-        counted = torch.ones(len(pixels), dtype=torch.bool) if alive is None else alive
-        return PairBatch(pixels, input_ids, attention_mask, describes(captions, own), same(pairs, own), counted)
+    def _no_negatives(self, pairs: list[Pair], own: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """`same` and `describes` of the pairs `own` among those of a global batch, as far as the loss asks for them."""
+        if self.ignored == "none":
+            return NOWHERE, NOWHERE
+        words = [words_of(pair.caption) for pair in pairs]
+        alike = same([pair.image for pair in pairs], words, own)
+        return alike, describes(words, own) if self.ignored == "describes" else NOWHERE

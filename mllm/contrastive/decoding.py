@@ -37,7 +37,7 @@ class PairDecoder:
         return not self._left_out.at_once
 
     def decode(
-        self, pairs: Sequence[Pair], prepare: Callable[[int, Image.Image], torch.Tensor], shape: tuple[int, int, int]
+        self, pairs: Sequence[Pair], prepare: Callable[[int, Image.Image], torch.Tensor], shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 [b, *shape] of the images of b pairs, blank where one can't be read, and bool [b], which could.
 

@@ -4,7 +4,7 @@ B pairs of the global batch, b of them on this rank, E embedding width.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,7 @@ class Features:
         """`rows` [b, …] with zeros for the pairs that don't count."""
         if self.alive is None:
             return rows
-        return rows.masked_fill(~self.alive.view(-1, *[1] * (rows.dim() - 1)), 0.0)
+        return rows.masked_fill(~self.alive.view(-1, *[1] * (rows.dim() - 1)), 0)
 
     def without_dead(self, positive: torch.Tensor, ignored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`positive` and `ignored`, bool [b, B], where the columns of pairs that don't count are neither but ignored."""
@@ -67,10 +67,25 @@ class Features:
         own = self.own_diagonal()
         return (positive & self.all_alive[None]) | (positive & own), (ignored | ~self.all_alive[None]) & ~own
 
+    def unseen(self, ignored: torch.Tensor | None) -> torch.Tensor | None:
+        """bool [b, B], the columns of `ignored` and of pairs that don't count, but never a row's own; None for none."""
+        if self.all_alive is not None:
+            dead = ~self.all_alive[None]
+            ignored = dead if ignored is None else ignored | dead
+        return None if ignored is None else ignored & ~self.own_diagonal()
+
+    def logits(self, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [b, B] each: of this rank's images to all texts, and of its texts to all images."""
+        return factor * self.image @ self.all_texts.T, factor * self.text @ self.all_images.T
+
+    def own_columns(self) -> torch.Tensor:
+        """int64 [b]: the place of each of this rank's pairs among the B."""
+        return torch.arange(len(self.image), device=self.image.device) + self.first
+
     def own_diagonal(self) -> torch.Tensor:
         """bool [b, B]: true where row and column are the same pair."""
-        rows = torch.arange(len(self.image), device=self.image.device) + self.first
-        return rows[:, None] == torch.arange(len(self.all_images), device=self.image.device)[None]
+        columns = torch.arange(len(self.all_images), device=self.image.device)
+        return self.own_columns()[:, None] == columns[None]
 
 
 def gathered(image_features: torch.Tensor, text_features: torch.Tensor, alive: torch.Tensor | None = None) -> Features:
@@ -86,17 +101,30 @@ def gathered(image_features: torch.Tensor, text_features: torch.Tensor, alive: t
     return Features(image, text, all_images, all_texts, first, alive, all_alive)
 
 
-def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
-    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies, scalar float32.
+class Contrast(NamedTuple):
+    """loss_sum: scalar float32, over this rank's pairs; hits: scalar, how many of their images are nearest to a positive."""
 
-    Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row.
+    loss_sum: torch.Tensor
+    hits: torch.Tensor
+
+
+def infonce_sum(features: Features, log_scale: torch.Tensor, ignored: torch.Tensor | None = None) -> Contrast:
+    """Sum, over this rank's b pairs, the mean of image→text and text→image cross-entropies.
+
+    Radford et al. 2021, arXiv:2103.00020, figure 3. ignored: bool [b, B], columns that are no negative of a row; its own
+    pair is never left out.
     """
-    return multi_positive_sum(features, log_scale, features.own_diagonal(), ignored)
+    own, unseen = features.own_columns(), features.unseen(ignored)
+    ways = features.logits(logit_factor(log_scale))
+    if unseen is not None:
+        ways = ways[0].masked_fill(unseen, float("-inf")), ways[1].masked_fill(unseen, float("-inf"))
+    both = [features.counted(F.cross_entropy(logits, own, reduction="none")).sum() for logits in ways]
+    return Contrast((both[0] + both[1]) / 2, features.counted(ways[0].detach().argmax(1) == own).sum())
 
 
 def multi_positive_sum(
     features: Features, log_scale: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
-) -> torch.Tensor:
+) -> Contrast:
     """Compute `infonce_sum` with the cross-entropy of a row averaged over its positives (L_out of Khosla et al. 2020, eq. 2).
 
     positive, ignored: bool [b, B], the same for both directions; the row's own pair is always positive, and what is
@@ -104,27 +132,30 @@ def multi_positive_sum(
     """
     positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
     target = positive / positive.sum(1, keepdim=True)
-    factor = logit_factor(log_scale)
-    both = torch.zeros((), device=features.image.device)
-    for rows, columns in ((features.image, features.all_texts), (features.text, features.all_images)):
-        logits = factor * rows @ columns.T
-        log_p = logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
-        both = both - features.counted(target * log_p.masked_fill(~positive, 0.0)).sum()
-    return both / 2
+    ways = [
+        logits.masked_fill(ignored & ~positive, float("-inf")).log_softmax(1)
+        for logits in features.logits(logit_factor(log_scale))
+    ]
+    both = [features.counted(target * log_p.masked_fill(~positive, 0.0)).sum() for log_p in ways]
+    hits = positive.gather(1, ways[0].detach().argmax(1, keepdim=True))
+    return Contrast(-(both[0] + both[1]) / 2, features.counted(hits).sum())
 
 
 def sigmoid_sum(
-    features: Features, log_scale: torch.Tensor, bias: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor
-) -> torch.Tensor:
-    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)), scalar float32.
+    features: Features, log_scale: torch.Tensor, bias: torch.Tensor, ignored: torch.Tensor | None = None
+) -> Contrast:
+    """Sum, over this rank's b images and all B texts of -log sigmoid(±(scale · cosine + bias)); only own pairs are positive.
 
-    Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. positive, ignored: as in `multi_positive_sum`.
+    Zhai et al. 2023, arXiv:2303.15343, algorithm 1. bias: scalar or [1]. ignored: as in `infonce_sum`.
     """
-    positive, ignored = features.without_dead(positive | features.own_diagonal(), ignored)
     # SigLIP's factor has no bound: the public checkpoints' is 112.
     logits = log_scale.float().exp() * features.image @ features.all_texts.T + bias.float()
-    sign = torch.where(positive, 1.0, -1.0)
-    return -features.counted(F.logsigmoid(sign * logits).masked_fill(ignored & ~positive, 0.0)).sum()
+    each = F.logsigmoid(torch.where(features.own_diagonal(), logits, -logits))
+    unseen = features.unseen(ignored)
+    if unseen is not None:
+        each = each.masked_fill(unseen, 0.0)
+    hits = logits.detach().argmax(1) == features.own_columns()
+    return Contrast(-features.counted(each).sum(), features.counted(hits).sum())
 
 
 class _GatherRows(torch.autograd.Function):

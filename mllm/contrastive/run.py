@@ -7,26 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
+from mllm.contrastive.average import WeightAverage
+from mllm.contrastive.caption_prompts import Prompter
 from mllm.contrastive.data import PairBatcher, spoil_captions
 from mllm.contrastive.decoding import PairDecoder
 from mllm.contrastive.left_out import LeftOut
 from mllm.contrastive.mixture import PairMixture
+from mllm.contrastive.negatives import Ignored
 from mllm.contrastive.pairs import read_pairs
+from mllm.contrastive.rates import dual_parts
 from mllm.contrastive.retrieval import retrieval_recall
-from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveSettings
+from mllm.contrastive.settings import CaptionNoiseSettings, ContrastiveLossSettings, ContrastiveSettings
 from mllm.contrastive.sources import PairSource, open_sources
 from mllm.contrastive.task import ContrastiveTask
+from mllm.contrastive.teacher import Teacher
+from mllm.contrastive.watching import SharedEncoder, Watcher
 from mllm.errors import UserError
 from mllm.files import write_json_atomically
+from mllm.inference.dual_features import DualEncoder, load_encoder
 from mllm.launch import launched_world_size
 from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import too_long, train_tokenizer
+from mllm.model.dual_settings import ClipModelSettings
 from mllm.outputs import hash_file
 from mllm.training.build_engine import start_engine, with_known_dtype
+from mllm.training.callbacks import Callback
 from mllm.training.loop import Trainer
 from mllm.training.run import begin_run, complete, recorders
 
@@ -54,21 +63,41 @@ def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> 
         return run_dir / "final"
 
     torch.manual_seed(settings.seed)
-    batcher, spoilt = _build_batcher(settings)
+    begun = load_encoder(settings.model.init_from) if settings.model.init_from else None
+    batcher, spoilt = _build_batcher(settings, begun)
+    teacher = _hired(settings, batcher)
 
     wrap = start_engine(settings.engine, settings.optim, train)
-    model = build_dual(settings.model, batcher.tokenizer, settings.loss.kind == "sigmoid")
-    engine = wrap(model)
+    loaded = None if begun is None else begun.model
+    model = build_dual(settings.model, batcher.tokenizer, settings.loss.kind == "sigmoid", loaded)
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    engine = wrap(model, part_of=dual_parts(model.config, settings.optim))
     logger.info("engine: %s", engine.description)
 
-    task = ContrastiveTask(batcher, settings.loss.kind, train.micro_batch_size if settings.loss.grad_cache else None)
+    chunk = train.micro_batch_size if settings.loss.grad_cache else None
+    task = ContrastiveTask(batcher, settings.loss.kind, chunk, teacher, settings.loss.teacher_weight)
 
+    average = None if settings.average_decay is None else WeightAverage(engine, settings.average_decay)
+    watchers: list[Callback] = [average] if average is not None and engine.rank == 0 else []
+    if settings.eval is not None:
+        encoder = SharedEncoder(engine.module, batcher.tokenizer, batcher.preparer, engine)
+        watchers.append(Watcher(settings.eval, encoder, settings.data.image_root))
     write = partial(_write_model, settings, batcher, model)
-    callbacks = recorders(settings, train, run_dir, engine)
-    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, callbacks)
+    callbacks = [*watchers, *recorders(settings, train, run_dir, engine)]
+    trainer = Trainer(task, engine, settings.optim, train, run_dir, write, callbacks, counted="pairs")
     logger.info("%d pairs, %d steps of %d", len(batcher.pairs), trainer.total, batcher.batch_size)
     facts = {"steps": trainer.total, "spoilt_captions": spoilt}
-    return complete(trainer, stop_after, partial(_write_final, settings, batcher, facts))
+    return complete(trainer, stop_after, partial(_write_final, settings, batcher, facts, average))
+
+
+def _hired(settings: ContrastiveSettings, batcher: PairBatcher) -> Teacher | None:
+    """The teacher that the settings name; the batches are then made for it, too."""
+    if settings.loss.teacher is None:
+        return None
+    teacher = Teacher(settings.loss.teacher, batcher.preparer)
+    batcher.teacher = teacher.inputs
+    return teacher
 
 
 def with_portions(settings: ContrastiveSettings, world_size: int) -> ContrastiveSettings:
@@ -92,24 +121,61 @@ def with_portions(settings: ContrastiveSettings, world_size: int) -> Contrastive
     return settings
 
 
-def _build_batcher(settings: ContrastiveSettings) -> tuple[PairBatcher, dict[str, int]]:
-    """Pairs, spoilt as the settings say, with a tokenizer learned from them; and how many captions were spoilt how."""
+def _build_batcher(
+    settings: ContrastiveSettings, begun: DualEncoder | None = None
+) -> tuple[PairBatcher, dict[str, int]]:
+    """Pairs, spoilt as the settings say, with the tokenizer of what is begun with or one learned from them; and how many
+    captions were spoilt how."""
     data = settings.data
     sources = open_sources(data, settings.seed)
     sources, spoilt = _spoilt(sources, data.noise, settings.seed)
     mixture = PairMixture(sources, settings.seed)
+    tokenizer, preparer = _reading(settings, mixture) if begun is None else (begun.tokenizer, begun.preparer)
+    if not isinstance(preparer, ImagePreparer):
+        raise UserError(
+            f"model.init_from {settings.model.init_from} prepares images its own way; it can't be trained on"
+        )
+    batcher = PairBatcher(
+        mixture,
+        tokenizer,
+        preparer,
+        settings.train.global_batch_size,
+        settings.seed,
+        data.augment,
+        data.prompts,
+        _listed(settings.loss),
+        PairDecoder(data.workers, LeftOut(data.on_bad_sample == "error", data.max_bad_share)),
+        _kept_patches(settings.model, None if begun is None else begun.model.config.vision_config, preparer.side_px),
+    )
+    return batcher, spoilt
+
+
+def _reading(settings: ContrastiveSettings, pairs: PairMixture) -> tuple[PreTrainedTokenizerBase, ImagePreparer]:
+    """A tokenizer learned from the captions, and the preparation of the model's image processor."""
+    prompter = Prompter(settings.data.prompts, settings.seed)
     tokenizer = train_tokenizer(
-        mixture.captions(CAPTIONS_LEARNED),
+        (prompter(caption, 0, n) for n, caption in enumerate(pairs.captions(CAPTIONS_LEARNED))),
         settings.model.vocabulary_size,
         settings.model.text_length_tokens,
         pads_to_full_length=settings.model.layout == "siglip",
     )
     processor = image_processor(settings.model)
     size = processor.size.get("shortest_edge") or processor.size["height"]
-    preparer = ImagePreparer(size, tuple(processor.image_mean), tuple(processor.image_std))
-    decoder = PairDecoder(data.workers, LeftOut(data.on_bad_sample == "error", data.max_bad_share))
-    batch_size = settings.train.global_batch_size
-    return PairBatcher(mixture, tokenizer, preparer, batch_size, settings.seed, data.augment, decoder), spoilt
+    return tokenizer, ImagePreparer(size, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def _kept_patches(model: ClipModelSettings, begun: Any, side_px: int) -> tuple[int, int] | None:
+    """How many patches of an image are kept, and how many it has; None where none is dropped. begun: config of the sides'."""
+    if not model.patch_dropout:
+        return None
+    taken = begun or (vision_config(model.image_encoder) if model.image_encoder else None)
+    count = (side_px // (model.patch_size_px if taken is None else taken.patch_size)) ** 2
+    return max(1, int(count * (1 - model.patch_dropout))), count
+
+
+def _listed(loss: ContrastiveLossSettings) -> Ignored:
+    """Which places of a batch are listed; of what are `same`, multi_positive makes positives."""
+    return "same" if (loss.kind, loss.ignore) == ("multi_positive", "none") else loss.ignore
 
 
 def _spoilt(
@@ -133,16 +199,26 @@ def _write_model(
     directory: Path,
     state_dict: dict[str, torch.Tensor],
 ) -> None:
-    save_clip(directory, model, state_dict, batcher.tokenizer, settings.model)
+    processor = image_processor(settings.model, batcher.preparer.fit)
+    save_clip(directory, model, state_dict, batcher.tokenizer, processor)
 
 
 def _write_final(
-    settings: ContrastiveSettings, batcher: PairBatcher, facts: dict[str, Any], trained: Path, final: Path
+    settings: ContrastiveSettings,
+    batcher: PairBatcher,
+    facts: dict[str, Any],
+    average: WeightAverage | None,
+    trained: Path,
+    final: Path,
 ) -> None:
-    """Write the model of the directory `trained` to `final` in float16, and the log of its training."""
+    """Write the model of the directory `trained`, or its average, to `final` in float16, and the log of its training."""
     model, _ = load_dual(trained)
+    if average is not None:
+        averages = {name: weight.reshape(model.get_parameter(name).shape) for name, weight in average.weights.items()}
+        model.load_state_dict(averages, strict=False)
     weights = model.state_dict()
-    save_clip(final, model, weights, batcher.tokenizer, settings.model, torch.float16)
+    processor = image_processor(settings.model, batcher.preparer.fit)
+    save_clip(final, model, weights, batcher.tokenizer, processor, torch.float16)
     parameters = sum(tensor.numel() for name, tensor in weights.items() if not name.endswith("position_ids"))
     log = _training_log(settings, batcher) | facts | {"parameters": parameters}
     if settings.data.heldout:
@@ -155,7 +231,7 @@ def _write_final(
 def _training_log(settings: ContrastiveSettings, batcher: PairBatcher) -> dict[str, Any]:
     long = too_long(batcher.tokenizer, list(batcher.pairs.captions(CAPTIONS_LEARNED)))
     if long:
-        logger.warning("%d captions are longer than %d tokens", long, settings.model.text_length_tokens)
+        logger.warning("%d captions are longer than %d tokens", long, batcher.tokenizer.model_max_length)
     pairs = settings.data.pairs
     return {
         "settings": settings.model_dump(mode="json"),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mllm.checkpoint.dual import dual_directory, load_dual
-from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer
+from mllm.checkpoint.dual_pixels import DualPixels, dual_preparer, image_values
 from mllm.errors import UserError
 from mllm.media.decode import read_image
 from mllm.media.visual import Fit
@@ -117,8 +117,8 @@ def load_encoder(path: Path | str, fit: Fit | None = None) -> DualEncoder:
     """
     model, tokenizer = load_dual(path)
     directory = dual_directory(path)
-    if fit is None and (directory / "training_log.json").is_file():
-        # Written by train_clip; transformers' processor files have no word for padding.
+    if fit is None and "fit" not in image_values(directory) and (directory / "training_log.json").is_file():
+        # Written by an earlier `mllm clip train`, whose processor files don't say that it pads.
         fit = "pad"
     preparer = dual_preparer(directory, getattr(model.config.vision_config, "image_size", None), fit)
     model.requires_grad_(False)

@@ -151,15 +151,27 @@ def assemble_dual(
     """
     config = dual_config(settings, tokenizer, None if image_side is None else image_side.config)
     model = CLASSES[config.model_type](config)
-    # [1] in memory in both layouts: DeepSpeed can't broadcast a parameter without dimensions, which CLIPModel's is.
-    model.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale(settings.layout)))
+    model.logit_scale.data.fill_(initial_logit_scale(settings.layout))
     if settings.layout == "siglip":
         model.logit_bias.data.fill_(INITIAL_LOGIT_BIAS if learns_bias else 0.0)
-        model.logit_bias.requires_grad_(learns_bias)
     if image_side is not None:
         model.vision_model.load_state_dict(image_side.state_dict())
-        model.vision_model.requires_grad_(not settings.lock_image)
-    return model
+    return made_trainable(model, settings, learns_bias)
+
+
+def made_trainable(model: PreTrainedModel, settings: ClipModelSettings, learns_bias: bool) -> PreTrainedModel:
+    """Settle what of a dual encoder learns, and how its layers are computed. learns_bias: as in `assemble_dual`."""
+    # [1] in memory in both layouts: DeepSpeed can't broadcast a parameter without dimensions, which CLIPModel's is.
+    model.logit_scale = nn.Parameter(model.logit_scale.detach().reshape(1))
+    model.requires_grad_(True)
+    if settings.layout == "siglip":
+        model.logit_bias.requires_grad_(learns_bias)
+    model.vision_model.requires_grad_(not settings.lock_image)
+    if settings.compile_layers:
+        for side in (model.vision_model, model.text_model):
+            for layer in side.encoder.layers:
+                layer.compile()
+    return model.train()
 
 
 def text_mask(model: nn.Module, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -45,12 +45,11 @@ class Callback:
 
 
 def costs_line(metrics: Mapping[str, Any]) -> str:
-    """What a step costs, in words: tokens/s, MFU where it is known, share of time waiting for data, memory."""
+    """What a step costs, in words: tokens or pairs/s, MFU where it is known, share of time waiting for data, memory."""
+    pairs = metrics.get("pairs_per_second")
+    rate = f"{metrics['tokens_per_second']:.0f} tok/s" if pairs is None else f"{pairs:.0f} pairs/s"
     mfu = f"MFU {metrics['mfu']:.0%}  " if "mfu" in metrics else ""
-    return (
-        f"{metrics['tokens_per_second']:.0f} tok/s  {mfu}"
-        f"data wait {metrics['data_wait_share']:.0%}  {metrics['peak_memory_gib']:.2f} GiB"
-    )
+    return f"{rate}  {mfu}data wait {metrics['data_wait_share']:.0%}  {metrics['peak_memory_gib']:.2f} GiB"
 
 
 class _RunningLoss(Callback):
@@ -225,7 +224,8 @@ def build_trackers(names: Sequence[str], run_dir: Path, settings: dict[str, Any]
 
 
 class CurvesPicture(Callback):
-    """Loss (with the held-out loss), gradient norm, learning rate, throughput and MFU over steps."""
+    """Loss (with the held-out loss), gradient norm, learning rate, throughput and MFU over steps; of pairs, the factor on
+    cosines and the accuracy within the batch."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
@@ -242,20 +242,30 @@ def draw(steps: list[dict[str, Any]], title: str, path: Path) -> None:
     """Draw the lines of a `metrics.jsonl` to a PNG file."""
     from matplotlib.figure import Figure
 
+    is_of_pairs = "pairs_per_second" in steps[-1]
+    seen = f"{sum(s['targets'] for s in steps):,} pairs" if is_of_pairs else f"{steps[-1]['tokens_seen']:,} tokens"
     figure = Figure(figsize=(10, 6), layout="constrained")
-    figure.suptitle(f"{title}: {len(steps)} steps, {steps[-1]['tokens_seen']:,} tokens")
+    figure.suptitle(f"{title}: {len(steps)} steps, {seen}")
     (loss, norm), (rate, speed) = figure.subplots(2, 2)
     _curve(loss, steps, "loss", smooth=True)
     _curve(loss, steps, "heldout_loss")
-    loss.set_title("loss, nats per supervised token")
+    loss.set_title("loss, nats per pair" if is_of_pairs else "loss, nats per supervised token")
     loss.legend()
     _curve(norm, steps, "grad_norm", smooth=True)
     norm.set_title("gradient norm before clipping")
     _curve(rate, steps, "lr_scale")
-    rate.set_title("learning rate, share of its highest")
-    _curve(speed, steps, "tokens_per_second")
-    speed.set_title("tokens/s, and MFU in % (right)")
-    _curve(speed.twinx(), [s | {"MFU": 100 * s["mfu"]} for s in steps if "mfu" in s], "MFU", colour="tab:orange")
+    if is_of_pairs:
+        rate.set_title("learning rate, share of its highest, and logit scale (right)")
+        _curve(rate.twinx(), steps, "logit_scale", colour="tab:orange")
+        _curve(speed, steps, "pairs_per_second")
+        speed.set_title("pairs/s, and accuracy within the batch in % (right)")
+        percent = [{"step": s["step"], "accuracy": 100 * s["batch_accuracy"]} for s in steps]
+        _curve(speed.twinx(), percent, "accuracy", colour="tab:orange")
+    else:
+        rate.set_title("learning rate, share of its highest")
+        _curve(speed, steps, "tokens_per_second")
+        speed.set_title("tokens/s, and MFU in % (right)")
+        _curve(speed.twinx(), [s | {"MFU": 100 * s["mfu"]} for s in steps if "mfu" in s], "MFU", colour="tab:orange")
     for axes in (loss, norm, rate, speed):
         axes.grid(alpha=0.3)
         axes.set_xlabel("step")

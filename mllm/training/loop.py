@@ -4,6 +4,7 @@ Each process notes what signals ask of it, and all ranks decide together. SIGINT
 stop because the time of the job is nearly over. SIGUSR2: save and go on.
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -122,7 +123,9 @@ class Trainer:
     """Runs a task on an engine from its latest checkpoint to the last step.
 
     write_model(directory, state_dict) writes a loadable model; it is called on rank 0, for every checkpoint.
-    peak_flops: FLOP/s that one rank's device could do, for the metric `mfu`.
+    peak_flops: FLOP/s that one rank's device could do, for the metric `mfu`. counted: what the targets are called, where a
+    run is watched by them and not by tokens: steps then have the metric `<counted>_per_second`, and one hash for the ids of
+    their samples, of which a batch has tens of thousands.
     """
 
     def __init__(
@@ -135,11 +138,12 @@ class Trainer:
         write_model: Callable[[Path, dict[str, Any]], None],
         callbacks: Sequence[Callback] = (),
         peak_flops: float | None = None,
+        counted: str | None = None,
     ) -> None:
         self.task, self.engine, self.optim, self.loop = task, engine, optim, loop
         self.run_dir, self.write_model, self.callbacks = run_dir, write_model, callbacks
         self.total = total_steps(task, loop)
-        self.peak_flops = peak_flops
+        self.peak_flops, self.counted = peak_flops, counted
         self.skipped: dict[str, tuple[str, str]] = {}
         self.gradients = GradientCheck(engine)
         self.tokens_seen = 0
@@ -255,8 +259,15 @@ class Trainer:
             "tokens_seen": self.tokens_seen,
             **step_costs(tokens, flops, computed_s, waited_s, self.engine.world_size, self.peak_flops),
             "skipped_samples": len(self.skipped),
-            "sample_ids": list(window.sample_ids),
+            **self._counted(window, targets / (computed_s + waited_s)),
         }
+
+    def _counted(self, window: StepWindow, rate: float) -> dict[str, Any]:
+        """The step's samples, and how many targets there were a second where that is watched."""
+        if self.counted is None:
+            return {"sample_ids": list(window.sample_ids)}
+        name = hashlib.sha256("\n".join(window.sample_ids).encode()).hexdigest()
+        return {f"{self.counted}_per_second": rate, "sample_ids": [f"sha256:{name[:16]}"]}
 
     def _check_alike(self, laid_out: float, step: int, window: StepWindow) -> None:
         """Raise UserError where another rank laid the step out unlike this one: samples would be missing, or come twice."""

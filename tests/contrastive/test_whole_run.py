@@ -41,6 +41,9 @@ def test_the_factor_on_cosines_is_recorded_at_every_step(pairs, tmp_path, chunk_
     factors = [step["logit_scale"] for step in metrics(tmp_path / "run")]
     assert factors[0] == pytest.approx(1 / 0.07, rel=1e-6)
     assert all(abs(math.log(factor * 0.07)) < 0.02 for factor in factors) and len(set(factors)) == len(factors) == 4
+    for step in metrics(tmp_path / "run"):
+        assert 0 < step["batch_accuracy"] <= 1 and step["pairs_per_second"] == pytest.approx(8 / step["step_s"])
+        assert len(step["sample_ids"]) == 1 and step["sample_ids"][0].startswith("sha256:")
 
 
 def test_one_call_trains_what_a_file_describes(pairs, tiny_parts, recipe, tmp_path):

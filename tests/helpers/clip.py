@@ -2,7 +2,7 @@
 
 import json
 
-from mllm.contrastive.run import train_clip
+from mllm.contrastive.run import _build_batcher, train_clip
 from mllm.contrastive.settings import ContrastiveSettings
 from mllm.settings import validate_settings
 from tests.helpers.tiny import save_image
@@ -37,8 +37,16 @@ def values_of(pairs, run_dir, **changes):
     values = settings(pairs, run_dir, epochs=2).model_dump(exclude_unset=True)
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
+        if name:
+            values.setdefault(section, {})[name] = value
+        else:
+            values[section] = value
     return values
+
+
+def batcher_of(pairs, run_dir, **changes):
+    """What makes the batches of a run with these changes."""
+    return _build_batcher(validate_settings(ContrastiveSettings, values_of(pairs, run_dir, **changes), "test"))[0]
 
 
 def train(values):

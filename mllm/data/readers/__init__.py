@@ -11,6 +11,7 @@ from mllm.data.readers import (  # noqa: F401
     cauldron,
     coco,
     grit,
+    karpathy,
     llava,
     messages,
     pairs,
