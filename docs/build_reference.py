@@ -85,19 +85,29 @@ def clip_settings() -> str:
 
 def generation_settings() -> str:
     from mllm.generation.kinds import KINDS
-    from mllm.generation.settings import GenerationSettings
 
     lead = "Every key of a configuration for `mllm generate train` of pictures from text (`kind: text`)."
-    parts = [settings_page("Settings of generators", lead, settings_class("generate"))]
+    text = settings_class("generate")
+    parts = [settings_page("Settings of generators", lead, text)]
     for kind, (place, _) in KINDS.items():
         if kind != "text":
             module, _, name = place.partition(":")
-            schema = getattr(import_module(module), name).model_json_schema()
-            shared = GenerationSettings.model_fields.keys() - {"kind"}
+            cls = getattr(import_module(module), name)
+            shared = {key for key, field in text.model_fields.items() if _same(field, cls.model_fields.get(key))}
+            lacking = ", ".join(code(key) for key in text.model_fields if key not in cls.model_fields)
+            schema = cls.model_json_schema()
             schema["properties"] = {key: field for key, field in schema["properties"].items() if key not in shared}
-            lead = f"What `kind: {kind}` has beside what all kinds have (`run_dir` to `averages`)."
+            without = f"; it has no {lacking}" if lacking else ""
+            lead = f"What `kind: {kind}` has beside or otherwise than `kind: text`{without}."
             parts += [f"# Kind {kind}", lead, *settings_sections(schema)]
     return "\n\n".join(parts)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two classes of settings have a field of one type, default and description."""
+    return other is not None and all(
+        getattr(one, part) == getattr(other, part) for part in ("annotation", "default", "description")
+    )
 
 
 def recipe() -> str:

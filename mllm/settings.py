@@ -143,7 +143,7 @@ def command_of(values: dict[str, Any]) -> str | None:
     """The command that a config with these keys is for; None where they leave it open."""
     if "training" in values and "prompts" in values:
         return "mllm improve"
-    if "pictures" in values or "denoiser" in values:
+    if values.keys() & {"pictures", "denoiser"} or values.get("kind") == "prior":
         return "mllm generate train"
     data = values.get("data")
     if isinstance(data, dict) and ("recipe" in data) != ("pairs" in data):

@@ -104,7 +104,8 @@ def check_mllm(rest, line):
     options = parse(parser(), rest)
     for word in rest:
         if word.startswith(IN_THE_CHECKOUT):
-            assert (ROOT / word).exists() or word in FILES, f"{line.place}: {word} is not there"
+            file = word.partition(":")[0]  # of a rule, `path.py:function`
+            assert (ROOT / file).exists() or word in FILES, f"{line.place}: {word} is not there"
     check_settings(rest, options)
 
 

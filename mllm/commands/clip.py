@@ -5,6 +5,7 @@ from typing import Any
 
 from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, read_config
 from mllm.commands.clip_arguments import add_fit, check_picture
+from mllm.commands.clip_data import add_data
 from mllm.commands.clip_eval import add_concepts, add_eval, add_templates, check_k, templates
 from mllm.commands.clip_export import add_export
 from mllm.commands.clip_search import add_query, add_search, command_of, query_of, show
@@ -22,6 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "mllm clip classify data_recipes/demo/clip data_recipes/demo/samples/shape.png --classes circle,triangle,rectangle",
     )
     _add_training(parts)
+    add_data(parts)
     _add_naming(parts)
     _add_finding(parts)
     add_eval(parts)

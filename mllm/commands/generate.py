@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mllm.commands.arguments import add_config, add_dtype, add_part, add_parts, at_least_1, one_of, picture
+from mllm.commands.generate_judge import add_judging
+from mllm.commands.generate_unclip import add_unclip
 from mllm.errors import UserError
 from mllm.launch import launched_rank
 from mllm.settings import command_of, expanded, expanded_path, read_values
@@ -23,6 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     _add_training(parts)
     _add_sampling(parts)
+    add_unclip(parts)
+    add_judging(parts)
 
 
 def _add_training(parts: Any) -> None:
@@ -55,10 +59,17 @@ def _add_sampling(parts: Any) -> None:
         "--prior",
         type=expanded_path,
         metavar="DIRECTORY",
-        help="The prior of a decoder that has none: Kandinsky 2.2's, or Karlo for SD-unCLIP.",
+        help="The prior of a decoder that has none: of a run of kind prior, Kandinsky 2.2's, or Karlo for SD-unCLIP.",
     )
     sample.add_argument("--prompts", type=expanded_path, metavar="FILE", help="A file of prompts, one a line.")
     sample.add_argument("-n", type=at_least_1, default=4, help="Number of pictures a prompt (default: %(default)s).")
+    sample.add_argument(
+        "--index",
+        type=expanded,
+        metavar="DIRECTORY",
+        help="The index of `mllm clip index` in which a generator of kind retrieval looks for neighbours of a prompt. It may "
+        "be another than that of the training.",
+    )
     add_sampling(sample)
     sample.add_argument("--sheet", type=picture, metavar="OUT.png", help="Draw all pictures on one sheet in this file.")
     sample.add_argument(
@@ -139,7 +150,7 @@ def _sample(options: argparse.Namespace) -> None:
     check_diffusers()
     from mllm.generation.opening import load_drawer
 
-    generator = load_drawer(options.model, options.prior, options.device, options.dtype)
+    generator = load_drawer(options.model, options.prior, options.index, options.device, options.dtype)
     texts = [prompt for prompt in prompts for _ in range(options.n)]
     seeds = [options.seed + number for _ in prompts for number in range(options.n)]
     pictures = drawn(options, generator, texts, seeds)

@@ -14,6 +14,10 @@ KINDS = {
     "improve": ("mllm.improve.settings", "ImproveSettings"),
     "clip": ("mllm.contrastive.settings", "ContrastiveSettings"),
     "generate": ("mllm.generation.settings", "DiffusionSettings"),
+    "autoencoder": ("mllm.generation.settings", "AutoencoderSettings"),
+    "prior": ("mllm.generation.unclip_settings", "PriorSettings"),
+    "decoder": ("mllm.generation.unclip_settings", "DecoderSettings"),
+    "retrieval": ("mllm.generation.unclip_settings", "RetrievalSettings"),
     "recipe": ("mllm.data.recipe", "RecipeSettings"),
     "synth": ("mllm.synthesis.settings", "InstructionConfig"),
 }
@@ -34,7 +38,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         choices=list(KINDS),
         default="train",
         help="The kind of config: of mllm train (with preference: preference, with rewards: grpo), of mllm improve, of mllm "
-        "clip train, of mllm generate train, a data recipe, or of mllm synth (default: %(default)s).",
+        "clip train, of mllm generate train (or of its kinds autoencoder, prior, decoder, retrieval), a data recipe, or of "
+        "mllm synth (default: %(default)s).",
     )
 
 

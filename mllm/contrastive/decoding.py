@@ -25,8 +25,8 @@ class PairDecoder:
 
     def __init__(self, workers: int | Literal["auto"] = 0, left_out: LeftOut | None = None) -> None:
         """left_out: counts images that can't be read, or raises; by default the first raises."""
-        count = own_share_of_cores() if workers == "auto" else workers
-        self._pool = ThreadPoolExecutor(count, "decode") if count else None
+        self.workers = own_share_of_cores() if workers == "auto" else workers
+        self._pool = ThreadPoolExecutor(self.workers, "decode") if self.workers else None
         self._left_out = left_out or LeftOut(at_once=True, most_share=0.0)
         self._listed = 0
         self._skipped: list[tuple[str, str, str]] = []
@@ -45,7 +45,7 @@ class PairDecoder:
         """
         pixels = torch.empty(len(pairs), *shape)
 
-        def lay(place: int) -> UserError | None:
+        def read(place: int) -> UserError | None:
             try:
                 pixels[place] = prepare(place, read_image(checked(pairs[place])))
             except UserError as error:
@@ -54,7 +54,7 @@ class PairDecoder:
             return None
 
         places = range(len(pairs))
-        errors = list(map(lay, places) if self._pool is None else self._pool.map(lay, places))
+        errors = list(map(read, places) if self._pool is None else self._pool.map(read, places))
         self._left_out.met += sum(error is None for error in errors)
         for pair, error in zip(pairs, errors, strict=True):
             if error is not None:

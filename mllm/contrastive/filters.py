@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from mllm.contrastive.frequencies import open_frequencies, words_of
+from mllm.contrastive.caption_counts import open_counts, words_of
 from mllm.contrastive.pairs import Pair, checked
 from mllm.contrastive.source_settings import PairFilterSettings
 from mllm.data.scripts import script_of
@@ -19,7 +19,7 @@ def refusal_of(settings: PairFilterSettings) -> Refusal:
 
     It raises UserError for an image whose size is asked for and can't be read.
     """
-    checks = [*_of_words(settings), *_of_frequencies(settings), *_of_sizes(settings)]
+    checks = [*_of_words(settings), *_of_counts(settings), *_of_sizes(settings)]
 
     def refusal(pair: Pair) -> str | None:
         return next((reason for check in checks if (reason := check(pair)) is not None), None)
@@ -58,10 +58,10 @@ def _of_language(wanted: frozenset[str]) -> Refusal:
     return language
 
 
-def _of_frequencies(settings: PairFilterSettings) -> Iterator[Refusal]:
-    if settings.frequencies is None:
+def _of_counts(settings: PairFilterSettings) -> Iterator[Refusal]:
+    if settings.caption_counts is None:
         return
-    counted, most, least = open_frequencies(settings.frequencies), settings.max_pairs_a_caption, settings.min_word_count
+    counted, most, least = open_counts(settings.caption_counts), settings.max_pairs_a_caption, settings.min_word_count
     if most is not None:
         limit = most
         yield lambda pair: "max_pairs_a_caption" if counted.pairs_of(pair.caption) > limit else None

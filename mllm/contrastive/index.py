@@ -19,7 +19,18 @@ from mllm.errors import UserError
 from mllm.inference.dual_features import DualEncoder, load_encoder
 from mllm.inference.fingerprint import fingerprint
 
+<<<<<<< HEAD
 VECTORS, IMAGES, RECORD = "vectors.faiss", "images.arrow", "index.json"
+=======
+logger = logging.getLogger(__name__)
+
+BY = "mllm clip index"
+THUMBNAIL_PX = 160
+LABEL_PX = 28
+COLUMNS = 5
+# Those of FAISS's kinds that give back what was added to the bit.
+KEEPS_VECTORS = frozenset({"IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexHNSWFlat", "IndexIVFFlat"})
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,29 @@ class ImageIndex:
     def check_model(self, encoder: DualEncoder, path: str) -> None:
         if fingerprint(encoder.model) != self.record["fingerprint"]:
             raise UserError(f"the index is of another model than {path}, whose weights are others; make it again")
+
+    def nearest_places(self, queries: torch.Tensor, k: int) -> torch.Tensor:
+        """Find the places int64 [N, k] of the nearest images to normalized features [N, E], best first; of fewer images
+        than k, all."""
+        _, places = self.index.search(queries.contiguous().numpy(), min(k, len(self.paths)))
+        return torch.from_numpy(places)
+
+    def vectors(self, places: torch.Tensor) -> torch.Tensor:
+        """Give the features float32 [N, E] of images as they were added, by their places int64 [N].
+
+        Raises UserError where the index keeps them compressed.
+        """
+        faiss = _faiss()
+        index = faiss.downcast_index(self.index)
+        kind = type(index).__name__
+        if kind not in KEEPS_VECTORS:
+            raise UserError(
+                f"the index of {self.model}'s features is a {kind}, which keeps them compressed; make one of whole features "
+                "with `mllm clip index`"
+            )
+        if hasattr(index, "make_direct_map"):
+            index.make_direct_map()
+        return torch.from_numpy(index.reconstruct_batch(places.numpy()))
 
 
 def open_index(directory: Path | str, is_mapped: bool = True) -> ImageIndex:

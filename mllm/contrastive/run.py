@@ -42,7 +42,7 @@ from mllm.training.run import begin_run, complete, recorders
 logger = logging.getLogger(__name__)
 
 # A tokenizer learns from so many captions at most, and so many are looked at for their lengths.
-CAPTIONS_LEARNED = 1_000_000
+CAPTIONS_LEARNED = 200_000
 
 
 def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> Path | None:

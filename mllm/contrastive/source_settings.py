@@ -46,8 +46,8 @@ class PairFilterSettings(Settings):
     """The longer side of an image divided by the shorter, at most; where it is set the image's header is read. None, the
     default, is any.
     """
-    frequencies: PathText | None = None
-    """A file of `mllm clip frequencies`, which counts how many pairs have a caption, and how often each word and each two
+    caption_counts: PathText | None = None
+    """A file of `mllm clip count-captions`, which counts how many pairs have a caption, and how often each word and each two
     words in succession occur. The next two settings need it. None by default.
     """
     max_pairs_a_caption: int | None = Field(default=None, ge=1)
@@ -57,9 +57,9 @@ class PairFilterSettings(Settings):
 
     @model_validator(mode="after")
     def _is_possible(self) -> "PairFilterSettings":
-        if self.frequencies is None and (self.max_pairs_a_caption is not None or self.min_word_count):
+        if self.caption_counts is None and (self.max_pairs_a_caption is not None or self.min_word_count):
             raise ValueError(
-                "max_pairs_a_caption and min_word_count need `frequencies`, a file that `mllm clip frequencies` writes"
+                "max_pairs_a_caption and min_word_count need `caption_counts`, a file that `mllm clip count-captions` writes"
             )
         unknown = next((script for script in self.scripts if script not in SCRIPTS), None)
         if unknown is not None:

@@ -25,7 +25,7 @@ from mllm.errors import UserError
 from mllm.files import hash_files
 
 # Files of this folder whose code decides what a listing holds.
-PAIRS_ARE_MADE_BY = ("filters", "frequencies", "listing", "pairs")
+PAIRS_ARE_MADE_BY = ("filters", "caption_counts", "listing", "pairs")
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def _listed(
     rules = data.model_dump_json(include={"filters", "on_bad_sample"})
     code = hash_files([Path(__file__).with_name(f"{name}.py") for name in PAIRS_ARE_MADE_BY])
     keys = [code, rules, str(home.root), *(index_key(Path(file), source.reader, reader) for file in files)]
-    if data.filters.frequencies is not None:
-        keys.append(str(Path(data.filters.frequencies).stat().st_mtime_ns))
+    if data.filters.caption_counts is not None:
+        keys.append(str(Path(data.filters.caption_counts).stat().st_mtime_ns))
 
     def read() -> Iterator[Pair]:
         for file in files:

@@ -58,8 +58,11 @@ class Generator:
     def device(self) -> torch.device:
         return next(self.denoiser.parameters()).device
 
-    def conditions(self, prompts: Sequence[str]) -> Conditions:
-        """Return those of prompts. What is longer than the text side reads is cut, counted and warned of."""
+    def conditions(self, prompts: Sequence[str], seeds: Sequence[int]) -> Conditions:
+        """Return those of prompts, and of what their seeds draw where a kind draws something.
+
+        What is longer than the text side reads is cut, counted and warned of.
+        """
         if self.text is None:
             raise UserError(f"a generator of kind {self.config.kind} is not given words; it draws from embeddings")
         self.text.warn_of_cut(prompts)
@@ -88,20 +91,20 @@ def save_generator(
     part = "unet" if denoiser.is_unet else "transformer"
     net: Any = denoiser.net
     net.save_config(directory / part)
-    _save(_below(weights, "net"), directory / part / WEIGHTS)
+    write_weights(weights_below(weights, "net"), directory / part / WEIGHTS)
     conditioning = {name: w for name, w in weights.items() if not name.startswith("net.")} | dict(further or {})
     if conditioning:
         (directory / "conditioning").mkdir(exist_ok=True)
-        _save(conditioning, directory / "conditioning" / "model.safetensors")
+        write_weights(conditioning, directory / "conditioning" / "model.safetensors")
     if text is not None:
         text.save(directory)
     schedule.scheduler("ddim").save_pretrained(directory / "scheduler")
     if isinstance(codec, LatentCodec):
         codec.vae.save_pretrained(directory / "vae")
         if denoiser.is_unet and text is not None and not conditioning:
-            _write_json(directory / INDEX, _pipeline_index(text))
+            write_json(directory / INDEX, _pipeline_index(text))
     own = asdict(config)
-    _write_json(directory / "config.json", {"model_type": MODEL_TYPE, **own.pop("further"), **own})
+    write_json(directory / "config.json", {"model_type": MODEL_TYPE, **own.pop("further"), **own})
 
 
 def _pipeline_index(text: TextSide) -> dict[str, Any]:
@@ -119,15 +122,17 @@ def _pipeline_index(text: TextSide) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file of settings within a directory that is under way."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _save(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def write_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors, contiguous and on the CPU."""
     save_file({n: w.detach().cpu().contiguous().clone() for n, w in weights.items()}, path, metadata={"format": "pt"})
 
 
-def _below(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+def weights_below(weights: Mapping[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     """Return the weights whose names begin with `name`, without it."""
     return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
 
@@ -150,7 +155,7 @@ def load_own(directory: Path) -> Generator:
     net = load_net(directory / part, NETS[part])
     file = directory / "conditioning" / "model.safetensors"
     tensors = load_file(file) if file.is_file() else {}
-    tokens = {name: _linear(_below(tensors, name)) for name in ("image_tokens", "cue_tokens")}
+    tokens = {name: _linear(weights_below(tensors, name)) for name in ("image_tokens", "cue_tokens")}
     others = {name: t for name, t in tensors.items() if name.partition(".")[0] not in tokens}
     denoiser = Denoiser(net, **tokens).eval().requires_grad_(False)
     check_widths(directory, denoiser, text, codec)

@@ -22,6 +22,11 @@ KINDS = {
     "autoencoder": Kind(
         "mllm.generation.settings:AutoencoderSettings", "mllm.generation.autoencoder:train_autoencoder"
     ),
+    "prior": Kind("mllm.generation.unclip_settings:PriorSettings", "mllm.generation.unclip_runs:train_prior"),
+    "decoder": Kind("mllm.generation.unclip_settings:DecoderSettings", "mllm.generation.unclip_runs:train_decoder"),
+    "retrieval": Kind(
+        "mllm.generation.unclip_settings:RetrievalSettings", "mllm.generation.unclip_runs:train_retrieval"
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from mllm.generation.foreign import is_stable_diffusion, load_stable_diffusion
 from mllm.generation.generator import Generator, load_own
 from mllm.generation.layout import is_generator, is_own
 from mllm.generation.pipelines import Pipeline, load_pipeline
+from mllm.generation.unclip_generators import Decoder, opened, with_index, with_prior
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -23,7 +24,7 @@ def load_generator(path: Path | str, device: str | None = None, dtype: Dtype = "
     float32 elsewhere; an autoencoder stays float32, which half precision overflows. Raises UserError for anything else.
     """
     directory = _checked(path)
-    generator = load_own(directory) if is_own(directory) else load_stable_diffusion(directory)
+    generator = opened(load_own(directory), directory) if is_own(directory) else load_stable_diffusion(directory)
     place, kind = _place(device, dtype)
     generator.denoiser.to(device=place, dtype=kind)
     if generator.text is not None:
@@ -34,17 +35,26 @@ def load_generator(path: Path | str, device: str | None = None, dtype: Dtype = "
 
 
 def load_drawer(
-    path: Path | str, prior: Path | str | None = None, device: str | None = None, dtype: Dtype = "auto"
+    path: Path | str,
+    prior: Path | str | None = None,
+    index: Path | str | None = None,
+    device: str | None = None,
+    dtype: Dtype = "auto",
 ) -> Generator | Pipeline:
     """Load what draws pictures from text: what `load_generator` loads, or a pipeline of prior and decoder.
 
-    prior: the directory of a pipeline's prior, where that is another. Raises UserError for one that isn't needed.
+    prior: the directory of a decoder's prior, where that is another. index: of images, among which a prompt's neighbours are
+    looked for. Raises UserError for one that isn't needed.
     """
     directory = _checked(path)
     if is_own(directory) or is_stable_diffusion(directory):
-        if prior is not None:
+        generator = load_generator(directory, device, dtype)
+        if prior is not None and not isinstance(generator, Decoder):
             raise UserError(f"{path} draws from text without a prior; leave --prior out")
-        return load_generator(directory, device, dtype)
+        generator = generator if prior is None else with_prior(generator, prior)
+        return generator if index is None else with_index(generator, index)
+    if index is not None:
+        raise UserError(f"{path} draws without neighbours; leave --index out")
     return load_pipeline(directory, None if prior is None else _checked(prior), *_place(device, dtype))
 
 

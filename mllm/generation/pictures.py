@@ -34,7 +34,7 @@ def draw_pictures(
     if isinstance(generator, Pipeline):
         return generator.draw(prompts, seeds, how, on_step)
     how.checked(generator.schedule.num_train_timesteps)
-    conditions = generator.conditions(prompts)
+    conditions = generator.conditions(prompts, seeds)
     return draw_conditions(generator, conditions, seeds, how, batch_size, on_step)
 
 

@@ -13,11 +13,17 @@ from torch import nn
 from mllm.errors import UserError
 from mllm.generation.averages import Averages, HeldoutLoss
 from mllm.generation.codec import Codec, LatentCodec, PixelCodec, load_autoencoder
-from mllm.generation.data import Captioned, CaptionedRows, PictureLatents, of_sources, read_captioned
+from mllm.generation.data import Captioned, CaptionedRows, PictureLatents, PictureRows, of_sources, read_captioned
 from mllm.generation.denoiser import build_denoiser
 from mllm.generation.generator import GeneratorConfig, save_generator
 from mllm.generation.schedule import Schedule, build_schedule
-from mllm.generation.settings import DenoiserSettings, DiffusionSettings, GenerationSettings, PictureSettings
+from mllm.generation.settings import (
+    DenoiserSettings,
+    DiffusionSettings,
+    GenerationSettings,
+    HeldoutSettings,
+    PictureSettings,
+)
 from mllm.generation.task import DiffusionTask, Dropping, NoisedBatch, denoising_loss
 from mllm.generation.text_side import TextSide, load_text_side
 from mllm.launch import launched_world_size
@@ -59,14 +65,15 @@ def train_diffusion(settings: DiffusionSettings, stop_after: int | None = None) 
     engine = wrap(denoiser)
 
     text.warn_of_cut(pairs.captions)
+    dropping, gamma = Dropping(text=settings.caption_dropout), settings.schedule.min_snr_gamma
     heldout = None
     with placed(engine.device, text, codec):
         rows = made_once(engine, lambda: cached_pairs(pairs, text, codec, run_dir))
         if settings.data.heldout is not None:
             held = Captioned.of(of_sources(settings.data.heldout, settings.data.image_root, settings.data.sources))
             held_rows = made_once(engine, lambda: cached_pairs(held, text, codec, run_dir))
-            heldout = heldout_of(settings, build_task(settings, held_rows, schedule, batch_size=1))
-    task = build_task(settings, rows, schedule)
+            heldout = heldout_of(settings.heldout, build_task(settings, held_rows, schedule, dropping, gamma, 1))
+    task = build_task(settings, rows, schedule, dropping, gamma)
     config = GeneratorConfig("text", settings.pictures.image_size_px, unshuffle_of(settings.pictures))
 
     def save(directory: Path, weights: dict[str, torch.Tensor]) -> None:
@@ -77,27 +84,32 @@ def train_diffusion(settings: DiffusionSettings, stop_after: int | None = None) 
 
 
 def build_task(
-    settings: DiffusionSettings, rows: CaptionedRows, schedule: Schedule, batch_size: int | None = None
+    settings: GenerationSettings,
+    rows: PictureRows,
+    schedule: Schedule,
+    dropping: Dropping,
+    min_snr_gamma: float | None,
+    batch_size: int | None = None,
 ) -> DiffusionTask:
     """Build the task of learning from `rows`, a global batch a step unless it is told otherwise."""
     return DiffusionTask(
         rows,
         schedule,
-        Dropping(text=settings.caption_dropout),
-        settings.schedule.min_snr_gamma,
+        dropping,
+        min_snr_gamma,
         batch_size or settings.train.global_batch_size,
         settings.train.micro_batch_size,
         settings.seed,
     )
 
 
-def heldout_of(settings: DiffusionSettings, task: DiffusionTask) -> "Heldout":
+def heldout_of(settings: HeldoutSettings, task: DiffusionTask) -> "Heldout":
     """Return the first held-out pairs at noise that stays, and their loss."""
 
     def loss(module: nn.Module, batch: NoisedBatch) -> torch.Tensor:
         return denoising_loss(module, batch, task.schedule.prediction_type)
 
-    return Heldout(task.at_fixed_noise(settings.heldout.pictures), loss, settings.heldout.every_steps)
+    return Heldout(task.at_fixed_noise(settings.pictures), loss, settings.every_steps)
 
 
 @dataclass(frozen=True)
@@ -145,9 +157,11 @@ def made_once(engine: Engine, make: Callable[[], Made]) -> Made:
 
 
 @contextmanager
-def placed(device: torch.device, text: TextSide, codec: Codec) -> Iterator[None]:
+def placed(device: torch.device, text: TextSide | None, codec: Codec) -> Iterator[None]:
     """Let what is frozen compute on `device` within the block, and leave no memory of it taken there."""
-    frozen: list[nn.Module] = [text.model, *([codec.vae] if isinstance(codec, LatentCodec) else [])]
+    frozen: list[nn.Module] = [] if text is None else [text.model]
+    if isinstance(codec, LatentCodec):
+        frozen.append(codec.vae)
     for module in frozen:
         module.to(device)
     try:

@@ -169,8 +169,6 @@ class GenerationSettings(Settings):
     """
     seed: int = 0
     """Seed of the order of pairs, of new weights and of noise. 0 by default."""
-    pictures: PictureSettings = PictureSettings()
-    """How large pictures are, and in what they are drawn."""
     data: GenerationDataSettings
     """Which pairs are trained on."""
     optim: OptimizerSettings
@@ -198,21 +196,28 @@ class GenerationSettings(Settings):
         return self
 
 
-class DiffusionSettings(GenerationSettings):
+class DrawingSettings(GenerationSettings):
+    """What `mllm generate train` reads for every kind of generator whose denoiser draws pictures."""
+
+    pictures: PictureSettings = PictureSettings()
+    """How large pictures are, and in what they are drawn."""
+    denoiser: DenoiserSettings = DenoiserSettings()
+    """The network."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """Levels of noise and what is predicted."""
+    heldout: HeldoutSettings = HeldoutSettings()
+    """When the loss on held-out pairs is measured, where there are some."""
+
+
+class DiffusionSettings(DrawingSettings):
     """Everything that `mllm generate train` reads for pictures from text."""
 
     kind: Literal["text"] = "text"
     """What is trained: `text`, pictures from captions."""
     text: TextSettings
     """The text side."""
-    denoiser: DenoiserSettings = DenoiserSettings()
-    """The network."""
-    schedule: ScheduleSettings = ScheduleSettings()
-    """Levels of noise and what is predicted."""
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of captions that are replaced by an empty one, which guidance needs. 0.1 by default."""
-    heldout: HeldoutSettings = HeldoutSettings()
-    """When the loss on held-out pairs is measured, where there are some."""
 
 
 class AutoencoderSettings(GenerationSettings):
@@ -220,6 +225,8 @@ class AutoencoderSettings(GenerationSettings):
 
     kind: Literal["autoencoder"] = "autoencoder"
     """What is trained: `autoencoder`, a small `AutoencoderKL`."""
+    pictures: PictureSettings = PictureSettings()
+    """How large pictures are."""
     widths: tuple[int, ...] = Field(default=(32, 64, 64), min_length=1)
     """Channels of its levels; each but the last halves the side. [32, 64, 64] by default."""
     latent_channels: int = Field(default=4, ge=1)

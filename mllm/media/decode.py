@@ -46,8 +46,14 @@ def _decoded(source: ImageSource, limits: DecodeLimits) -> Image.Image:
             with _opened(source, limits) as again:
                 unpack_with(again, unpacker)
                 again.load()
-                return _to_rgb(ImageOps.exif_transpose(_with_exif_of(image, join_bytes(image, again, unpacker))))
-        return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(_upright(_with_exif_of(image, join_bytes(image, again, unpacker))))
+        return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF says; itself, and no copy of it, where that says nothing."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def read_image_size(source: ImageSource, limits: DecodeLimits = DEFAULT_LIMITS) -> tuple[int, int]:
@@ -180,4 +186,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    # Its pixels are loaded by now: a copy would hold no others.
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -54,9 +54,11 @@ class ImagePreparer:
         return [torch.from_numpy(planes) for planes in self._planes(image, crops)]
 
     def _normalized(self, planes: np.ndarray) -> torch.Tensor:
-        scaled = planes.astype(np.float32) * np.float32(1 / 255)
         mean, std = (np.asarray(numbers, np.float32)[:, None, None] for numbers in (self.mean, self.std))
-        return torch.from_numpy((scaled - mean) / std)
+        scaled = np.multiply(planes, np.float32(1 / 255), dtype=np.float32)
+        scaled -= mean
+        scaled /= std
+        return torch.from_numpy(scaled)
 
     def _planes(self, image: Image.Image, crops: Sequence[Crop]) -> Iterator[np.ndarray]:
         """uint8 [C, S, S] of each of `crops`."""
@@ -80,6 +82,8 @@ class ImagePreparer:
 
     def _stacked(self, squares: Sequence[Image.Image]) -> np.ndarray:
         """uint8 [C, S, S] of a square for each encoder."""
+        if len(squares) == 1:
+            return np.ascontiguousarray(np.asarray(squares[0]).transpose(2, 0, 1))
         planes = np.zeros((self.channels, self.side_px, self.side_px), np.uint8)
         for first, square in enumerate(squares):
             planes[3 * first : 3 * first + 3, : square.height, : square.width] = np.asarray(square).transpose(2, 0, 1)

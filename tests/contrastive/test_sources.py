@@ -10,20 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
-from mllm.contrastive.frequencies import Frequencies
+from mllm.contrastive.caption_counts import CaptionCounts, open_counts
+from mllm.contrastive.estimate import ClipEstimate
 from mllm.contrastive.left_out import LeftOut
 from mllm.contrastive.loss import gathered, infonce_sum, multi_positive_sum, sigmoid_sum
 from mllm.contrastive.mixture import PairMixture
 from mllm.contrastive.pairs import Pair, checked, read_pairs
-from mllm.contrastive.settings import ClipDataSettings
+from mllm.contrastive.settings import ClipDataSettings, ContrastiveSettings
 from mllm.contrastive.sources import PairSource, open_sources
 from mllm.contrastive.task import ContrastiveTask
 from mllm.errors import UserError
 from mllm.media.decode import read_image
-from mllm.settings import validate_settings
+from mllm.settings import load_settings, validate_settings
+from tests.helpers.commands import command
 from tests.helpers.containers import write_tar
-from tests.helpers.shards import batcher_of, members, picture, stream_of, write_shards
+from tests.helpers.shards import batcher_of, clip_values, members, picture, stream_of, write_shards
 
 
 def data(pairs, **changes):
@@ -237,7 +240,7 @@ def test_what_no_source_can_be_is_told_in_a_line(tmp_path):
             checked(open_sources(data(str(outside), image_root=str(tmp_path)), 0)[0].pairs[number])
     with pytest.raises(UserError, match="max_pairs is for one source that is no stream"):
         open_sources(data([stream_of(path, 4)], max_pairs=2), 0)
-    with pytest.raises(UserError, match="need `frequencies`"):
+    with pytest.raises(UserError, match="need `caption_counts`"):
         data(path, filters={"min_word_count": 2})
 
 
@@ -248,7 +251,7 @@ def test_filters_leave_out_by_words_script_size_and_frequency_and_count_what_the
     found += [(f"{n}.txt", text.encode()) for n, text in enumerate(texts)]
     write_tar(tmp_path / "t.tar", sorted(found))
     with_all = list(open_sources(data(str(tmp_path / "t.tar")), 0)[0].pairs)
-    table = Frequencies.of((pair.caption for pair in with_all), slots=2**12)
+    table = CaptionCounts.of((pair.caption for pair in with_all), slots=2**12)
     assert [table.pairs_of("One  two three"), table.pairs_of("one"), table.rarest("two zebra")] == [3, 1, 1]
     assert table.rarest("one two") == 4 and table.rarest("???") == 0
     table.save(tmp_path / "f.npy")
@@ -257,17 +260,40 @@ def test_filters_leave_out_by_words_script_size_and_frequency_and_count_what_the
         ({"scripts": ["Cyrillic"]}, ["две три четыре"], {"scripts": 6}),
         ({"max_aspect": 3.0}, texts[:6], {"max_aspect": 1}),
         ({"min_side_px": 13}, texts[:6], {"min_side_px": 1}),
-        ({"frequencies": "f", "max_pairs_a_caption": 2}, [t for t in texts if t != texts[0]], {"max_pairs_a_caption": 3}),
-        ({"frequencies": "f", "min_word_count": 2}, [t for t in texts if t not in texts[2:6:3]], {"min_word_count": 2}),
+        ({"caption_counts": "f", "max_pairs_a_caption": 2}, [t for t in texts if t != texts[0]], {"max_pairs_a_caption": 3}),
+        ({"caption_counts": "f", "min_word_count": 2}, [t for t in texts if t not in texts[2:6:3]], {"min_word_count": 2}),
     ):  # fmt: skip
-        own = filters | ({"frequencies": str(tmp_path / "f.npy")} if "frequencies" in filters else {})
+        own = filters | ({"caption_counts": str(tmp_path / "f.npy")} if "caption_counts" in filters else {})
         if len(set(kept)) > 1:
             (source,) = open_sources(data(str(tmp_path / "t.tar"), filters=own), 0)
             assert [pair.caption for pair in source.pairs] == kept and dict(source.left_out.counts) == reason
         stream = stream_of(str(tmp_path / "t.tar"), len(kept), shuffle_buffer=1)
         assert captions(mixture(stream, filters=own), 0, 0, len(kept)) == kept
     np.save(tmp_path / "other.npy", np.zeros(4))
-    with pytest.raises(UserError, match=r"other\.npy: no file of `mllm clip frequencies`"):
+    with pytest.raises(UserError, match=r"other\.npy: no file of `mllm clip count-captions`"):
         open_sources(
-            data(str(tmp_path / "t.tar"), filters={"frequencies": str(tmp_path / "other.npy"), "min_word_count": 1}), 0
+            data(str(tmp_path / "t.tar"), filters={"caption_counts": str(tmp_path / "other.npy"), "min_word_count": 1}),
+            0,
         )
+
+
+def test_a_plan_says_rates_and_days_of_a_run_and_captions_are_counted_by_the_command(tmp_path):
+    path = write_shards(tmp_path / "s", (6, 6), broken=(3,))
+    values = clip_values(path, tmp_path / "run", data__on_bad_sample="skip")
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    counts = tmp_path / "counts.npy"
+    said, _ = command("clip", "count-captions", tmp_path / "c.yaml", "--out", counts, "--slots", "10")
+    assert "12 pairs counted" in said and open_counts(counts).rarest("caption 3") == 1
+    options = ["--sample", "4", "--pairs", "1e6", "--ranks", "2"]
+    said, _ = command("clip", "plan", tmp_path / "c.yaml", *options)
+    assert "1,000,000 pairs at" in said and "on 2 ranks" in said and not (tmp_path / "run").exists()
+    found = ClipEstimate(read_pairs_per_s=50.0, computed_pairs_per_s=100.0, threads=2, device="cpu", left_out=0.0)
+    assert found.days(1.8e9, ranks=10) == pytest.approx(1.8e9 / 500 / 86400)
+
+
+def test_aligns_recipe_is_a_config_that_a_stream_of_shards_would_run():
+    config = load_settings(ContrastiveSettings, Path(__file__).parents[2] / "train/configs/align_base.yaml")
+    filters = config.data.filters
+    assert config.data.pairs[0].stream and config.data.on_bad_sample == "skip" and config.loss.grad_cache
+    assert (filters.min_words, filters.max_words, filters.max_pairs_a_caption) == (3, 20, 10)
+    assert config.train.global_batch_size == 16384 and config.train.micro_batch_size < 16384

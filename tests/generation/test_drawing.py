@@ -18,7 +18,7 @@ def generator(saved):
 
 
 def inputs(generator, count=2):
-    conditions = generator.conditions(["a red square", "a blue square"][:count])
+    conditions = generator.conditions(["a red square", "a blue square"][:count], range(count))
     start, generators = start_noise(range(count), generator.codec.shape)
     return start, conditions, generator.null(), generators
 
@@ -82,7 +82,7 @@ def test_a_picture_is_a_function_of_its_prompt_and_seed_alone(generator):
 
 def test_a_prompt_that_is_too_long_is_cut_and_counted(generator, caplog):
     words = "a red square and a blue square and a green square"
-    generator.conditions([words, "a square"])
+    generator.conditions([words, "a square"], [0, 1])
     assert "1 of 2 captions are longer than 8 tokens and lose their end" in caplog.text
 
 

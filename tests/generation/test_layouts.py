@@ -78,7 +78,7 @@ def drawn_by_diffusers(directory, start, guidance, **levels):
 
 def drawn_here(generator, start, guidance):
     how = Sampling(steps=3, guidance=guidance)
-    conditions = generator.conditions(PROMPTS)
+    conditions = generator.conditions(PROMPTS, [0] * len(PROMPTS))
     latents = sample(generator.denoiser, generator.schedule, start, conditions, generator.null(), how)
     return generator.codec.decode(latents) / 2 + 0.5
 

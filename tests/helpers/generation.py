@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from mllm.checkpoint.dual import save_clip
+from mllm.checkpoint.dual import image_processor, save_clip
 from mllm.generation.codec import PixelCodec
 from mllm.generation.denoiser import build_denoiser
 from mllm.generation.generator import GeneratorConfig, save_generator
@@ -36,7 +36,7 @@ def write_clip(directory):
     tokenizer = train_tokenizer(CAPTIONS * 4, 300, 8)
     torch.manual_seed(0)
     model = assemble_dual(settings, tokenizer, False)
-    save_clip(directory, model, model.state_dict(), tokenizer, settings)
+    save_clip(directory, model, model.state_dict(), tokenizer, image_processor(settings))
     return directory
 
 

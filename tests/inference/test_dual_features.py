@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
-from mllm.checkpoint.dual import build_dual, save_clip
+from mllm.checkpoint.dual import build_dual, image_processor, save_clip
 from mllm.errors import UserError
 from mllm.inference.dual_features import encode_readable, image_files, load_encoder
 from mllm.media.decode import read_image
@@ -40,7 +40,7 @@ def directory(request, tmp_path_factory):
     tokenizer = train_tokenizer(TEXTS, 300, 12, pads_to_full_length=request.param == "siglip")
     torch.manual_seed(0)
     model = build_dual(settings, tokenizer, learns_bias=request.param == "siglip")
-    save_clip(root / "model", model, model.state_dict(), tokenizer, settings)
+    save_clip(root / "model", model, model.state_dict(), tokenizer, image_processor(settings))
     return root
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from mllm.errors import UserError
 from mllm.files import atomic_file
 
-BY = "mllm clip frequencies"
+BY = "mllm clip count-captions"
 ROWS = 2
 CAPTIONS_AT_ONCE = 4096
 MOST = np.iinfo(np.uint32).max
@@ -35,7 +35,7 @@ def terms_of(caption: str) -> list[str]:
     return [*words, *(f"{one} {two}" for one, two in pairwise(words))]
 
 
-class Frequencies:
+class CaptionCounts:
     """Counts of captions and of terms. table: uint32 [2 kinds, 2 rows, slots], slots a power of two."""
 
     def __init__(self, table: np.ndarray) -> None:
@@ -43,7 +43,7 @@ class Frequencies:
         self._mask = np.uint64(table.shape[-1] - 1)
 
     @classmethod
-    def of(cls, captions: Iterable[str], slots: int) -> "Frequencies":
+    def of(cls, captions: Iterable[str], slots: int) -> "CaptionCounts":
         """Count in tables of `slots` slots, a power of two."""
         counts = cls(np.zeros((2, ROWS, slots), np.uint32))
         chunk: list[str] = []
@@ -90,7 +90,7 @@ def _key(caption: str) -> str:
     return " ".join(caption.lower().split())
 
 
-def open_frequencies(path: Path | str) -> Frequencies:
+def open_counts(path: Path | str) -> CaptionCounts:
     """The table of a file, mapped into memory. Raises UserError for any other file."""
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -98,4 +98,4 @@ def open_frequencies(path: Path | str) -> Frequencies:
         raise UserError(f"{path}: no file of `{BY}`: {error}") from None
     if table.dtype != np.uint32 or table.ndim != 3 or table.shape[:2] != (2, ROWS):
         raise UserError(f"{path}: no file of `{BY}`: it holds {table.dtype} {list(table.shape)}")
-    return Frequencies(table)
+    return CaptionCounts(table)
