@@ -1,12 +1,13 @@
 """An index of images, to search by text or by image (FAISS, inner product = cosine).
 
-A directory: `vectors.faiss`; `images.arrow` with a path and what else is known of each image, in the same order; and
+A directory: `index.faiss`; `images.arrow` with a path and what else is known of each image, in the same order; and
 `index.json` with the model that the features are of. All but the last are memory-mapped.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,9 @@ from mllm.errors import UserError
 from mllm.inference.dual_features import DualEncoder, load_encoder
 from mllm.inference.fingerprint import fingerprint
 
-<<<<<<< HEAD
-VECTORS, IMAGES, RECORD = "vectors.faiss", "images.arrow", "index.json"
-=======
-logger = logging.getLogger(__name__)
-
-BY = "mllm clip index"
-THUMBNAIL_PX = 160
-LABEL_PX = 28
-COLUMNS = 5
+VECTORS, IMAGES, RECORD = "index.faiss", "images.arrow", "index.json"
 # Those of FAISS's kinds that give back what was added to the bit.
 KEEPS_VECTORS = frozenset({"IndexFlat", "IndexFlatIP", "IndexFlatL2", "IndexHNSWFlat", "IndexIVFFlat"})
->>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -44,18 +36,27 @@ class Hit:
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """vectors: of FAISS; table: of `mllm.contrastive.catalogue`; record: of what `index.json` holds.
+    """index: of FAISS; table: of `mllm.contrastive.catalogue`; record: of what `index.json` holds.
 
     record: `model`, the directory or name of the encoder; `fingerprint` of its weights; `fit`, how images become square;
     `factory`, `effort` of a search, and `recall@10` that it was found to have, None where all are compared.
     """
 
-    vectors: Any
+    index: Any
     table: Any
     record: dict[str, Any]
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    @property
+    def model(self) -> str:
+        return str(self.record["model"])
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Return the paths of all images, in order."""
+        return [str(path) for path in self.table[IMAGE].to_pylist()]
 
     def search(self, query: torch.Tensor, k: int, where: Sequence[str] = (), effort: int | None = None) -> list[Hit]:
         """Find the k nearest images to a normalized feature [E], best first, among those that meet all conditions.
@@ -64,7 +65,7 @@ class ImageIndex:
         """
         allowed = rows_where(self.table, where)
         chosen = effort or self.record["effort"]
-        scores, places = search_vectors(self.vectors, query[None].numpy(), k, chosen, allowed)
+        scores, places = search_vectors(self.index, query[None].numpy(), k, chosen, allowed)
         found = zip(scores[0].tolist(), places[0].tolist(), strict=True)
         return [Hit(self.path(place), score, place) for score, place in found if place >= 0]
 
@@ -79,14 +80,14 @@ class ImageIndex:
     def vector(self, row: int) -> torch.Tensor:
         """Return the feature [E] of an image as the index holds it."""
         faiss = load_faiss()
-        lists = faiss.try_extract_index_ivf(self.vectors)
+        lists = faiss.try_extract_index_ivf(self.index)
         if lists is not None and lists.direct_map.no():
             lists.make_direct_map()
-        return torch.from_numpy(np.array(self.vectors.reconstruct(row)))
+        return torch.from_numpy(np.array(self.index.reconstruct(row)))
 
     def encoder(self, model: str | None = None) -> DualEncoder:
         """Load the model that the features are of, from where it was or from `model`. Raises UserError for other weights."""
-        path = model or self.record["model"]
+        path = model or self.model
         encoder = load_encoder(path, self.record["fit"])
         self.check_model(encoder, path)
         return encoder
@@ -98,7 +99,7 @@ class ImageIndex:
     def nearest_places(self, queries: torch.Tensor, k: int) -> torch.Tensor:
         """Find the places int64 [N, k] of the nearest images to normalized features [N, E], best first; of fewer images
         than k, all."""
-        _, places = self.index.search(queries.contiguous().numpy(), min(k, len(self.paths)))
+        _, places = search_vectors(self.index, queries.contiguous().numpy(), k, self.record["effort"])
         return torch.from_numpy(places)
 
     def vectors(self, places: torch.Tensor) -> torch.Tensor:
@@ -106,8 +107,7 @@ class ImageIndex:
 
         Raises UserError where the index keeps them compressed.
         """
-        faiss = _faiss()
-        index = faiss.downcast_index(self.index)
+        index = load_faiss().downcast_index(self.index)
         kind = type(index).__name__
         if kind not in KEEPS_VECTORS:
             raise UserError(

@@ -89,7 +89,7 @@ def build_index(
 def _lacking(there: ImageIndex | None, files: list[Path]) -> list[Path]:
     if there is None:
         return files
-    has = set(there.table["image"].to_pylist())
+    has = set(there.paths)
     return [file for file in files if str(file.resolve()) not in has]
 
 
@@ -149,7 +149,7 @@ def _write(
         effort, recall = (1, None) if kind == "Flat" else sufficient_effort(vectors, features, ENOUGH)
         record |= {"factory": kind, "effort": effort, "recall@10": recall}
     else:
-        vectors, record = there.vectors, there.record
+        vectors, record = there.index, there.record
         table = joined(there.table, table) if paths else there.table
         add_vectors(vectors, features)
     with atomic_directory(out, BY, inputs) as directory:

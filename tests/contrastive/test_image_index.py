@@ -173,7 +173,7 @@ def test_an_index_of_other_weights_or_another_fit_is_refused(trained, folder, tm
         ),
     ):
         with atomic_directory(tmp_path / "index", "mllm clip index") as changed:
-            for name in ("images.arrow", "vectors.faiss"):
+            for name in ("images.arrow", "index.faiss"):
                 shutil.copy(tmp_path / "index" / name, changed)
             (changed / "index.json").write_text(json.dumps(record | change))
         with pytest.raises(UserError, match=message):
