@@ -104,7 +104,6 @@ DIRECTORIES = {
     "import": (command("import", "IN/hf", "OUT"), "hf"),
     "convert-gguf": (command("convert-gguf", "--file", "IN/gguf/words.gguf", "OUT"), "gguf/words.gguf"),
     "clip index": (command("clip", "index", "IN/hf", "IN/data", "OUT"), "data"),
-    "clip misalignment": (command("clip", "misalignment", "OUT", "--steps", "1", "--seeds", "1"), None),
     "demo data": (synth, "easyvqa"),
 }
 # Single files, their suffix, and the input of each.
@@ -128,6 +127,10 @@ FILES = {
 }
 # Folders that files are added to, and names of such files.
 GROWING = {
+    "clip misalignment": (
+        command("clip", "misalignment", "OUT", "--steps", "1", "--seeds", "1"),
+        ("table.json", "table.md", "picture.png"),
+    ),
     "eval": (
         command("eval", "IN/model", "--benchmarks", "easyvqa", "--data", "IN/data", "--output", "OUT"),
         ("results.json", "answers.jsonl", "skipped.jsonl", "report.md", "report.html"),

@@ -152,9 +152,13 @@ class PairBatcher:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> PairBatch:
         """Return the share of `rank` in the batch of optimizer step `step`; an image that is skipped is blank."""
-        pairs = [self.pairs.pair(pick) for pick in self.picks(step)]
-        share = len(pairs) // world_size
+        picks = self.picks(step)
+        share = len(picks) // world_size
         own = slice(rank * share, (rank + 1) * share)
+        # Others' captions that say nothing of the loss aren't read: a rank then opens its own lanes of a stream alone.
+        needs_all = self.ignored != "none"
+        pairs = [self.pairs.pair(pick) for pick in (picks if needs_all else picks[own])]
+        shown = pairs[own] if needs_all else pairs
 
         sides = [self.preparer] if self.teacher is None else [self.preparer, *self.teacher.own_preparers]
 
@@ -163,11 +167,11 @@ class PairBatcher:
             return torch.cat([side(augmented).flatten() for side in sides])
 
         sizes = [3 * side.side_px**2 for side in sides]
-        flat, alive = self.decoder.decode(pairs[own], prepare, (sum(sizes),))
+        flat, alive = self.decoder.decode(shown, prepare, (sum(sizes),))
         pixels = [
             part.unflatten(1, (3, side.side_px, -1)) for part, side in zip(flat.split(sizes, 1), sides, strict=True)
         ]
-        texts = [self.prompter(pair.caption, step, own.start + n) for n, pair in enumerate(pairs[own])]
+        texts = [self.prompter(pair.caption, step, own.start + n) for n, pair in enumerate(shown)]
         made = PairBatch(
             pixels[0],
             *tokenize(self.tokenizer, texts),

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_a_stream_gives_each_pair_once_a_turn_and_the_same_from_any_place_on(tmp
     assert Counter(pick.source for pick in mixed.picks(0, 0, 24)) == {0: 12, 1: 12}
 
 
-def test_ranks_share_a_step_and_read_their_own_lanes_of_a_stream(tmp_path):
+def test_ranks_share_a_step_and_read_their_own_lanes_of_a_stream(tmp_path, monkeypatch):
     batcher = batcher_of([stream_of(write_shards(tmp_path / "s", (6, 6, 6), (4,)), 18)], tmp_path, data__workers=2,
                          train__global_batch_size=6, data__on_bad_sample="skip")  # fmt: skip
     assert batcher.batches_per_epoch == 3
@@ -144,6 +145,14 @@ def test_ranks_share_a_step_and_read_their_own_lanes_of_a_stream(tmp_path):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(share, name) for share in shares]))
         # Pairs of a lane lie beside each other, so that a third of the ranks needs a third of the lanes.
         assert [pick.number % 3 for pick in batcher.picks(step)] == [0, 0, 1, 1, 2, 2]
+
+    alone = batcher_of([stream_of(str(tmp_path / "s" / "{00000..00002}.tar"), 18)], tmp_path, loss__ignore="none",
+                       train__global_batch_size=6, data__on_bad_sample="skip")  # fmt: skip
+    opened = []
+    lanes = alone.pairs.sources[0].pairs.begun_anew()
+    alone.pairs.sources[0] = replace(alone.pairs.sources[0], pairs=lanes)
+    monkeypatch.setattr(lanes, "_open_lane", lambda lane, given=lanes._open_lane: opened.append(lane) or given(lane))
+    assert torch.equal(alone.batch(1, 2, 3).pixel_values, batcher.batch(1, 2, 3).pixel_values) and opened == [2]
 
 
 def test_dead_images_leave_the_loss_to_the_pairs_that_are_left_and_are_counted(tmp_path):
