@@ -1,14 +1,14 @@
 """`mllm clip`: train a CLIP or SigLIP, and classify, retrieve, search and study with one."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, picture, read_config
+from mllm.commands.arguments import A_DUAL_ENCODER, add_config, add_part, add_parts, read_config
 from mllm.commands.clip_arguments import add_fit, check_picture
 from mllm.commands.clip_data import add_data
 from mllm.commands.clip_eval import add_concepts, add_eval, add_templates, check_k, templates
 from mllm.commands.clip_export import add_export
+from mllm.commands.clip_search import add_query, add_search, command_of, query_of, show
 from mllm.commands.clip_studies import add_studies
 from mllm.launch import launched_rank
 from mllm.settings import expanded
@@ -81,38 +81,9 @@ def _add_finding(parts: Any) -> None:
     )
     retrieve.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
     retrieve.add_argument("folder", type=expanded, help="A folder of images, searched with its subfolders.")
-    _add_query(retrieve)
+    add_query(retrieve)
     add_fit(retrieve)
-
-    index = add_part(
-        parts,
-        "index",
-        _index,
-        "Make a FAISS index of a folder's images, for `mllm clip search`.",
-        "mllm clip index data_recipes/demo/clip runs/demo/data/images runs/demo/index",
-    )
-    index.add_argument("model", type=expanded, help=A_DUAL_ENCODER)
-    index.add_argument("folder", type=expanded, help="A folder of images, searched with its subfolders.")
-    index.add_argument("out", type=expanded, help="The directory to write.")
-    add_fit(index)
-
-    search = add_part(
-        parts,
-        "search",
-        _search,
-        "Search an index by text or by image.",
-        "mllm clip search runs/demo/index --text 'a red fruit' --sheet fruit.png",
-    )
-    search.add_argument("index", type=expanded, help="A directory that `mllm clip index` wrote.")
-    _add_query(search)
-
-
-def _add_query(parser: argparse.ArgumentParser) -> None:
-    query = parser.add_mutually_exclusive_group(required=True)
-    query.add_argument("--text", help="The text to find images for.")
-    query.add_argument("--image", type=expanded, metavar="FILE", help="The image to find like images for.")
-    parser.add_argument("-k", type=int, default=10, help="Number of images to find (default: %(default)s).")
-    parser.add_argument("--sheet", type=picture, metavar="OUT.png", help="Draw what was found to this file.")
+    add_search(parts)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -125,10 +96,6 @@ def _train(options: argparse.Namespace) -> None:
     final = train_clip(settings)
     if final is not None and launched_rank() == 0:
         print(f"saved {final}")
-
-
-def _by(options: argparse.Namespace) -> str:
-    return f"mllm clip {options.clip_command}"
 
 
 def _classify(options: argparse.Namespace) -> None:
@@ -148,7 +115,6 @@ def _classify(options: argparse.Namespace) -> None:
     if options.adapted:
         adapted = load_adapted(options.adapted, encoder)
         names = names or list(adapted.names)
-        check_classes(names)
         probabilities = adapted.classifier.scores(encoder.raw_images(options.images), names).softmax(-1)
     else:
         classes = class_features(encoder, names, templates(options))
@@ -168,47 +134,10 @@ def _retrieve(options: argparse.Namespace) -> None:
     from mllm.inference.dual_features import image_files, load_encoder, readable_features
 
     check_k(options.k)
-    check_picture(options.sheet, _by(options))
+    check_picture(options.sheet, command_of(options))
     files = image_files(options.folder)
     encoder = load_encoder(options.model, options.fit)
     readable, features, skipped = readable_features(encoder, files)
-    _show(options, nearest(features, readable, _query(encoder, options), options.k))
+    show(options, nearest(features, readable, query_of(encoder, options), options.k))
     if skipped:
         print(f"{skipped:,} unreadable image{'s' if skipped > 1 else ''} left out")
-
-
-def _query(encoder: Any, options: argparse.Namespace) -> Any:
-    return (encoder.images([options.image]) if options.image else encoder.texts([options.text]))[0]
-
-
-def _show(options: argparse.Namespace, hits: list[Any]) -> None:
-    for hit in hits:
-        print(f"{hit.score:.4f}  {hit.path}")
-    if options.sheet:
-        from mllm.contrastive.index import save_sheet
-
-        save_sheet(hits, options.text or options.image, options.sheet, _by(options))
-        print(f"saved {options.sheet}")
-
-
-def _index(options: argparse.Namespace) -> None:
-    from mllm.contrastive.index import BY, build_index
-    from mllm.inference.dual_features import load_encoder
-    from mllm.outputs import check_directory
-
-    check_directory(Path(options.out), BY, [options.folder, options.model])
-    encoder = load_encoder(options.model, options.fit)
-    model = Path(options.model) / "final" if (Path(options.model) / "final").is_dir() else Path(options.model)
-    count, skipped = build_index(encoder, str(model), options.folder, options.out)
-    print(f"saved {options.out}: {count:,} images" + (f", {skipped:,} unreadable left out" if skipped else ""))
-
-
-def _search(options: argparse.Namespace) -> None:
-    from mllm.contrastive.index import open_index
-    from mllm.inference.dual_features import load_encoder
-
-    check_k(options.k)
-    check_picture(options.sheet, _by(options))
-    index = open_index(options.index)
-    encoder = load_encoder(index.model, index.fit)
-    _show(options, index.search(_query(encoder, options), options.k))

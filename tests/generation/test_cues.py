@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
-from mllm.contrastive.index import build_index, open_index
+from mllm.contrastive.catalogue import as_table, save_table
+from mllm.contrastive.index import open_index
+from mllm.contrastive.indexing import build_index
 from mllm.errors import UserError
 from mllm.generation.cues import open_neighbours
 from mllm.generation.data import GenerationDataSettings
@@ -107,20 +109,20 @@ def test_indexes_of_another_clip_or_of_compressed_features_are_refused(root, enc
         open_neighbours(root / "index", other)
     # An index whose images are gone says nothing of whose features it holds.
     shutil.copytree(root / "index", tmp_path / "gone")
-    record = json.loads((tmp_path / "gone/index.json").read_text())
-    (tmp_path / "gone/index.json").write_text(json.dumps(record | {"images": ["gone.png"] * len(record["images"])}))
+    paths = open_index(root / "index").paths
+    save_table(as_table(["gone.png"] * len(paths), [{} for _ in paths]), tmp_path / "gone/images.arrow")
     with pytest.raises(UserError, match="none of its images can be read"):
         open_neighbours(tmp_path / "gone", encoder)
     compressed = faiss.index_factory(32, "SQ8", faiss.METRIC_INNER_PRODUCT)
-    compressed.train(encoder.images(record["images"]).numpy())
-    compressed.add(encoder.images(record["images"]).numpy())
+    compressed.train(encoder.images(paths).numpy())
+    compressed.add(encoder.images(paths).numpy())
     shutil.copytree(root / "index", tmp_path / "compressed")
     faiss.write_index(compressed, str(tmp_path / "compressed/index.faiss"))
     with pytest.raises(UserError, match="keeps them compressed"):
         open_neighbours(tmp_path / "compressed", encoder)
     ivf = faiss.index_factory(32, "IVF1,Flat", faiss.METRIC_INNER_PRODUCT)
-    ivf.train(encoder.images(record["images"]).numpy())
-    ivf.add(encoder.images(record["images"]).numpy())
+    ivf.train(encoder.images(paths).numpy())
+    ivf.add(encoder.images(paths).numpy())
     faiss.write_index(ivf, str(tmp_path / "compressed/index.faiss"))
     vectors = open_index(tmp_path / "compressed").vectors(torch.tensor([3, 0]))
-    assert torch.equal(vectors, encoder.images([record["images"][3], record["images"][0]]))
+    assert torch.equal(vectors, encoder.images([paths[3], paths[0]]))

@@ -15,12 +15,17 @@ def read_page() -> tuple[str, str]:
     """The page, and a policy by which it runs its own script only and talks to its own server only."""
     page = files("mllm.inference.serve").joinpath("page.html").read_text(encoding="utf-8")
     page = page.replace("DRAWING", json.dumps(_drawing()))
+    return page, policy_of(page)
+
+
+def policy_of(page: str) -> str:
+    """Return the policy of a page with one script: it runs that and nothing else, and talks to its own server only."""
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)
     assert script is not None
     digest = b64encode(hashlib.sha256(script.group(1).encode()).digest()).decode()
     shown = "style-src 'unsafe-inline'; img-src 'self' data:; media-src data:"
     sources = f"script-src 'sha256-{digest}'; {shown}; connect-src 'self'"
-    return page, f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return f"default-src 'none'; {sources}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def _drawing() -> dict[str, Any]:
