@@ -99,7 +99,7 @@ def merged(values, more):
         (FinetuneSettings, FINETUNE | {"train": {"seed": 1}}, "unknown key 'train.seed'; here it is seed"),
         (FinetuneSettings, FINETUNE | {"train": {"epoch": 1}}, "unknown key 'train.epoch'; did you mean 'epochs'?"),
         (ContrastiveSettings, {"learning_rate": 1}, "unknown key 'learning_rate'; here it is optim.lr"),
-        (ContrastiveSettings, {"cutoff_len": 1}, "unknown key 'cutoff_len'; keys here: data, "),
+        (ContrastiveSettings, {"cutoff_len": 1}, "unknown key 'cutoff_len'; keys here: average_decay, data, "),
         (RecipeSettings, {"sources": [{"path": "a", "wieght": 1}]}, "'sources.0.wieght'; did you mean 'weight'?"),
         (
             InstructionConfig,

@@ -142,6 +142,8 @@ def contrastive(pairs: Path) -> Iterator[dict]:
             results = []
             for device in (DEVICE, CPU):
                 values = clip_settings(pairs, pairs.parent / "run", 1).model_dump(exclude_unset=True)
+                # At the usual rate the second step's loss would tell how Adam's first one blew up the rounding.
+                values["optim"] |= {"lr": 1e-5}
                 values["model"] |= {"layout": "siglip", "embedding_width": 64} if kind == "sigmoid" else {}
                 settings = validate_settings(ContrastiveSettings, values | {"loss": {"kind": kind}}, "test")
                 batcher, _ = _build_batcher(settings)

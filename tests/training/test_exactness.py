@@ -157,7 +157,7 @@ def test_loss_under_zero_equals_one_process(one_process, under_zero, stage, rank
 
 def pictures_config(root, run_dir):
     """A run of pictures from text, whose pairs and CLIP lie in `root`."""
-    folder = root / "pairs"
+    folder = root / "shown"
     if not folder.is_dir():
         folder.mkdir()
         write_picture_pairs(folder)
