@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN := runs/demo
 # On a machine without a GPU the exact release resolves to the CPU build where it is offered; override for your index:
 #   make test TORCH="torch --index-url <your CPU wheel index>"
-TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.9,torch==2.13.0)
+TORCH ?= $(if $(shell command -v nvidia-smi),torch>=2.11,torch==2.13.0)
 # As many ranks as there are GPUs; two on a machine without one.
 RANKS ?= $(if $(shell command -v nvidia-smi),$(shell nvidia-smi --list-gpus | grep -c ^GPU),2)
 PORT ?= 29617
