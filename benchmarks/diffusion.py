@@ -30,7 +30,6 @@ from PIL import Image, ImageDraw
 from torch.nn import functional
 
 from mllm.contrastive.pairs import Pair
-from mllm.generation.averages import Averages
 from mllm.generation.codec import Codec, LatentCodec, PixelCodec, from_pictures
 from mllm.generation.data import Captioned, CaptionedRows, PictureLatents
 from mllm.generation.denoiser import Denoiser, build_denoiser
@@ -42,6 +41,7 @@ from mllm.generation.settings import DenoiserSettings
 from mllm.generation.task import DiffusionTask, Dropping
 from mllm.generation.text_side import TextSide, load_text_side
 from mllm.media.decode import read_image
+from mllm.training.averages import Averages
 from mllm.training.build_engine import start_engine
 from mllm.training.settings import EngineSettings, LoopSettings, OptimizerSettings
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mllm.checkpoint.dual import build_dual, image_processor, load_dual, save_clip
 from mllm.checkpoint.parts import vision_config
-from mllm.contrastive.average import WeightAverage
 from mllm.contrastive.caption_prompts import Prompter
 from mllm.contrastive.data import PairBatcher, spoil_captions
 from mllm.contrastive.decoding import PairDecoder
@@ -33,6 +32,7 @@ from mllm.media.prepare import ImagePreparer
 from mllm.model.dual_encoder import too_long, train_tokenizer
 from mllm.model.dual_settings import ClipModelSettings
 from mllm.outputs import hash_file
+from mllm.training.averages import Averages, check_whole
 from mllm.training.build_engine import start_engine, with_known_dtype
 from mllm.training.callbacks import Callback
 from mllm.training.loop import Trainer
@@ -77,8 +77,11 @@ def train_clip(settings: ContrastiveSettings, stop_after: int | None = None) -> 
     chunk = train.micro_batch_size if settings.loss.grad_cache else None
     task = ContrastiveTask(batcher, settings.loss.kind, chunk, teacher, settings.loss.teacher_weight)
 
-    average = None if settings.average_decay is None else WeightAverage(engine, settings.average_decay)
-    watchers: list[Callback] = [average] if average is not None and engine.rank == 0 else []
+    average = None
+    if settings.average_decay is not None:
+        check_whole(engine.module, "average_decay")
+        average = Averages(engine.module, settings.average_decay) if engine.rank == 0 else None
+    watchers: list[Callback] = [] if average is None else [average]
     if settings.eval is not None:
         encoder = SharedEncoder(engine.module, batcher.tokenizer, batcher.preparer, engine)
         watchers.append(Watcher(settings.eval, encoder, settings.data.image_root))
@@ -206,14 +209,14 @@ def _write_final(
     settings: ContrastiveSettings,
     batcher: PairBatcher,
     facts: dict[str, Any],
-    average: WeightAverage | None,
+    average: Averages | None,
     trained: Path,
     final: Path,
 ) -> None:
     """Write the model of the directory `trained`, or its average, to `final` in float16, and the log of its training."""
     model, _ = load_dual(trained)
     if average is not None:
-        averages = {name: weight.reshape(model.get_parameter(name).shape) for name, weight in average.weights.items()}
+        averages = {name: weight.reshape(model.get_parameter(name).shape) for name, weight in average.weights().items()}
         model.load_state_dict(averages, strict=False)
     weights = model.state_dict()
     processor = image_processor(settings.model, batcher.preparer.fit)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from mllm.contrastive.average import check_whole
 from mllm.contrastive.labelled import Labelled, read_labelled
 from mllm.contrastive.pairs import Pair, read_pairs
 from mllm.contrastive.prompts import read_templates
@@ -14,6 +13,7 @@ from mllm.contrastive.retrieval import pairs_recall
 from mllm.contrastive.settings import ClipEvalSettings
 from mllm.contrastive.zeroshot import ENSEMBLE, check_templates, class_features, top_k_accuracy
 from mllm.inference.dual_features import DualEncoder
+from mllm.training.averages import check_whole
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine
 
@@ -50,7 +50,7 @@ class Watcher(Callback):
 
     def __init__(self, settings: ClipEvalSettings, encoder: SharedEncoder, image_root: str) -> None:
         """Raises UserError for missing files, and for a folder without a name."""
-        check_whole(encoder.engine, "eval")
+        check_whole(encoder.engine.module, "eval")
         self._every, self._encoder = settings.every_steps, encoder
         self._total = 0
         self._pairs: list[Pair] | None = None

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from mllm.errors import UserError
-from mllm.generation.averages import Averages, HeldoutLoss
 from mllm.generation.codec import Codec, LatentCodec, PixelCodec, load_autoencoder
 from mllm.generation.data import Captioned, CaptionedRows, PictureLatents, PictureRows, of_sources, read_captioned
 from mllm.generation.denoiser import build_denoiser
 from mllm.generation.generator import GeneratorConfig, save_generator
+from mllm.generation.heldout import HeldoutLoss
 from mllm.generation.schedule import Schedule, build_schedule
 from mllm.generation.settings import (
     DenoiserSettings,
@@ -27,6 +27,7 @@ from mllm.generation.settings import (
 from mllm.generation.task import DiffusionTask, Dropping, NoisedBatch, denoising_loss
 from mllm.generation.text_side import TextSide, load_text_side
 from mllm.launch import launched_world_size
+from mllm.training.averages import Averages
 from mllm.training.build_engine import start_engine, with_known_dtype
 from mllm.training.callbacks import Callback
 from mllm.training.engine import Engine

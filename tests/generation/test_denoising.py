@@ -6,7 +6,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 
 from mllm.errors import UserError
-from mllm.generation.averages import Averages
 from mllm.generation.conditions import Conditions
 from mllm.generation.data import EpochOrder, read_captioned
 from mllm.generation.denoiser import build_denoiser
@@ -15,6 +14,7 @@ from mllm.generation.noise import draws
 from mllm.generation.schedule import Schedule, build_schedule, split, target
 from mllm.generation.settings import DenoiserSettings, GenerationDataSettings, ScheduleSettings
 from mllm.generation.task import NoisedBatch, denoising_loss
+from mllm.training.averages import Averages
 from tests.helpers.generation import settings_of
 from tests.helpers.runs import metrics, series
 
