@@ -19,6 +19,7 @@ class Received:
     text: the answer as it was written; None where the message has none at all. logprob: its natural log-probability, None
     where the server doesn't tell. problem: why there are no words, None where there are. is_completion: whether it was a chat
     completion at all. prompt_tokens, completion_tokens: what was paid for, 0 where the server doesn't tell.
+    token_ids: the answer's tokens, None where the server doesn't tell. finish_reason: why it ended.
     """
 
     text: str | None
@@ -27,6 +28,8 @@ class Received:
     is_completion: bool = True
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    token_ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
 
 
 def read_completion(found: Any) -> Received:
@@ -40,7 +43,7 @@ def read_completion(found: Any) -> Received:
     tokens = [_count(field_of(usage, name)) for name in ("prompt_tokens", "completion_tokens")]
     choices = field_of(found, "choices")
     if not isinstance(choices, list) or not choices or choices[0] is None:
-        return Received(None, None, f"no chat completion came back{_told(found)}", False, *tokens)
+        return Received(None, None, f"no chat completion came back{_told(found)}", False, tokens[0], tokens[1])
     choice = choices[0]
     message = field_of(choice, "message")
     places = (field_of(message, "content"), field_of(choice, "text"), field_of(message, "refusal"))
@@ -48,7 +51,17 @@ def read_completion(found: Any) -> Received:
     text = next((text for text in texts if text.strip()), texts[0] if texts else None)
     problem = None if text and text.strip() else _why_empty(choice, message)
     logprob = _logprob(field_of(choice, "logprobs"))
-    return Received(None if text is None else encodable(text), logprob, problem, True, *tokens)
+    ids, reason = field_of(choice, "token_ids"), field_of(choice, "finish_reason")
+    return Received(
+        None if text is None else encodable(text),
+        logprob,
+        problem,
+        True,
+        tokens[0],
+        tokens[1],
+        token_ids=tuple(ids) if isinstance(ids, list) and all(type(one) is int for one in ids) else None,
+        finish_reason=reason if isinstance(reason, str) else None,
+    )
 
 
 def words_of(content: Any) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 from mllm.errors import BadSampleError
 from mllm.grpo.objective import is_flat
+from mllm.grpo.served import ServedAnswers
 from mllm.grpo.settings import GrpoSettings
+from mllm.inference.answer import Answer
 from mllm.inference.decoding import Decoding
 from mllm.inference.sampling import seed_of
 from mllm.model.interface import VisionLanguageModel
@@ -57,6 +59,9 @@ class Sampler:
         self, model: VisionLanguageModel, processor: Processor, rewards: Rewards, settings: GrpoSettings
     ) -> None:
         self._model, self._processor, self._rewards, self._settings = model, processor, rewards, settings
+        self._served = (
+            None if settings.rollouts is None else ServedAnswers(settings.rollouts, settings.sampling, processor)
+        )
 
     def round(self, step: int, prompts: Sequence[tuple[int, Asked]]) -> list[Group]:
         """The groups of `prompts`, each with its number. Groups that teach nothing are answered anew, if that is wanted."""
@@ -78,9 +83,8 @@ class Sampler:
             [seed_of(seed, step, attempt, asked.sample_id, number) for number in range(sampling.answers)]
             for _, asked in prompts
         ]
-        decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
         asked = [own for _, own in prompts]
-        found = answers_to(self._model, self._processor, asked, seeds, decoding, sampling.batch_size)
+        found = self._answers(asked, seeds)
         attempts = [
             own.attempt(answer.text, self._processor, self._rewards.reads_places)
             for own, answers in zip(asked, found, strict=True)
@@ -100,6 +104,13 @@ class Sampler:
             )
             groups.append(Group(number, worth, attempt + 1))
         return groups
+
+    def _answers(self, asked: Sequence[Asked], seeds: Sequence[Sequence[int]]) -> list[list[Answer] | BadSampleError]:
+        if self._served is not None:
+            return self._served(asked, seeds)
+        sampling = self._settings.sampling
+        decoding = Decoding(max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature)
+        return answers_to(self._model, self._processor, asked, seeds, decoding, sampling.batch_size)
 
 
 def bad_sample(group: Group, asked: Asked) -> BadSampleError | None:

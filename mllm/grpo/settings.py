@@ -1,6 +1,6 @@
 """Settings of a run that learns from the rewards of its own answers."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,6 +66,39 @@ class ObjectiveSettings(Settings):
     """
 
 
+class ReloadSettings(Settings):
+    """A request that makes a server read its weights again."""
+
+    path: str = Field(pattern="^/")
+    """Path of the request, behind the server's address without `/v1`."""
+    body: dict[str, Any] = Field(default_factory=dict)
+    """Its JSON. Empty by default."""
+
+
+class RolloutSettings(Settings):
+    """A server of chat completions that samples the answers, for models too large to do so where they train."""
+
+    url: PathText
+    """Address of the server, with `/v1`."""
+    model: str
+    """Name that the server gives the model."""
+    weights: PathText
+    """Directory that the server reads its weights from. Before each sampling the weights as they are are written there, in
+    transformers' layout, low-rank updates folded in.
+    """
+    reload: tuple[ReloadSettings, ...] = (
+        ReloadSettings(path="/collective_rpc", body={"method": "reload_weights"}),
+        ReloadSettings(path="/reset_prefix_cache"),
+    )
+    """Requests that make the server read them again, in turn. By default those of vLLM, which takes them where it was
+    started with VLLM_SERVER_DEV_MODE=1.
+    """
+    concurrency: int = Field(default=64, ge=1)
+    """Number of requests of a process at a time. 64 by default."""
+    timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that a request may take. 600 by default."""
+
+
 class GrpoSettings(FinetuneSettings):
     """Everything that `mllm train` reads for a run with `rewards`.
 
@@ -80,6 +113,8 @@ class GrpoSettings(FinetuneSettings):
     """How many answers a prompt is given, and how they are drawn."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """What the loss is, and which answers teach."""
+    rollouts: RolloutSettings | None = None
+    """A server that samples the answers. None, the default, lets the training processes do it."""
 
     @model_validator(mode="after")
     def _answers_fit(self) -> "GrpoSettings":

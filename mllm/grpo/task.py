@@ -24,6 +24,7 @@ from mllm.finetune.task import InstructionTask, Skips, deal, layout_number, leng
 from mllm.finetune.watching import RunContext, ranks_in_step
 from mllm.grpo.objective import advantages, count_of, token_losses, token_weight
 from mllm.grpo.rounds import Group, Sampler, bad_sample
+from mllm.grpo.served import publish
 from mllm.grpo.settings import GrpoSettings
 from mllm.model.lora import without_updates
 from mllm.model.multimodal import is_partitioned
@@ -138,14 +139,17 @@ class GrpoTask(InstructionTask):
         ids, asked = self.used_in(number * self.settings.objective.updates, self._asked, skips)
         engine, model = self.context.engine, self.context.model
         # Where the weights are spread over ranks, all of them have to compute alike, and rank 0's answers count.
-        share = slice(0, None) if is_partitioned(engine.module) else slice(rank, None, world_size)
+        together = is_partitioned(engine.module) and self.settings.rollouts is None
+        share = slice(0, None) if together else slice(rank, None, world_size)
+        if self.settings.rollouts is not None:
+            publish(self.context, self.settings.rollouts)
         try:
             with engine.autocast(), ranks_in_step(model):
                 own = self._sampler.round(number, list(enumerate(asked))[share])
         finally:
             model.train()
         gathered = engine.gather(own)
-        groups = gathered[0] if is_partitioned(engine.module) else [group for part in gathered for group in part]
+        groups = gathered[0] if together else [group for part in gathered for group in part]
         return self._usable_round(number, ids, asked, sorted(groups, key=lambda group: group.number), skips)
 
     def _usable_round(

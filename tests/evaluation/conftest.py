@@ -1,17 +1,11 @@
 """An endpoint that says what it was asked."""
 
-import threading
-
 import pytest
 
-from tests.helpers.endpoint import FakeServer
+from tests.helpers.endpoint import serving
 
 
 @pytest.fixture
 def server():
-    with FakeServer() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()

@@ -1,7 +1,5 @@
 """A judge behind an endpoint as a reward: each answer is paid for once, and a judge that is down ends the run in one line."""
 
-import threading
-
 import pytest
 
 from mllm.errors import UserError
@@ -9,7 +7,7 @@ from mllm.rewards.attempt import Attempt
 from mllm.rewards.scoring import Rewards
 from mllm.rewards.settings import RewardSettings
 from mllm.settings import validate_settings
-from tests.helpers.endpoint import FakeServer
+from tests.helpers.endpoint import serving
 
 
 def verdict(body, number):
@@ -21,12 +19,9 @@ def verdict(body, number):
 
 @pytest.fixture
 def server():
-    server = FakeServer()
-    server.refuse = verdict
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        server.refuse = verdict
+        yield server
 
 
 def judge(server, folder, **more):
