@@ -89,6 +89,7 @@ class RolloutSettings(Settings):
     reload: tuple[ReloadSettings, ...] = (
         ReloadSettings(path="/collective_rpc", body={"method": "reload_weights"}),
         ReloadSettings(path="/reset_prefix_cache"),
+        ReloadSettings(path="/reset_encoder_cache"),
     )
     """Requests that make the server read them again, in turn. By default those of vLLM, which takes them where it was
     started with VLLM_SERVER_DEV_MODE=1.
